@@ -1,0 +1,131 @@
+"""One trial as plain data: what a run leaves behind. No pandas, no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+TrialState = Literal["complete", "pruned", "diverged", "failed", "running"]
+"""How a run ended: `complete` reached its planned tokens; `pruned` was stopped by a decision; `diverged`
+produced a non-finite or exploding loss; `failed` raised; `running` has not ended."""
+
+EnergySource = Literal["measured", "estimated", "unavailable"]
+
+GRID_POINTS_PER_OCTAVE = 8
+MAX_REPORTS = 100
+
+
+def token_grid(stop: float, *, start: float = 1.0, max_points: int = MAX_REPORTS) -> list[int]:
+    """The points of the shared token grid t_k = ceil(2^(k/8)) in (start, stop].
+
+    All sizes share the grid, so curves of any two trials meet at equal tokens and a framework's integer
+    step is a token count. At most `max_points` are returned, the latest ones: early points carry least
+    about the final loss, and frameworks re-read every report of a running trial.
+
+    Args:
+        stop: tokens at the end of the run.
+        start: tokens below which nothing is reported.
+        max_points: upper bound on the number of points (default 100).
+    """
+    if not (math.isfinite(stop) and stop >= 1):
+        raise ValueError(f"stop must be a finite number of tokens >= 1, got {stop!r}")
+    if max_points < 1:
+        raise ValueError(f"max_points must be at least 1, got {max_points!r}")
+    grid: list[int] = []
+    k = math.floor(GRID_POINTS_PER_OCTAVE * math.log2(stop)) + 1
+    while k >= 0 and len(grid) < max_points:
+        t = math.ceil(2.0 ** (k / GRID_POINTS_PER_OCTAVE))
+        k -= 1
+        if t > stop or (grid and t == grid[-1]):
+            continue
+        if t <= start:
+            break
+        grid.append(t)
+    return grid[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Intermediate reports of one run, equal-length tuples keyed by `tokens` (strictly increasing).
+
+    `loss` is held-out loss (nats per token); the others are NaN where the run did not measure them.
+    """
+
+    tokens: tuple[float, ...]
+    loss: tuple[float, ...]
+    step_size: tuple[float, ...] = ()
+    """Mean step size α in force (geometric mean over blocks)."""
+    grad_norm: tuple[float, ...] = ()
+    grad_noise: tuple[float, ...] = ()
+    """Gradient-noise scale tr Σ / |G|², in tokens (McCandlish et al. 2018, eq. 2.8), two-batch estimate."""
+    cost: tuple[float, ...] = ()
+    """Cumulative training FLOPs."""
+    seconds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens)
+        for name in CURVE_FIELDS[1:]:
+            values = getattr(self, name)
+            if not values:
+                object.__setattr__(self, name, (math.nan,) * n)
+            elif len(values) != n:
+                raise ValueError(f"curve field {name!r} has {len(values)} values for {n} token counts")
+        if any(b <= a for a, b in zip(self.tokens, self.tokens[1:], strict=False)):
+            raise ValueError("curve tokens must increase strictly")
+
+
+CURVE_FIELDS = ("tokens", "loss", "step_size", "grad_norm", "grad_noise", "cost", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One run. Units are those of `trials.schema`; NaN means "not measured" or "has none"."""
+
+    size: float
+    """Trainable non-embedding parameters."""
+    tokens: float
+    """Training tokens seen (examples, where there are no tokens)."""
+    batch: float
+    """Tokens per optimizer step."""
+    lr: float
+    """The knob: peak lr of a schedule, initial step size of an adaptive strategy."""
+    loss: float
+    """Held-out loss at the end of the run or so far, nats per token; always minimised."""
+    trial: str = ""
+    """Unique within `study`."""
+    study: str = ""
+    engine: str = ""
+    method: str = ""
+    """Search method that proposed the run: grid, random, tpe, metaoptimize, law …"""
+    workload: str = ""
+    strategy: str = ""
+    state: TrialState = "complete"
+    reason: str = ""
+    """Why it was pruned, diverged or failed; one sentence."""
+    seed: int = 0
+    target_tokens: float = math.nan
+    """Tokens the run was planned for; equals `tokens` when it completed."""
+    cost: float = math.nan
+    """Training FLOPs actually spent (6·N·D unless measured)."""
+    seconds: float = math.nan
+    joules: float = math.nan
+    energy_source: EnergySource = "unavailable"
+    memory: float = math.nan
+    """Peak memory of the run, bytes."""
+    grad_noise: float = math.nan
+    """Gradient-noise scale near the end, tokens."""
+    plateau_lr: float = math.nan
+    """Median step size over the plateau of an adaptive run (middle half of its tokens)."""
+    plateau_lr_spread: float = math.nan
+    """Standard deviation of ln step size over that plateau."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    """Direction of the metric where it came from; a maximised metric is stored negated."""
+    params: dict[str, float | int | str | bool] = field(default_factory=dict)
+    """Every other hyperparameter."""
+    curve: Curve | None = None
+
+    @property
+    def steps(self) -> float:
+        """Optimizer steps K = D / B."""
+        return self.tokens / self.batch
