@@ -16,7 +16,9 @@ GRID_POINTS_PER_OCTAVE = 8
 MAX_REPORTS = 100
 
 
-def token_grid(stop: float, *, start: float = 1.0, max_points: int = MAX_REPORTS) -> list[int]:
+def token_grid(
+    stop: float, *, start: float = 1.0, stride: int = 1, max_points: int = MAX_REPORTS
+) -> list[int]:
     """The points of the shared token grid t_k = ceil(2^(k/8)) in (start, stop].
 
     All sizes share the grid, so curves of any two trials meet at equal tokens and a framework's integer
@@ -26,22 +28,22 @@ def token_grid(stop: float, *, start: float = 1.0, max_points: int = MAX_REPORTS
     Args:
         stop: tokens at the end of the run.
         start: tokens below which nothing is reported.
+        stride: keep only the points whose k is a multiple of it; strides that divide each other share points.
         max_points: upper bound on the number of points (default 100).
     """
     if not (math.isfinite(stop) and stop >= 1):
         raise ValueError(f"stop must be a finite number of tokens >= 1, got {stop!r}")
-    if max_points < 1:
-        raise ValueError(f"max_points must be at least 1, got {max_points!r}")
+    if max_points < 1 or stride < 1:
+        raise ValueError(f"max_points and stride must be at least 1, got {max_points!r} and {stride!r}")
     grid: list[int] = []
     k = math.floor(GRID_POINTS_PER_OCTAVE * math.log2(stop)) + 1
     while k >= 0 and len(grid) < max_points:
-        t = math.ceil(2.0 ** (k / GRID_POINTS_PER_OCTAVE))
+        t, on_stride = math.ceil(2.0 ** (k / GRID_POINTS_PER_OCTAVE)), k % stride == 0
         k -= 1
-        if t > stop or (grid and t == grid[-1]):
-            continue
         if t <= start:
             break
-        grid.append(t)
+        if t <= stop and on_stride and (not grid or t != grid[-1]):
+            grid.append(t)
     return grid[::-1]
 
 
@@ -104,6 +106,8 @@ class TrialRecord:
     reason: str = ""
     """Why it was pruned, diverged or failed; one sentence."""
     seed: int = 0
+    initial_loss: float = math.nan
+    """Held-out loss before the first step."""
     target_tokens: float = math.nan
     """Tokens the run was planned for; equals `tokens` when it completed."""
     cost: float = math.nan
@@ -112,7 +116,7 @@ class TrialRecord:
     joules: float = math.nan
     energy_source: EnergySource = "unavailable"
     memory: float = math.nan
-    """Peak memory of the run, bytes."""
+    """Peak memory, bytes: of the device's allocator on CUDA, of the process so far elsewhere."""
     grad_noise: float = math.nan
     """Gradient-noise scale near the end, tokens."""
     plateau_lr: float = math.nan

@@ -1,0 +1,235 @@
+"""What a learning-rate strategy is: a frozen configuration that builds the `LRRun` a training loop holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from metaopt_hpo.errors import MetaOptError
+
+NORM_TYPES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm)
+
+
+class StrategyError(MetaOptError):
+    """A strategy was asked for something it cannot do."""
+
+
+class LRRun:
+    """One run under a strategy: the optimizer, its schedule, and what must be saved to resume.
+
+    A training loop calls `loss.backward()`, then `run.step(loss)`. Subclasses override `_before_step` to set
+    the learning rate of the step about to be taken, and `_extra_state` / `_load_extra_state`.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, horizon: int, max_grad_norm: float | None
+    ) -> None:
+        self.optimizer = optimizer
+        self.horizon = horizon
+        self.max_grad_norm = max_grad_norm
+        self.steps_taken = 0
+        self.grad_norm: Tensor | None = None
+        """Norm of the last gradient before clipping, a 0-d tensor on its device."""
+
+    def step(self, loss: Tensor | None = None) -> None:
+        """Take one optimizer step with the gradients now in `.grad`, then clear them.
+
+        Args:
+            loss: the training loss of this step (0-d); strategies that need it say so when it is missing.
+        """
+        self._before_step(self.steps_taken, loss)
+        self._measure_and_clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps_taken += 1
+
+    def _before_step(self, step: int, loss: Tensor | None) -> None:
+        """Set the learning rate of step number `step` (0 is the first)."""
+
+    def _measure_and_clip(self) -> None:
+        grads = [p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
+        if not grads:
+            return
+        self.grad_norm = nn.utils.get_total_norm(grads)
+        if self.max_grad_norm is not None:
+            parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, self.grad_norm)
+
+    def train(self) -> None:
+        """Switch the optimizer to training mode, for methods whose weights differ between the two."""
+        mode = getattr(self.optimizer, "train", None)
+        if callable(mode):
+            mode()
+
+    def eval(self) -> None:
+        """Switch the optimizer to evaluation mode, for methods whose weights differ between the two."""
+        mode = getattr(self.optimizer, "eval", None)
+        if callable(mode):
+            mode()
+
+    def step_sizes(self) -> Tensor:
+        """Step sizes of the last step: one value a block or parameter group, shape (blocks,)."""
+        return torch.tensor([float(g["lr"]) for g in self.optimizer.param_groups], dtype=torch.float64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly; loads with `torch.load(weights_only=True)`."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steps_taken": self.steps_taken,
+            "horizon": self.horizon,
+            **self._extra_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict()`.
+
+        Raises:
+            StrategyError: the state belongs to a run of another horizon; schedules would not line up.
+        """
+        if state["horizon"] != self.horizon:
+            raise StrategyError(
+                f"the saved run was planned for {state['horizon']} steps and this one for {self.horizon}; "
+                "resume with the horizon it was started with"
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps_taken = int(state["steps_taken"])
+        self._load_extra_state(state)
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {}
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRStrategy:
+    """Configuration of one way to set the learning rate of a run.
+
+    Args:
+        lr: peak learning rate of a schedule, or initial step size of an adaptive strategy.
+        base: first-order rule underneath.
+        weight_decay: decoupled weight decay of matrices (torch's L2 form under `sgd` and `sgdm`); norms,
+            biases and embeddings get none, since decaying normalisation scales has made replications collapse.
+        betas: (momentum, second-moment) coefficients of the base rule.
+        max_grad_norm: clip the global gradient norm to this before everything else; None for no clipping.
+    """
+
+    name: ClassVar[str] = ""
+    tunes_lr: ClassVar[bool] = False
+    """True where the strategy finds the learning rate itself, so that it leaves the search space."""
+
+    lr: float = 1e-3
+    base: str = "adamw"
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "lr")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay!r}")
+        if len(tuple(self.betas)) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas!r}")
+        if self.max_grad_norm is not None:
+            check_positive(self, "max_grad_norm")
+        object.__setattr__(self, "betas", tuple(self.betas))
+
+    def build(self, model: nn.Module | Iterable[nn.Parameter], horizon: int) -> LRRun:
+        """Build the run.
+
+        Args:
+            model: the model, or parameters; with a bare iterable, tensors of fewer than two dimensions
+                are exempt from decay, as embeddings and norms cannot be told.
+            horizon: optimizer steps of the whole run; schedules and the meta step follow it.
+
+        Raises:
+            ValueError: the horizon is not a positive integer.
+        """
+        raise StrategyError(f"strategy {type(self).__name__} does not implement build()")
+
+    def options(self) -> dict[str, Any]:
+        """The fields as a plain dict, for tables and logs."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_options(cls, **options: Any) -> Self:
+        """Build from keyword options, naming the first unknown one.
+
+        Raises:
+            ValueError: an option this strategy does not have.
+        """
+        known = {f.name for f in fields(cls)}
+        for key in options:
+            if key not in known:
+                raise ValueError(
+                    f"strategy {cls.name!r} has no option {key!r}; it has {', '.join(sorted(known))}"
+                )
+        return cls(**options)
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raise ValueError for the first named field that is not a finite positive number."""
+    for name in names:
+        value = getattr(config, name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or value <= 0
+        ):
+            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_fraction(config: object, *names: str) -> None:
+    """Raise ValueError for the first named field outside [0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        if not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise ValueError(f"{name} is a fraction of the run and must lie in [0, 1], got {value!r}")
+
+
+def check_horizon(horizon: int) -> int:
+    """Return the horizon as an int, or raise ValueError."""
+    if isinstance(horizon, bool) or int(horizon) != horizon or horizon < 1:
+        raise ValueError(f"horizon must be a positive whole number of optimizer steps, got {horizon!r}")
+    return int(horizon)
+
+
+def decay_groups(model: nn.Module | Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Split trainable parameters into a decayed and an exempt group.
+
+    Exempt are biases and all tensors of fewer than two dimensions, normalisation layers and embeddings
+    (`nn.Embedding` and parameters named `pos*`). Empty groups are left out.
+
+    Returns:
+        Parameter groups for an optimizer: `{"params", "weight_decay"}`, decayed first.
+
+    Raises:
+        ValueError: nothing to train.
+    """
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
+    if isinstance(model, nn.Module):
+        seen: set[int] = set()
+        for module in model.modules():
+            special = isinstance(module, (*NORM_TYPES, nn.Embedding, nn.EmbeddingBag))
+            for name, p in module.named_parameters(recurse=False):
+                if not p.requires_grad or id(p) in seen:
+                    continue
+                seen.add(id(p))
+                is_exempt = special or p.ndim < 2 or name.startswith("pos") or name.endswith("bias")
+                (exempt if is_exempt else decayed).append(p)
+    else:
+        for p in model:
+            if p.requires_grad:
+                (exempt if p.ndim < 2 else decayed).append(p)
+    if not decayed and not exempt:
+        raise ValueError("the model has no parameter with requires_grad=True; there is nothing to train")
+    groups = [(decayed, weight_decay), (exempt, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]

@@ -1,0 +1,85 @@
+"""Strategies by name: ours, the user's own, and those other packages offer by entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from metaopt_hpo.strategies.base import LRStrategy, StrategyError
+
+ENTRY_POINT_GROUP = "metaopt_hpo.strategies"
+BUILT_IN = {
+    "constant": "metaopt_hpo.strategies.schedules",
+    "cosine": "metaopt_hpo.strategies.schedules",
+    "linear": "metaopt_hpo.strategies.schedules",
+    "wsd": "metaopt_hpo.strategies.schedules",
+    "metaoptimize": "metaopt_hpo.strategies.metaoptimize",
+}
+
+_registered: dict[str, type[LRStrategy]] = {}
+S = TypeVar("S", bound=type[LRStrategy])
+
+
+class UnknownStrategy(StrategyError, ValueError):
+    """No strategy of that name is built in, registered, or offered by an installed package."""
+
+
+def register(name: str) -> Callable[[S], S]:
+    """Class decorator: make a strategy available under `name`.
+
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+
+    def add(cls: S) -> S:
+        taken = _registered.get(name)
+        if taken is not None and taken is not cls:
+            raise ValueError(
+                f"strategy name {name!r} is already taken by {taken.__module__}.{taken.__qualname__}"
+            )
+        cls.name = name
+        _registered[name] = cls
+        return cls
+
+    return add
+
+
+def get(name: str) -> type[LRStrategy]:
+    """The strategy class of that name.
+
+    Raises:
+        UnknownStrategy: no such strategy; the message lists those there are.
+        StrategyError: an entry point of that name does not lead to an `LRStrategy`.
+    """
+    if name not in _registered:
+        if name in BUILT_IN:
+            import_module(BUILT_IN[name])
+        else:
+            _load_entry_point(name)
+    return _registered[name]
+
+
+def make(name: str, **options: Any) -> LRStrategy:
+    """Build a strategy from its name and options: `make("cosine", lr=3e-3)`."""
+    return get(name).from_options(**options)
+
+
+def available() -> list[str]:
+    """Names of all strategies that `get` can find, sorted."""
+    offered = {e.name for e in entry_points(group=ENTRY_POINT_GROUP)}
+    return sorted(set(BUILT_IN) | set(_registered) | offered)
+
+
+def _load_entry_point(name: str) -> None:
+    found = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
+    if not found:
+        raise UnknownStrategy(f"unknown strategy {name!r}; available: {', '.join(available())}")
+    cls = found[0].load()
+    if not (isinstance(cls, type) and issubclass(cls, LRStrategy)):
+        raise StrategyError(
+            f"entry point {found[0].value!r} of strategy {name!r} is not a subclass of "
+            "metaopt_hpo.strategies.LRStrategy"
+        )
+    register(name)(cls)

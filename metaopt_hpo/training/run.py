@@ -1,0 +1,352 @@
+"""One training run: it steps, evaluates on the token grid, records, checkpoints, and notices divergence.
+
+`TrainingRun` knows no framework. An integration's `TrialRun` derives from it and overrides two methods:
+`report`, which hands a point to the framework, and `should_stop`, which asks it for a decision.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.strategies.base import LRStrategy
+from metaopt_hpo.training import checkpoint as checkpoints
+from metaopt_hpo.training.recorder import Recorder, peak_memory
+from metaopt_hpo.trials.record import TrialRecord, TrialState, token_grid
+
+BAD_STEPS = 10
+"""Consecutive steps with a non-finite training loss after which a run has diverged: one may be an overflow
+that loss scaling or the optimizer skips."""
+
+EXPLODED = 2.0
+"""A held-out loss above this multiple of the untrained model's has diverged."""
+
+NOISE_EVERY = 8
+"""Every how many steps the loop is asked for two half-batches, to estimate gradient noise."""
+
+
+class RunStopped(MetaOptError):
+    """The run was told to stop before its planned tokens; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RunDiverged(RunStopped):
+    """The loss became non-finite or exploded."""
+
+
+class TrainingRun:
+    """A training run of `model` under `strategy`, from the first step to its record.
+
+        with TrainingRun(model, strategy, size=n, tokens=d, batch=b, evaluate=held_out_loss) as run:
+            for step in run:                      # goes on where a checkpoint left off
+                run.step(loss(model, data(step)))
+        record = run.record()
+
+    Args:
+        model: what is trained; its state is checkpointed.
+        strategy: how lr is set; see `metaopt_hpo.strategies`.
+        size: trainable non-embedding parameters, for the record.
+        tokens: tokens to train on, D. The run takes ceil(D / B) optimizer steps.
+        batch: tokens per optimizer step, B.
+        evaluate: returns the held-out loss (nats per token) of the model as it is; called with the model
+            and the optimizer in evaluation mode and gradients off.
+        flops_per_token: training FLOPs per token; default 6·size (forward and backward of every weight).
+        checkpoint: file to save to; None for no checkpoints. An existing one is resumed from.
+        checkpoint_every: save at every n-th report (default 1) and at the end.
+        report_stride: report at every n-th point of the shared token grid t_k = ceil(2^(k/8)) (default 2,
+            four an octave); strides that are equal or divide each other share points.
+        max_reports: at most this many reports; early ones are left out (default 100).
+        seed, workload, params: written to the record.
+
+    Raises:
+        RunDiverged: from `step`, when the loss is non-finite or more than twice that of the untrained model.
+        RunStopped: from `step`, when `should_stop` gave a reason.
+        ValueError: a field out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strategy: LRStrategy,
+        *,
+        size: float,
+        tokens: float,
+        batch: float,
+        evaluate: Callable[[], float | Tensor],
+        flops_per_token: float | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 1,
+        report_stride: int = 2,
+        max_reports: int = 100,
+        seed: int = 0,
+        workload: str = "",
+        params: Mapping[str, float | int | str | bool] | None = None,
+    ) -> None:
+        for name, value in (("size", size), ("tokens", tokens), ("batch", batch)):
+            if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+        for name, count in (
+            ("checkpoint_every", checkpoint_every),
+            ("report_stride", report_stride),
+            ("max_reports", max_reports),
+        ):
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count!r}")
+        self.model = model
+        self.strategy = strategy
+        self.size = float(size)
+        self.batch = float(batch)
+        self.target_tokens = float(tokens)
+        self.horizon = math.ceil(tokens / batch)
+        self.lr_run = strategy.build(model, self.horizon)
+        self.recorder = Recorder()
+        self.loss = math.nan
+        """Held-out loss at the last report."""
+        self.initial_loss = math.nan
+        self.state: TrialState = "running"
+        self.reason = ""
+        self._evaluate = evaluate
+        self._flops_per_token = 6.0 * self.size if flops_per_token is None else float(flops_per_token)
+        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._checkpoint_every = checkpoint_every
+        self._seed = seed
+        self._workload = workload
+        self._params = dict(params or {})
+        self._reports = 0
+        end = self.horizon * self.batch
+        self._grid = token_grid(end, start=self.batch, stride=report_stride, max_points=max_reports)
+        self._next_point = 0
+        self._bad_steps: Tensor | None = None
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = device
+        # reading a flag back stalls a GPU, and costs nothing on the CPU
+        self._check_every = 1 if device.type == "cpu" else 50
+
+    # -- the loop's side -----------------------------------------------------------------------------------
+
+    @property
+    def steps_taken(self) -> int:
+        """Optimizer steps done, those before a resume included."""
+        return self.lr_run.steps_taken
+
+    @property
+    def tokens(self) -> float:
+        """Training tokens seen."""
+        return self.steps_taken * self.batch
+
+    @property
+    def wants_halves(self) -> bool:
+        """True when the coming step should be given as two half-batch losses, `run.step(first, second)`."""
+        return self.steps_taken % NOISE_EVERY == 0
+
+    def __enter__(self) -> Self:
+        if self._checkpoint is not None and self._checkpoint.exists():
+            self.load_state_dict(checkpoints.load(self._checkpoint, map_location=self._device))
+        if math.isnan(self.initial_loss):
+            self.initial_loss = self._held_out()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if self.state != "running" or kind is None:
+            return None
+        if not issubclass(kind, Exception):
+            return None  # an interrupt: the run can be resumed
+        self.state, self.reason = "failed", f"{kind.__name__}: {error}"
+        return None
+
+    def __iter__(self) -> Iterator[int]:
+        """Numbers of the steps that remain, from the one after the checkpoint."""
+        while self.steps_taken < self.horizon:
+            yield self.steps_taken
+
+    def step(self, *losses: Tensor) -> None:
+        """Backward and one optimizer step; at a grid point evaluate, report and save.
+
+        Args:
+            losses: mean losses of equal parts of the batch, usually one. With several, gradients are
+                averaged; with two or more, the gradient noise is measured at no further cost.
+
+        Raises:
+            RunDiverged, RunStopped: see the class.
+        """
+        if not losses:
+            raise ValueError("step needs at least one loss: run.step(loss)")
+        loss = self._backward(losses)
+        self.lr_run.step(loss)
+        self.recorder.cost += self._flops_per_token * self.batch
+        self._watch(loss)
+        point = None
+        while self._next_point < len(self._grid) and self._grid[self._next_point] <= self.tokens:
+            point = self._grid[self._next_point]
+            self._next_point += 1
+        done = self.steps_taken >= self.horizon
+        if done:
+            point = round(self.tokens)
+        if point is not None:
+            self._report(point, done)
+
+    def _backward(self, losses: tuple[Tensor, ...]) -> Tensor:
+        parts = len(losses)
+        total = losses[0].detach() / parts
+        (losses[0] / parts if parts > 1 else losses[0]).backward()
+        small = self._squared_norm() * parts**2 if parts > 1 else None
+        for loss in losses[1:]:
+            (loss / parts).backward()
+            total = total + loss.detach() / parts
+        if small is not None:
+            self.recorder.noise.update(small, self._squared_norm(), self.batch / parts, self.batch)
+        return total
+
+    def _squared_norm(self) -> Tensor:
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return nn.utils.get_total_norm(grads) ** 2
+
+    def _watch(self, loss: Tensor) -> None:
+        finite = torch.isfinite(loss)
+        if self._bad_steps is None:
+            self._bad_steps = torch.zeros((), dtype=torch.int64, device=loss.device)
+        self._bad_steps = torch.where(finite, torch.zeros_like(self._bad_steps), self._bad_steps + 1)
+        if self.steps_taken % self._check_every == 0 and int(self._bad_steps) >= BAD_STEPS:
+            self._diverge(f"training loss was not finite for {int(self._bad_steps)} steps in a row")
+
+    def _report(self, point: int, done: bool) -> None:
+        self.loss = self._held_out()
+        sizes = self.lr_run.step_sizes().double()
+        norm = self.lr_run.grad_norm
+        self.recorder.report(
+            point,
+            self.loss,
+            step_size=float(torch.exp(torch.log(sizes).mean())),
+            grad_norm=math.nan if norm is None else float(norm),
+        )
+        self._reports += 1
+        if not math.isfinite(self.loss):
+            self._diverge(f"held-out loss is {self.loss} after {point} tokens")
+        if self.loss > EXPLODED * self.initial_loss > 0:
+            self._diverge(
+                f"held-out loss {self.loss:.4g} after {point} tokens is more than {EXPLODED:g} times "
+                f"that of the untrained model ({self.initial_loss:.4g})"
+            )
+        if done:
+            self.state = "complete"
+        if self._checkpoint is not None and (done or self._reports % self._checkpoint_every == 0):
+            self.save()
+        self.report(point, self.loss)
+        reason = None if done else self.should_stop()
+        if reason is not None:
+            self.state, self.reason = "pruned", reason
+            raise RunStopped(reason)
+
+    def _held_out(self) -> float:
+        self.model.eval()
+        self.lr_run.eval()
+        with torch.no_grad():
+            loss = float(self._evaluate())
+        self.model.train()
+        self.lr_run.train()
+        return loss
+
+    def _diverge(self, reason: str) -> None:
+        self.state, self.reason = "diverged", reason
+        raise RunDiverged(reason)
+
+    # -- the framework's side ------------------------------------------------------------------------------
+
+    def report(self, tokens: int, loss: float) -> None:
+        """Hand one point of the curve to the framework; here there is none."""
+
+    def should_stop(self) -> str | None:
+        """A reason to stop after the point just reported, or None; here nobody asks to stop."""
+        return None
+
+    # -- what it leaves ------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write the checkpoint now.
+
+        Raises:
+            CheckpointError: it cannot be written; the one before is whole.
+        """
+        if self._checkpoint is None:
+            raise ValueError("this run has no checkpoint file; pass checkpoint=PATH")
+        checkpoints.save(self._checkpoint, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model, optimizer, strategy, recorder, counters and random generators."""
+        return {
+            "model": self.model.state_dict(),
+            "lr_run": self.lr_run.state_dict(),
+            "recorder": self.recorder.state_dict(),
+            "counters": {
+                "initial_loss": self.initial_loss,
+                "loss": self.loss,
+                "reports": self._reports,
+                "state": self.state,
+                "batch": self.batch,
+            },
+            "random": checkpoints.random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; the data position is `steps_taken`.
+
+        Raises:
+            CheckpointError: the state is of a run with another batch; data positions would not agree.
+        """
+        counters = state["counters"]
+        if counters["batch"] != self.batch:
+            raise checkpoints.CheckpointError(
+                f"the checkpoint was made at batch {counters['batch']:g} and this run has batch {self.batch:g}; "
+                "resume with the same batch or remove the checkpoint"
+            )
+        self.model.load_state_dict(state["model"])
+        self.lr_run.load_state_dict(state["lr_run"])
+        self.recorder.load_state_dict(state["recorder"])
+        self.initial_loss, self.loss = float(counters["initial_loss"]), float(counters["loss"])
+        self._reports, self.state = int(counters["reports"]), counters["state"]
+        self._next_point = sum(t <= self.tokens for t in self._grid)
+        checkpoints.set_random_state(state["random"])
+
+    def record(self, **fields: Any) -> TrialRecord:
+        """The trial record so far.
+
+        Args:
+            fields: override or add fields of `TrialRecord` (trial, study, method, engine …).
+        """
+        plateau_lr, spread = self.recorder.plateau() if self.strategy.tunes_lr else (math.nan, math.nan)
+        values: dict[str, Any] = {
+            "size": self.size,
+            "tokens": self.tokens,
+            "batch": self.batch,
+            "lr": self.strategy.lr,
+            "loss": self.loss,
+            "workload": self._workload,
+            "strategy": self.strategy.name,
+            "state": self.state,
+            "reason": self.reason,
+            "seed": self._seed,
+            "initial_loss": self.initial_loss,
+            "target_tokens": self.horizon * self.batch,
+            "cost": self.recorder.cost,
+            "seconds": self.recorder.seconds,
+            "memory": peak_memory(self._device),
+            "grad_noise": self.recorder.noise.value(),
+            "plateau_lr": plateau_lr,
+            "plateau_lr_spread": spread,
+            "params": self._params,
+            "curve": self.recorder.curve(),
+        }
+        return TrialRecord(**{**values, **fields})

@@ -1,0 +1,115 @@
+"""What a workload offers: a model, its data by step number, a held-out loss; and the loop that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.strategies.base import LRStrategy
+from metaopt_hpo.training.run import RunStopped, TrainingRun
+
+
+class WorkloadError(MetaOptError):
+    """A workload's data are missing or its settings do not fit together."""
+
+
+@runtime_checkable
+class Workload(Protocol):
+    """One training job at one size. Everything is a pure function of its settings, the seed and the step."""
+
+    name: str
+
+    @property
+    def size(self) -> int:
+        """Trainable non-embedding parameters."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Tokens per optimizer step."""
+        ...
+
+    @property
+    def flops_per_token(self) -> float:
+        """Measured training FLOPs (forward and backward) per token."""
+        ...
+
+    def model(self, seed: int) -> nn.Module:
+        """A freshly initialised model; the same for the same seed."""
+        ...
+
+    def losses(self, model: nn.Module, step: int, seed: int, parts: int) -> tuple[Tensor, ...]:
+        """Mean training losses of `parts` equal parts of the batch of step `step`."""
+        ...
+
+    def held_out_loss(self, model: nn.Module) -> float:
+        """Loss on the fixed held-out part, nats per token; gradients are off and the model in eval mode."""
+        ...
+
+    def with_batch(self, batch: int) -> Self:
+        """The same job at another batch size."""
+        ...
+
+
+def train(
+    workload: Workload,
+    strategy: LRStrategy,
+    *,
+    tokens: float,
+    seed: int = 0,
+    run_class: Callable[..., TrainingRun] = TrainingRun,
+    **options: Any,
+) -> TrainingRun:
+    """Train one workload to the end and return the finished run; its `record()` is the trial.
+
+    A run that diverges or is stopped is returned too: its `state` and `reason` say so.
+
+    Args:
+        tokens: training tokens, D.
+        seed: of initialisation and data order; equal seeds give equal starts and equal batches whatever
+            the strategy, so that strategies are compared on common random numbers.
+        run_class: what makes the run; integrations pass their own.
+        options: passed on to it (checkpoint, report_stride, params …).
+    """
+    model = workload.model(seed)
+    run = run_class(
+        model,
+        strategy,
+        size=workload.size,
+        tokens=tokens,
+        batch=workload.batch,
+        evaluate=lambda: workload.held_out_loss(model),
+        flops_per_token=workload.flops_per_token,
+        seed=seed,
+        workload=workload.name,
+        **options,
+    )
+    try:
+        with run:
+            for step in run:
+                run.step(*workload.losses(model, step, seed, 2 if run.wants_halves else 1))
+    except RunStopped:
+        pass
+    return run
+
+
+def measured_flops(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
+    """FLOPs of one forward and backward pass, counted by torch's `FlopCounterMode` (matrix products only)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        loss(model).backward()
+    model.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random generator of one step's batch: independent of every other step, so that runs resume anywhere."""
+    generator = torch.Generator()
+    # 2^31 - 1 steps a seed before two seeds meet
+    generator.manual_seed((seed + 1) * 2_147_483_647 + step)
+    return generator
