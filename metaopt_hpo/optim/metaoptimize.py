@@ -1,0 +1,461 @@
+"""MetaOptimize: a torch optimizer that learns its own step sizes as training goes.
+
+Source: arXiv 2402.02342, Algorithm 3 (Hessian-free). This class walks parameters and keeps state; the maths
+    is in ``rules``,
+``kernels`` and ``traces``.
+
+What does not belong to a single parameter (β, the meta rule's state, counters) is kept in ``param_groups[0]``
+as tensors and numbers, for that is what every checkpoint format of torch, the distributed one included,
+carries along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.optim.blocks import Blocks, BlockSpec, assign
+from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
+from metaopt_hpo.optim.kernels.eager import EagerKernel
+from metaopt_hpo.optim.meta import advance_beta
+from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
+
+STATE_VERSION = 1
+WEIGHT_BOUNDS = (-15.0, math.log(0.1))
+"""Bounds of β for weight blocks: unguarded, the step sizes of single weights overflow float32."""
+
+
+class StepSizeWarning(MetaOptWarning):
+    """A step size collapsed or exploded."""
+
+
+class MetaOptimize(torch.optim.Optimizer):
+    """Gradient descent whose step sizes α = exp β are themselves learned, by a meta-gradient through an
+    eligibility trace.
+
+    The step size of a weight is α = exp(β_block) · lr_group / lr, with β₀ = ln lr: ``lr`` is where the step
+    size starts, a group's own ``lr`` and any scheduler multiply it. ``param_groups[i]["step_size"]`` holds
+    the live values.
+
+    Args:
+        params: parameters, named parameters or parameter groups, as any torch optimizer takes them.
+        lr: initial step size α₀ (> 0).
+        base: rule of the weights: "sgd", "sgdm", "rmsprop", "adamw", "lion", or a :class:`Rule`.
+        meta: rule of β: "sgd", "adam", "rmsprop", "lion", or a :class:`Rule`.
+        meta_lr: η (≥ 0; 0 freezes the step sizes). The paper's 1e-3 moves ln α by at most about 1 in 1,000
+            steps: a run of a few thousand steps needs more. Change it at any time through ``opt.meta_lr``.
+        gamma: γ in [0, 1], discount of the trace; 1 (the paper's) looks at the whole run.
+        blocks: which weights share a step size: "scalar" (all of them), "layer" (the parameters of one
+            module), "tensor", "weight", or a function from a parameter's name to its block's name. "layer"
+            and a function need named parameters.
+        weight_decay: κ (≥ 0), decoupled and multiplied by α; a group may have its own.
+        trace: "hessian_free"; h is then kept in ``state[p]["h"]``, one float a parameter.
+        beta_bounds: least and greatest ln step size; None means none, but (−15, ln 0.1) for weight blocks.
+        max_grad_norm: gradients are clipped to this global norm before the step (gradient buffers are left
+            alone); None: not.
+        compile: which kernel runs the step: "auto" chooses.
+        maximize: go up the objective instead of down; a group may have its own.
+
+    Raises:
+        ValueError: a value out of range, a complex parameter, or blocks that need names where there are none.
+
+    Source: arXiv 2402.02342, Algorithm 3.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
+        lr: float = 1e-4,
+        *,
+        base: str | Rule = "adamw",
+        meta: str | Rule = "adam",
+        meta_lr: float = 1e-3,
+        gamma: float = 1.0,
+        blocks: BlockSpec = "scalar",
+        weight_decay: float = 0.0,
+        trace: str = "hessian_free",
+        beta_bounds: tuple[float, float] | None = None,
+        max_grad_norm: float | None = None,
+        compile: str = "auto",
+        maximize: bool = False,
+    ) -> None:
+        lr = float(lr)
+        if not (lr > 0 and math.isfinite(lr)):
+            raise ValueError(f"lr={lr!r} is not allowed: it must be a positive finite number, for β₀ = ln lr")
+        _check_meta_lr(meta_lr)
+        if not 0.0 <= gamma <= 1.0:
+            raise ValueError(f"gamma={gamma!r} is not allowed: it must lie in [0, 1]")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={max_grad_norm!r} is not allowed: it must be positive, or None")
+        if trace not in ("hessian_free",):
+            raise ValueError(f"trace={trace!r} is not known: use 'hessian_free'")
+        if compile not in ("auto", "eager"):
+            raise ValueError(f"compile={compile!r} is not known: use one of auto, eager")
+        self._base = base_rule(base)
+        self._meta = meta_rule(meta)
+        self._gamma = float(gamma)
+        self._block_spec = blocks
+        self._trace = trace
+        self._max_grad_norm = max_grad_norm
+        self._kernel: Kernel = EagerKernel()
+        self._blocks: Blocks | None = None
+        super().__init__(params, {"lr": lr, "weight_decay": float(weight_decay), "maximize": bool(maximize)})
+        self._bounds = _bounds(beta_bounds, blocks, math.log(lr))
+        self._init_shared(float(meta_lr))
+
+    # -- construction --------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its blocks, where they are new ones, start at the initial step size."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check_group(group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        group["lr"] = float(group["lr"])
+        if self._blocks is not None:
+            self._extend_shared()
+
+    def _names(self) -> list[str] | None:
+        if not self.param_groups or "param_names" not in self.param_groups[0]:
+            return None
+        return list(chain.from_iterable(group["param_names"] for group in self.param_groups))
+
+    def _all_params(self) -> list[Tensor]:
+        return list(chain.from_iterable(group["params"] for group in self.param_groups))
+
+    def _init_shared(self, meta_lr: float) -> None:
+        params = self._all_params()
+        self._blocks = assign(params, self._names(), self._block_spec)
+        dtype = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
+        device = next((p.device for p in params if p.requires_grad), params[0].device)
+        beta = torch.full((self._blocks.count,), math.log(self.defaults["lr"]), dtype=dtype, device=device)
+        shared = self.param_groups[0]
+        shared["meta_lr"] = meta_lr
+        shared["beta"] = beta
+        shared["meta_step"] = torch.zeros_like(beta)
+        for name in self._meta.states:
+            shared[f"meta_{name}"] = torch.zeros_like(beta)
+        shared["skipped"] = torch.zeros((), dtype=torch.int64, device=device)
+        shared["state_version"] = STATE_VERSION
+        self._refresh_step_sizes()
+
+    def _extend_shared(self) -> None:
+        assert self._blocks is not None
+        self._blocks = assign(self._all_params(), self._names(), self._block_spec)
+        shared = self.param_groups[0]
+        extra = self._blocks.count - shared["beta"].numel()
+        start = shared["beta"].new_full((extra,), math.log(self.defaults["lr"]))
+        shared["beta"] = torch.cat([shared["beta"], start])
+        for name in ("meta_step", *(f"meta_{name}" for name in self._meta.states)):
+            shared[name] = torch.cat([shared[name], torch.zeros_like(start)])
+        self._refresh_step_sizes()
+
+    # -- what users read and set ---------------------------------------------------------------------------
+
+    @property
+    def meta_lr(self) -> float:
+        """η, the step size of the meta update; set it at any time, 0 freezes the step sizes."""
+        return float(self.param_groups[0]["meta_lr"])
+
+    @meta_lr.setter
+    def meta_lr(self, value: float) -> None:
+        _check_meta_lr(value)
+        self.param_groups[0]["meta_lr"] = float(value)
+
+    @property
+    def skipped(self) -> int:
+        """Number of steps in which z was not finite and some β kept its value (reading it waits for the
+        device)."""
+        return int(self.param_groups[0]["skipped"])
+
+    def step_sizes(self) -> Tensor:
+        """exp β, one value a block (before the groups' and schedulers' multipliers lr_group / lr); a copy."""
+        beta: Tensor = self.param_groups[0]["beta"]
+        return beta.exp()
+
+    def block_names(self) -> tuple[str, ...]:
+        """What the entries of ``step_sizes()`` belong to, in the same order."""
+        assert self._blocks is not None
+        return self._blocks.names
+
+    @torch.no_grad()
+    def set_step_size(self, alpha: float | Tensor) -> None:
+        """Overwrite exp β, with one number for all blocks or one value a block; traces and meta state stay.
+
+        Raises:
+            ValueError: a value that is not positive and finite (numbers only; a tensor is not looked at, to
+                spare a sync), a tensor of another shape.
+        """
+        beta: Tensor = self.param_groups[0]["beta"]
+        if isinstance(alpha, Tensor):
+            if alpha.numel() not in (1, beta.numel()):
+                raise ValueError(
+                    f"alpha has {alpha.numel()} values; it must have 1 or one a block, {beta.numel()}"
+                )
+            beta.copy_(alpha.reshape(-1).to(beta).log().expand_as(beta))
+        else:
+            _check_positive("alpha", alpha)
+            beta.fill_(math.log(alpha))
+        if self._bounds is not None:
+            beta.clamp_(*self._bounds)
+        self._refresh_step_sizes()
+
+    @torch.no_grad()
+    def scale_step_size(self, factor: float) -> None:
+        """Multiply every exp β by a positive factor; traces and meta state stay."""
+        _check_positive("factor", factor)
+        beta: Tensor = self.param_groups[0]["beta"]
+        beta.add_(math.log(factor))
+        if self._bounds is not None:
+            beta.clamp_(*self._bounds)
+        self._refresh_step_sizes()
+
+    @torch.no_grad()
+    def traces(self) -> Tensor:
+        """The trace H, (total parameters × blocks); parameters in group order, each flattened.
+
+        Raises:
+            ValueError: more than 2²⁸ entries.
+        """
+        assert self._blocks is not None
+        params = self._all_params()
+        total, m = sum(p.numel() for p in params), self._blocks.count
+        if total * m > 2**28:
+            raise ValueError(
+                f"the trace would have {total} × {m} entries, more than 2^28: read state[p]['h'] instead"
+            )
+        beta: Tensor = self.param_groups[0]["beta"]
+        out = beta.new_zeros((total, m))
+        row = 0
+        for p, block in zip(params, self._blocks.of, strict=True):
+            n = p.numel()
+            h = self.state[p]["h"].reshape(-1).to(out) if p in self.state else out.new_zeros(n)
+            if self._blocks.per_weight:
+                out[torch.arange(row, row + n), torch.arange(block, block + n)] = h
+            else:
+                out[row : row + n, block] = h
+            row += n
+        return out
+
+    # -- the step ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of Algorithm 3.
+
+        Args:
+            closure: optional, as for any torch optimizer: computes the loss and its gradients, and returns
+                the loss.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        shared = self.param_groups[0]
+        beta: Tensor = shared["beta"]
+        buckets = self._buckets()
+        scale = self._clip_factor(buckets)
+        alpha, z = beta.exp(), torch.zeros_like(beta)
+        assert self._blocks is not None
+        for bucket in buckets:
+            self._kernel.advance(bucket, self._base, alpha, self._gamma, scale, z, self._blocks.per_weight)
+        meta_state = [shared[f"meta_{name}"] for name in self._meta.states]
+        advance_beta(
+            self._meta,
+            beta,
+            z,
+            meta_state,
+            shared["meta_step"],
+            shared["skipped"],
+            shared["meta_lr"],
+            self._bounds,
+        )
+        self._refresh_step_sizes()
+        return loss
+
+    def _buckets(self) -> list[Bucket]:
+        assert self._blocks is not None
+        buckets: dict[Any, Bucket] = {}
+        index = 0
+        for number, group in enumerate(self.param_groups):
+            ratio = group["lr"] / self.defaults["lr"]
+            for p in group["params"]:
+                block = self._blocks.of[index]
+                index += 1
+                state = self.state[p]
+                if p.requires_grad and not state:
+                    self._init_state(p, state)
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    raise ValueError(
+                        f"{self._name_of(p)} has a sparse gradient, which MetaOptimize does not take"
+                    )
+                key = (number, p.device, p.dtype)
+                if key not in buckets:
+                    buckets[key] = Bucket(ratio, group["weight_decay"], group["maximize"])
+                    buckets[key].states = tuple([] for _ in self._base.states)
+                bucket = buckets[key]
+                bucket.params.append(p)
+                bucket.grads.append(p.grad)
+                bucket.traces.append(state["h"])
+                bucket.steps.append(state["step"])
+                bucket.blocks.append(block)
+                for tensors, name in zip(bucket.states, self._base.states, strict=True):
+                    tensors.append(state[name])
+        return list(buckets.values())
+
+    def _init_state(self, p: Tensor, state: dict[str, Any]) -> None:
+        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        for name in (*self._base.states, "h"):
+            state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+
+    def _name_of(self, p: Tensor) -> str:
+        names = self._names()
+        for i, q in enumerate(self._all_params()):
+            if q is p:
+                return f"parameter {names[i]!r}" if names is not None else f"parameter number {i}"
+        return "a parameter"
+
+    def _clip_factor(self, buckets: list[Bucket]) -> Tensor | None:
+        if self._max_grad_norm is None or not buckets:
+            return None
+        beta: Tensor = self.param_groups[0]["beta"]
+        norms = chain.from_iterable(torch._foreach_norm(bucket.grads, 2) for bucket in buckets)
+        norm = torch.linalg.vector_norm(torch.stack([n.to(beta) for n in norms]))
+        return (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+
+    @torch.no_grad()
+    def _refresh_step_sizes(self) -> None:
+        """Write the live step sizes into the groups: one value for each block that occurs in the group."""
+        assert self._blocks is not None
+        alpha = self.step_sizes()
+        index = 0
+        for group in self.param_groups:
+            ratio = group["lr"] / self.defaults["lr"]
+            own = list(dict.fromkeys(self._blocks.of[index : index + len(group["params"])]))
+            index += len(group["params"])
+            if self._blocks.per_weight:
+                n = sum(p.numel() for p in group["params"])
+                group["step_size"] = alpha[own[0] : own[0] + n] * ratio if own else alpha.new_zeros(0)
+            elif len(own) == 1:
+                group["step_size"] = alpha[own[0]] * ratio
+            else:
+                group["step_size"] = alpha[own] * ratio
+
+    # -- saving and loading --------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict()`` returned; a run that goes on from it is bitwise the run that never
+        stopped.
+
+        Raises:
+            ValueError: a state of another optimizer, of a newer version, or of other rules or blocks.
+        """
+        shared = state_dict["param_groups"][0] if state_dict.get("param_groups") else {}
+        self._check_loadable(shared)
+        kept = {name: self.param_groups[0][name] for name in self._shared_tensors()}
+        super().load_state_dict(state_dict)
+        own = self.param_groups[0]
+        for name, old in kept.items():
+            own[name] = own[name].to(device=old.device, dtype=old.dtype)
+        own["state_version"] = STATE_VERSION
+        self._restore_precision(state_dict)
+        self._refresh_step_sizes()
+
+    def _shared_tensors(self) -> tuple[str, ...]:
+        return ("beta", "meta_step", "skipped", *(f"meta_{name}" for name in self._meta.states))
+
+    def _check_loadable(self, shared: dict[str, Any]) -> None:
+        if "state_version" not in shared:
+            raise ValueError("this state dict has no state_version: it is not one of MetaOptimize")
+        version = int(shared["state_version"])
+        if version > STATE_VERSION:
+            raise ValueError(
+                f"this state dict has state_version {version}, above {STATE_VERSION}: upgrade metaopt-hpo"
+            )
+        missing = [name for name in self._shared_tensors() if name not in shared]
+        if missing:
+            raise ValueError(
+                f"this state dict lacks {', '.join(missing)}: it was saved with another meta rule"
+            )
+        own, loaded = self.param_groups[0]["beta"].numel(), shared["beta"].numel()
+        if own != loaded:
+            raise ValueError(
+                f"this state dict has {loaded} blocks and this optimizer {own}: saved with other blocks"
+            )
+
+    def _restore_precision(self, state_dict: dict[str, Any]) -> None:
+        """Put back the saved values that torch has cast to the parameters' dtype while loading."""
+        ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for key, p in zip(ids, self._all_params(), strict=True):
+            saved = state_dict["state"].get(key)
+            if saved is None:
+                continue
+            missing = [name for name in (*self._base.states, "h", "step") if name not in saved]
+            if missing:
+                raise ValueError(
+                    f"this state dict lacks {', '.join(missing)}: it was saved with another base rule"
+                )
+            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+            for name in (*self._base.states, "h"):
+                self.state[p][name] = saved[name].detach().to(device=p.device, dtype=dtype, copy=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+
+def _bounds(given: tuple[float, float] | None, blocks: BlockSpec, beta: float) -> tuple[float, float] | None:
+    if given is None:
+        if blocks != "weight":
+            return None
+        return min(WEIGHT_BOUNDS[0], beta), max(WEIGHT_BOUNDS[1], beta)
+    low, high = (float(bound) for bound in given)
+    if not low < high:
+        raise ValueError(f"beta_bounds={given!r} is not allowed: the first must be less than the second")
+    if not low <= beta <= high:
+        raise ValueError(f"beta_bounds={given!r} does not contain ln lr = {beta:.4g}, where β starts")
+    return low, high
+
+
+def _check_meta_lr(value: float) -> None:
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"meta_lr={value!r} is not allowed: it must be a finite number, at least 0")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}={value!r} is not allowed: it must be a positive finite number")
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    lr, decay = float(group["lr"]), group["weight_decay"]
+    if not (lr >= 0 and math.isfinite(lr)):
+        raise ValueError(
+            f"lr={lr!r} of a parameter group is not allowed: it must be a finite number, at least 0"
+        )
+    if not (decay >= 0 and math.isfinite(decay)):
+        raise ValueError(f"weight_decay={decay!r} is not allowed: it must be a finite number, at least 0")
+    for i, p in enumerate(group["params"]):
+        name = repr(group["param_names"][i]) if "param_names" in group else f"number {i}"
+        if p.is_complex():
+            raise ValueError(
+                f"parameter {name} is complex, which is not supported: optimise torch.view_as_real of it"
+            )
+        if not p.is_floating_point():
+            raise ValueError(
+                f"parameter {name} has dtype {p.dtype}: only floating-point parameters can be optimised"
+            )

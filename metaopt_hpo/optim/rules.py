@@ -1,0 +1,200 @@
+"""Base and meta updates as pure functions: the maths of each rule and nothing else.
+
+A rule turns a gradient and its own state into a direction. The same five rules serve twice: as a *base* rule
+they turn the gradient g of the weights into u (the weights move by −α(u + κw)), as a *meta* rule they turn
+the meta-gradient z of the log step sizes β into d (β moves by −ηd). Decoupled weight decay and the step size
+live outside a rule.
+
+A rule of your own is a frozen dataclass that derives from :class:`Rule`, names its state and implements
+``update`` with differentiable torch operations; every trace then works with it, for traces are
+Jacobian-vector products of ``update``.
+
+Source: arXiv 2402.02342, tables of base and meta updates, with the state *after* the step in the direction
+    (the printed
+form with the old m, v is 0/0 at t = 1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+
+BASE_EPS = 1e-8
+"""The ε of torch's optimizers."""
+META_EPS = 1e-20
+"""ε of a meta rule. z is proportional to α, so 1e-8 would freeze a run that starts at a tiny α; below 1e-20
+the square of z underflows in float32, and this ε then keeps the direction below 1."""
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """√x with derivative 0 at 0 (a plain √ has ∞ there, which makes Jacobian-vector products NaN); NaN stays
+    NaN."""
+    zero = x == 0
+    return torch.where(zero, torch.zeros_like(x), torch.sqrt(torch.where(zero, torch.ones_like(x), x)))
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless 0 ≤ value < 1, as a decay rate of a moving average must be."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}={value!r} is not allowed: it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """One update rule: a direction from a gradient, and the names of the state it keeps (all states start at
+    0)."""
+
+    states: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
+        """Return (direction, new state).
+
+        Args:
+            g: gradient, any shape.
+            state: one tensor of g's shape for each name in ``states``, before this step.
+            t: number of this step, counted from 1 (a float, or a tensor that broadcasts with g).
+        """
+
+    def as_meta(self) -> Rule:
+        """This rule with the defaults that suit a meta rule: an unset ``eps`` becomes :data:`META_EPS`."""
+        return self._with_eps(META_EPS)
+
+    def as_base(self) -> Rule:
+        """This rule with the defaults that suit a base rule: an unset ``eps`` becomes :data:`BASE_EPS`."""
+        return self._with_eps(BASE_EPS)
+
+    def _with_eps(self, eps: float) -> Rule:
+        unset = any(f.name == "eps" for f in fields(self)) and getattr(self, "eps") is None  # noqa: B009
+        return replace(self, eps=eps) if unset else self  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class SGD(Rule):
+    """The gradient itself: u = g."""
+
+    def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
+        return g, ()
+
+
+@dataclass(frozen=True)
+class SGDM(Rule):
+    """Momentum as an average: m' = ρm + (1−ρ)g, u = m'."""
+
+    momentum: float = 0.9
+    states: ClassVar[tuple[str, ...]] = ("m",)
+
+    def __post_init__(self) -> None:
+        check_fraction("momentum", self.momentum)
+
+    def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
+        m = self.momentum * state[0] + (1 - self.momentum) * g
+        return m, (m,)
+
+
+@dataclass(frozen=True)
+class RMSprop(Rule):
+    """v' = λv + (1−λ)g², u = g / (√(v'/(1−λᵗ)) + ε)."""
+
+    beta: float = 0.999
+    eps: float | None = None
+    states: ClassVar[tuple[str, ...]] = ("v",)
+
+    def __post_init__(self) -> None:
+        check_fraction("beta", self.beta)
+        check_eps(self.eps)
+
+    def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
+        v = self.beta * state[0] + (1 - self.beta) * g * g
+        return g / (safe_sqrt(v / (1 - self.beta**t)) + resolved_eps(self.eps)), (v,)
+
+
+@dataclass(frozen=True)
+class AdamW(Rule):
+    """m' = ρm + (1−ρ)g, v' = λv + (1−λ)g², u = (m'/(1−ρᵗ)) / (√(v'/(1−λᵗ)) + ε); as a meta rule it is
+    Adam."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float | None = None
+    states: ClassVar[tuple[str, ...]] = ("m", "v")
+
+    def __post_init__(self) -> None:
+        check_pair("betas", self.betas)
+        check_eps(self.eps)
+
+    def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
+        rho, lam = self.betas
+        m = rho * state[0] + (1 - rho) * g
+        v = lam * state[1] + (1 - lam) * g * g
+        return (m / (1 - rho**t)) / (safe_sqrt(v / (1 - lam**t)) + resolved_eps(self.eps)), (m, v)
+
+
+@dataclass(frozen=True)
+class Lion(Rule):
+    """u = sign(cm + (1−c)g), then m' = ρm + (1−ρ)g; ``betas`` is (c, ρ), as in the Lion paper's code."""
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    states: ClassVar[tuple[str, ...]] = ("m",)
+
+    def __post_init__(self) -> None:
+        check_pair("betas", self.betas)
+
+    def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
+        c, rho = self.betas
+        u = torch.sign(c * state[0] + (1 - c) * g)
+        return u, (rho * state[0] + (1 - rho) * g,)
+
+
+def check_pair(name: str, pair: tuple[float, float]) -> None:
+    """Raise ``ValueError`` unless ``pair`` is two numbers in [0, 1)."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(
+            f"{name}={pair!r} is not allowed: it must be a pair of numbers, each at least 0 and below 1"
+        )
+    for i, value in enumerate(pair):
+        check_fraction(f"{name}[{i}]", value)
+
+
+def check_eps(eps: float | None) -> None:
+    """Raise ``ValueError`` unless ``eps`` is None or a non-negative number."""
+    if eps is not None and not eps >= 0.0:
+        raise ValueError(f"eps={eps!r} is not allowed: it must be at least 0, or None for the default")
+
+
+def resolved_eps(eps: float | None) -> float:
+    """The ε in use: :data:`BASE_EPS` where none was given (``as_meta`` puts another in its place)."""
+    return BASE_EPS if eps is None else eps
+
+
+BASE_RULES: dict[str, type[Rule]] = {
+    "sgd": SGD,
+    "sgdm": SGDM,
+    "rmsprop": RMSprop,
+    "adamw": AdamW,
+    "lion": Lion,
+}
+META_RULES: dict[str, type[Rule]] = {"sgd": SGD, "adam": AdamW, "rmsprop": RMSprop, "lion": Lion}
+
+
+def base_rule(rule: str | Rule) -> Rule:
+    """The base rule of that name, or the given rule object, with base defaults."""
+    return _find("base", rule, BASE_RULES).as_base()
+
+
+def meta_rule(rule: str | Rule) -> Rule:
+    """The meta rule of that name, or the given rule object, with meta defaults."""
+    return _find("meta", rule, META_RULES).as_meta()
+
+
+def _find(role: str, rule: str | Rule, known: dict[str, type[Rule]]) -> Rule:
+    if isinstance(rule, Rule):
+        return rule
+    if not isinstance(rule, str) or rule not in known:
+        raise ValueError(f"{role}={rule!r} is not known: use one of {', '.join(known)}, or a Rule object")
+    return known[rule]()
