@@ -1,0 +1,136 @@
+"""What a search tries: an objective turns a configuration into a trial record, by training or by look-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.trials.record import TrialRecord
+
+if TYPE_CHECKING:
+    from metaopt_hpo.workloads.base import Workload
+
+Report = Callable[[int, float], str | None]
+"""Called at each point of the token grid with (tokens, held-out loss); a reason to stop, or None."""
+
+
+class ObjectiveError(MetaOptError):
+    """An objective was asked for a configuration it does not have."""
+
+
+def no_report(tokens: int, loss: float) -> None:
+    """Let every run go to its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One point of the search: what to train, for how long, and how its learning rate is set."""
+
+    size: float
+    """Trainable non-embedding parameters; one of the objective's `sizes`."""
+    tokens: float
+    batch: float
+    """Tokens per optimizer step."""
+    lr: float
+    """Peak lr of a schedule, or start of a strategy that finds its own."""
+    strategy: str = "wsd"
+    options: Mapping[str, float | int | str | bool] = field(default_factory=dict)
+    """Further options of the strategy."""
+    seed: int = 0
+    """Of initialisation and data order; equal across methods for common random numbers."""
+
+
+class Objective(Protocol):
+    """Independent of the engine that schedules trials."""
+
+    name: str
+
+    @property
+    def sizes(self) -> Sequence[float]:
+        """Sizes there are, ascending."""
+        ...
+
+    def cost(self, configuration: Configuration) -> float:
+        """FLOPs of running the configuration to its end."""
+        ...
+
+    def run(self, configuration: Configuration, report: Report = no_report) -> TrialRecord:
+        """Run it; never raises for a run that diverges or is stopped, whose record says so in `state`.
+
+        Raises:
+            ObjectiveError: no such configuration.
+        """
+        ...
+
+
+class TrainObjective:
+    """Train a workload at one of several sizes.
+
+    Args:
+        workloads: the family's members; their sizes must differ.
+        report_stride: report at every n-th point of the token grid (default 4, two an octave: each report
+            is an evaluation).
+    """
+
+    def __init__(self, workloads: Sequence[Workload], *, report_stride: int = 4) -> None:
+        by_size = {float(w.size): w for w in workloads}
+        if not by_size or len(by_size) != len(workloads):
+            raise ValueError(
+                f"workloads must be at least one and of different sizes, got sizes {[w.size for w in workloads]}"
+            )
+        self.name = workloads[0].name
+        self._workloads = dict(sorted(by_size.items()))
+        self._report_stride = report_stride
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """Sizes there are, ascending."""
+        return tuple(self._workloads)
+
+    def cost(self, configuration: Configuration) -> float:
+        """Measured FLOPs per token times the tokens of whole steps."""
+        steps = math.ceil(configuration.tokens / configuration.batch)
+        return self._workload(configuration).flops_per_token * steps * configuration.batch
+
+    def run(self, configuration: Configuration, report: Report = no_report) -> TrialRecord:
+        """Train to the end, or until `report` gives a reason to stop."""
+        from metaopt_hpo.strategies import make
+        from metaopt_hpo.training.run import TrainingRun
+        from metaopt_hpo.workloads.base import train
+
+        class ReportingRun(TrainingRun):
+            decision: str | None = None
+
+            def report(self, tokens: int, loss: float) -> None:
+                self.decision = report(tokens, loss)
+
+            def should_stop(self) -> str | None:
+                return self.decision
+
+        strategy = make(configuration.strategy, lr=configuration.lr, **configuration.options)
+        run = train(
+            self._workload(configuration),
+            strategy,
+            tokens=configuration.tokens,
+            seed=configuration.seed,
+            run_class=ReportingRun,
+            report_stride=self._report_stride,
+        )
+        return replace(run.record(), params=dict(configuration.options))
+
+    def _workload(self, configuration: Configuration) -> Workload:
+        try:
+            workload = self._workloads[float(configuration.size)]
+        except KeyError:
+            raise ObjectiveError(
+                f"workload {self.name} has no member of size {configuration.size:g}; sizes: "
+                + ", ".join(f"{s:g}" for s in self._workloads)
+            ) from None
+        return (
+            workload
+            if workload.batch == configuration.batch
+            else workload.with_batch(int(configuration.batch))
+        )
