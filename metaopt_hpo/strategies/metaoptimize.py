@@ -88,24 +88,26 @@ class MetaOptimizeRun(LRRun):
     def __init__(self, strategy: MetaOptimizeStrategy, optimizer: MetaOptimize, horizon: int) -> None:
         super().__init__(optimizer, horizon=horizon, max_grad_norm=strategy.max_grad_norm)
         self._strategy = strategy
+        self._factor = 1.0
         self._warmup_steps = round(strategy.warmup * horizon)
         self._cooldown_steps = round(strategy.cooldown * horizon)
 
     def _before_step(self, step: int, loss: Tensor | None) -> None:
         step = min(step, self.horizon - 1)
-        factor = warmup_factor(step, self._warmup_steps) * cooldown_factor(
-            step, self.horizon, self._cooldown_steps
-        )
+        ramp = warmup_factor(step, self._warmup_steps)
+        self._factor = ramp * cooldown_factor(step, self.horizon, self._cooldown_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._strategy.lr * factor
+            group["lr"] = self._strategy.lr * self._factor
         if step == self.horizon - self._cooldown_steps and not self._strategy.adapt_in_cooldown:
             self.optimizer.meta_lr = 0.0
 
     def step_sizes(self) -> Tensor:
-        return self.optimizer.step_sizes()
+        """Step sizes of the last step, ramps included: one value a block."""
+        return self.optimizer.step_sizes() * self._factor
 
     def _extra_state(self) -> dict[str, Any]:
-        return {"meta_lr": self.optimizer.meta_lr}
+        return {"meta_lr": self.optimizer.meta_lr, "factor": self._factor}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self.optimizer.meta_lr = float(state["meta_lr"])
+        self._factor = float(state["factor"])

@@ -89,7 +89,8 @@ class Recorder:
         return Curve(**{name: tuple(column) for name, column in self._rows.items()})
 
     def plateau(self) -> tuple[float, float]:
-        """Median step size and standard deviation of its logarithm over the middle half of the tokens."""
+        """Median step size and standard deviation of its logarithm between a quarter and 70 % of the tokens,
+        after any warm-up and before any cooldown of the usual lengths."""
         curve = self.curve()
         if curve is None:
             return math.nan, math.nan
@@ -97,7 +98,7 @@ class Recorder:
         logs = sorted(
             math.log(s)
             for t, s in zip(curve.tokens, curve.step_size, strict=True)
-            if 0.25 * end <= t <= 0.75 * end and s > 0 and math.isfinite(s)
+            if 0.25 * end <= t <= 0.7 * end and s > 0 and math.isfinite(s)
         )
         if not logs:
             return math.nan, math.nan

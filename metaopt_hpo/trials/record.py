@@ -120,7 +120,7 @@ class TrialRecord:
     grad_noise: float = math.nan
     """Gradient-noise scale near the end, tokens."""
     plateau_lr: float = math.nan
-    """Median step size over the plateau of an adaptive run (middle half of its tokens)."""
+    """Median step size over the plateau of an adaptive run (25–70 % of its tokens)."""
     plateau_lr_spread: float = math.nan
     """Standard deviation of ln step size over that plateau."""
     direction: Literal["minimize", "maximize"] = "minimize"

@@ -1,0 +1,93 @@
+"""Paired comparisons, intervals and profiles, honest about how few seeds there are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences with its interval; `p` is two-sided and NaN below two pairs."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    pairs: int
+
+    @property
+    def decided(self) -> bool:
+        """True where the interval excludes zero."""
+        return math.isfinite(self.low) and (self.low > 0 or self.high < 0)
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], *, level: float = 0.9) -> Difference:
+    """Mean of a − b over pairs (seeds), with Student's t interval.
+
+    With two to five seeds a bootstrap has almost nothing to resample and its intervals are too short; the
+    t interval pays for small samples. One pair has no interval (infinite).
+
+    Args:
+        a, b: values of the two methods on the same seeds, in the same order.
+        level: coverage of the interval (default 90 %, as everywhere in the reports).
+
+    Raises:
+        ValueError: lengths differ or are zero, or level is outside (0, 1).
+    """
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"paired samples must be of equal, positive length, got {len(a)} and {len(b)}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level!r}")
+    d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    mean = float(d.mean())
+    n = len(d)
+    if n == 1:
+        return Difference(mean, -math.inf, math.inf, math.nan, 1)
+    error = float(d.std(ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
+    p = (
+        1.0
+        if error == 0 and mean == 0
+        else 0.0
+        if error == 0
+        else 2 * float(stats.t.sf(abs(mean) / error, n - 1))
+    )
+    return Difference(mean, mean - half, mean + half, p, n)
+
+
+def bootstrap_mean(
+    values: Sequence[float], *, level: float = 0.9, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean; for ten values or more (fewer: use `paired_difference`)."""
+    x = np.asarray(values, dtype=float)
+    if not len(x):
+        raise ValueError("bootstrap_mean needs at least one value")
+    draws = np.random.default_rng(seed).integers(0, len(x), (resamples, len(x)))
+    means = x[draws].mean(axis=1)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def performance_profile(
+    costs: Mapping[str, Sequence[float]], factors: Sequence[float]
+) -> dict[str, list[float]]:
+    """Share of problems each method solves within `factor` times the best method's cost (Dolan & Moré 2002).
+
+    Args:
+        costs: method → cost to reach the target on each problem, inf where it was not reached; equal lengths.
+        factors: multiples of the best cost, ≥ 1.
+    """
+    matrix = np.array([list(v) for v in costs.values()], dtype=float)
+    best = matrix.min(axis=0)
+    solvable = np.isfinite(best)
+    with np.errstate(invalid="ignore"):
+        ratio = np.where(solvable, matrix / best, np.inf)
+    return {
+        name: [float((row[None, :] <= f).mean()) for f in factors]
+        for name, row in zip(costs, ratio, strict=True)
+    }
