@@ -1,0 +1,248 @@
+"""What a comparison showed: best loss against compute, rates found, cost to match the grid, and a verdict.
+
+Reads only the trial table and the plan, so that a saved comparison can be judged again at any time.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metaopt_hpo.comparison.methods import Kind, method
+from metaopt_hpo.comparison.protocol import PILOT, Comparison
+from metaopt_hpo.comparison.statistics import Difference, paired_difference
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling import Law, LawRefused, Prediction, fit
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+
+MATCH = 0.005
+"""Relative excess over the reference's best loss that counts as matching it: about one seed's noise."""
+
+
+class OutcomeError(MetaOptError):
+    """A comparison has nothing that can be judged."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Best loss so far of one method and seed: after `cost[i]` FLOPs it was `best[i]`."""
+
+    seed: int
+    cost: tuple[float, ...]
+    best: tuple[float, ...]
+    lr: float
+    """The rate of the best trial: its lr, or the plateau step size where it found its own; NaN without one."""
+    trials: int
+    pilot_cost: float
+    """FLOPs spent at smaller sizes before the first trial, included in `cost`."""
+
+    def cost_to(self, loss: float) -> float:
+        """FLOPs until the best loss was at most `loss`; inf if it never was."""
+        return next((c for c, b in zip(self.cost, self.best, strict=True) if b <= loss), math.inf)
+
+
+@dataclass(frozen=True)
+class MethodOutcome:
+    """One method over all seeds."""
+
+    name: str
+    title: str
+    kind: Kind
+    trajectories: tuple[Trajectory, ...]
+    versus_reference: Difference | None
+    """ln(best loss / reference's best), paired by seed, at the full budget; None for the reference itself."""
+    first_versus_reference: Difference | None
+    """The same for the method's first trial alone against the reference's whole search."""
+    match_cost: float
+    """Median over seeds of the FLOPs to come within `MATCH` of the reference's best; inf if rarely reached."""
+    total_cost: float
+    """Mean FLOPs spent a seed, pilots included."""
+
+    @property
+    def best(self) -> list[float]:
+        """Best loss of each seed."""
+        return [t.best[-1] for t in self.trajectories]
+
+    @property
+    def first(self) -> list[float]:
+        """Loss after the first trial of each seed."""
+        return [t.best[0] for t in self.trajectories]
+
+
+@dataclass(frozen=True)
+class LawOutcome:
+    """What the pilots of all seeds say about the target size, against what was found there."""
+
+    law: Law | None
+    refusal: str
+    prediction: Prediction | None
+    pilot_cost: float
+    """Mean FLOPs a seed of all pilots."""
+    found_lr: float
+    """lr of the reference's best trials at the target, geometric mean over seeds."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a report says about a comparison."""
+
+    comparison: Comparison
+    methods: tuple[MethodOutcome, ...]
+    reference: MethodOutcome
+    """The external search the others are held against: grid where it ran, else the first external method."""
+    run_cost: float
+    """FLOPs of one full run at the target size."""
+    law: LawOutcome | None
+    verdict: str
+
+
+def judge(comparison: Comparison) -> Outcome:
+    """Work out the outcome.
+
+    Raises:
+        OutcomeError: no method ended a trial at the target size with a finite loss for every seed.
+    """
+    records = comparison.table.records()
+    plan = comparison.plan
+    seeds = plan.seeds
+    found = {name: _trajectories(records, name, seeds) for name in plan.methods}
+    empty = [name for name, ts in found.items() if not all(t.best and math.isfinite(t.best[-1]) for t in ts)]
+    usable = [name for name in plan.methods if name not in empty]
+    if not usable:
+        raise OutcomeError(
+            "no method has a finished trial with a finite loss for every seed; run more, or raise --runs"
+        )
+    reference_name = next(
+        (n for n in ("grid", *usable) if n in usable and method(n).kind == "external"), usable[0]
+    )
+    reference = found[reference_name]
+    outcomes = tuple(_method_outcome(name, found[name], reference, name == reference_name) for name in usable)
+    targets = [r for r in records if r.method != PILOT and r.state == "complete" and r.size == plan.size]
+    run_cost = statistics.median(r.cost for r in targets) if targets else math.nan
+    ref = next(o for o in outcomes if o.name == reference_name)
+    law = _law_outcome(comparison, records, ref)
+    return Outcome(comparison, outcomes, ref, run_cost, law, _verdict(outcomes, ref, law, run_cost, empty))
+
+
+def _trajectories(records: Sequence[TrialRecord], name: str, seeds: Sequence[int]) -> list[Trajectory]:
+    out = []
+    for seed in seeds:
+        pilots = (
+            [r for r in records if r.method == PILOT and r.seed == seed] if method(name).kind == "law" else []
+        )
+        pilot_cost = sum(r.cost for r in pilots if math.isfinite(r.cost))
+        spent, best, lr = pilot_cost, math.inf, math.nan
+        costs: list[float] = []
+        bests: list[float] = []
+        trials = [r for r in records if r.method == name and r.seed == seed]
+        for r in trials:
+            spent += r.cost if math.isfinite(r.cost) else 0.0
+            # a truncated run's last loss is no result
+            if r.state == "complete" and r.loss < best:
+                best = r.loss
+                lr = r.plateau_lr if math.isfinite(r.plateau_lr) else r.lr
+            costs.append(spent)
+            bests.append(best)
+        out.append(Trajectory(seed, tuple(costs), tuple(bests), lr, len(trials), pilot_cost))
+    return out
+
+
+def _method_outcome(
+    name: str, own: Sequence[Trajectory], reference: Sequence[Trajectory], is_reference: bool
+) -> MethodOutcome:
+    def against(values: Sequence[float]) -> Difference | None:
+        if not all(math.isfinite(v) for v in values):
+            return None
+        return paired_difference([math.log(v) for v in values], [math.log(t.best[-1]) for t in reference])
+
+    match = statistics.median(
+        t.cost_to(r.best[-1] * (1 + MATCH)) for t, r in zip(own, reference, strict=True)
+    )
+    described = method(name)
+    return MethodOutcome(
+        name=name,
+        title=described.title,
+        kind=described.kind,
+        trajectories=tuple(own),
+        versus_reference=None if is_reference else against([t.best[-1] for t in own]),
+        first_versus_reference=None if is_reference else against([t.best[0] for t in own]),
+        match_cost=match,
+        total_cost=statistics.fmean(t.cost[-1] for t in own),
+    )
+
+
+def _law_outcome(
+    comparison: Comparison, records: Sequence[TrialRecord], reference: MethodOutcome
+) -> LawOutcome | None:
+    pilots = [r for r in records if r.method == PILOT]
+    if not pilots:
+        return None
+    law: Law | None = None
+    prediction: Prediction | None = None
+    refusal = ""
+    try:
+        law = fit(TrialTable.from_records(pilots))
+        prediction = law.predict(
+            size=comparison.plan.size, tokens=comparison.plan.tokens, batch=comparison.plan.batch
+        )
+    except LawRefused as refused:
+        refusal = refused.reason
+    rates = [t.lr for t in reference.trajectories if t.lr > 0]
+    return LawOutcome(
+        law=law,
+        refusal=refusal,
+        prediction=prediction,
+        pilot_cost=sum(r.cost for r in pilots if math.isfinite(r.cost)) / len(comparison.plan.seeds),
+        found_lr=math.exp(statistics.fmean(math.log(r) for r in rates)) if rates else math.nan,
+    )
+
+
+def _verdict(
+    outcomes: Sequence[MethodOutcome],
+    reference: MethodOutcome,
+    law: LawOutcome | None,
+    run_cost: float,
+    empty: Sequence[str],
+) -> str:
+    sentences = []
+    trials = statistics.fmean(t.trials for t in reference.trajectories)
+    for o in outcomes:
+        if o.first_versus_reference is None or o.kind == "external":
+            continue
+        spent = statistics.fmean(t.cost[0] for t in o.trajectories)
+        what = (
+            "one MetaOptimize run"
+            if o.name == "metaoptimize"
+            else (
+                "the law's pilots and one run at the predicted rate"
+                if o.kind == "law"
+                else f"one run of {o.title}"
+            )
+        )
+        sentences.append(
+            f"{what} ended at a loss {percent(o.first_versus_reference)} against the best of "
+            f"{trials:.0f} {reference.title.lower()} runs, for {spent / reference.total_cost:.0%} of the compute"
+        )
+    if not sentences:
+        best = min(outcomes, key=lambda o: statistics.fmean(o.best))
+        sentences.append(f"{best.title} found the lowest loss, {statistics.fmean(best.best):.4g} on average")
+    if empty:
+        sentences.append(
+            f"{', '.join(method(n).title for n in empty)} finished no trial on some seed and is left out"
+        )
+    text = "; ".join(sentences)
+    return text[0].upper() + text[1:] + "."
+
+
+def percent(d: Difference) -> str:
+    """A log ratio as a signed percentage with its interval: `+0.4 % (90 % interval −0.2 … +1.0 %)`."""
+
+    def one(x: float) -> str:
+        return f"{100 * math.expm1(x):+.1f}".replace("-", "−")
+
+    if d.pairs < 2:
+        return f"{one(d.mean)} % (one seed, no interval)"
+    return f"{one(d.mean)} % (90 % interval {one(d.low)} … {one(d.high)} %, {d.pairs} seeds)"
