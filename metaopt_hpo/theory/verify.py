@@ -1,0 +1,348 @@
+"""Check a proposed scaling rule against a bound, by an exact linear program over exponents.
+
+In logarithms every term of a bound is affine in the exponents θ of (lr, momentum, batch), so the best rate along a
+scale solves min_θ max_j (a_j·θ + b_j) subject to a <= 1, 1 <= B <= D and aK >= 1. Two labels are kept apart, always:
+*proved* is an exact program with its dual certificate, under the stated assumptions; *checked* is a number computed.
+
+Width and depth rules need to know how the bound's constants move: `path="L ~ n^2"` (Adam under muP's norms),
+`"L ~ n^0"` (Muon in the spectral norm), `depth_path(c)` for residual branches multiplied by depth^-c. Published rules
+checked in the tests: arXiv 2603.15958 and the sources named in `exponents.PUBLISHED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from metaopt_hpo.theory._linear_program import Solution, minimax
+from metaopt_hpo.theory.bounds import LMOBound
+from metaopt_hpo.theory.rules import CONTROLS, SCALES, Clause, Monomial, parse_rule, resolve
+from metaopt_hpo.theory.terms import Term, exact, monomials
+
+Label = Literal["proved", "checked"]
+Verdict = Literal["optimal", "aligned", "unidentified", "misaligned"]
+
+WIDTH_ADAM = "L ~ n^2"
+"""Smoothness of Adam-like (max-norm) steps in width n: n² entries add up. Gives muP's lr ~ 1/n at fixed momentum."""
+WIDTH_MUON = "L ~ n^0"
+"""Smoothness in the width-normalised spectral norm does not grow: Muon's lr does not move with width."""
+CHECK_TOKENS = (1e8, 1e14)
+"""Token range over which the constant factor is computed: from small proxies to the largest runs of today."""
+CHECK_MOMENTUM = 0.1
+"""Momentum a held in that computation where the rule names none: β₁ = 0.9."""
+
+
+def depth_path(multiplier: float) -> str:
+    """Path of a network of depth l whose residual branches are multiplied by l^-c: L ~ l^(2(1−c)), so lr ~ l^(c−1)."""
+    return f"L ~ l^{float(2 * (1 - exact(multiplier)))}"
+
+
+@dataclass(frozen=True)
+class RuleCheck:
+    """What a bound says about a rule along one scale. Rates are exponents of the bound's value: lower is better."""
+
+    rule: str
+    path: str
+    bound: LMOBound
+    scale: str
+    """The scale the rates are exponents of: tokens, width, depth or size."""
+    exponents: Mapping[str, float]
+    """The rule's exponents of lr, momentum and batch in that scale."""
+    rate: float
+    """Best rate over all (lr, momentum, batch)."""
+    face: Mapping[str, tuple[float, float]]
+    """Range of each exponent over the whole set of optimal rules."""
+    vertices: tuple[Mapping[str, float], ...]
+    """Corners of that set."""
+    rule_rate: float
+    """Rate of the rule: its slowest term."""
+    rate_held: float
+    """Best rate with the rule's own momentum and batch (held fixed where it names none)."""
+    rate_loss: float
+    """rule_rate − rate_held."""
+    rate_loss_free: float
+    """rule_rate − rate."""
+    rate_loss_lr_terms: float
+    """The loss counted on the terms that hold lr alone: what tells rules apart where the noise floor hides them."""
+    lr_interval: tuple[float, float]
+    """All lr exponents without loss at the rule's momentum and batch."""
+    identified: bool
+    """Whether that interval is a single point."""
+    label: Label
+    """proved: exact program with certificate on a proved or derived bound; checked: the bound itself is heuristic."""
+    constant: float | None
+    """Bound at the rule over the bound at the best lr with the same momentum and batch, worst over `CHECK_TOKENS`
+    (*checked*, never proved); the rule's coefficient is tuned unless it states one. None along other scales."""
+    certificate: tuple[tuple[str, Fraction], ...]
+    """Exact dual multipliers of the free program."""
+    also: tuple[RuleCheck, ...] = ()
+    """The same check along the rule's other scales."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """optimal: no loss even against free (a, B); aligned: none at its own; unidentified: the noise floor hides the
+        lr exponent, and on the terms that hold lr the rule loses; misaligned: it loses rate."""
+        if self.rate_loss > 0:
+            return "misaligned"
+        if not self.identified and self.rate_loss_lr_terms > 0:
+            return "unidentified"
+        return "optimal" if self.rate_loss_free == 0 else "aligned"
+
+    @property
+    def assumptions(self) -> str:
+        """The assumptions every number rests on, in one line."""
+        b = self.bound
+        held = f"; {self.path}" if self.path else ""
+        return f"{b.kind} bound, {b.form} form, noise ~ B^-{b.q:g}, E₀ {_start(b)} ({b.status}){held}"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The check as (quantity, value) rows for a table."""
+        face = ", ".join(
+            f"{CONTROLS[n]} ∈ [{_number(lo)}, {_number(hi)}]" for n, (lo, hi) in self.face.items()
+        )
+        rows = [
+            ("rule", self.rule),
+            ("assumptions", self.assumptions),
+            ("along", SCALES[self.scale]),
+            ("verdict", f"{self.verdict} ({self.label})"),
+            ("optimal rate", f"{_number(self.rate)}, on {face}"),
+            (
+                "rule's rate",
+                f"{_number(self.rule_rate)} (best at its momentum and batch {_number(self.rate_held)})",
+            ),
+            ("rate loss, same momentum and batch", _number(self.rate_loss)),
+            ("rate loss, all free", _number(self.rate_loss_free)),
+            ("rate loss, terms that hold lr", _number(self.rate_loss_lr_terms)),
+            (
+                "lr exponents without loss",
+                f"[{_number(self.lr_interval[0])}, {_number(self.lr_interval[1])}]",
+            ),
+            ("identified", "yes" if self.identified else "no: the noise floor hides the lr exponent"),
+        ]
+        if self.constant is not None:
+            rows.append(("constant factor (checked)", f"{self.constant:.3g}"))
+        return rows + [("note", n) for n in self.notes]
+
+
+def verify_rule(
+    rule: str, bound: LMOBound, path: str | Mapping[str, float] | None = None, *, along: str | None = None
+) -> RuleCheck:
+    """Check a rule such as "lr ~ B^0.5 D^-0.5, B ~ D^0.571" against a bound.
+
+    Args:
+        rule: clauses for lr and, if they scale, B and a; "=" instead of "~" states a coefficient too.
+        bound: the bound; its form is part of the answer.
+        path: how everything else moves: batch or momentum the rule leaves open ("B ~ D^0.5") and the bound's constants
+            ("L ~ n^2"). A mapping gives exponents of D: {"B": 0.5}. Default: all held fixed.
+        along: the scale to check along; default tokens when the rule or path holds D, else its only other scale.
+
+    Raises:
+        ValueError: a rule that cannot be parsed, no clause for lr, a batch that outgrows the tokens, momentum leaving
+            (0, 1] or outliving the run, or a width, depth or size rule without a path for the constants.
+    """
+    clauses = parse_rule(rule)
+    if "lr" not in clauses:
+        raise ValueError(f"rule {rule!r} says nothing about lr: add a clause such as 'lr ~ D^-0.5'")
+    outside = [n for n in clauses if n not in CONTROLS]
+    if outside:
+        raise ValueError(f"rule {rule!r} sets {outside[0]}, a constant of the bound: state that in path")
+    surroundings, path_text = _path(path)
+    for name in surroundings:
+        if name in clauses or name == "lr":
+            raise ValueError(f"path states {name}, which is the rule's: keep one of the two")
+    solved = resolve({**clauses, **surroundings})
+    named = [s for s in SCALES if any(s in m.powers for m in solved.values())]
+    known = [s for s in named if s == "tokens" or any(s in c.value.powers for c in surroundings.values())]
+    if not named:
+        named = known = ["tokens"]
+    if along is not None:
+        if along not in SCALES:
+            raise ValueError(f"along must be one of {', '.join(SCALES)}, got {along!r}")
+        known = [along] + [s for s in known if s != along]
+    if not known:
+        letter = SCALES[named[0]]
+        raise ValueError(
+            f"rule {rule!r} scales with {named[0]} but nothing says how the bound's constants do: "
+            f"give a path such as 'L ~ {letter}^2', or 'L ~ {letter}^0' where they do not"
+        )
+    notes = tuple(
+        f"{SCALES[s]} not checked: no path says how the bound's constants move with it"
+        for s in named
+        if s not in known
+    )
+    checks = [
+        _check(rule, path_text, bound, solved, clauses, s, notes if i == 0 else ())
+        for i, s in enumerate(known)
+    ]
+    return replace(checks[0], also=tuple(checks[1:]))
+
+
+def rate_loss_profile(rule: str, bound: LMOBound, *, points: int = 21) -> list[tuple[float, RuleCheck]]:
+    """The check at each batch exponent b in [0, 1], for rules that leave the batch open.
+
+    Raises:
+        ValueError: the rule states its own batch.
+    """
+    if "batch" in parse_rule(rule):
+        raise ValueError(f"rule {rule!r} states its batch, so there is no profile over b")
+    exponents = [Fraction(i, points - 1) for i in range(points)]
+    return [(float(b), verify_rule(rule, bound, f"B ~ D^{b.numerator}/{b.denominator}")) for b in exponents]
+
+
+def _check(
+    rule: str,
+    path: str,
+    bound: LMOBound,
+    solved: Mapping[str, Monomial],
+    clauses: Mapping[str, Clause],
+    scale: str,
+    notes: tuple[str, ...],
+) -> RuleCheck:
+    own = {n: solved[n].powers.get(scale, Fraction(0)) if n in solved else Fraction(0) for n in CONTROLS}
+    drift = {n: m.powers.get(scale, Fraction(0)) for n, m in solved.items() if n not in CONTROLS}
+    growth = Fraction(1) if scale == "tokens" else Fraction(0)
+    if scale == "tokens":
+        _feasible(rule, own)
+    terms, decaying = monomials(bound)
+    offset = {
+        t.name: growth * t.tokens + sum(drift.get(n, 0) * e for n, e in t.constants.items()) for t in terms
+    }
+
+    free = _program(terms, offset, decaying, growth, None if scale == "tokens" else own["batch"], None, bound)
+    held = _program(terms, offset, decaying, growth, own["batch"], own["momentum"], bound)
+    value = {t.name: _rate(t, offset[t.name], own) for t in terms}
+    stalled = decaying and own["lr"] + growth - own["batch"] < 0
+    if stalled:
+        # lr·K → 0: the run never leaves its start, so the gap stays at Δ.
+        value["start"] = drift.get("delta", Fraction(0))
+    rule_rate = max(value.values())
+    lr_terms = [t for t in terms if t.lr]
+    held_lr = _program(lr_terms, offset, decaying, growth, own["batch"], own["momentum"], bound)
+    lr_rate = max([value[t.name] for t in lr_terms] + ([value["start"]] if stalled else []))
+    interval = (min(v[0] for v in held.vertices), max(v[0] for v in held.vertices))
+
+    names = [n for n in CONTROLS if n != "batch"] if scale != "tokens" else list(CONTROLS)
+    vertices = tuple({n: float(v) for n, v in zip(names, vertex, strict=True)} for vertex in free.vertices)
+    face = {n: (min(v[n] for v in vertices), max(v[n] for v in vertices)) for n in names}
+    return RuleCheck(
+        rule=rule,
+        path=path,
+        bound=bound,
+        scale=scale,
+        exponents={n: float(e) for n, e in own.items()},
+        rate=float(free.value),
+        face=face,
+        vertices=vertices,
+        rule_rate=float(rule_rate),
+        rate_held=float(held.value),
+        rate_loss=float(rule_rate - held.value),
+        rate_loss_free=float(rule_rate - free.value),
+        rate_loss_lr_terms=float(lr_rate - held_lr.value),
+        lr_interval=(float(interval[0]), float(interval[1])),
+        identified=interval[0] == interval[1],
+        label="checked" if bound.status == "heuristic" else "proved",
+        constant=_constant(bound, own, clauses) if scale == "tokens" and not drift else None,
+        certificate=free.certificate,
+        notes=notes,
+    )
+
+
+def _program(
+    terms: list[Term],
+    offset: Mapping[str, Fraction],
+    decaying: bool,
+    growth: Fraction,
+    batch: Fraction | None,
+    momentum: Fraction | None,
+    bound: LMOBound,
+) -> Solution:
+    """The best lr, and momentum and batch where they are not given, along one scale.
+
+    Along width, depth or size the other scales are large, so the limits a <= 1 and aK >= 1 are slack there.
+    """
+    zero, one = Fraction(0), Fraction(1)
+    free = [n for n, v in (("momentum", momentum), ("batch", batch)) if v is None]
+    held = {"momentum": momentum or zero, "batch": batch or zero}
+
+    def row(lr: Fraction, a: Fraction, b: Fraction) -> tuple[Fraction, ...]:
+        return (lr, *({"momentum": a, "batch": b}[n] for n in free))
+
+    def known(a: Fraction, b: Fraction) -> Fraction:
+        return sum((c * held[n] for n, c in (("momentum", a), ("batch", b)) if n not in free), zero)
+
+    rows = [
+        (t.name, row(t.lr, t.momentum, t.batch), offset[t.name] + known(t.momentum, t.batch)) for t in terms
+    ]
+    limits = []
+    if decaying:
+        limits.append(("ηK >= 1", row(-one, zero, one), growth - known(zero, one)))
+    if growth and "momentum" in free:
+        limits += [
+            ("a <= 1", row(zero, one, zero), zero),
+            ("aK >= 1", row(zero, -one, one), growth - known(-one, one)),
+        ]
+    if growth and "batch" in free:
+        limits += [("B >= 1", row(zero, zero, -one), zero), ("B <= D", row(zero, zero, one), one)]
+    return minimax(rows, limits, 1 + len(free))
+
+
+def _rate(term: Term, offset: Fraction, own: Mapping[str, Fraction]) -> Fraction:
+    return term.lr * own["lr"] + term.momentum * own["momentum"] + term.batch * own["batch"] + offset
+
+
+def _constant(bound: LMOBound, own: Mapping[str, Fraction], clauses: Mapping[str, Clause]) -> float:
+    tokens = np.geomspace(*CHECK_TOKENS, 61)
+    coefficient = {n: c.value.coefficient for n, c in clauses.items() if c.exact}
+    a0 = coefficient.get("momentum", CHECK_MOMENTUM if own["momentum"] == 0 else 1.0)
+    batch = np.clip(coefficient.get("batch", 1.0) * tokens ** float(own["batch"]), 1.0, tokens)
+    momentum = np.clip(a0 * tokens ** float(own["momentum"]), batch / tokens, 1.0)
+    steps = tokens / batch
+    best = bound.value(bound.best_lr(momentum, batch, steps), momentum, batch, steps)
+    shape = tokens ** float(own["lr"])
+
+    def worst(log_coefficient: float) -> float:
+        with np.errstate(over="ignore"):
+            return float(np.max(bound.value(np.exp(log_coefficient) * shape, momentum, batch, steps) / best))
+
+    if "lr" in coefficient:
+        return worst(float(np.log(coefficient["lr"])))
+    centre = np.log(bound.best_lr(momentum, batch, steps) / shape)
+    found = minimize_scalar(
+        worst, bounds=(float(centre.min()) - 1, float(centre.max()) + 1), method="bounded"
+    )
+    return float(found.fun)
+
+
+def _feasible(rule: str, own: Mapping[str, Fraction]) -> None:
+    a, b = own["momentum"], own["batch"]
+    if b > 1 or b < 0:
+        raise ValueError(f"batch ~ D^{float(b):g} leaves 1 <= B <= D in rule {rule!r}: b must lie in [0, 1]")
+    if a > 0:
+        raise ValueError(
+            f"momentum a ~ D^{float(a):g} leaves (0, 1] in rule {rule!r}: its exponent must be <= 0"
+        )
+    if a + 1 - b < 0:
+        raise ValueError(
+            f"momentum a ~ D^{float(a):g} outlives the run in rule {rule!r}: aK >= 1 needs a >= B/D"
+        )
+
+
+def _path(path: str | Mapping[str, float] | None) -> tuple[dict[str, Clause], str]:
+    if path is None:
+        return {}, ""
+    text = path if isinstance(path, str) else ", ".join(f"{n} ~ D^{exact(v)}" for n, v in path.items())
+    return parse_rule(text), text
+
+
+def _start(bound: LMOBound) -> str:
+    return "= noise·B^-q" if bound.init == "first-gradient" else f"= {bound.e0:g}"
+
+
+def _number(x: float) -> str:
+    return f"{x:.4g}"
