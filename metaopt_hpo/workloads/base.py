@@ -21,7 +21,10 @@ class WorkloadError(MetaOptError):
 class Workload(Protocol):
     """One training job at one size. Everything is a pure function of its settings, the seed and the step."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the workload is called in tables."""
+        ...
 
     @property
     def size(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +66,7 @@ class TextLM:
         """Measured FLOPs of forward and backward per token, output layer and attention included."""
         return _flops_per_token(self.width, self.layers, self.context)
 
-    def with_batch(self, batch: int) -> TextLM:
+    def with_batch(self, batch: int) -> Self:
         """The same job at `batch` tokens per step, a multiple of `context`."""
         if batch < self.context or batch % self.context:
             raise ValueError(f"batch must be a multiple of the context, {self.context} tokens, got {batch!r}")
@@ -92,7 +92,7 @@ class TextLM:
         """Mean next-byte loss on fixed windows spread evenly over the held-out speeches, nats per byte."""
         device = next(model.parameters()).device
         windows = _held_out_windows(self.context).to(device)
-        total = sum(float(next_token_loss(model, part)) * len(part) for part in windows.split(64))
+        total = sum(float(next_token_loss(model, part)) * len(part) for part in torch.split(windows, 64))
         return total / len(windows)
 
 
@@ -127,7 +127,8 @@ class Block(nn.Module):
         )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(b, t, w))
-        return x + self.down(F.gelu(self.up(self.norm_mlp(x))))
+        mlp: Tensor = self.down(F.gelu(self.up(self.norm_mlp(x))))
+        return x + mlp
 
 
 class Transformer(nn.Module):
@@ -149,7 +150,8 @@ class Transformer(nn.Module):
         x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
 
 @lru_cache(maxsize=1)

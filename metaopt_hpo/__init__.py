@@ -1,0 +1,76 @@
+"""metaopt-hpo: find a large model's learning rate without paying for a search at the large size.
+
+The public face is lazy (PEP 562): a name loads its room when it is first used, so that `from metaopt_hpo
+import fit` imports no torch and `from metaopt_hpo import MetaOptimize` no pandas.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metaopt_hpo.comparison.outcome import judge
+    from metaopt_hpo.comparison.protocol import Comparison, Plan, compare
+    from metaopt_hpo.errors import MetaOptError, MetaOptWarning
+    from metaopt_hpo.optim import MetaOptimize
+    from metaopt_hpo.report import write_report
+    from metaopt_hpo.scaling import Law, LawRefused, fit
+    from metaopt_hpo.training import TrainingRun
+    from metaopt_hpo.trials.record import TrialRecord, token_grid
+    from metaopt_hpo.trials.table import TrialTable
+
+try:
+    __version__ = version("metaopt-hpo")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "Comparison": "comparison.protocol",
+    "Law": "scaling",
+    "LawRefused": "scaling",
+    "MetaOptError": "errors",
+    "MetaOptWarning": "errors",
+    "MetaOptimize": "optim",
+    "Plan": "comparison.protocol",
+    "TrainingRun": "training",
+    "TrialRecord": "trials.record",
+    "TrialTable": "trials.table",
+    "compare": "comparison.protocol",
+    "fit": "scaling",
+    "judge": "comparison.outcome",
+    "token_grid": "trials.record",
+    "write_report": "report",
+}
+
+__all__ = [
+    "Comparison",
+    "Law",
+    "LawRefused",
+    "MetaOptError",
+    "MetaOptWarning",
+    "MetaOptimize",
+    "Plan",
+    "TrainingRun",
+    "TrialRecord",
+    "TrialTable",
+    "__version__",
+    "compare",
+    "fit",
+    "judge",
+    "token_grid",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
