@@ -1,0 +1,35 @@
+"""Laws across sizes: fit a table of trials, predict the optimum of a larger model, give verdicts on runs."""
+
+from __future__ import annotations
+
+from metaopt_hpo.scaling.estimates import Caution, Estimate, LawRefused, Prediction
+from metaopt_hpo.scaling.fitting import fit
+from metaopt_hpo.scaling.forecast import Forecast, forecast
+from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.policy import (
+    Config,
+    Context,
+    Proposal,
+    Verdict,
+    propose,
+    sample_near_optimum,
+    verdict,
+)
+
+__all__ = [
+    "Caution",
+    "Config",
+    "Context",
+    "Estimate",
+    "Forecast",
+    "Law",
+    "LawRefused",
+    "Prediction",
+    "Proposal",
+    "Verdict",
+    "fit",
+    "forecast",
+    "propose",
+    "sample_near_optimum",
+    "verdict",
+]

@@ -1,0 +1,82 @@
+"""What a law answers with: estimates with intervals, cautions, and the refusal to answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from metaopt_hpo.errors import MetaOptError
+
+
+class LawRefused(MetaOptError):
+    """The table cannot bear a law; `reason` says why and what would mend it.
+
+    Attributes:
+        code: stable name of the reason ("few-sizes", "one-lr", "edge", "no-minimum", "few-trials", "loss").
+        reason: one sentence.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Caution:
+    """A warning object: `code` is stable, `message` one sentence for a person."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval at the law's level; `float(x)` gives the value."""
+
+    value: float
+    low: float
+    high: float
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".4g"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The best configuration at one size and number of tokens, as far as the law knows.
+
+    `lr` and `batch` (tokens per step) minimise the law's loss; `loss` is what it expects there. `spread`
+    holds the standard deviations of (ln lr, ln batch) and their correlation, for samplers.
+    """
+
+    size: float
+    tokens: float
+    lr: Estimate
+    batch: Estimate
+    loss: Estimate
+    warnings: tuple[Caution, ...] = ()
+    spread: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def steps(self) -> float:
+        """Optimizer steps at the predicted batch."""
+        return self.tokens / self.batch.value
+
+
+def positive(name: str, value: float) -> float:
+    """`value` as a float; ValueError naming the field unless it is positive and finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
+    return number

@@ -1,0 +1,344 @@
+"""fit(table) → Law: robust surface, bootstrap intervals, and refusal where the data cannot bear a law."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from metaopt_hpo.scaling.cells import Cells, Use, from_table
+from metaopt_hpo.scaling.estimates import Caution, LawRefused
+from metaopt_hpo.scaling.floor import fit_floor
+from metaopt_hpo.scaling.law import Domain, Draws, Law
+from metaopt_hpo.scaling.solver import Prior, Solution, solve
+from metaopt_hpo.scaling.surface import Array, Axes, Surface
+
+if TYPE_CHECKING:
+    from metaopt_hpo.trials.table import TrialTable
+
+MIN_SIZES = 3
+MIN_TRIALS = 6
+COLLINEAR = 0.98
+"""Squared correlation of ln size and ln tokens above which their effects cannot be told apart."""
+
+SLOPE_PRIOR = {"lr": {"size": -0.4, "tokens": 0.0}, "batch": {"size": 0.0, "tokens": 0.5}}
+SLOPE_SPREAD = {"lr": {"size": 0.4, "tokens": 0.4}, "batch": {"size": 0.4, "tokens": 0.3}}
+"""Weak prior on the exponents (mean and standard deviation over published laws): matters for tiny tables only."""
+
+
+def fit(
+    table: TrialTable,
+    *,
+    allow_weak: bool = False,
+    prior: Law | None = None,
+    use: Use = "fixed",
+    strategy: str | None = None,
+    draws: int = 200,
+    level: float = 0.9,
+    seed: int = 0,
+) -> Law:
+    """Fit one law to all trials of a table.
+
+    Args:
+        table: trials of at least three sizes, each with at least three lr in some cells.
+        allow_weak: fit even from two sizes, or from optima that all lie at the grid's edge; the law then
+            carries a caution instead.
+        prior: a law whose exponents are believed within its intervals; it lifts the same refusals.
+        use: which trials' lr counts: "fixed" (schedules set from outside), "plateau" (adaptive strategies at
+            the step size they settled on), "all".
+        strategy: only trials of this strategy.
+        draws: bootstrap draws (hierarchical: sizes, cells, runs).
+        level: coverage of intervals.
+        seed: of the bootstrap.
+
+    Raises:
+        LawRefused: with `.code` and `.reason`.
+    """
+    if draws < 20:
+        raise ValueError(f"draws must be at least 20, got {draws!r}")
+    if not 0.5 <= level < 1:
+        raise ValueError(f"level must be in [0.5, 1), got {level!r}")
+    cells = from_table(table, use=use, strategy=strategy)
+    return fit_cells(cells, allow_weak=allow_weak, prior=prior, draws=draws, level=level, seed=seed)
+
+
+def fit_cells(
+    cells: Cells, *, allow_weak: bool, prior: Law | None, draws: int, level: float, seed: int
+) -> Law:
+    """`fit` from arrays."""
+    cautions = list(cells.cautions)
+    axes, path = choose_axes(cells)
+    has_batch = _batch_varies(cells)
+    cautions += _refusals(cells, weak=allow_weak or prior is not None)
+    cautions += _axis_cautions(cells, axes, path, has_batch)
+    design = axes.design(cells.size, cells.tokens)
+    start = start_surface(cells, axes, has_batch)
+    slopes = slope_prior(axes, has_batch, prior)
+    solution = solve(cells, design, start, prior=slopes)
+    _check_bowl(solution.surface)
+    per_cell = np.bincount(cells.cell, minlength=cells.k).astype(float)
+    ln_size, ln_tokens = np.log(cells.cell_size), np.log(cells.cell_tokens)
+    floor = fit_floor(
+        axes.names or ("size",),
+        ln_size,
+        ln_tokens,
+        solution.floors,
+        np.minimum(per_cell, 10.0) / 10.0,
+        noise=solution.scale,
+    )
+    rng = np.random.default_rng(seed)
+    a, b, fl = [], [], []
+    for _ in range(draws):
+        weight = bootstrap_weights(cells, rng)
+        s = solve(
+            cells,
+            design,
+            solution.surface,
+            weight=weight,
+            prior=_jitter(slopes, rng),
+            scale=solution.scale,
+            iterations=6,
+        )
+        cell_weight = np.bincount(cells.cell, weight, minlength=cells.k) / np.maximum(per_cell, 1.0)
+        f = fit_floor(
+            floor.names,
+            ln_size,
+            ln_tokens,
+            s.floors,
+            np.minimum(per_cell, 10.0) / 10.0 * cell_weight,
+            start=floor,
+            noise=s.scale,
+        )
+        shift = np.exp(f.exponent * (f.centre - floor.centre))
+        a.append(s.surface.a)
+        b.append(s.surface.b)
+        fl.append(np.concatenate([[f.level], f.coefficient * shift, f.exponent]))
+    result = Draws(np.array(a), np.array(b), np.array(fl))
+    cautions += _exponent_cautions(axes, result, solution, has_batch)
+    return Law(
+        axes=axes,
+        surface=solution.surface,
+        floor=floor,
+        draws=result,
+        domain=_domain(cells),
+        noise=max(solution.scale, 1e-6),
+        cells={
+            "size": cells.cell_size,
+            "tokens": cells.cell_tokens,
+            "log_loss": solution.floors,
+            "trials": per_cell,
+        },
+        trials=cells.n,
+        level=level,
+        widen=_small_sample(cells, axes),
+        warnings=tuple(cautions),
+        path=path,
+    )
+
+
+def choose_axes(cells: Cells) -> tuple[Axes, tuple[float, float] | None]:
+    """The axes that the cells can tell apart, and the path tokens = c·size^k where they cannot."""
+    n, d = np.log(cells.cell_size), np.log(cells.cell_tokens)
+    moves_n, moves_d = np.ptp(n) > 0.05, np.ptp(d) > 0.05
+    if moves_n and moves_d:
+        if np.corrcoef(n, d)[0, 1] ** 2 > COLLINEAR:
+            slope = float(np.cov(n, d)[0, 1] / n.var(ddof=1))
+            return Axes(("size",), np.array([n.mean()])), (float(d.mean() - slope * n.mean()), slope)
+        return Axes(("size", "tokens"), np.array([n.mean(), d.mean()])), None
+    if moves_n:
+        return Axes(("size",), np.array([n.mean()])), None
+    if moves_d:
+        return Axes(("tokens",), np.array([d.mean()])), None
+    return Axes((), np.zeros(0)), None
+
+
+def _batch_varies(cells: Cells) -> bool:
+    """Three batches in some cell identify a batch optimum."""
+    return max(np.unique(np.round(cells.y[cells.cell == j], 6)).size for j in range(cells.k)) >= 3
+
+
+def _lr_levels(cells: Cells, j: int) -> Array:
+    return np.unique(np.round(cells.x[cells.cell == j], 6))
+
+
+def edge_side(cells: Cells, j: int) -> int:
+    """−1 or +1 where the cell's best run has the lowest or highest lr of its cell, else 0."""
+    rows = np.flatnonzero(cells.cell == j)
+    levels = _lr_levels(cells, j)
+    if levels.size < 2:
+        return 0
+    best = cells.x[rows[np.argmin(cells.z[rows])]]
+    return -1 if best <= levels[0] + 1e-6 else (1 if best >= levels[-1] - 1e-6 else 0)
+
+
+def _refusals(cells: Cells, *, weak: bool) -> list[Caution]:
+    levels = [_lr_levels(cells, j).size for j in range(cells.k)]
+    if max(levels) < 2:
+        raise LawRefused("one-lr", "every cell holds a single lr: vary lr at each size to locate its optimum")
+    if max(levels) < 3:
+        raise LawRefused("one-lr", "no cell holds three different lr, so the bowl's shape cannot be seen")
+    if cells.n < MIN_TRIALS:
+        raise LawRefused(
+            "few-trials", f"{cells.n} usable trials are too few for a law (at least {MIN_TRIALS})"
+        )
+    out: list[Caution] = []
+    sizes = np.unique(cells.cell_size).size
+    if sizes < MIN_SIZES:
+        reason = (
+            f"{sizes} size{'s' if sizes > 1 else ''} cannot show a law across sizes (at least {MIN_SIZES}): run a "
+            "smaller model, pass allow_weak=True, or give a prior law"
+        )
+        if not weak:
+            raise LawRefused("few-sizes", reason)
+        out.append(Caution("few-sizes", f"the law rests on {sizes} size{'s' if sizes > 1 else ''} only"))
+    sides = [edge_side(cells, j) for j in range(cells.k) if levels[j] >= 3]
+    for side, word in ((-1, "lowest"), (1, "highest")):
+        if sides and all(s == side for s in sides):
+            reason = f"every cell's best run has the {word} lr of its grid: extend the grid, the optimum lies outside"
+            if not weak:
+                raise LawRefused("edge", reason)
+            out.append(Caution("edge", reason))
+    at_edge = sum(s != 0 for s in sides)
+    if at_edge and not any(c.code == "edge" for c in out):
+        message = (
+            f"{at_edge} of {len(sides)} cells have their best run at the grid's edge; they count as censored"
+        )
+        out.append(Caution("some-edges", message))
+    return out
+
+
+def _axis_cautions(
+    cells: Cells, axes: Axes, path: tuple[float, float] | None, has_batch: bool
+) -> list[Caution]:
+    out: list[Caution] = []
+    if not has_batch:
+        batches = np.unique(np.round(np.exp(cells.y)))
+        what = (
+            f"a single batch ({batches[0]:.4g})"
+            if batches.size == 1
+            else "no batch varied at a fixed size and tokens"
+        )
+        out.append(
+            Caution(
+                "batch-not-identified", f"the table holds {what}: no batch law, the batch used is given back"
+            )
+        )
+    if path is not None:
+        out.append(
+            Caution(
+                "tokens-follow-size",
+                f"tokens grew as size^{path[1]:.3g} in every trial: only that path is known",
+            )
+        )
+    elif "tokens" not in axes.names and axes.names:
+        out.append(
+            Caution("tokens-fixed", "all trials saw the same number of tokens: nothing is known of others")
+        )
+    return out
+
+
+def _check_bowl(s: Surface) -> None:
+    if s.h[0] <= 0 or (s.has_batch and (s.h[2] <= 0 or s.h[0] * s.h[2] <= s.h[1] ** 2)):
+        raise LawRefused(
+            "no-minimum", "the losses show no minimum in lr and batch: widen the grid or add seeds"
+        )
+
+
+def start_surface(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
+    """First guess: ridge regression of each cell's best run."""
+    best = np.array(
+        [np.flatnonzero(cells.cell == j)[np.argmin(cells.z[cells.cell == j])] for j in range(cells.k)]
+    )
+    design = axes.design(cells.cell_size, cells.cell_tokens)
+    ridge = np.diag([1e-9] + [0.3] * len(axes.names))
+    gram = design.T @ design + ridge
+
+    def regress(values: Array, key: str) -> Array:
+        mean = np.array([0.0] + [SLOPE_PRIOR[key][n] for n in axes.names])
+        return np.asarray(np.linalg.solve(gram, design.T @ values + ridge @ mean))
+
+    a = regress(cells.x[best], "lr")
+    if has_batch:
+        b = regress(cells.y[best], "batch")
+    else:
+        mean = np.bincount(cells.cell, cells.y, minlength=cells.k) / np.bincount(
+            cells.cell, minlength=cells.k
+        )
+        b = np.asarray(np.linalg.lstsq(design, mean, rcond=None)[0])
+    return Surface(a, b, np.array([0.02, 0.0, 0.02]), np.zeros(2), has_batch)
+
+
+def slope_prior(axes: Axes, has_batch: bool, prior: Law | None) -> Prior:
+    """Weak prior on slopes, in the solver's order; tighter where a prior law knows the exponent.
+
+    Precisions are in units of 1/variance of the noise-scaled objective, that is a plain Gaussian prior.
+    """
+    value: list[float] = []
+    precision: list[float] = []
+    for key, used in (("lr", True), ("batch", has_batch)):
+        if not used:
+            continue
+        value.append(0.0)
+        precision.append(0.0)
+        for name in axes.names:
+            mean, spread = SLOPE_PRIOR[key][name], SLOPE_SPREAD[key][name]
+            if prior is not None and name in prior.axes.names and (key == "lr" or prior.surface.has_batch):
+                i = 1 + prior.axes.names.index(name)
+                mean = float((prior.surface.a if key == "lr" else prior.surface.b)[i])
+                own = (prior.draws.a if key == "lr" else prior.draws.b)[:, i]
+                spread = max(float(own.std()) * prior.widen[key], 0.02)
+            value.append(mean)
+            precision.append(1.0 / spread**2)
+    skew = 2 if has_batch else 1
+    return Prior(np.array(value + [0.0] * skew), np.array(precision + [0.0] * skew))
+
+
+def _jitter(prior: Prior, rng: np.random.Generator) -> Prior:
+    """The prior's means drawn anew: what only the prior knows is as uncertain as the prior."""
+    spread = np.where(prior.precision > 0, 1.0 / np.sqrt(np.maximum(prior.precision, 1e-12)), 0.0)
+    return Prior(prior.value + spread * rng.standard_normal(prior.value.size), prior.precision)
+
+
+def bootstrap_weights(cells: Cells, rng: np.random.Generator) -> Array:
+    """Bayesian bootstrap on three levels: sizes, cells within sizes, runs within cells (mean weight 1)."""
+    _, size_index = np.unique(cells.size, return_inverse=True)
+    # Gamma with shape 2 for sizes: three sizes with exponential weights would often leave one.
+    size_weight = rng.gamma(2.0, 0.5, size_index.max() + 1)
+    cell_weight = rng.gamma(1.0, 1.0, cells.k)
+    weight = size_weight[size_index] * cell_weight[cells.cell] * rng.gamma(1.0, 1.0, cells.n)
+    return np.asarray(weight * (cells.n / weight.sum()))
+
+
+def _small_sample(cells: Cells, axes: Axes) -> dict[str, float]:
+    """Bootstrap intervals are too narrow by about √(k/(k − p)) over k clusters and p coefficients."""
+    k, p = cells.k, 1 + len(axes.names)
+    factor = math.sqrt(k / max(k - p, 0.5))
+    return {"lr": factor, "batch": factor, "loss": factor}
+
+
+def _exponent_cautions(axes: Axes, draws: Draws, s: Solution, has_batch: bool) -> list[Caution]:
+    out: list[Caution] = []
+    for label, d, used in (("lr", draws.a, True), ("batch", draws.b, has_batch)):
+        for i, name in enumerate(axes.names, start=1):
+            if used:
+                low, high = np.quantile(d[:, i], [0.05, 0.95])
+                if low < 0 < high:
+                    message = (
+                        f"the exponent of {label} in {name} may have either sign ({low:.2f} to {high:.2f})"
+                    )
+                    out.append(Caution(f"exponent-{label}-{name}", message))
+    return out
+
+
+def _domain(cells: Cells) -> Domain:
+    def span(values: Array) -> tuple[float, float]:
+        return float(values.min()), float(values.max())
+
+    return Domain(
+        span(cells.size),
+        span(cells.tokens),
+        span(np.exp(cells.y)),
+        span(np.exp(cells.x)),
+        tuple(float(v) for v in np.unique(cells.cell_size)),
+    )

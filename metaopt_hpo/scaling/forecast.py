@@ -1,0 +1,134 @@
+"""Final loss of a configuration, before it starts and while it runs: the law plus the run's own curve so far.
+
+A running loss is compared with the law *at the same tokens and batch*, never with another run's loss at other
+tokens: large batches win late, and early ranks mislead. The run's offset from the law there carries over to
+its end in part; the part and its uncertainty shrink and grow with ln(T/t).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from metaopt_hpo.scaling.estimates import Estimate, positive
+
+if TYPE_CHECKING:
+    from metaopt_hpo.scaling.law import Law
+
+
+class HasCurve(Protocol):
+    """Anything with equally long `tokens` and `loss`, such as `trials.record.Curve`."""
+
+    @property
+    def tokens(self) -> Sequence[float]: ...
+
+    @property
+    def loss(self) -> Sequence[float]: ...
+
+
+CurveLike = HasCurve | Sequence[tuple[float, float]]
+"""A curve, or pairs (tokens, loss)."""
+
+CARRY = 0.5
+"""Part of an offset from the law that remains per e-fold of tokens: exp(−CARRY·ln(T/t))."""
+
+DRIFT = 0.04
+"""Standard deviation of ln loss that an unfinished run may still move against the law, per √ln(T/t)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Distribution of a final loss: ln loss is normal with `mean` and `sd`.
+
+    Attributes:
+        loss: median and interval at the law's level.
+        mean, sd: of ln loss.
+        excess: expected ln loss above the law's best at this size and tokens.
+        factor: how far outside the fitted sizes and tokens the configuration lies (1 inside).
+    """
+
+    loss: Estimate
+    mean: float
+    sd: float
+    excess: float
+    factor: float
+
+    def probability_below(self, loss: float) -> float:
+        """P(final loss < `loss`)."""
+        return 0.5 * math.erfc((self.mean - math.log(loss)) / (self.sd * math.sqrt(2.0)))
+
+
+def forecast(
+    law: Law, *, size: float, tokens: float, lr: float, batch: float, curve: CurveLike | None = None
+) -> Forecast:
+    """Distribution of the final loss of one configuration.
+
+    Args:
+        law: a fitted law.
+        size, tokens, lr, batch: the configuration, `tokens` being those it will see in all.
+        curve: what it has reported so far; points without a finite, positive loss are passed over.
+    """
+    for name, value in (("size", size), ("tokens", tokens), ("lr", lr), ("batch", batch)):
+        positive(name, value)
+    mean, variance, excess = log_loss(law, size, tokens, lr, batch)
+    seen = last_point(curve)
+    if seen is not None and seen[0] < tokens:
+        t, observed = seen
+        then, then_variance, _ = log_loss(law, size, t, lr, batch)
+        left = math.log(tokens / t)
+        carry = math.exp(-CARRY * left)
+        mean += carry * (observed - then)
+        variance = (1.0 - carry) ** 2 * min(variance, then_variance + variance) + DRIFT**2 * left
+    elif seen is not None:
+        mean, variance = seen[1], 0.0
+    sd = math.sqrt(variance + law.noise**2)
+    z = _quantile(law.level)
+    estimate = Estimate(math.exp(mean), math.exp(mean - z * sd), math.exp(mean + z * sd))
+    return Forecast(estimate, mean, sd, excess, law.domain.factor(size, tokens))
+
+
+def log_loss(law: Law, size: float, tokens: float, lr: float, batch: float) -> tuple[float, float, float]:
+    """(mean, variance, excess) of ln loss at the end of a configuration, in plain floats: microseconds."""
+    x, y, f, var_f, var_x, var_y = law.at(size, tokens)
+    s = law.scalars
+    u, v = math.log(lr) - x, math.log(batch) - y
+    p, dp = _skewed(u, s.g1)
+    q, dq = _skewed(v, s.g2)
+    excess = 0.5 * s.h11 * p * p + s.h12 * p * q + 0.5 * s.h22 * q * q
+    sx = (s.h11 * p + s.h12 * q) * dp
+    sy = (s.h12 * p + s.h22 * q) * dq
+    blur = 0.5 * (s.h11 * var_x + s.h22 * var_y)
+    variance = var_f + sx * sx * var_x + sy * sy * var_y + 2.0 * blur * blur
+    return f + excess + blur, variance, excess + blur
+
+
+def _skewed(u: float, gamma: float) -> tuple[float, float]:
+    """s(u, γ) and its derivative by u."""
+    if abs(gamma) < 1e-8:
+        return u, 1.0
+    e = math.exp(min(max(gamma * u, -30.0), 30.0))
+    return (e - 1.0) / gamma, e
+
+
+def last_point(curve: CurveLike | None) -> tuple[float, float] | None:
+    """(tokens, ln loss) of the last finite point of a curve."""
+    if curve is None:
+        return None
+    if isinstance(curve, Sequence):
+        pairs: Sequence[tuple[float, float]] = curve
+        points = reversed(pairs)
+    else:
+        points = zip(reversed(curve.tokens), reversed(curve.loss), strict=True)
+    for t, loss in points:
+        if math.isfinite(loss) and loss > 0 and t > 0:
+            return float(t), math.log(loss)
+    return None
+
+
+def _quantile(level: float) -> float:
+    """z with P(|Z| < z) = level."""
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(0.5 + 0.5 * level)

@@ -1,0 +1,375 @@
+"""A fitted law: predictions with intervals, the loss surface, verdicts, and its JSON form (no pickle)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, positive
+from metaopt_hpo.scaling.floor import Floor
+from metaopt_hpo.scaling.surface import Array, Axes, Surface
+
+if TYPE_CHECKING:
+    from metaopt_hpo.scaling.forecast import CurveLike, Forecast
+    from metaopt_hpo.scaling.policy import Verdict
+
+LAW_VERSION = 1
+EXTRAPOLATION_LIMIT = 16.0
+"""Beyond this factor outside the fitted sizes or tokens a prediction carries a caution."""
+
+SIGMA_90 = 1.6448536269514722
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Ranges that the fitted trials covered: (low, high) each; `sizes` lists the distinct sizes."""
+
+    size: tuple[float, float]
+    tokens: tuple[float, float]
+    batch: tuple[float, float]
+    lr: tuple[float, float]
+    sizes: tuple[float, ...]
+
+    def factor(self, size: float, tokens: float) -> float:
+        """How far outside (size, tokens) lies, as the larger factor; 1 inside."""
+        out = 1.0
+        for value, (low, high) in ((size, self.size), (tokens, self.tokens)):
+            out = max(out, value / high, low / value)
+        return out
+
+
+class Scalars(NamedTuple):
+    """h₁₁, h₁₂, h₂₂, γ₁, γ₂ of the bowl."""
+
+    h11: float
+    h12: float
+    h22: float
+    g1: float
+    g2: float
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Bootstrap draws of the surface's parameters, one row a draw."""
+
+    a: Array
+    b: Array
+    floor: Array
+    """ln loss at the optimum is not linear in the floor's parameters, so each draw keeps (E, coefs, exponents)."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """Loss over (size, tokens, batch, lr), fitted to a table of trials. Build one with `fit`.
+
+    Attributes:
+        domain: what the fitted trials covered.
+        warnings: cautions about the table and the fit.
+        level: coverage of the intervals (0.9).
+        surface, axes, floor: the fitted parts (see `scaling.surface`, `scaling.floor`).
+        noise: robust standard deviation of ln loss of one run about the surface.
+    """
+
+    axes: Axes
+    surface: Surface
+    floor: Floor
+    draws: Draws
+    domain: Domain
+    noise: float
+    cells: dict[str, Array]
+    trials: int
+    level: float = 0.9
+    widen: dict[str, float] = field(default_factory=lambda: {"lr": 1.0, "batch": 1.0, "loss": 1.0})
+    warnings: tuple[Caution, ...] = ()
+    origin: str = ""
+    path: tuple[float, float] | None = None
+    """(ln coefficient, exponent) of tokens = c·size^k where the table held only such pairs."""
+    _cache: dict[tuple[float, float], tuple[float, float, float, float, float, float]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    # -- predicting -----------------------------------------------------------------------------------------
+
+    def predict(self, size: float, tokens: float, batch: float | None = None) -> Prediction:
+        """Best lr and batch at a size and number of tokens, and the loss to expect there.
+
+        Args:
+            size: parameters.
+            tokens: training tokens.
+            batch: tokens per step, where it is given rather than chosen: lr and loss are then the best at it.
+
+        Returns:
+            Estimates with intervals at the law's level, and cautions that hold for this prediction.
+        """
+        size, tokens = positive("size", size), positive("tokens", tokens)
+        given = None if batch is None else positive("batch", batch)
+        row = self.axes.design(size, tokens)
+        x, y = self._centre(size, tokens)
+        dx = self.draws.a @ row - float(row @ self.surface.a)
+        dy = self.draws.b @ row - float(row @ self.surface.b)
+        f = float(self.floor.log_loss(size, tokens))
+        df = self._floor_draws(size, tokens) - float(np.median(self._floor_draws(size, tokens)))
+        excess = 0.0
+        if given is not None and self.surface.has_batch:
+            v = math.log(given) - y
+            shift = float(self.surface.lr_given_batch(v))
+            excess = float(self.surface.excess(np.array(shift), np.array(v)))
+            slope = -float(self.surface.h[1] / self.surface.h[0])
+            dx = dx - slope * dy
+            x, y = x + shift, math.log(given)
+            dy = np.zeros_like(dy)
+        elif given is not None:
+            y, dy = math.log(given), np.zeros_like(dy)
+        elif not self.surface.has_batch:
+            dy = np.zeros_like(dy)
+        lr = self._estimate(x, dx, self.widen["lr"], 0.0)
+        best_batch = self._estimate(y, dy, self.widen["batch"], 0.0)
+        loss = self._estimate(f + excess, df, self.widen["loss"], self.floor.scatter)
+        sx, sy = float(dx.std()) * self.widen["lr"], float(dy.std()) * self.widen["batch"]
+        rho = float(np.mean(dx * dy) / (dx.std() * dy.std())) if dx.std() > 0 and dy.std() > 0 else 0.0
+        return Prediction(
+            size, tokens, lr, best_batch, loss, self._cautions(size, tokens, given), (sx, sy, rho)
+        )
+
+    def _centre(self, size: float, tokens: float) -> tuple[float, float]:
+        row = self.axes.design(size, tokens)
+        return float(row @ self.surface.a), float(row @ self.surface.b)
+
+    @cached_property
+    def scalars(self) -> Scalars:
+        """The bowl as plain floats, for calls of microseconds."""
+        h, g = self.surface.h, self.surface.gamma
+        return Scalars(float(h[0]), float(h[1]), float(h[2]), float(g[0]), float(g[1]))
+
+    def at(self, size: float, tokens: float) -> tuple[float, float, float, float, float, float]:
+        """(ln lr*, ln B*, F, var F, var ln lr*, var ln B*) at a size and number of tokens; cached."""
+        key = (size, tokens)
+        found = self._cache.get(key)
+        if found is None:
+            x, y = self._centre(size, tokens)
+            dx, dy = self.optimum_draws(size, tokens)
+            df = self._floor_draws(size, tokens)
+            var_f = (df.std() * self.widen["loss"]) ** 2 + self.floor.scatter**2
+            var_y = float(dy.var()) if self.surface.has_batch else 0.0
+            found = (x, y, float(self.floor.log_loss(size, tokens)), float(var_f), float(dx.var()), var_y)
+            if len(self._cache) > 4096:
+                self._cache.clear()
+            self._cache[key] = found
+        return found
+
+    def optimum_draws(self, size: float, tokens: float) -> tuple[Array, Array]:
+        """Draws of (ln lr*, ln B*) at a size and number of tokens, as wide as the intervals."""
+        row = self.axes.design(size, tokens)
+        x, y = float(row @ self.surface.a), float(row @ self.surface.b)
+        dx = (self.draws.a @ row - x) * self.widen["lr"] + x
+        dy = (self.draws.b @ row - y) * self.widen["batch"] + y
+        return dx, dy if self.surface.has_batch else np.full_like(dx, y)
+
+    def _floor_draws(self, size: float, tokens: float) -> Array:
+        k = len(self.floor.names)
+        d = self.draws.floor
+        total = d[:, 0].copy()
+        for i, name in enumerate(self.floor.names):
+            t = math.log(size if name == "size" else tokens) - self.floor.centre[i]
+            total += d[:, 1 + i] * np.exp(-d[:, 1 + k + i] * t)
+        return np.asarray(np.log(np.maximum(total, 1e-300)))
+
+    def _estimate(self, value: float, deviation: Array, widen: float, scatter: float) -> Estimate:
+        tail = 0.5 * (1.0 - self.level)
+        low, high = np.quantile(deviation, [tail, 1.0 - tail]) * widen
+        extra = SIGMA_90 * scatter * widen
+        low, high = min(float(low), 0.0), max(float(high), 0.0)
+        return Estimate(
+            math.exp(value),
+            math.exp(value - math.hypot(low, extra)),
+            math.exp(value + math.hypot(high, extra)),
+        )
+
+    def _cautions(self, size: float, tokens: float, batch: float | None) -> tuple[Caution, ...]:
+        out = list(self.warnings)
+        factor = self.domain.factor(size, tokens)
+        if factor > EXTRAPOLATION_LIMIT:
+            message = (
+                f"the prediction lies {factor:.3g}× outside the fitted sizes or tokens "
+                f"(limit {EXTRAPOLATION_LIMIT:g}×)"
+            )
+            out.append(Caution("extrapolation", message))
+        low, high = self.domain.tokens
+        if "tokens" not in self.axes.names:
+            if self.path is not None:
+                expected = math.exp(self.path[0] + self.path[1] * math.log(size))
+                if not 1 / 1.5 < tokens / expected < 1.5:
+                    message = (
+                        f"all trials had tokens tied to size; at this size that is {expected:.3g} tokens, and "
+                        f"nothing is known of {tokens:.3g}"
+                    )
+                    out.append(Caution("tokens-off-path", message))
+            elif not low / 1.5 < tokens < high * 1.5:
+                message = f"all trials saw about {high:.3g} tokens; nothing is known of {tokens:.3g}"
+                out.append(Caution("tokens-not-varied", message))
+        if batch is not None and not self.domain.batch[0] / 1.01 <= batch <= self.domain.batch[1] * 1.01:
+            low, high = self.domain.batch
+            out.append(
+                Caution("batch-outside", f"batch {batch:.4g} lies outside the fitted {low:.4g}–{high:.4g}")
+            )
+        return tuple(out)
+
+    def loss(self, size: Any, tokens: Any, batch: Any, lr: Any) -> Array:
+        """Expected final loss of configurations; the four arguments broadcast. Returns an array of losses."""
+        values = [np.asarray(v, dtype=float) for v in (size, tokens, batch, lr)]
+        for name, v in zip(("size", "tokens", "batch", "lr"), values, strict=True):
+            if not (np.isfinite(v) & (v > 0)).all():
+                raise ValueError(
+                    f"{name} must be positive and finite, got {v[~(np.isfinite(v) & (v > 0))][0]!r}"
+                )
+        size, tokens, batch, lr = np.broadcast_arrays(*values)
+        x, y = self.surface.centre(self.axes.design(size, tokens))
+        f = self.floor.log_loss(size, tokens)
+        return np.asarray(np.exp(f + self.surface.excess(np.log(lr) - x, np.log(batch) - y)))
+
+    def forecast(
+        self, *, size: float, tokens: float, lr: float, batch: float, curve: CurveLike | None = None
+    ) -> Forecast:
+        """Distribution of one configuration's final loss; see `scaling.forecast`."""
+        from metaopt_hpo.scaling.forecast import forecast
+
+        return forecast(self, size=size, tokens=tokens, lr=lr, batch=batch, curve=curve)
+
+    def verdict(
+        self,
+        *,
+        size: float,
+        tokens: float,
+        lr: float,
+        batch: float,
+        incumbent: float | None = None,
+        curve: CurveLike | None = None,
+    ) -> Verdict:
+        """Launch, keep, stop or abstain; see `scaling.policy.verdict`."""
+        from metaopt_hpo.scaling.policy import verdict
+
+        return verdict(self, size=size, tokens=tokens, lr=lr, batch=batch, incumbent=incumbent, curve=curve)
+
+    # -- saying ---------------------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """The law in words and numbers, a few lines."""
+        tail = 0.5 * (1.0 - self.level)
+        lines = [
+            f"law from {self.trials} trials, {len(self.domain.sizes)} sizes, {self.cells['size'].size} cells"
+        ]
+        targets = [("lr*", self.surface.a, self.draws.a, "lr")]
+        if self.surface.has_batch:
+            targets.append(("batch*", self.surface.b, self.draws.b, "batch"))
+        for label, coef, draws, key in targets:
+            parts = []
+            for i, name in enumerate(self.axes.names, start=1):
+                low, high = np.quantile(draws[:, i] - coef[i], [tail, 1 - tail]) * self.widen[key] + coef[i]
+                parts.append(f"{name}^{coef[i]:.3f} [{low:.3f}, {high:.3f}]")
+            lines.append(f"{label} ∝ " + " · ".join(parts) if parts else f"{label} constant")
+        terms = [
+            f"{c:.4g}·({n}/{math.exp(m):.3g})^-{e:.3f}"
+            for n, m, c, e in zip(
+                self.floor.names, self.floor.centre, self.floor.coefficient, self.floor.exponent, strict=True
+            )
+        ]
+        lines.append("loss* = " + " + ".join([f"{self.floor.level:.4g}", *terms]))
+        lines.append(f"one run scatters by {100 * self.noise:.2g} % about the surface")
+        lines += [f"caution ({c.code}): {c.message}" for c in self.warnings]
+        return "\n".join(lines)
+
+    # -- storing --------------------------------------------------------------------------------------------
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The law as JSON text; also written to `path` where one is given."""
+        data = {"format": "metaopt-hpo law", "version": LAW_VERSION, **_encode(self)}
+        text = json.dumps(data, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> Law:
+        """A law from JSON text or from a file's path.
+
+        Raises:
+            MetaOptError: not a law, or of a later version.
+        """
+        text = str(source)
+        if not text.lstrip().startswith("{"):
+            try:
+                text = Path(source).read_text(encoding="utf-8")
+            except OSError as e:
+                raise MetaOptError(f"cannot read a law from {str(source)!r}: {e.strerror}") from e
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise MetaOptError(f"not a law: the text is no JSON ({e.msg} at character {e.pos})") from e
+        if not isinstance(data, dict) or data.get("format") != "metaopt-hpo law":
+            raise MetaOptError("not a law: the JSON has no format 'metaopt-hpo law'")
+        if data.get("version") != LAW_VERSION:
+            raise MetaOptError(
+                f"this law has version {data.get('version')}, this release reads {LAW_VERSION}"
+            )
+        try:
+            return _decode(data)
+        except (KeyError, TypeError, ValueError) as e:
+            raise MetaOptError(f"not a law: a part is missing or malformed ({e})") from e
+
+
+def _encode(law: Law) -> dict[str, Any]:
+    def plain(v: Any) -> Any:
+        if isinstance(v, np.ndarray):
+            return v.tolist()
+        if dataclasses.is_dataclass(v) and not isinstance(v, type):
+            return {
+                f.name: plain(getattr(v, f.name)) for f in dataclasses.fields(v) if not f.name.startswith("_")
+            }
+        if isinstance(v, dict):
+            return {k: plain(x) for k, x in v.items()}
+        if isinstance(v, (tuple, list)):
+            return [plain(x) for x in v]
+        return v.item() if isinstance(v, np.generic) else v
+
+    out = plain(law)
+    assert isinstance(out, dict)
+    return out
+
+
+def _decode(data: dict[str, Any]) -> Law:
+    def arr(v: Any) -> Array:
+        return np.asarray(v, dtype=float)
+
+    s, f, d, m = data["surface"], data["floor"], data["draws"], data["domain"]
+    pairs = {k: (float(m[k][0]), float(m[k][1])) for k in ("size", "tokens", "batch", "lr")}
+    return Law(
+        axes=Axes(tuple(data["axes"]["names"]), arr(data["axes"]["centre"])),
+        surface=Surface(arr(s["a"]), arr(s["b"]), arr(s["h"]), arr(s["gamma"]), bool(s["has_batch"])),
+        floor=Floor(
+            tuple(f["names"]),
+            arr(f["centre"]),
+            float(f["level"]),
+            arr(f["coefficient"]),
+            arr(f["exponent"]),
+            float(f["scatter"]),
+        ),
+        draws=Draws(arr(d["a"]), arr(d["b"]), arr(d["floor"])),
+        domain=Domain(**pairs, sizes=tuple(float(v) for v in m["sizes"])),
+        noise=float(data["noise"]),
+        cells={k: arr(v) for k, v in data["cells"].items()},
+        trials=int(data["trials"]),
+        level=float(data["level"]),
+        widen={k: float(v) for k, v in data["widen"].items()},
+        warnings=tuple(Caution(c["code"], c["message"]) for c in data["warnings"]),
+        origin=str(data["origin"]),
+        path=None if data["path"] is None else (float(data["path"][0]), float(data["path"][1])),
+    )

@@ -1,0 +1,167 @@
+"""Fits recover known laws, do not depend on units or order, and refuse what cannot bear a law."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metaopt_hpo.scaling import LawRefused, fit
+from metaopt_hpo.trials.table import TrialTable
+
+Maker = Callable[..., TrialTable]
+Truth = Callable[[float, float], tuple[float, float, float]]
+BIG = (3e9, 1e11)
+
+
+@pytest.mark.parametrize("noise", [1e-5, 1e-3, 4e-3])
+def test_a_known_law_is_recovered_within_its_intervals(
+    make_table: Maker, true_optimum: Truth, noise: float
+) -> None:
+    hits = []
+    for seed in range(4):
+        law = fit(make_table(noise=noise, seed=seed), draws=60)
+        p = law.predict(*BIG)
+        lr, batch, loss = true_optimum(*BIG)
+        tolerance = 1e-3  # at vanishing noise intervals are narrower than the solver's own tolerance
+        for estimate, value in ((p.lr, lr), (p.batch, batch), (p.loss, loss)):
+            hits.append(estimate.low * (1 - tolerance) <= value <= estimate.high * (1 + tolerance))
+        assert float(p.lr) == pytest.approx(lr, rel=0.02 + 60 * noise)
+    assert np.mean(hits) >= 0.75
+
+
+def test_units_of_loss_and_tokens_change_nothing_else(make_table: Maker) -> None:
+    table = make_table()
+    law = fit(table, draws=40)
+    scaled = table.frame.assign(loss=table.frame["loss"] * 7.0)
+    p, q = law.predict(*BIG), fit(TrialTable(scaled), draws=40).predict(*BIG)
+    assert float(q.lr) == pytest.approx(float(p.lr), rel=1e-6)
+    assert float(q.batch) == pytest.approx(float(p.batch), rel=1e-6)
+    assert float(q.loss) == pytest.approx(7.0 * float(p.loss), rel=1e-4)
+    k = 1e3
+    f = table.frame
+    moved = f.assign(tokens=f["tokens"] * k, batch=f["batch"] * k)
+    r = fit(TrialTable(moved), draws=40).predict(BIG[0], BIG[1] * k)
+    assert float(r.lr) == pytest.approx(float(p.lr), rel=1e-5)
+    assert float(r.batch) == pytest.approx(k * float(p.batch), rel=1e-5)
+    assert r.lr.low == pytest.approx(p.lr.low, rel=1e-3)
+
+
+def test_the_order_of_trials_does_not_matter(make_table: Maker) -> None:
+    table = make_table()
+    shuffled = TrialTable(table.frame.sample(frac=1, random_state=3).reset_index(drop=True))
+    p, q = fit(table, draws=30).predict(*BIG), fit(shuffled, draws=30).predict(*BIG)
+    assert float(q.lr) == pytest.approx(float(p.lr), rel=1e-6)
+    assert q.lr.low == pytest.approx(p.lr.low, rel=1e-6)
+
+
+def test_wild_runs_do_not_move_the_law(make_table: Maker, true_optimum: Truth) -> None:
+    frame = make_table().frame.copy()
+    rng = np.random.default_rng(0)
+    hit = rng.random(len(frame)) < 0.05
+    frame.loc[hit, "loss"] *= 1.5
+    p = fit(TrialTable(frame), draws=30).predict(*BIG)
+    assert float(p.lr) == pytest.approx(true_optimum(*BIG)[0], rel=0.1)
+
+
+def test_two_sizes_are_refused_unless_insisted_or_a_prior_is_given(
+    make_table: Maker, true_optimum: Truth
+) -> None:
+    two = make_table(sizes=(3e7, 1e8))
+    with pytest.raises(LawRefused, match="2 sizes") as e:
+        fit(two)
+    assert e.value.code == "few-sizes"
+    assert e.value.reason == str(e.value)
+    law = fit(two, allow_weak=True, draws=30)
+    assert "few-sizes" in {c.code for c in law.warnings}
+    prior = fit(make_table(), draws=30)
+    informed = fit(two, prior=prior, draws=30)
+    assert float(informed.predict(*BIG).lr) == pytest.approx(true_optimum(*BIG)[0], rel=0.15)
+
+
+def test_one_lr_is_always_refused(make_table: Maker) -> None:
+    frame = make_table().frame
+    one = TrialTable(frame[frame["lr"] == frame["lr"].iloc[0]].reset_index(drop=True))
+    for weak in (False, True):
+        with pytest.raises(LawRefused, match="single lr"):
+            fit(one, allow_weak=weak)
+
+
+def test_optima_beyond_the_grid_are_refused(make_table: Maker) -> None:
+    with pytest.raises(LawRefused, match="lowest lr") as e:
+        fit(make_table(shift=4.0, noise=1e-5))
+    assert e.value.code == "edge"
+
+
+def test_flat_losses_have_no_minimum(make_table: Maker) -> None:
+    frame = make_table().frame
+    x = np.log(frame["lr"])
+    upside_down = frame.assign(loss=3.0 * np.exp(-0.02 * (x - x.mean()) ** 2))
+    with pytest.raises(LawRefused):
+        fit(TrialTable(upside_down))
+
+
+def test_a_single_batch_gives_an_lr_law_and_says_so(make_table: Maker, true_optimum: Truth) -> None:
+    law = fit(make_table(batches=1, lrs=7), draws=30)
+    p = law.predict(*BIG)
+    assert "batch-not-identified" in {c.code for c in p.warnings}
+    assert float(p.batch) == pytest.approx(5e5, rel=1e-3)
+    assert float(p.lr) == pytest.approx(true_optimum(*BIG)[0], rel=0.1)
+    assert p.batch.low == p.batch.high == p.batch.value
+
+
+def _tiny(noise: float, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for n in (5e3, 2e4, 8e4, 2e5):
+        for s in (0, 1):
+            for lr in np.geomspace(1e-3, 1e-1, 5):
+                x = math.log(lr / (0.02 * (n / 2e4) ** -0.3))
+                loss = (1.5 + 1.0 * (n / 2e4) ** -0.2) * math.exp(
+                    0.03 * x * x + noise * rng.standard_normal()
+                )
+                rows.append({"size": n, "tokens": 20 * n, "batch": 512.0, "lr": lr, "loss": loss, "seed": s})
+    return pd.DataFrame(rows)
+
+
+def test_tiny_tables_with_tokens_tied_to_size() -> None:
+    close = []
+    for seed in range(6):
+        law = fit(TrialTable.from_frame(_tiny(5e-3, seed)), draws=40)
+        p = law.predict(size=1e6, tokens=2e7)
+        assert {"batch-not-identified", "tokens-follow-size"} <= {c.code for c in p.warnings}
+        want = 0.02 * 50**-0.3
+        assert float(p.lr) == pytest.approx(want, rel=0.6)
+        close.append(p.lr.low <= want <= p.lr.high)
+        assert "tokens-off-path" in {c.code for c in law.predict(size=1e6, tokens=2e8).warnings}
+    assert np.mean(close) >= 0.6
+
+
+def test_adaptive_runs_are_left_out_or_used_at_their_plateau(make_table: Maker) -> None:
+    frame = make_table().frame.copy()
+    frame["strategy"] = "wsd"
+    adaptive = frame.iloc[::7].copy()
+    adaptive["trial"] = [f"a{i}" for i in range(len(adaptive))]
+    adaptive["strategy"] = "metaoptimize"
+    adaptive["plateau_lr"] = adaptive["lr"]
+    adaptive["lr"] = 1e-6
+    both = TrialTable(pd.concat([frame, adaptive], ignore_index=True))
+    law = fit(both, draws=30)
+    assert law.trials == len(frame)
+    assert "left-out-strategy" in {c.code for c in law.warnings}
+    assert fit(both, use="all", draws=30).trials == len(both)
+    with pytest.raises(ValueError, match="use must be"):
+        fit(both, use="none")  # type: ignore[arg-type]
+
+
+def test_non_positive_losses_and_unfinished_trials(make_table: Maker) -> None:
+    frame = make_table().frame.copy()
+    with pytest.raises(LawRefused, match="not positive"):
+        fit(TrialTable(frame.assign(loss=-frame["loss"])))
+    frame.loc[:4, "state"] = "pruned"
+    law = fit(TrialTable(frame), draws=30)
+    assert law.trials == len(frame) - 5
+    assert any(c.code == "left-out-pruned" and c.message.startswith("5") for c in law.warnings)
