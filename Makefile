@@ -1,0 +1,45 @@
+# make demo   the comparison and its report, in results/demo/report.html
+# make test   everything CI checks: format, lint, types, contracts, tests
+# make lint   the first four only
+# make bench  speed, as ratios taken in one run (keep the machine quiet)
+# Each makes .venv when it is missing, and reinstalls only when the packaging files have changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PACKAGING := pyproject.toml constraints.txt
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/metaopt-hpo compare text-lm --out results/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds -s
+
+clean:
+	rm -rf $(VENV) results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "metaopt-hpo needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# the development environment holds everything the demo needs
+$(VENV)/.installed-demo: $(PACKAGING) | $(VENV)/bin/python
+	@test -e $(VENV)/.installed-dev -a ! $(VENV)/.installed-dev -ot pyproject.toml -a ! $(VENV)/.installed-dev -ot constraints.txt \
+	  || $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[optuna,workloads]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(PACKAGING) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
