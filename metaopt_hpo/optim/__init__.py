@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from metaopt_hpo.optim.metaoptimize import MetaOptimize, StepSizeWarning
+from metaopt_hpo.optim.kernels.choose import KernelWarning
+from metaopt_hpo.optim.metaoptimize import MetaOptimize
 from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule
+from metaopt_hpo.optim.watch import StepSizeWarning
 
-__all__ = ["SGD", "SGDM", "AdamW", "Lion", "MetaOptimize", "RMSprop", "Rule", "StepSizeWarning"]
+__all__ = [
+    "SGD",
+    "SGDM",
+    "AdamW",
+    "KernelWarning",
+    "Lion",
+    "MetaOptimize",
+    "RMSprop",
+    "Rule",
+    "StepSizeWarning",
+]

@@ -39,9 +39,9 @@ def advance_beta(
     t = step + 1
     d, new_state = rule.update(z, tuple(state), t)
     new_beta = beta - meta_lr * d
+    ok = usable(z, new_beta, new_state)
     if bounds is not None:
         new_beta = new_beta.clamp(*bounds)
-    ok = usable(z, new_beta, new_state)
     beta.copy_(torch.where(ok, new_beta, beta))
     for old, new in zip(state, new_state, strict=True):
         old.copy_(torch.where(ok, new, old))

@@ -19,20 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.optim.blocks import Blocks, BlockSpec, assign
 from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
+from metaopt_hpo.optim.kernels.choose import CHOICES, choose
 from metaopt_hpo.optim.kernels.eager import EagerKernel
+from metaopt_hpo.optim.kernels.native import NativeKernel, WholeStep, supports
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
+from metaopt_hpo.optim.watch import Watch
 
 STATE_VERSION = 1
 WEIGHT_BOUNDS = (-15.0, math.log(0.1))
 """Bounds of β for weight blocks: unguarded, the step sizes of single weights overflow float32."""
-
-
-class StepSizeWarning(MetaOptWarning):
-    """A step size collapsed or exploded."""
 
 
 class MetaOptimize(torch.optim.Optimizer):
@@ -95,15 +93,19 @@ class MetaOptimize(torch.optim.Optimizer):
             raise ValueError(f"max_grad_norm={max_grad_norm!r} is not allowed: it must be positive, or None")
         if trace not in ("hessian_free",):
             raise ValueError(f"trace={trace!r} is not known: use 'hessian_free'")
-        if compile not in ("auto", "eager"):
-            raise ValueError(f"compile={compile!r} is not known: use one of auto, eager")
+        if compile not in CHOICES:
+            raise ValueError(f"compile={compile!r} is not known: use one of {', '.join(CHOICES)}")
         self._base = base_rule(base)
         self._meta = meta_rule(meta)
         self._gamma = float(gamma)
         self._block_spec = blocks
         self._trace = trace
         self._max_grad_norm = max_grad_norm
-        self._kernel: Kernel = EagerKernel()
+        self._compile = compile
+        self._kernel: Kernel | None = None
+        self._eager = EagerKernel()
+        self._whole: WholeStep | None = None
+        self._watch = Watch(math.log(lr))
         self._blocks: Blocks | None = None
         super().__init__(params, {"lr": lr, "weight_decay": float(weight_decay), "maximize": bool(maximize)})
         self._bounds = _bounds(beta_bounds, blocks, math.log(lr))
@@ -146,7 +148,12 @@ class MetaOptimize(torch.optim.Optimizer):
             shared[f"meta_{name}"] = torch.zeros_like(beta)
         shared["skipped"] = torch.zeros((), dtype=torch.int64, device=device)
         shared["state_version"] = STATE_VERSION
+        shared["rules"] = self._rules_name()
+        shared["kernel"] = ""
         self._refresh_step_sizes()
+
+    def _rules_name(self) -> str:
+        return f"{type(self._base).__name__} / {type(self._meta).__name__}"
 
     def _extend_shared(self) -> None:
         assert self._blocks is not None
@@ -249,7 +256,7 @@ class MetaOptimize(torch.optim.Optimizer):
     # -- the step ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of Algorithm 3.
 
         Args:
@@ -263,14 +270,73 @@ class MetaOptimize(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._kernel is None:
+            shared = self.param_groups[0]
+            self._kernel = choose(self._compile, shared["kernel"], self._base, self._meta, self._all_params())
+            shared["kernel"] = self._kernel.name
+        if not self._step_at_once(self._kernel):
+            self._step_by_buckets(self._kernel)
+        return loss
+
+    def _step_at_once(self, kernel: Kernel) -> bool:
+        """The whole step in one native call, where everything is a dense tensor on the CPU; whether it was
+        done."""
+        if not isinstance(kernel, NativeKernel):
+            return False
+        params = self._all_params()
+        grads = [p.grad for p in params]
+        if self._whole is None or not self._whole.matches(params, grads, self.state):
+            self._whole = self._prepare(kernel, params, grads)
+            if self._whole is None:
+                return False
+        scale = self._clip_factor([g for g in grads if g is not None])
+        self._watch.range(*self._whole.run(grads, self.param_groups, self.defaults["lr"], scale))
+        return True
+
+    def _prepare(
+        self, kernel: NativeKernel, params: list[Tensor], grads: list[Tensor | None]
+    ) -> WholeStep | None:
+        assert self._blocks is not None
+        shared = self.param_groups[0]
+        if self._blocks.per_weight or not supports(self._meta) or not shared["beta"].is_cpu:
+            return None
+        self._init_states()
+        for p, g in zip(params, grads, strict=True):
+            if g is None:
+                continue
+            state = [self.state[p][name] for name in (*self._base.states, "h")]
+            if not kernel.takes(p, g, self._base) or any(x.stride() != p.stride() for x in state):
+                return None
+        groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
+        return WholeStep(
+            kernel,
+            params,
+            grads,
+            self.state,
+            groups,
+            self._blocks.of,
+            shared,
+            self._own_blocks(),
+            self._base,
+            self._meta,
+            self._gamma,
+            self._bounds,
+        )
+
+    def _step_by_buckets(self, kernel: Kernel) -> None:
         shared = self.param_groups[0]
         beta: Tensor = shared["beta"]
-        buckets = self._buckets()
-        scale = self._clip_factor(buckets)
+        self._init_states()
+        buckets = self._buckets(kernel)
+        scale = self._clip_factor([g for _, bucket in buckets for g in bucket.grads])
         alpha, z = beta.exp(), torch.zeros_like(beta)
-        assert self._blocks is not None
-        for bucket in buckets:
-            self._kernel.advance(bucket, self._base, alpha, self._gamma, scale, z, self._blocks.per_weight)
+        for runner, bucket in buckets:
+            device = bucket.params[0].device
+            part = z if device == beta.device else torch.zeros_like(z, device=device)
+            factor = None if scale is None else scale.to(device)
+            runner.advance(bucket, self._base, alpha.to(device), self._gamma, factor, part)
+            if part is not z:
+                z.add_(part.to(z.device))
         meta_state = [shared[f"meta_{name}"] for name in self._meta.states]
         advance_beta(
             self._meta,
@@ -283,39 +349,55 @@ class MetaOptimize(torch.optim.Optimizer):
             self._bounds,
         )
         self._refresh_step_sizes()
-        return loss
+        self._watch.see(beta)
 
-    def _buckets(self) -> list[Bucket]:
+    def _buckets(self, kernel: Kernel) -> list[tuple[Kernel, Bucket]]:
+        """Parameters with a gradient, by group, device and dtype, each with the kernel that can advance
+        it."""
         assert self._blocks is not None
-        buckets: dict[Any, Bucket] = {}
-        index = 0
+        buckets: dict[Any, tuple[Kernel, Bucket]] = {}
+        block = iter(self._blocks.of)
         for number, group in enumerate(self.param_groups):
-            ratio = group["lr"] / self.defaults["lr"]
             for p in group["params"]:
-                block = self._blocks.of[index]
-                index += 1
-                state = self.state[p]
-                if p.requires_grad and not state:
-                    self._init_state(p, state)
-                if p.grad is None:
+                own = next(block)
+                g = p.grad
+                if g is None:
                     continue
-                if p.grad.is_sparse:
-                    raise ValueError(
-                        f"{self._name_of(p)} has a sparse gradient, which MetaOptimize does not take"
-                    )
-                key = (number, p.device, p.dtype)
+                if g.layout is not torch.strided:
+                    raise ValueError(f"{self._name_of(p)} has a sparse gradient, which is not supported")
+                state = self.state[p]
+                runner = self._runner(kernel, p, g)
+                key = (number, p.device, p.dtype, runner.name)
                 if key not in buckets:
-                    buckets[key] = Bucket(ratio, group["weight_decay"], group["maximize"])
-                    buckets[key].states = tuple([] for _ in self._base.states)
-                bucket = buckets[key]
+                    ratio = group["lr"] / self.defaults["lr"]
+                    per_weight = self._blocks.per_weight
+                    new = Bucket(ratio, group["weight_decay"], group["maximize"], per_weight)
+                    new.states = tuple([] for _ in self._base.states)
+                    buckets[key] = runner, new
+                bucket = buckets[key][1]
                 bucket.params.append(p)
-                bucket.grads.append(p.grad)
+                bucket.grads.append(g)
                 bucket.traces.append(state["h"])
                 bucket.steps.append(state["step"])
-                bucket.blocks.append(block)
+                bucket.blocks.append(own)
                 for tensors, name in zip(bucket.states, self._base.states, strict=True):
                     tensors.append(state[name])
         return list(buckets.values())
+
+    def _runner(self, kernel: Kernel, p: Tensor, g: Tensor) -> Kernel:
+        assert self._blocks is not None
+        if isinstance(kernel, NativeKernel) and (
+            self._blocks.per_weight
+            or not kernel.takes(p, g, self._base)
+            or self.state[p]["h"].stride() != p.stride()
+        ):
+            return self._eager
+        return kernel
+
+    def _init_states(self) -> None:
+        for p in self._all_params():
+            if (p.requires_grad or p.grad is not None) and not self.state[p]:
+                self._init_state(p, self.state[p])
 
     def _init_state(self, p: Tensor, state: dict[str, Any]) -> None:
         dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
@@ -330,13 +412,24 @@ class MetaOptimize(torch.optim.Optimizer):
                 return f"parameter {names[i]!r}" if names is not None else f"parameter number {i}"
         return "a parameter"
 
-    def _clip_factor(self, buckets: list[Bucket]) -> Tensor | None:
-        if self._max_grad_norm is None or not buckets:
+    def _clip_factor(self, grads: list[Tensor]) -> Tensor | None:
+        if self._max_grad_norm is None or not grads:
             return None
         beta: Tensor = self.param_groups[0]["beta"]
-        norms = chain.from_iterable(torch._foreach_norm(bucket.grads, 2) for bucket in buckets)
+        norms = torch._foreach_norm(grads, 2)
         norm = torch.linalg.vector_norm(torch.stack([n.to(beta) for n in norms]))
-        return (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        return torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)
+
+    def _own_blocks(self) -> list[list[int]]:
+        """For each group the blocks that occur in it, in order."""
+        assert self._blocks is not None
+        of = iter(self._blocks.of)
+        if self._blocks.per_weight:
+            return [
+                [start + j for p in group["params"] for start in [next(of)] for j in range(p.numel())]
+                for group in self.param_groups
+            ]
+        return [list(dict.fromkeys(next(of) for _ in group["params"])) for group in self.param_groups]
 
     @torch.no_grad()
     def _refresh_step_sizes(self) -> None:
@@ -346,15 +439,19 @@ class MetaOptimize(torch.optim.Optimizer):
         index = 0
         for group in self.param_groups:
             ratio = group["lr"] / self.defaults["lr"]
-            own = list(dict.fromkeys(self._blocks.of[index : index + len(group["params"])]))
+            of = self._blocks.of[index : index + len(group["params"])]
             index += len(group["params"])
             if self._blocks.per_weight:
                 n = sum(p.numel() for p in group["params"])
-                group["step_size"] = alpha[own[0] : own[0] + n] * ratio if own else alpha.new_zeros(0)
-            elif len(own) == 1:
-                group["step_size"] = alpha[own[0]] * ratio
+                value = alpha[of[0] : of[0] + n] * ratio if of else alpha.new_zeros(0)
             else:
-                group["step_size"] = alpha[own] * ratio
+                own = list(dict.fromkeys(of))
+                value = alpha[own[0] if len(own) == 1 else own] * ratio
+            live = group.get("step_size")
+            if live is not None and live.shape == value.shape and live.device == value.device:
+                live.copy_(value)
+            else:
+                group["step_size"] = value
 
     # -- saving and loading --------------------------------------------------------------------------------
 
@@ -365,21 +462,25 @@ class MetaOptimize(torch.optim.Optimizer):
         Raises:
             ValueError: a state of another optimizer, of a newer version, or of other rules or blocks.
         """
-        shared = state_dict["param_groups"][0] if state_dict.get("param_groups") else {}
-        self._check_loadable(shared)
-        kept = {name: self.param_groups[0][name] for name in self._shared_tensors()}
+        self._check_loadable(state_dict)
+        own = self.param_groups[0]
+        kept = {name: own[name] for name in self._shared_tensors()}
         super().load_state_dict(state_dict)
         own = self.param_groups[0]
         for name, old in kept.items():
             own[name] = own[name].to(device=old.device, dtype=old.dtype)
         own["state_version"] = STATE_VERSION
         self._restore_precision(state_dict)
+        for group in self.param_groups:
+            group.pop("step_size", None)
+        self._kernel = self._whole = None
         self._refresh_step_sizes()
 
     def _shared_tensors(self) -> tuple[str, ...]:
         return ("beta", "meta_step", "skipped", *(f"meta_{name}" for name in self._meta.states))
 
-    def _check_loadable(self, shared: dict[str, Any]) -> None:
+    def _check_loadable(self, state_dict: dict[str, Any]) -> None:
+        shared = state_dict["param_groups"][0] if state_dict.get("param_groups") else {}
         if "state_version" not in shared:
             raise ValueError("this state dict has no state_version: it is not one of MetaOptimize")
         version = int(shared["state_version"])
@@ -387,10 +488,10 @@ class MetaOptimize(torch.optim.Optimizer):
             raise ValueError(
                 f"this state dict has state_version {version}, above {STATE_VERSION}: upgrade metaopt-hpo"
             )
-        missing = [name for name in self._shared_tensors() if name not in shared]
-        if missing:
+        if shared["rules"] != self._rules_name():
             raise ValueError(
-                f"this state dict lacks {', '.join(missing)}: it was saved with another meta rule"
+                f"this state dict was saved with other rules (base / meta): {shared['rules']}, "
+                f"not {self._rules_name()}"
             )
         own, loaded = self.param_groups[0]["beta"].numel(), shared["beta"].numel()
         if own != loaded:
@@ -403,19 +504,17 @@ class MetaOptimize(torch.optim.Optimizer):
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for key, p in zip(ids, self._all_params(), strict=True):
             saved = state_dict["state"].get(key)
-            if saved is None:
+            if not saved:
                 continue
-            missing = [name for name in (*self._base.states, "h", "step") if name not in saved]
-            if missing:
-                raise ValueError(
-                    f"this state dict lacks {', '.join(missing)}: it was saved with another base rule"
-                )
-            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-            for name in (*self._base.states, "h"):
-                self.state[p][name] = saved[name].detach().to(device=p.device, dtype=dtype, copy=True)
+            fresh: dict[str, Any] = {}
+            self._init_state(p, fresh)
+            for name, value in fresh.items():
+                value.copy_(saved[name])
+            self.state[p] = fresh
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()
+        """Everything but what is bound to this process (a kernel and its arrays are found again)."""
+        return {**self.__dict__, "_kernel": None, "_whole": None}
 
 
 def _bounds(given: tuple[float, float] | None, blocks: BlockSpec, beta: float) -> tuple[float, float] | None:

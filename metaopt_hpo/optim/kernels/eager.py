@@ -1,15 +1,24 @@
 """The step written with plain torch operations: correct for every rule, device, dtype and layout.
 
-``one_tensor`` is the pure function that every faster kernel is tested against.
+``one_tensor`` is the pure function that every faster way is tested against. The five rules of the paper also
+run in place, many tensors at a time, on a CPU in pieces that stay in the cache from the first operation to
+the last.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from metaopt_hpo.optim.kernels.bucket import Bucket
-from metaopt_hpo.optim.rules import Rule, State
+from metaopt_hpo.optim.kernels.layout import flat, is_dense
+from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule, State, resolved_eps
+
+PIECE = 65536
+"""Elements that go through all operations together on a CPU: six tensors of them fit a core's second-level
+cache."""
 
 
 def one_tensor(
@@ -39,47 +48,26 @@ def one_tensor(
 
 
 class EagerKernel:
-    """Tensor by tensor through :func:`one_tensor`; any rule, no compiler."""
+    """Torch operations only; any rule, no compiler."""
+
+    name = "eager"
 
     def advance(
-        self,
-        bucket: Bucket,
-        rule: Rule,
-        alpha: Tensor,
-        gamma: float,
-        scale: Tensor | None,
-        z: Tensor,
-        per_weight: bool,
+        self, bucket: Bucket, rule: Rule, alpha: Tensor, gamma: float, scale: Tensor | None, z: Tensor
     ) -> None:
         torch._foreach_add_(bucket.steps, 1.0)
-        for i, p in enumerate(bucket.params):
-            h = bucket.traces[i]
-            state = tuple(tensors[i] for tensors in bucket.states)
-            g = gradient(bucket.grads[i], h.dtype, scale, bucket.maximize)
-            block = bucket.blocks[i]
-            if per_weight:
-                a = alpha[block : block + p.numel()].view(p.shape)
+        together: dict[tuple[int, float], list[int]] = {}
+        known = type(rule) in _DIRECTIONS and not bucket.per_weight
+        for i, (p, h) in enumerate(zip(bucket.params, bucket.traces, strict=True)):
+            same = p.stride() == h.stride() == bucket.grads[i].stride() and is_dense(p)
+            if known and same and p.numel() > 0:
+                together.setdefault((bucket.blocks[i], float(bucket.steps[i])), []).append(i)
             else:
-                a = alpha[block]
-            delta, new_h, new_state, hg = one_tensor(
-                rule,
-                p.to(h.dtype),
-                g,
-                h,
-                state,
-                float(bucket.steps[i]),
-                a * bucket.ratio,
-                gamma,
-                bucket.decay,
-            )
-            if per_weight:
-                z[block : block + p.numel()].add_(hg.reshape(-1))
-            else:
-                z[block].add_(hg.sum())
-            p.add_(delta.to(p.dtype) if p.dtype == h.dtype else delta)
-            h.copy_(new_h)
-            for old, new in zip(state, new_state, strict=True):
-                old.copy_(new)
+                _one_by_one(bucket, i, rule, alpha, gamma, scale, z)
+        for (block, t), indices in together.items():
+            a = alpha[block] * bucket.ratio
+            for piece in _pieces(bucket.pick(indices)):
+                _in_place(piece, rule, a, t, gamma, scale, z[block])
 
 
 def gradient(g: Tensor, dtype: torch.dtype, scale: Tensor | None, maximize: bool) -> Tensor:
@@ -87,5 +75,147 @@ def gradient(g: Tensor, dtype: torch.dtype, scale: Tensor | None, maximize: bool
     maximised."""
     g = g.to(dtype)
     if scale is not None:
-        g = g * scale
+        g = g * scale.to(dtype)
     return -g if maximize else g
+
+
+def _one_by_one(
+    bucket: Bucket, i: int, rule: Rule, alpha: Tensor, gamma: float, scale: Tensor | None, z: Tensor
+) -> None:
+    p, h, block = bucket.params[i], bucket.traces[i], bucket.blocks[i]
+    state = tuple(tensors[i] for tensors in bucket.states)
+    g = gradient(bucket.grads[i], h.dtype, scale, bucket.maximize)
+    own = slice(block, block + p.numel())
+    a = (alpha[own].view(p.shape) if bucket.per_weight else alpha[block]) * bucket.ratio
+    t = float(bucket.steps[i])
+    delta, new_h, new_state, hg = one_tensor(
+        rule, p.to(h.dtype), g, h, state, t, a.to(h.dtype), gamma, bucket.decay
+    )
+    if bucket.per_weight:
+        z[own].add_(hg.reshape(-1))
+    else:
+        z[block].add_(hg.sum())
+    p.add_(delta)
+    h.copy_(new_h)
+    for old, new in zip(state, new_state, strict=True):
+        old.copy_(new)
+
+
+def _pieces(bucket: Bucket) -> list[Bucket]:
+    """The bucket as flat views; on a CPU cut into batches of about :data:`PIECE` elements."""
+    columns = [bucket.params, bucket.grads, *bucket.states, bucket.traces]
+    views = [[flat(x) for x in column] for column in columns]
+    if not bucket.params[0].is_cpu:
+        return [_flat_bucket(bucket, views)]
+    batches: list[list[list[Tensor]]] = []
+    room = 0
+    for row in zip(*views, strict=True):
+        for cut in zip(*(x.split(PIECE) for x in row), strict=True):
+            if not batches or room < cut[0].numel():
+                batches.append([[] for _ in columns])
+                room = PIECE
+            room -= cut[0].numel()
+            for column, x in zip(batches[-1], cut, strict=True):
+                column.append(x)
+    return [_flat_bucket(bucket, batch) for batch in batches]
+
+
+def _flat_bucket(bucket: Bucket, columns: list[list[Tensor]]) -> Bucket:
+    params, grads, *states, traces = columns
+    return Bucket(bucket.ratio, bucket.decay, bucket.maximize, False, params, grads, tuple(states), traces)
+
+
+def _in_place(
+    piece: Bucket, rule: Rule, alpha: Tensor, t: float, gamma: float, scale: Tensor | None, z: Tensor
+) -> None:
+    """Lines 2–6 for tensors of one block and one step count; their z is added to the 0-dim ``z``."""
+    params, traces = piece.params, piece.traces
+    dtype = traces[0].dtype
+    grads = [g.to(dtype) for g in piece.grads] if piece.grads[0].dtype != dtype else piece.grads
+    if scale is not None:
+        grads = list(torch._foreach_mul(grads, scale.to(dtype)))
+    if piece.maximize:
+        grads = list(torch._foreach_neg(grads))
+    z.add_(torch.stack([torch.dot(h, g) for h, g in zip(traces, grads, strict=True)]).sum())
+    delta = _DIRECTIONS[type(rule)](rule, grads, piece.states, t)
+    step, keep = _factors(alpha, gamma, piece.decay)
+    torch._foreach_mul_(delta, step)
+    if piece.decay:
+        weights = [p.to(dtype) for p in params] if params[0].dtype != dtype else params
+        if isinstance(step, float):
+            torch._foreach_add_(delta, weights, alpha=step * piece.decay)
+        else:
+            torch._foreach_add_(delta, torch._foreach_mul(weights, step * piece.decay))
+    if not (isinstance(keep, float) and keep == 1.0):
+        torch._foreach_mul_(traces, keep)
+    torch._foreach_add_(traces, delta)
+    torch._foreach_add_(params, delta)
+
+
+def _factors(alpha: Tensor, gamma: float, decay: float) -> tuple[float | Tensor, float | Tensor]:
+    """(−α, γ(1 − κα)): numbers where α is on the CPU, tensors elsewhere, for reading them would wait for the
+    device."""
+    if alpha.is_cpu:
+        a = float(alpha)
+        return -a, gamma * (1 - decay * a)
+    return -alpha, gamma * (1 - decay * alpha) if decay else gamma
+
+
+Direction = Callable[[Rule, list[Tensor], tuple[list[Tensor], ...], float], list[Tensor]]
+
+
+def _sgd(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
+    return list(torch._foreach_mul(g, 1.0))
+
+
+def _sgdm(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
+    assert isinstance(rule, SGDM)
+    torch._foreach_lerp_(state[0], g, 1 - rule.momentum)
+    return list(torch._foreach_mul(state[0], 1.0))
+
+
+def _root(v: list[Tensor], t: float, lam: float, eps: float) -> list[Tensor]:
+    root = list(torch._foreach_sqrt(v))
+    torch._foreach_div_(root, (1 - lam**t) ** 0.5)
+    torch._foreach_add_(root, eps)
+    return root
+
+
+def _square_average(v: list[Tensor], g: list[Tensor], lam: float) -> None:
+    torch._foreach_mul_(v, lam)
+    torch._foreach_addcmul_(v, g, g, 1 - lam)
+
+
+def _rmsprop(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
+    assert isinstance(rule, RMSprop)
+    _square_average(state[0], g, rule.beta)
+    return list(torch._foreach_div(g, _root(state[0], t, rule.beta, resolved_eps(rule.eps))))
+
+
+def _adamw(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
+    assert isinstance(rule, AdamW)
+    rho, lam = rule.betas
+    torch._foreach_lerp_(state[0], g, 1 - rho)
+    _square_average(state[1], g, lam)
+    root = _root(state[1], t, lam, resolved_eps(rule.eps))
+    torch._foreach_mul_(root, 1 - rho**t)
+    return list(torch._foreach_div(state[0], root))
+
+
+def _lion(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
+    assert isinstance(rule, Lion)
+    c, rho = rule.betas
+    u = list(torch._foreach_lerp(state[0], g, 1 - c))
+    torch._foreach_sign_(u)
+    torch._foreach_lerp_(state[0], g, 1 - rho)
+    return u
+
+
+_DIRECTIONS: dict[type[Rule], Direction] = {
+    SGD: _sgd,
+    SGDM: _sgdm,
+    RMSprop: _rmsprop,
+    AdamW: _adamw,
+    Lion: _lion,
+}
+"""u of each known rule for lists of tensors, its state advanced in place; the result is new memory."""
