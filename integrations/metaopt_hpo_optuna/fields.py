@@ -1,0 +1,108 @@
+"""Where a trial keeps size, tokens, batch and lr, and the names of the attributes this package writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from metaopt_hpo.errors import MetaOptWarning
+
+RECORD = "metaopt:record"
+"""User attribute: the whole trial record as a JSON object, written when the run ends."""
+
+REASON = "metaopt:reason"
+"""User attribute: one sentence, why the trial was pruned, diverged or failed."""
+
+CHECKPOINT = "metaopt:checkpoint"
+"""User attribute: file of the run's checkpoint; a retried trial inherits it."""
+
+FLOPS_PER_TOKEN = "metaopt:flops_per_token"
+"""User attribute: training FLOPs per token, so that a killed trial's cost follows from its last report."""
+
+
+class StudyWarning(MetaOptWarning):
+    """Something about a study keeps a law from being used; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Which parameter or user attribute holds each quantity; a number stands for every trial.
+
+    Args:
+        size: trainable non-embedding parameters.
+        tokens: planned training tokens.
+        batch: tokens per optimizer step.
+        lr: the knob.
+    """
+
+    size: str | float = "size"
+    tokens: str | float = "tokens"
+    batch: str | float = "batch"
+    lr: str = "lr"
+
+    def __post_init__(self) -> None:
+        for name in ("size", "tokens", "batch", "lr"):
+            source = getattr(self, name)
+            if isinstance(source, str) and source:
+                continue
+            if name == "lr" or not _positive(source):
+                kind = "the name of a parameter or user attribute"
+                raise ValueError(
+                    f"{name} must be {kind}{'' if name == 'lr' else ' or a positive number'}, got {source!r}"
+                )
+
+    def get(self, trial: FrozenTrial, name: str) -> float | None:
+        """The quantity `name` ("size", "tokens", "batch", "lr") of a trial; None where it has none.
+
+        Raises:
+            ValueError: the parameter and the user attribute of that name disagree, or it is no positive number.
+        """
+        source = getattr(self, name)
+        if not isinstance(source, str):
+            return float(source)
+        param, attribute = trial.params.get(source), trial.user_attrs.get(source)
+        if param is not None and attribute is not None and param != attribute:
+            raise ValueError(
+                f"trial {trial.number} has the parameter {source}={param!r} and the user attribute "
+                f"{source}={attribute!r}; keep one of them, a trial has one {name}"
+            )
+        value = param if param is not None else attribute
+        if value is None:
+            return None
+        if not _positive(value):
+            raise ValueError(
+                f"{source} of trial {trial.number} must be a finite number > 0 ({name}), got {value!r}"
+            )
+        return float(value)
+
+    def names(self) -> frozenset[str]:
+        """Parameter or attribute names in use."""
+        return frozenset(s for s in (self.size, self.tokens, self.batch, self.lr) if isinstance(s, str))
+
+
+def _positive(value: Any) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    )
+
+
+def plain(value: Any) -> Any:
+    """`value` in types every storage keeps as they are: NumPy scalars and 0-d tensors become Python ones.
+
+    SQLite and Journal refuse NumPy scalars and turn tuples into lists; the in-memory storage takes anything,
+    so a script would break when it is given a database.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    item = getattr(value, "item", None)
+    if callable(item) and not isinstance(value, str | int | float | bool):
+        return item()
+    if isinstance(value, float):
+        return float(value)  # np.float64 is a float, and still not a plain one
+    return value

@@ -1,0 +1,209 @@
+"""What each method of a comparison proposes next, in Optuna's terms: a sampler and pruner, or a point of ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+
+from metaopt_hpo.comparison.engine import EngineError, SearchTask
+from metaopt_hpo.comparison.methods import Method, grid_points, starts
+from metaopt_hpo_optuna.fields import RECORD, plain
+from metaopt_hpo_optuna.study_table import record_from_json
+
+if TYPE_CHECKING:
+    from metaopt_hpo.scaling.law import Law
+
+RUNGS = 3
+"""Hyperband and ASHA judge first after 3^-RUNGS of a run."""
+
+STARTUP_FRACTION = 3
+"""Model-based samplers draw a third of the full runs the budget pays for at random. Optuna's own default of
+ten would make them random search at the small budgets where large models are tuned."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The next trial: `lr` is fixed, or None where the study's sampler chooses it within `bounds`."""
+
+    bounds: tuple[float, float]
+    lr: float | None = None
+    strategy: str | None = None
+    searched: bool = True
+    """False where lr is a start rather than a hyperparameter; it is then an attribute, not a parameter."""
+    flat: bool = False
+    """Suggest a second parameter that nothing depends on; CMA-ES is not defined in one dimension."""
+
+    @property
+    def likely_lr(self) -> float:
+        """The lr, or a typical one where the sampler will choose: enough to tell what a trial costs."""
+        return math.sqrt(self.bounds[0] * self.bounds[1]) if self.lr is None else self.lr
+
+    def start(self, study: Study) -> tuple[Trial, float]:
+        """A new trial and its learning rate, which is entered in the trial."""
+        low, high = self.bounds
+        if self.lr is not None and self.searched:
+            # an enqueued value shows as a parameter in Optuna's own tools
+            study.enqueue_trial({"lr": min(max(self.lr, low), high)})
+        trial = study.ask()
+        if self.lr is not None and not self.searched:
+            trial.set_user_attr("lr", plain(self.lr))
+            return trial, self.lr
+        if self.flat:
+            trial.suggest_float("unused", 0.0, 1.0)
+        return trial, trial.suggest_float("lr", low, high, log=True)
+
+
+class Proposer(Protocol):
+    """Makes proposals; `made` counts those that were run to their end or pruned."""
+
+    def propose(self, study: Study, made: int) -> Proposal | None:
+        """The next proposal, or None when there is none left."""
+        ...
+
+
+def runs_in_budget(task: SearchTask) -> int:
+    """Full runs that fit in what the evidence has left of the budget."""
+    left = task.budget - math.fsum(r.cost for r in task.evidence)
+    cost = task.objective.cost(task.configuration(task.lr_bounds[0]))
+    return max(0, math.floor(left / cost * (1 + 1e-9)))
+
+
+class GridProposer:
+    """A log-spaced grid of as many points as the budget pays for."""
+
+    def __init__(self, method: Method, task: SearchTask) -> None:
+        count = runs_in_budget(task)
+        self._bounds = task.lr_bounds
+        self._points = grid_points(*task.lr_bounds, count) if count else []
+
+    def propose(self, study: Study, made: int) -> Proposal | None:
+        if made >= len(self._points):
+            return None
+        return Proposal(self._bounds, lr=self._points[made])
+
+
+class StartsProposer:
+    """A self-tuning strategy from one start after another."""
+
+    def __init__(self, method: Method, task: SearchTask) -> None:
+        from metaopt_hpo.strategies import get
+
+        assert method.strategy is not None
+        self._strategy = method.strategy
+        self._bounds = task.lr_bounds
+        self._default = get(method.strategy)().lr
+
+    def propose(self, study: Study, made: int) -> Proposal | None:
+        lr = next(islice(starts(self._default), made, None))
+        return Proposal(self._bounds, lr=lr, strategy=self._strategy, searched=False)
+
+
+class SamplerProposer:
+    """An Optuna sampler, made anew for each trial from the seed and the trial's number.
+
+    A sampler that lived on would repeat its first draws when a search is resumed.
+    """
+
+    def __init__(self, method: Method, task: SearchTask) -> None:
+        self._task = task
+        self._make = SAMPLERS[method.name]
+        self._startup = max(2, math.ceil(runs_in_budget(task) / STARTUP_FRACTION))
+        self._flat = method.name == "cmaes"
+
+    def propose(self, study: Study, made: int) -> Proposal | None:
+        study.sampler = self._make(trial_seed(self._task.seed, made), self._startup)
+        return Proposal(self._task.lr_bounds, flat=self._flat)
+
+
+class LawProposer:
+    """The lr a law of smaller models predicts, then draws from its distribution, refitted after each trial."""
+
+    def __init__(self, method: Method, task: SearchTask) -> None:
+        self._task = task
+
+    def propose(self, study: Study, made: int) -> Proposal | None:
+        from metaopt_hpo.scaling import sample_near_optimum
+
+        task = self._task
+        law = self._law(study)
+        if made == 0:
+            lr = float(law.predict(task.size, task.tokens, task.batch).lr)
+        else:
+            lr, _ = sample_near_optimum(
+                law,
+                size=task.size,
+                tokens=task.tokens,
+                lr_bounds=task.lr_bounds,
+                batch_bounds=(task.batch, task.batch),
+                rng=np.random.default_rng(trial_seed(task.seed, made)),
+            )
+        return Proposal(task.lr_bounds, lr=lr)
+
+    def _law(self, study: Study) -> Law:
+        from metaopt_hpo.scaling import LawRefused, fit
+        from metaopt_hpo.trials.table import TrialTable
+
+        own = [
+            replace(record_from_json(t.user_attrs[RECORD]), trial=str(t.number), study=study.study_name)
+            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        ]
+        if not self._task.evidence:
+            raise EngineError(
+                "method 'law' needs trials of smaller models as evidence; give pilot sizes to compare"
+            )
+        try:
+            return fit(
+                TrialTable.from_records([*self._task.evidence, *own]), allow_weak=True, seed=self._task.seed
+            )
+        except LawRefused as error:
+            raise EngineError(f"method 'law': the smaller models bear no law: {error.reason}") from error
+
+
+def trial_seed(seed: int, made: int) -> int:
+    """A seed for one proposal: a function of the task's seed and the proposal's number alone."""
+    return int(np.random.SeedSequence([seed & 0xFFFFFFFF, made]).generate_state(1)[0])
+
+
+def _tpe(seed: int, startup: int) -> BaseSampler:
+    return TPESampler(seed=seed, n_startup_trials=startup)
+
+
+SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
+    "random": lambda seed, startup: RandomSampler(seed=seed),
+    "tpe": _tpe,
+    "gp": lambda seed, startup: GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=False),
+    "cmaes": lambda seed, startup: CmaEsSampler(seed=seed, warn_independent_sampling=False),
+    "median": _tpe,
+    "hyperband": _tpe,
+    "asha": lambda seed, startup: RandomSampler(seed=seed),
+}
+
+PROPOSERS: dict[str, Callable[[Method, SearchTask], Proposer]] = {
+    "grid": GridProposer,
+    "metaoptimize": StartsProposer,
+    "law": LawProposer,
+    **dict.fromkeys(SAMPLERS, SamplerProposer),
+}
+
+
+def make_pruner(method: Method, task: SearchTask) -> BasePruner:
+    """The pruner of a method; steps are tokens."""
+    first = max(1, int(task.tokens) // 3**RUNGS)
+    if method.name == "median":
+        return MedianPruner(
+            n_startup_trials=max(2, runs_in_budget(task) // STARTUP_FRACTION), n_warmup_steps=first
+        )
+    if method.name == "hyperband":
+        return HyperbandPruner(min_resource=first, max_resource=int(task.tokens), reduction_factor=3)
+    if method.name == "asha":
+        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=3, min_early_stopping_rate=0)
+    return NopPruner()

@@ -1,0 +1,241 @@
+"""An Optuna study as a trial table, and trial records as an Optuna study: the two conversions at the waist."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any, get_type_hints
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
+from metaopt_hpo.trials.record import TrialState as RecordState
+from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, Fields, StudyWarning, plain
+
+STATES: dict[TrialState, RecordState] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+
+_NUMBERS = tuple(name for name, kind in get_type_hints(TrialRecord).items() if kind is float)
+
+
+def record_to_json(record: TrialRecord) -> dict[str, Any]:
+    """A record as a JSON object that every storage keeps: NaN and infinities, which JSON has not, as text."""
+    values = asdict(record)
+    return {k: _finite(plain(v)) for k, v in values.items() if v not in ("", None) and v != {}}
+
+
+def record_from_json(data: Any) -> TrialRecord:
+    """The record `record_to_json` wrote.
+
+    Raises:
+        TableError: the attribute is not one of ours; the message names what is wrong.
+    """
+    known = {f.name for f in fields(TrialRecord)}
+    if not isinstance(data, dict) or not set(data) <= known:
+        raise TableError(f"the attribute {RECORD!r} of a trial is not a record of metaopt-hpo: {data!r:.80}")
+    values = dict(data)
+    try:
+        for name in _NUMBERS:
+            if name in values:
+                values[name] = float(values[name])
+        if values.get("curve") is not None:
+            values["curve"] = Curve(
+                **{k: tuple(float(x) for x in values["curve"].get(k, ())) for k in CURVE_FIELDS}
+            )
+        return TrialRecord(**values)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise TableError(f"the attribute {RECORD!r} of a trial is damaged: {error}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def trial_table(
+    study: Study,
+    *,
+    size: str | float = "size",
+    tokens: str | float = "tokens",
+    batch: str | float = "batch",
+    lr: str = "lr",
+) -> TrialTable:
+    """All trials of a study that have started, as a trial table.
+
+    A trial of `TrialRun` or `OptunaEngine` carries its record and comes back whole. Any other is read from
+    its parameters and user attributes; its intermediate steps are taken as token counts where none exceeds
+    the planned tokens. Pruned, failed and running trials are kept, with what they cost.
+
+    Args:
+        size, tokens, batch, lr: parameter or user attribute that holds the quantity; for the first three a
+            number that all trials share.
+
+    Raises:
+        TableError: the study has no trials, or none of them has all four quantities.
+        ValueError: a multi-objective study.
+    """
+    check_single_objective(study, "trial_table")
+    return TrialTable.from_records(
+        study_records(study, Fields(size, tokens, batch, lr), study.get_trials(deepcopy=False))
+    )
+
+
+def study_records(study: Study, names: Fields, trials: Sequence[FrozenTrial]) -> list[TrialRecord]:
+    """Records of these trials of a study; see `trial_table`."""
+    started = [t for t in trials if t.state != TrialState.WAITING]
+    if not started:
+        raise TableError(f"study {study.study_name!r} has no trials yet; run some first")
+    records = [trial_record(t, names, study.study_name, study.direction) for t in started]
+    found = [r for r in records if r is not None]
+    if not found:
+        absent = next(
+            n for n in ("size", "tokens", "batch", "lr") if all(names.get(t, n) is None for t in started)
+        )
+        raise TableError(
+            f"no trial of study {study.study_name!r} has a parameter or user attribute "
+            f"{getattr(names, absent)!r}; set it with trial.set_user_attr, or name another with {absent}=…"
+        )
+    if len(found) < len(records):
+        warnings.warn(
+            f"{len(records) - len(found)} of {len(records)} trials of study {study.study_name!r} lack size, "
+            "tokens, batch or lr and are left out; set these as user attributes at the start of the objective",
+            StudyWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+def trial_record(
+    trial: FrozenTrial, names: Fields, study_name: str, direction: StudyDirection
+) -> TrialRecord | None:
+    """One trial as a record; None where it lacks size, tokens, batch or lr."""
+    if RECORD in trial.user_attrs:
+        record = record_from_json(trial.user_attrs[RECORD])
+        # the study has the last word: a process killed while finishing leaves a record and no result
+        state = STATES[trial.state]
+        if state in ("failed", "running") and record.state not in ("failed", "running"):
+            record = replace(record, state=state)
+        return replace(record, trial=str(trial.number), study=study_name)
+    size, planned, batch, lr = (names.get(trial, n) for n in ("size", "tokens", "batch", "lr"))
+    if size is None or planned is None or batch is None or lr is None:
+        return None
+    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+    curve = _curve(trial, sign, planned)
+    done = trial.state == TrialState.COMPLETE
+    reached = planned if done else curve.tokens[-1] if curve else 0.0
+    value = trial.value if trial.value is not None else curve.loss[-1] / sign if curve else math.nan
+    per_token = trial.user_attrs.get(FLOPS_PER_TOKEN, 6.0 * size)
+    seconds = trial.duration.total_seconds() if trial.duration is not None else math.nan
+    others = {
+        k: v
+        for k, v in trial.params.items()
+        if k not in names.names() | {"strategy"} and isinstance(v, int | float | str | bool)
+    }
+    return TrialRecord(
+        size=size,
+        tokens=reached,
+        batch=batch,
+        lr=lr,
+        loss=sign * value,
+        trial=str(trial.number),
+        study=study_name,
+        engine="optuna",
+        strategy=str(trial.params.get("strategy", trial.user_attrs.get("strategy", ""))),
+        state=STATES[trial.state],
+        reason=str(trial.user_attrs.get(REASON, "")),
+        target_tokens=planned,
+        cost=per_token * reached,
+        seconds=seconds,
+        direction="maximize" if sign < 0 else "minimize",
+        params=others,
+        curve=curve,
+    )
+
+
+def _curve(trial: FrozenTrial, sign: float, planned: float) -> Curve | None:
+    steps = sorted(trial.intermediate_values)
+    # one step of the loop may overshoot the plan; epochs or steps that exceed it are not tokens
+    if not steps or steps[-1] > 1.5 * planned or steps[0] < 1:
+        return None
+    return Curve(
+        tokens=tuple(float(s) for s in steps),
+        loss=tuple(sign * trial.intermediate_values[s] for s in steps),
+    )
+
+
+def add_records(study: Study, records: Iterable[TrialRecord]) -> None:
+    """Add trials that were run elsewhere, or published as a table, to a study as finished trials.
+
+    They serve as evidence: pass the study as one of `source_studies`. Trials that failed or still run are
+    added as failed. The learning rate becomes the parameter `lr`; the record is kept whole.
+
+    Raises:
+        ValueError: a record's direction contradicts the study's, or a multi-objective study.
+    """
+    check_single_objective(study, "add_records")
+    maximise = study.direction == StudyDirection.MAXIMIZE
+    for record in records:
+        if (record.direction == "maximize") != maximise:
+            raise ValueError(
+                f"a trial of direction {record.direction!r} cannot join study {study.study_name!r}, whose "
+                f"direction is {study.direction.name.lower()!r}; create the study with the trials' direction"
+            )
+        sign = -1.0 if maximise else 1.0
+        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
+        curve = record.curve
+        reports = (
+            {}
+            if curve is None
+            else {round(t): sign * x for t, x in zip(curve.tokens, curve.loss, strict=True)}
+        )
+        to = state.get(record.state, TrialState.FAIL)
+        study.add_trial(
+            optuna.create_trial(
+                state=to,
+                value=None if to == TrialState.FAIL else _value(study, sign, record.loss),
+                params={"lr": record.lr},
+                distributions={"lr": FloatDistribution(record.lr / 2, record.lr * 2, log=True)},
+                user_attrs={
+                    "size": record.size,
+                    "tokens": record.tokens if record.state == "complete" else _planned(record),
+                    "batch": record.batch,
+                    RECORD: record_to_json(record),
+                },
+                intermediate_values={k: v for k, v in reports.items() if math.isfinite(v)},
+            )
+        )
+
+
+def _planned(record: TrialRecord) -> float:
+    return record.target_tokens if math.isfinite(record.target_tokens) else max(record.tokens, 1.0)
+
+
+def _value(study: Study, sign: float, loss: float) -> float | None:
+    """The study's value of a loss; one that is not finite counts as the worst there is."""
+    if math.isfinite(loss):
+        return sign * loss
+    values = [t.value for t in study.get_trials(deepcopy=False) if t.value is not None]
+    return (max(values) if sign > 0 else min(values)) if values else None
+
+
+def check_single_objective(study: Study, what: str) -> None:
+    """Raise ValueError, as Optuna's single-objective samplers do, for a multi-objective study."""
+    if len(study.directions) > 1:
+        raise ValueError(
+            f"{what} cannot be used for multi-objective optimization: a law is of one loss; "
+            "make a single-objective study"
+        )
