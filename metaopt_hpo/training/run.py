@@ -176,8 +176,9 @@ class TrainingRun:
         """Backward and one optimizer step; at a grid point evaluate, report and save.
 
         Args:
-            losses: mean losses of equal parts of the batch, usually one. With several, gradients are
-                averaged; with two or more, the gradient noise is measured at no further cost.
+            losses: mean losses of equal parts of the batch, each from a forward pass of its own; usually
+                one. Gradients are averaged; with two or more parts the gradient noise is measured too, at no
+                further cost.
 
         Raises:
             RunDiverged, RunStopped: see the class.

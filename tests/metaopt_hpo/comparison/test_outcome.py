@@ -1,0 +1,89 @@
+"""The outcome: costs counted rightly, pairing by seed, a verdict that says what the table says."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metaopt_hpo.comparison import protocol
+from metaopt_hpo.comparison.outcome import MATCH, OutcomeError, judge
+from metaopt_hpo.comparison.protocol import Comparison, compare
+from metaopt_hpo.trials.table import TrialTable
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_protocol import PLAN
+from toy import DictEngine, Parabola
+
+
+@pytest.fixture
+def result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Comparison:
+    monkeypatch.setattr(protocol, "get_engine", lambda name: DictEngine())
+    return compare(Parabola(), PLAN, tmp_path / "out", workers=1)
+
+
+def test_reference_law_and_costs(result: Comparison) -> None:
+    outcome = judge(result)
+    assert outcome.reference.name == "grid"
+    assert outcome.run_cost == 6e12
+    by_name = {m.name: m for m in outcome.methods}
+    assert by_name["grid"].total_cost == pytest.approx(5 * 6e12)
+    assert by_name["metaoptimize"].match_cost == pytest.approx(6e12)
+    law = by_name["law"].trajectories[0]
+    assert law.pilot_cost == pytest.approx(5 * 6e6 * (1e3 + 1e4 + 1e5))
+    assert law.cost[0] == pytest.approx(law.pilot_cost + 6e12)
+    assert outcome.law is not None
+    assert outcome.law.prediction is not None
+    assert outcome.law.prediction.lr.value == pytest.approx(Parabola().best_lr(1e6), rel=0.2)
+
+
+def test_differences_are_paired_log_ratios(result: Comparison) -> None:
+    mo = next(m for m in judge(result).methods if m.name == "metaoptimize")
+    frame = result.table.frame
+    expected = [
+        math.log(
+            frame.query("method == 'metaoptimize' and seed == @s")["loss"].iloc[0]
+            / frame.query("method == 'grid' and seed == @s")["loss"].min()
+        )
+        for s in PLAN.seeds
+    ]
+    assert mo.first_versus_reference is not None
+    assert mo.first_versus_reference.mean == pytest.approx(sum(expected) / 3)
+    assert mo.first_versus_reference.pairs == 3
+
+
+def test_verdict_names_the_share_of_compute(result: Comparison) -> None:
+    verdict = judge(result).verdict
+    assert "One MetaOptimize run" in verdict
+    assert "for 20% of the compute" in verdict
+    assert "best of 5 grid search runs" in verdict
+
+
+def test_pruned_and_diverged_losses_never_count_as_results(result: Comparison) -> None:
+    records = [
+        replace(r, loss=0.1, state="pruned") if r.method == "grid" and r.trial == "0" else r
+        for r in result.table.records()
+    ]
+    changed = replace(result, table=TrialTable.from_records(records))
+    assert min(next(m for m in judge(changed).methods if m.name == "grid").best) > 1
+
+
+def test_a_method_without_any_result_is_left_out_and_said(result: Comparison) -> None:
+    records = [
+        replace(r, state="failed") if r.method == "metaoptimize" else r for r in result.table.records()
+    ]
+    outcome = judge(replace(result, table=TrialTable.from_records(records)))
+    assert [m.name for m in outcome.methods] == ["grid", "law"]
+    assert "MetaOptimize finished no trial" in outcome.verdict
+    nothing = [replace(r, state="failed") for r in result.table.records()]
+    with pytest.raises(OutcomeError, match="no method has a finished trial"):
+        judge(replace(result, table=TrialTable.from_records(nothing)))
+
+
+def test_match_is_relative_to_each_seeds_own_reference(result: Comparison) -> None:
+    outcome = judge(result)
+    for m in outcome.methods:
+        for t, r in zip(m.trajectories, outcome.reference.trajectories, strict=True):
+            reached = t.cost_to(r.best[-1] * (1 + MATCH))
+            assert reached in (*t.cost, math.inf)

@@ -1,0 +1,69 @@
+"""Intervals that cover, profiles, and orders in which every prefix of a grid covers the range."""
+
+import math
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metaopt_hpo.comparison.engine import EngineError, get_engine
+from metaopt_hpo.comparison.methods import available_methods, coarse_to_fine, grid_points, method, starts
+from metaopt_hpo.comparison.statistics import bootstrap_mean, paired_difference, performance_profile
+
+
+def test_t_interval_covers_at_its_level_with_three_pairs() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        d = paired_difference(rng.normal(1.0, 1.0, 3) + 5, np.full(3, 5.0))
+        hits += d.low <= 1.0 <= d.high
+    assert 0.88 < hits / 2000 < 0.92
+
+
+def test_one_pair_has_no_interval_and_ties_are_ties() -> None:
+    one = paired_difference([2.0], [1.0])
+    assert (one.mean, one.low, one.high) == (1.0, -math.inf, math.inf)
+    assert not one.decided
+    tie = paired_difference([1.0, 1.0], [1.0, 1.0])
+    assert tie.p == 1.0
+    assert not tie.decided
+    for bad in (([1.0], [1.0, 2.0]), ([], [])):
+        with pytest.raises(ValueError, match="equal, positive length"):
+            paired_difference(*bad)
+
+
+def test_bootstrap_interval_holds_the_mean_and_repeats() -> None:
+    x = np.random.default_rng(1).normal(size=50)
+    low, high = bootstrap_mean(x)
+    assert low < x.mean() < high
+    assert (low, high) == bootstrap_mean(x)
+
+
+def test_performance_profile_counts_problems_solved() -> None:
+    profile = performance_profile({"a": [1.0, 2.0, math.inf], "b": [2.0, 2.0, math.inf]}, [1.0, 2.0])
+    assert profile == {"a": [2 / 3, 2 / 3], "b": [1 / 3, 2 / 3]}
+
+
+@given(st.integers(1, 40))
+def test_grid_is_log_spaced_and_every_order_is_a_permutation(count: int) -> None:
+    points = grid_points(1e-4, 1e-1, count)
+    assert sorted(coarse_to_fine(count)) == list(range(count))
+    if count > 1:
+        ordered = np.log(np.sort(points))
+        assert np.allclose(np.diff(ordered), math.log(1e3) / (count - 1))
+        assert math.isclose(min(points), 1e-4)
+        assert math.isclose(max(points), 1e-1)
+
+
+def test_starts_spread_around_the_default_low_first() -> None:
+    assert list(islice(starts(1e-3), 5)) == pytest.approx([1e-3, 10**-3.5, 10**-2.5, 1e-4, 1e-2])
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(ValueError, match=r"unknown method 'sobol'.*grid"):
+        method("sobol")
+    assert "law" in available_methods()
+    with pytest.raises(EngineError, match="no engine 'nevergrad'"):
+        get_engine("nevergrad")

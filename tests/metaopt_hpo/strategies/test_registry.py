@@ -1,0 +1,66 @@
+"""Names lead to strategies, other packages' included, and unknown ones to a list."""
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from metaopt_hpo.strategies import (
+    LRStrategy,
+    StrategyError,
+    UnknownStrategy,
+    available,
+    get,
+    make,
+    register,
+    registry,
+)
+from metaopt_hpo.strategies.schedules import Constant
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+def test_every_built_in_can_be_made_and_knows_its_name() -> None:
+    for name in ("constant", "cosine", "linear", "wsd", "metaoptimize"):
+        assert make(name).name == name
+        assert name in available()
+    assert get("metaoptimize").tunes_lr
+    assert not get("cosine").tunes_lr
+
+
+def test_unknown_names_what_there_is() -> None:
+    with pytest.raises(UnknownStrategy, match=r"'cosin'.*cosine"):
+        get("cosin")
+
+
+def test_a_users_strategy_registers_and_a_taken_name_does_not() -> None:
+    @register("mine")
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(Constant):
+        pass
+
+    assert get("mine") is Mine
+    with pytest.raises(ValueError, match="'mine' is already taken"):
+        register("mine")(Constant)
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    point = EntryPoint(name="theirs", value=value, group=registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(
+        registry, "entry_points", lambda **k: [point] if k.get("name", "theirs") == "theirs" else []
+    )
+
+
+def test_another_packages_strategy_is_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "metaopt_hpo.strategies.schedules:Linear")
+    assert issubclass(get("theirs"), LRStrategy)
+    assert "theirs" in available()
+
+
+def test_an_entry_point_that_is_no_strategy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "math:sqrt")
+    with pytest.raises(StrategyError, match="math:sqrt"):
+        get("theirs")
