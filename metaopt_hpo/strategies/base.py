@@ -208,23 +208,24 @@ def decay_groups(model: nn.Module | Iterable[nn.Parameter], weight_decay: float)
     (`nn.Embedding` and parameters named `pos*`). Empty groups are left out.
 
     Returns:
-        Parameter groups for an optimizer: `{"params", "weight_decay"}`, decayed first.
+        Parameter groups for an optimizer: `{"params", "weight_decay"}`, decayed first; `params` are
+        (name, parameter) pairs where a module gave names, which block-wise step sizes need.
 
     Raises:
         ValueError: nothing to train.
     """
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
+    decayed: list[Any] = []
+    exempt: list[Any] = []
     if isinstance(model, nn.Module):
         seen: set[int] = set()
-        for module in model.modules():
+        for prefix, module in model.named_modules():
             special = isinstance(module, (*NORM_TYPES, nn.Embedding, nn.EmbeddingBag))
             for name, p in module.named_parameters(recurse=False):
                 if not p.requires_grad or id(p) in seen:
                     continue
                 seen.add(id(p))
                 is_exempt = special or p.ndim < 2 or name.startswith("pos") or name.endswith("bias")
-                (exempt if is_exempt else decayed).append(p)
+                (exempt if is_exempt else decayed).append((f"{prefix}.{name}" if prefix else name, p))
     else:
         for p in model:
             if p.requires_grad:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +134,6 @@ class WSD(Schedule):
         return cooldown_factor(step, horizon, round(self.cooldown * horizon))
 
 
-def _fusable(groups: list[dict[str, list[nn.Parameter]]]) -> bool:
-    tensors = [p for g in groups for p in g["params"]]
+def _fusable(groups: list[dict[str, Any]]) -> bool:
+    tensors = [p[1] if isinstance(p, tuple) else p for g in groups for p in g["params"]]
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in tensors)
