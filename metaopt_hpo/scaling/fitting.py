@@ -22,6 +22,9 @@ MIN_TRIALS = 6
 COLLINEAR = 0.98
 """Squared correlation of ln size and ln tokens above which their effects cannot be told apart."""
 
+INTERCEPT_SPREAD = 1.5
+"""Prior standard deviation, ln units, of an optimum about the best runs: keeps a flat bowl's centre near its grid."""
+
 SLOPE_PRIOR = {"lr": {"size": -0.4, "tokens": 0.0}, "batch": {"size": 0.0, "tokens": 0.5}}
 SLOPE_SPREAD = {"lr": {"size": 0.4, "tokens": 0.4}, "batch": {"size": 0.4, "tokens": 0.3}}
 """Weak prior on the exponents (mean and standard deviation over published laws): matters for tiny tables only."""
@@ -74,7 +77,7 @@ def fit_cells(
     cautions += _axis_cautions(cells, axes, path, has_batch)
     design = axes.design(cells.size, cells.tokens)
     start = start_surface(cells, axes, has_batch)
-    slopes = slope_prior(axes, has_batch, prior)
+    slopes = slope_prior(axes, start, prior)
     solution = solve(cells, design, start, prior=slopes)
     _check_bowl(solution.surface)
     per_cell = np.bincount(cells.cell, minlength=cells.k).astype(float)
@@ -266,21 +269,18 @@ def start_surface(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
             cells.cell, minlength=cells.k
         )
         b = np.asarray(np.linalg.lstsq(design, mean, rcond=None)[0])
-    return Surface(a, b, np.array([0.02, 0.0, 0.02]), np.zeros(2), has_batch)
+    return Surface(a, b, np.array([0.02, 0.0, 0.02]), 0.0, has_batch)
 
 
-def slope_prior(axes: Axes, has_batch: bool, prior: Law | None) -> Prior:
-    """Weak prior on slopes, in the solver's order; tighter where a prior law knows the exponent.
-
-    Precisions are in units of 1/variance of the noise-scaled objective, that is a plain Gaussian prior.
-    """
+def slope_prior(axes: Axes, start: Surface, prior: Law | None) -> Prior:
+    """Weak Gaussian prior on the centre's coefficients; tighter where a prior law knows the exponent."""
     value: list[float] = []
     precision: list[float] = []
-    for key, used in (("lr", True), ("batch", has_batch)):
+    for key, used in (("lr", True), ("batch", start.has_batch)):
         if not used:
             continue
-        value.append(0.0)
-        precision.append(0.0)
+        value.append(float((start.a if key == "lr" else start.b)[0]))
+        precision.append(1.0 / INTERCEPT_SPREAD**2)
         for name in axes.names:
             mean, spread = SLOPE_PRIOR[key][name], SLOPE_SPREAD[key][name]
             if prior is not None and name in prior.axes.names and (key == "lr" or prior.surface.has_batch):
@@ -290,8 +290,7 @@ def slope_prior(axes: Axes, has_batch: bool, prior: Law | None) -> Prior:
                 spread = max(float(own.std()) * prior.widen[key], 0.02)
             value.append(mean)
             precision.append(1.0 / spread**2)
-    skew = 2 if has_batch else 1
-    return Prior(np.array(value + [0.0] * skew), np.array(precision + [0.0] * skew))
+    return Prior(np.array(value), np.array(precision))
 
 
 def _jitter(prior: Prior, rng: np.random.Generator) -> Prior:

@@ -94,22 +94,15 @@ def log_loss(law: Law, size: float, tokens: float, lr: float, batch: float) -> t
     x, y, f, var_f, var_x, var_y = law.at(size, tokens)
     s = law.scalars
     u, v = math.log(lr) - x, math.log(batch) - y
-    p, dp = _skewed(u, s.g1)
-    q, dq = _skewed(v, s.g2)
-    excess = 0.5 * s.h11 * p * p + s.h12 * p * q + 0.5 * s.h22 * q * q
-    sx = (s.h11 * p + s.h12 * q) * dp
-    sy = (s.h12 * p + s.h22 * q) * dq
+    inside = max(u, s.turn) if s.turn < 0 else min(u, s.turn)
+    slope = s.h11 * inside + 3.0 * s.skew * inside * inside
+    along = (0.5 * s.h11 + s.skew * inside) * inside * inside + slope * (u - inside)
+    excess = along + s.h12 * u * v + 0.5 * s.h22 * v * v
+    sx = slope + s.h12 * v
+    sy = s.h12 * u + s.h22 * v
     blur = 0.5 * (s.h11 * var_x + s.h22 * var_y)
     variance = var_f + sx * sx * var_x + sy * sy * var_y + 2.0 * blur * blur
     return f + excess + blur, variance, excess + blur
-
-
-def _skewed(u: float, gamma: float) -> tuple[float, float]:
-    """s(u, γ) and its derivative by u."""
-    if abs(gamma) < 1e-8:
-        return u, 1.0
-    e = math.exp(min(max(gamma * u, -30.0), 30.0))
-    return (e - 1.0) / gamma, e
 
 
 def last_point(curve: CurveLike | None) -> tuple[float, float] | None:

@@ -48,13 +48,13 @@ class Domain:
 
 
 class Scalars(NamedTuple):
-    """h₁₁, h₁₂, h₂₂, γ₁, γ₂ of the bowl."""
+    """h₁₁, h₁₂, h₂₂, c of the bowl, and where its cubic turns straight."""
 
     h11: float
     h12: float
     h22: float
-    g1: float
-    g2: float
+    skew: float
+    turn: float
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Law:
         excess = 0.0
         if given is not None and self.surface.has_batch:
             v = math.log(given) - y
-            shift = float(self.surface.lr_given_batch(v))
+            shift = self.surface.lr_given_batch(v)
             excess = float(self.surface.excess(np.array(shift), np.array(v)))
             slope = -float(self.surface.h[1] / self.surface.h[0])
             dx = dx - slope * dy
@@ -147,8 +147,8 @@ class Law:
     @cached_property
     def scalars(self) -> Scalars:
         """The bowl as plain floats, for calls of microseconds."""
-        h, g = self.surface.h, self.surface.gamma
-        return Scalars(float(h[0]), float(h[1]), float(h[2]), float(g[0]), float(g[1]))
+        s = self.surface
+        return Scalars(float(s.h[0]), float(s.h[1]), float(s.h[2]), s.skew, s.turn)
 
     def at(self, size: float, tokens: float) -> tuple[float, float, float, float, float, float]:
         """(ln lr*, ln B*, F, var F, var ln lr*, var ln B*) at a size and number of tokens; cached."""
@@ -353,7 +353,7 @@ def _decode(data: dict[str, Any]) -> Law:
     pairs = {k: (float(m[k][0]), float(m[k][1])) for k in ("size", "tokens", "batch", "lr")}
     return Law(
         axes=Axes(tuple(data["axes"]["names"]), arr(data["axes"]["centre"])),
-        surface=Surface(arr(s["a"]), arr(s["b"]), arr(s["h"]), arr(s["gamma"]), bool(s["has_batch"])),
+        surface=Surface(arr(s["a"]), arr(s["b"]), arr(s["h"]), float(s["skew"]), bool(s["has_batch"])),
         floor=Floor(
             tuple(f["names"]),
             arr(f["centre"]),

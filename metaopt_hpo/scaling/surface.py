@@ -1,15 +1,16 @@
 """The loss surface over size, tokens, batch and lr: a bowl in (ln lr, ln batch) whose bottom moves as a power law.
 
-    ln L = F(N, D) + ½ h₁₁ p² + h₁₂ p q + ½ h₂₂ q²,   p = s(ln lr − ln lr*, γ₁),  q = s(ln B − ln B*, γ₂)
-    ln lr* = a₀ + a·t,  ln B* = b₀ + b·t,  t = (ln N/N₀, ln D/D₀, …),   s(u, γ) = (e^{γu} − 1)/γ
+    ln L = F(N, D) + ½ h₁₁ u² + h₁₂ u v + ½ h₂₂ v² + c u³,   u = ln lr − ln lr*,  v = ln B − ln B*
+    ln lr* = a₀ + a·t,   ln B* = b₀ + b·t,   t = (ln N/N₀, ln D/D₀, …)
 
-s(·, γ) makes the bowl skewed (too large an lr hurts more than too small a one) while it keeps one minimum,
-which a cubic term does not. The floor is exp F = E + A·N^-α + C·D^-β (Hoffmann et al. 2022, eq. 2).
-Working in ln L makes every part but the floor's scale independent of the loss's unit.
+The cubic term lets too large an lr hurt more than too small a one; past its inflection the bowl goes on as a
+straight line, so that one minimum stays one. The floor is exp F = E + A·N^-α + C·D^-β (Hoffmann et al. 2022,
+eq. 2). Working in ln L makes everything but the floor's scale independent of the loss's unit.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-MAX_SKEW = 1.5
-"""Bound on |γ|: beyond it the far side of the bowl is a wall that no table resolves."""
+STRAIGHT = 0.8
+"""The cubic gives way to a straight line at this part of the way to its inflection."""
 
 
 @dataclass(frozen=True)
@@ -42,49 +43,54 @@ class Axes:
         return np.stack(columns, axis=-1)
 
 
-def skewed(u: Array, gamma: float) -> Array:
-    """s(u, γ) = (e^{γu} − 1)/γ, and u where γ = 0; exponents are clipped at ±30."""
-    if abs(gamma) < 1e-8:
-        return u
-    return np.expm1(np.clip(gamma * u, -30.0, 30.0)) / gamma
-
-
 @dataclass(frozen=True)
 class Surface:
-    """Parameters of the bowl. `b` is empty where the table holds one batch per cell (no batch law).
+    """Parameters of the bowl.
 
     Attributes:
         a: (1 + axes) intercept and slopes of ln lr*.
         b: the same of ln B*, or of the batch the table used where it was not varied.
         h: (h₁₁, h₁₂, h₂₂).
-        gamma: (γ₁, γ₂).
+        skew: c.
         has_batch: whether a batch optimum is identified.
     """
 
     a: Array
     b: Array
     h: Array
-    gamma: Array
+    skew: float
     has_batch: bool
 
     def centre(self, design: Array) -> tuple[Array, Array]:
         """(ln lr*, ln B*) for rows of `Axes.design`."""
         return design @ self.a, design @ self.b
 
+    @property
+    def turn(self) -> float:
+        """u at which the cubic gives way to a straight line; infinite (signed as −skew) without skew."""
+        if self.skew == 0.0:
+            return -math.inf
+        return -STRAIGHT * float(self.h[0]) / (6.0 * self.skew)
+
     def excess(self, u: Array, v: Array) -> Array:
         """ln L above the floor at distances u, v from the optimum in ln lr and ln B."""
-        p = skewed(u, float(self.gamma[0]))
-        q = skewed(v, float(self.gamma[1]))
-        out: Array = 0.5 * self.h[0] * p * p + self.h[1] * p * q + 0.5 * self.h[2] * q * q
+        h11, h12, h22 = (float(x) for x in self.h)
+        c, turn = self.skew, self.turn
+        inside = np.maximum(u, turn) if turn < 0 else np.minimum(u, turn)
+        along = 0.5 * h11 * inside**2 + c * inside**3
+        along = along + (h11 * inside + 3.0 * c * inside**2) * (u - inside)
+        out: Array = along + h12 * u * v + 0.5 * h22 * v * v
         return out
 
-    def lr_given_batch(self, v: Array | float) -> Array:
+    def lr_given_batch(self, v: float) -> float:
         """Shift of ln lr* when the batch is off its optimum by v in ln B (the valley's direction)."""
-        if self.h[0] <= 0:
-            return np.zeros_like(np.asarray(v, dtype=float))
-        q = skewed(np.asarray(v, dtype=float), float(self.gamma[1]))
-        p = -self.h[1] / self.h[0] * q
-        g = float(self.gamma[0])
-        if abs(g) < 1e-8:
-            return np.asarray(p)
-        return np.asarray(np.log(np.maximum(1.0 + g * p, 0.05)) / g)
+        h11, h12 = float(self.h[0]), float(self.h[1])
+        if not self.has_batch or h11 <= 0:
+            return 0.0
+        target = -h12 * v
+        if self.skew == 0.0:
+            return target / h11
+        root = h11 * h11 + 12.0 * self.skew * target
+        u = (math.sqrt(max(root, 0.0)) - h11) / (6.0 * self.skew)
+        turn = self.turn
+        return max(u, turn) if turn < 0 else min(u, turn)
