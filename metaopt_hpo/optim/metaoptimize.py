@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaopt_hpo.optim import hessian
 from metaopt_hpo.optim.blocks import Blocks, BlockSpec, assign
 from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
 from metaopt_hpo.optim.kernels.choose import CHOICES, choose
@@ -26,9 +27,11 @@ from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.native import NativeKernel, WholeStep, supports
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
+from metaopt_hpo.optim.traces import HESSIAN_TRACES, LIMITS, JointMap
 from metaopt_hpo.optim.watch import Watch
 
 STATE_VERSION = 1
+TRACES = ("hessian_free", *HESSIAN_TRACES)
 WEIGHT_BOUNDS = (-15.0, math.log(0.1))
 """Bounds of β for weight blocks: unguarded, the step sizes of single weights overflow float32."""
 
@@ -53,7 +56,10 @@ class MetaOptimize(torch.optim.Optimizer):
             module), "tensor", "weight", or a function from a parameter's name to its block's name. "layer"
             and a function need named parameters.
         weight_decay: κ (≥ 0), decoupled and multiplied by α; a group may have its own.
-        trace: "hessian_free"; h is then kept in ``state[p]["h"]``, one float a parameter.
+        trace: how the influence of past step sizes is followed: "hessian_free" (h in ``state[p]["h"]``, one
+            float a parameter), or with Hessian-vector products "l", "2x2" or "exact" (H in ``state[p]["H"]``,
+            m floats a parameter for m blocks); these need ``step(closure)``, see
+            :mod:`metaopt_hpo.optim.traces`.
         beta_bounds: least and greatest ln step size; None means none, but (−15, ln 0.1) for weight blocks.
         max_grad_norm: gradients are clipped to this global norm before the step (gradient buffers are left
             alone); None: not.
@@ -91,8 +97,8 @@ class MetaOptimize(torch.optim.Optimizer):
             raise ValueError(f"gamma={gamma!r} is not allowed: it must lie in [0, 1]")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={max_grad_norm!r} is not allowed: it must be positive, or None")
-        if trace not in ("hessian_free",):
-            raise ValueError(f"trace={trace!r} is not known: use 'hessian_free'")
+        if trace not in TRACES:
+            raise ValueError(f"trace={trace!r} is not known: use one of {', '.join(TRACES)}")
         if compile not in CHOICES:
             raise ValueError(f"compile={compile!r} is not known: use one of {', '.join(CHOICES)}")
         self._base = base_rule(base)
@@ -150,13 +156,30 @@ class MetaOptimize(torch.optim.Optimizer):
         shared["state_version"] = STATE_VERSION
         shared["rules"] = self._rules_name()
         shared["kernel"] = ""
+        if self._trace != "hessian_free":
+            self._check_trace_size()
+            shared |= hessian.init_shared(self._trace, beta, self._meta.states)
+            self._init_states()
         self._refresh_step_sizes()
 
     def _rules_name(self) -> str:
-        return f"{type(self._base).__name__} / {type(self._meta).__name__}"
+        return f"{type(self._base).__name__} / {type(self._meta).__name__} / {self._trace}"
+
+    def _check_trace_size(self) -> None:
+        assert self._blocks is not None
+        n, m = sum(p.numel() for p in self._all_params()), self._blocks.count
+        size, limit = n * m * (m if self._trace == "exact" else 1), LIMITS[self._trace]
+        if size > limit:
+            product = f"{n} weights × {m} blocks" + (f" × {m}" if self._trace == "exact" else "")
+            raise ValueError(
+                f"trace={self._trace!r} would keep {product} = {size} numbers, more than {limit}: "
+                "use coarser blocks, or trace='hessian_free'"
+            )
 
     def _extend_shared(self) -> None:
         assert self._blocks is not None
+        if self._trace != "hessian_free":
+            raise ValueError(f"trace={self._trace!r}: a group cannot be added once the optimizer is made")
         self._blocks = assign(self._all_params(), self._names(), self._block_spec)
         shared = self.param_groups[0]
         extra = self._blocks.count - shared["beta"].numel()
@@ -245,6 +268,10 @@ class MetaOptimize(torch.optim.Optimizer):
         row = 0
         for p, block in zip(params, self._blocks.of, strict=True):
             n = p.numel()
+            if self._trace != "hessian_free":
+                out[row : row + n] = self.state[p]["H"].reshape(m, n).T if p in self.state else 0.0
+                row += n
+                continue
             h = self.state[p]["h"].reshape(-1).to(out) if p in self.state else out.new_zeros(n)
             if self._blocks.per_weight:
                 out[torch.arange(row, row + n), torch.arange(block, block + n)] = h
@@ -261,11 +288,17 @@ class MetaOptimize(torch.optim.Optimizer):
 
         Args:
             closure: optional, as for any torch optimizer: computes the loss and its gradients, and returns
-                the loss.
+                the loss. Traces with Hessian-vector products need one that returns the loss (a scalar) and
+                does not call ``backward()``.
 
         Returns:
-            What the closure returned, or None.
+            What the closure returned (without its graph, where this differentiates it), or None.
+
+        Raises:
+            ValueError: a closure that the trace cannot use, or a sparse gradient.
         """
+        if self._trace != "hessian_free":
+            return self._step_with_hessian(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -277,6 +310,50 @@ class MetaOptimize(torch.optim.Optimizer):
         if not self._step_at_once(self._kernel):
             self._step_by_buckets(self._kernel)
         return loss
+
+    def _step_with_hessian(self, closure: Callable[[], Any] | None) -> Any:
+        assert self._blocks is not None
+        params, shared = self._all_params(), self.param_groups[0]
+        beta: Tensor = shared["beta"]
+        loss, graph = hessian.loss_graph(closure, params, self._trace)
+        for i, g in zip(graph.used, graph.grads, strict=True):
+            params[i].grad = g.to(params[i].dtype)
+        self._init_states()
+        owners = [group for group in self.param_groups for _ in group["params"]]
+        clip = self._clip_factor(list(graph.grads))
+        one = beta.new_ones(()) if clip is None else clip
+        factors = [(-one if owners[i]["maximize"] else one).to(_state_dtype(params[i])) for i in graph.used]
+
+        def joint_map(used: list[int]) -> JointMap:
+            assert self._blocks is not None
+            return JointMap(
+                self._base,
+                self._meta,
+                tuple(self._blocks.of[i] for i in used),
+                self._blocks.per_weight,
+                tuple(owners[i]["lr"] / self.defaults["lr"] for i in used),
+                tuple(owners[i]["weight_decay"] for i in used),
+                tuple(float(self.state[params[i]]["step"]) + 1 for i in used),
+                shared["meta_step"] + 1,
+                shared["meta_lr"],
+                self._bounds,
+            )
+
+        hessian.step(
+            self._trace,
+            joint_map,
+            graph,
+            factors,
+            params,
+            [self.state[p] for p in params],
+            shared,
+            self._meta.states,
+            self._base.states,
+            self._gamma,
+        )
+        self._refresh_step_sizes()
+        self._watch.see(beta)
+        return loss.detach()
 
     def _step_at_once(self, kernel: Kernel) -> bool:
         """The whole step in one native call, where everything is a dense tensor on the CPU; whether it was
@@ -400,10 +477,15 @@ class MetaOptimize(torch.optim.Optimizer):
                 self._init_state(p, self.state[p])
 
     def _init_state(self, p: Tensor, state: dict[str, Any]) -> None:
-        dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+        assert self._blocks is not None
         state["step"] = torch.zeros((), dtype=torch.float32)
-        for name in (*self._base.states, "h"):
-            state[name] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+        zeros = torch.zeros_like(p, dtype=_state_dtype(p), memory_format=torch.preserve_format)
+        for name in self._base.states:
+            state[name] = zeros.clone()
+        if self._trace == "hessian_free":
+            state["h"] = zeros
+        else:
+            state |= hessian.init_state(self._trace, zeros, self._blocks.count, self._base.states)
 
     def _name_of(self, p: Tensor) -> str:
         names = self._names()
@@ -477,7 +559,10 @@ class MetaOptimize(torch.optim.Optimizer):
         self._refresh_step_sizes()
 
     def _shared_tensors(self) -> tuple[str, ...]:
-        return ("beta", "meta_step", "skipped", *(f"meta_{name}" for name in self._meta.states))
+        names = ("beta", "meta_step", "skipped", *(f"meta_{name}" for name in self._meta.states))
+        if self._trace == "hessian_free":
+            return names
+        return (*names, *hessian.init_shared(self._trace, torch.zeros(0), self._meta.states))
 
     def _check_loadable(self, state_dict: dict[str, Any]) -> None:
         shared = state_dict["param_groups"][0] if state_dict.get("param_groups") else {}
@@ -490,7 +575,7 @@ class MetaOptimize(torch.optim.Optimizer):
             )
         if shared["rules"] != self._rules_name():
             raise ValueError(
-                f"this state dict was saved with other rules (base / meta): {shared['rules']}, "
+                f"this state dict was saved with other rules (base / meta / trace): {shared['rules']}, "
                 f"not {self._rules_name()}"
             )
         own, loaded = self.param_groups[0]["beta"].numel(), shared["beta"].numel()
@@ -528,6 +613,10 @@ def _bounds(given: tuple[float, float] | None, blocks: BlockSpec, beta: float) -
     if not low <= beta <= high:
         raise ValueError(f"beta_bounds={given!r} does not contain ln lr = {beta:.4g}, where β starts")
     return low, high
+
+
+def _state_dtype(p: Tensor) -> torch.dtype:
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
 def _check_meta_lr(value: float) -> None:

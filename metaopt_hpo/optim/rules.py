@@ -51,6 +51,9 @@ class Rule(ABC):
     0)."""
 
     states: ClassVar[tuple[str, ...]] = ()
+    uses_magnitude: ClassVar[bool] = True
+    """False where only signs reach the direction: its derivative is 0 almost everywhere, and no Hessian is
+    needed."""
 
     @abstractmethod
     def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
@@ -141,6 +144,7 @@ class Lion(Rule):
 
     betas: tuple[float, float] = (0.9, 0.99)
     states: ClassVar[tuple[str, ...]] = ("m",)
+    uses_magnitude: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_pair("betas", self.betas)

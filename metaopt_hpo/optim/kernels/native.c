@@ -11,7 +11,7 @@
 
 enum { SGD, SGDM, RMSPROP, ADAMW, LION };
 enum { FLOAT32, FLOAT64, BFLOAT16 };
-enum { CHUNK = 16384, ALONE = 65536 };
+enum { CHUNK = 4096, ALONE = 32768 };
 
 /* Everything a step needs; arrays have one entry a tensor unless said otherwise. Mirrored in native.py. */
 typedef struct {
