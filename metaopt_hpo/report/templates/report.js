@@ -1,0 +1,50 @@
+"use strict";
+(() => {
+  const config = {
+    responsive: true, displaylogo: false, displayModeBar: "hover",
+    modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+  };
+  const plots = [...document.querySelectorAll(".plot")];
+  for (const plot of plots) {
+    const figure = JSON.parse(document.getElementById(plot.id.replace("plot-", "data-")).textContent);
+    Plotly.newPlot(plot, figure.data, figure.layout, config);
+  }
+
+  // Paper is narrower than most windows: figures are laid out anew for 180 mm at 96 dots an inch.
+  const PAPER = 670;
+  addEventListener("beforeprint", () => {
+    for (const plot of plots) {
+      const height = plot.id === "plot-cost" ? 225 : 310;
+      Plotly.relayout(plot, { autosize: false, width: PAPER, height });
+    }
+  });
+  addEventListener("afterprint", () => {
+    for (const plot of plots) Plotly.relayout(plot, { autosize: true, width: null, height: null });
+  });
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells];
+    const body = table.tBodies[0];
+    const original = [...body.rows];
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = head.textContent;
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const descending = head.getAttribute("aria-sort") === "ascending";
+        for (const other of heads) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+        body.append(...[...original].sort((a, b) => order(a.cells[column], b.cells[column], descending ? -1 : 1)));
+      });
+    });
+  }
+
+  // Cells without a number come last whichever way the others are sorted.
+  function order(a, b, sign) {
+    if (!("value" in a.dataset)) return sign * a.textContent.localeCompare(b.textContent, undefined, { numeric: true });
+    const [x, y] = [a.dataset.value, b.dataset.value];
+    if (x === "" || y === "") return (x === "") - (y === "");
+    return sign * (Number(x) - Number(y));
+  }
+})();
