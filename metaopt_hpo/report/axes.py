@@ -40,12 +40,13 @@ def empty_figure() -> go.Figure:
 
 def run_axis(plot: go.Figure, end: float, run_cost: float) -> None:
     """An x axis in full runs, the same in FLOPs in the second line of its ticks."""
-    rough = max(end, 1e-9) / 5
+    rough = max(end, 1e-9) / 4
     magnitude = 10 ** math.floor(math.log10(rough))
-    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= rough * 0.8)
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= rough)
     ticks = [i * step for i in range(int(end / step) + 1)]
     plot.update_xaxes(
         range=[0, end * 1.03],
+        tickangle=0,
         tickvals=ticks,
         ticktext=[f"{t:.6g}<br>{words.scientific(t * run_cost)}" for t in ticks],
         title_text="Full runs (FLOPs below)",

@@ -136,7 +136,8 @@ def loss_at_rate(view: LossAtRate) -> Figure:
                 hovertemplate=f"law at {name}<br>lr %{{x:.2e}}: %{{y:.5g}}<extra></extra>",
             )  # fmt: skip
         plot.add_scatter(
-            x=list(c.lr), y=list(c.loss), mode="markers", name=name, meta="trials", customdata=list(c.label),
+            x=list(c.lr), y=list(c.loss), mode="markers", name=name, meta="trials",
+            customdata=[plain(text) for text in c.label],
             marker={"symbol": look.symbol, "size": 7, "color": palette.faded(look.colour, 0.75)},
             hovertemplate=f"{name}, %{{customdata}}<br>lr %{{x:.2e}}: %{{y:.5g}}<extra></extra>",
         )  # fmt: skip

@@ -162,9 +162,11 @@ class OptimalRate:
     @property
     def absent(self) -> str:
         """Why nothing can be drawn; empty where it can."""
-        if not self.pilots and self.prediction is None:
-            return "No smaller models were run, so there is no law across sizes."
-        return ""
+        if self.pilots or self.prediction is not None:
+            return ""
+        if self.refusal:
+            return "No smaller model finished a trial, so there is nothing to show across sizes."
+        return "No smaller models were run, so there is no law across sizes."
 
     @property
     def summary(self) -> str:
@@ -175,7 +177,7 @@ class OptimalRate:
             else f"{self.reference_title} found no rate there"
         )
         if self.prediction is None:
-            return f"No law was fitted: {_sentence(self.refusal)} At the target, {found}."
+            return f"No law was fitted, so there is no prediction. At the target, {found}."
         lr = self.prediction.lr
         text = (
             f"For {words.count(self.target)} parameters the law predicts a learning rate of "
@@ -188,11 +190,6 @@ class OptimalRate:
             inside = "inside" if self.found_lr in lr else "outside"
             text += f", {away} and {inside} the interval"
         return text + "."
-
-
-def _sentence(text: str) -> str:
-    text = text.strip() or "no reason was given"
-    return text if text.endswith((".", "!", "?")) else text + "."
 
 
 def optimal_rate(outcome: Outcome) -> OptimalRate:

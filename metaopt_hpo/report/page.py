@@ -118,7 +118,7 @@ def render(outcome: Outcome) -> str:
     environment.filters |= {
         "count": words.count, "sci": _scientific, "loss": words.loss, "spread": words.spread,
         "times": words.times, "runs": words.runs, "plural": words.plural, "listed": words.listed,
-        "percent": percent, "span": words.span, "tied": _tied, "interval": _interval,
+        "percent": percent, "span": words.span, "tied": _tied, "sentence": words.sentence, "interval": _interval,
         "gmean": words.geometric_mean, "number": _number,
     }  # fmt: skip
     scripts = {"plotly": _normal(get_plotlyjs()), "page": _resource("report.js")}

@@ -88,3 +88,9 @@ def geometric_mean(values: Sequence[float]) -> float:
     """Geometric mean of the positive, finite values; NaN without any."""
     usable = [math.log(v) for v in values if math.isfinite(v) and v > 0]
     return math.exp(statistics.fmean(usable)) if usable else math.nan
+
+
+def sentence(text: str) -> str:
+    """The text with a capital and a full stop, whoever wrote it."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

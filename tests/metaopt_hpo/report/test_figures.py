@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import itertools
 import math
@@ -172,3 +173,12 @@ def test_scientific_reads_back(value: float, digits: int) -> None:
 @given(st.floats(1e-4, 1e4))
 def test_losses_keep_enough_digits_to_see_noise(value: float) -> None:
     assert float(words.loss(value)) == pytest.approx(value, rel=1e-4)
+
+
+def test_a_users_text_reaches_a_figure_without_markup(outcome: Outcome) -> None:
+    evil = "<a href='https://example.org'>x</a>"
+    view = law_views.loss_at_rate(outcome)
+    curves = [dataclasses.replace(c, label=tuple(evil for _ in c.label)) for c in view.curves]
+    drawn = figures.loss_at_rate(dataclasses.replace(view, curves=tuple(curves))).plot
+    assert "<a " not in drawn.to_json()
+    assert [t for t in drawn.data if t.customdata is not None and html.escape(evil) in t.customdata]

@@ -296,9 +296,19 @@ def test_a_refused_law_is_told_with_its_reason(comparison: Callable[..., Compari
     assert outcome.law.refusal
     text = Parsed(render(outcome))
     for section in ("law", "cost"):
-        assert plain(outcome.law.refusal) in plain(text.within("section", id=section))
+        assert plain(words.sentence(outcome.law.refusal)) in plain(text.within("section", id=section))
     assert [a for _, a in text.elements if a.get("id") == "plot-law"]
     assert "predicted" not in text.within("section", id="law")
+
+
+def test_smaller_models_that_all_failed_are_not_passed_over(
+    comparison: Callable[..., Comparison], records: Callable[..., Any]
+) -> None:
+    trials = _all_diverged(records(("grid",), (0, 1), (4e4, 1e5, 2.5e5), 6), "pilot")
+    text = Parsed(render(judge(comparison(methods=("grid",), seeds=(0, 1), records=trials))))
+    law = text.within("section", id="law")
+    assert "No law could be fitted" in law
+    assert "No smaller model finished a trial" in law
 
 
 def test_a_law_that_was_not_run_gives_an_expected_loss(comparison: Callable[..., Comparison]) -> None:
