@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -29,7 +31,7 @@ class Cells:
         x, y, z: ln lr, ln batch, ln loss.
         size, tokens: of each trial.
         cell: index of the trial's cell in `cell_size`, `cell_tokens` (one value a cell).
-        extra: (trials × extra coordinates), already transformed; `cell_extra` is its mean over each cell.
+        extra: further hyperparameters of each trial, by name; constant within a cell.
     """
 
     x: Array
@@ -40,6 +42,7 @@ class Cells:
     cell: NDArray[np.intp]
     cell_size: Array
     cell_tokens: Array
+    extra: Mapping[str, Array] = field(default_factory=dict)
     cautions: tuple[Caution, ...] = ()
 
     @property
@@ -65,14 +68,23 @@ class Cells:
             renumber[self.cell[rows]],
             self.cell_size[keep],
             self.cell_tokens[keep],
+            {k: v[rows] for k, v in self.extra.items()},
             self.cautions,
         )
 
+    def cell_extra(self) -> dict[str, Array]:
+        """Each further hyperparameter, one value a cell."""
+        first = np.searchsorted(self.cell, np.arange(self.k))
+        return {name: v[first] for name, v in self.extra.items()}
 
-def make_cells(size: Array, tokens: Array, batch: Array, lr: Array, loss: Array) -> Cells:
+
+def make_cells(
+    size: Array, tokens: Array, batch: Array, lr: Array, loss: Array, extra: Mapping[str, Array] | None = None
+) -> Cells:
     """Group trials into cells; sizes (or tokens) within 0.1 % of each other count as equal."""
     s, t = _snap(size), _snap(tokens)
-    keys, index = np.unique(np.column_stack([s, t]), axis=0, return_inverse=True)
+    extra = extra or {}
+    keys, index = np.unique(np.column_stack([s, t, *extra.values()]), axis=0, return_inverse=True)
     index = index.reshape(-1)
     order = np.lexsort((loss, lr, batch, index))  # any order of the trials gives the same arrays
     return Cells(
@@ -84,6 +96,7 @@ def make_cells(size: Array, tokens: Array, batch: Array, lr: Array, loss: Array)
         index[order],
         keys[:, 0],
         keys[:, 1],
+        {k: v[order] for k, v in extra.items()},
     )
 
 
@@ -98,7 +111,9 @@ def _snap(values: Array, tolerance: float = 1e-3) -> Array:
     return out
 
 
-def from_table(table: TrialTable, *, use: Use = "fixed", strategy: str | None = None) -> Cells:
+def from_table(
+    table: TrialTable, *, use: Use = "fixed", strategy: str | None = None, extra: Sequence[str] = ()
+) -> Cells:
     """The trials of `table` that a law may use.
 
     Args:
@@ -107,6 +122,7 @@ def from_table(table: TrialTable, *, use: Use = "fixed", strategy: str | None = 
             the step size they settled on (`plateau_lr`); "all" takes both.
         strategy: only runs of this strategy. By default, where several strategies of fixed lr are mixed, the
             one with most trials, for the optimal peak lr depends on the schedule.
+        extra: names of hyperparameters (in `params`) that are further coordinates of the optimum.
 
     Raises:
         LawRefused: nothing usable remains, or losses are not positive.
@@ -171,5 +187,41 @@ def from_table(table: TrialTable, *, use: Use = "fixed", strategy: str | None = 
         f["batch"].to_numpy(dtype=float)[ok],
         lr[ok],
         loss[ok],
+        _extras(table, ok, extra, cautions),
     )
     return Cells(**{**cells.__dict__, "cautions": tuple(cautions)})
+
+
+KNOWN_EXTRAS = ("weight_decay", "beta1", "beta2", "momentum", "width", "depth", "warmup", "dropout")
+
+
+def _extras(table: TrialTable, ok: Array, names: Sequence[str], cautions: list[Caution]) -> dict[str, Array]:
+    """Values of the further coordinates; a caution where a well-known one varies but was not named."""
+    params = table.frame["params"].to_numpy()[ok]
+    if not names and not any(
+        n in text for text in params[:: max(params.size // 50, 1)] for n in KNOWN_EXTRAS
+    ):
+        return {}
+    rows = [json.loads(p) for p in params]
+    for name in KNOWN_EXTRAS:
+        values = {r[name] for r in rows if isinstance(r.get(name), (int, float))}
+        if name not in names and len(values) > 1:
+            message = (
+                f"{name} takes {len(values)} values in the table and is no coordinate of the law "
+                f"(extra=({name!r},) makes it one)"
+            )
+            cautions.append(Caution("extra-varies", message))
+    out: dict[str, Array] = {}
+    for name in names:
+        column = np.array(
+            [r.get(name, np.nan) if not isinstance(r.get(name), str) else np.nan for r in rows], dtype=float
+        )
+        low, high = (0.0, 1.0) if name.startswith(("beta", "momentum")) else (0.0, np.inf)
+        bad = ~((column > low) & (column < high))
+        if bad.any():
+            raise ValueError(
+                f"extra coordinate {name!r} must be a number in ({low:g}, {high:g}) in every trial; "
+                f"{int(bad.sum())} of {column.size} are not"
+            )
+        out[name] = column
+    return out

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import stats
 
 from metaopt_hpo.scaling.cells import Cells, Use, from_table
-from metaopt_hpo.scaling.estimates import Caution, LawRefused
-from metaopt_hpo.scaling.floor import fit_floor
+from metaopt_hpo.scaling.estimates import Caution, Estimate, LawRefused
+from metaopt_hpo.scaling.floor import Floor, fit_floor
 from metaopt_hpo.scaling.law import Domain, Draws, Law
+from metaopt_hpo.scaling.ordered import Centre, cell_grid, loss_rate, measure_trust
 from metaopt_hpo.scaling.solver import Prior, Solution, solve
-from metaopt_hpo.scaling.surface import Array, Axes, Surface
+from metaopt_hpo.scaling.surface import Array, Axes, Surface, coordinate
 
 if TYPE_CHECKING:
     from metaopt_hpo.trials.table import TrialTable
@@ -21,6 +24,16 @@ MIN_SIZES = 3
 MIN_TRIALS = 6
 COLLINEAR = 0.98
 """Squared correlation of ln size and ln tokens above which their effects cannot be told apart."""
+
+EXTRA_SPREAD = 0.3
+"""Prior standard deviation of an exponent in a further coordinate, which size often confounds."""
+
+CURVATURE_SPREAD = 0.1
+MIN_CURVATURE = 0.01
+"""Prior on second-order coefficients, and the least that is worth a caution (5 % of lr at nine e-folds²)."""
+
+USUAL_SCATTER = 0.3
+"""Distance (ln units) of a cell's best run from the law in the tables here."""
 
 INTERCEPT_SPREAD = 1.5
 """Prior standard deviation, ln units, of an optimum about the best runs: keeps a flat bowl's centre near its grid."""
@@ -37,6 +50,7 @@ def fit(
     prior: Law | None = None,
     use: Use = "fixed",
     strategy: str | None = None,
+    extra: Sequence[str] = (),
     draws: int = 200,
     level: float = 0.9,
     seed: int = 0,
@@ -51,6 +65,7 @@ def fit(
         use: which trials' lr counts: "fixed" (schedules set from outside), "plateau" (adaptive strategies at
             the step size they settled on), "all".
         strategy: only trials of this strategy.
+        extra: hyperparameters that are further coordinates of the optimum (weight_decay, beta2, width, …).
         draws: bootstrap draws (hierarchical: sizes, cells, runs).
         level: coverage of intervals.
         seed: of the bootstrap.
@@ -62,12 +77,18 @@ def fit(
         raise ValueError(f"draws must be at least 20, got {draws!r}")
     if not 0.5 <= level < 1:
         raise ValueError(f"level must be in [0.5, 1), got {level!r}")
-    cells = from_table(table, use=use, strategy=strategy)
+    cells = from_table(table, use=use, strategy=strategy, extra=extra)
     return fit_cells(cells, allow_weak=allow_weak, prior=prior, draws=draws, level=level, seed=seed)
 
 
 def fit_cells(
-    cells: Cells, *, allow_weak: bool, prior: Law | None, draws: int, level: float, seed: int
+    cells: Cells,
+    *,
+    allow_weak: bool = False,
+    prior: Law | None = None,
+    draws: int = 200,
+    level: float = 0.9,
+    seed: int = 0,
 ) -> Law:
     """`fit` from arrays."""
     cautions = list(cells.cautions)
@@ -75,50 +96,22 @@ def fit_cells(
     has_batch = _batch_varies(cells)
     cautions += _refusals(cells, weak=allow_weak or prior is not None)
     cautions += _axis_cautions(cells, axes, path, has_batch)
-    design = axes.design(cells.size, cells.tokens)
+    design = axes.design(cells.size, cells.tokens, cells.extra)
     start = start_surface(cells, axes, has_batch)
     slopes = slope_prior(axes, start, prior)
     solution = solve(cells, design, start, prior=slopes)
     _check_bowl(solution.surface)
     per_cell = np.bincount(cells.cell, minlength=cells.k).astype(float)
+    cell_weight = np.minimum(per_cell, 10.0) / 10.0
+    names = axes.scale_names or ("size",)
     ln_size, ln_tokens = np.log(cells.cell_size), np.log(cells.cell_tokens)
-    floor = fit_floor(
-        axes.names or ("size",),
-        ln_size,
-        ln_tokens,
-        solution.floors,
-        np.minimum(per_cell, 10.0) / 10.0,
-        noise=solution.scale,
-    )
+    floor = fit_floor(names, ln_size, ln_tokens, solution.floors, cell_weight, noise=solution.scale)
     rng = np.random.default_rng(seed)
-    a, b, fl = [], [], []
-    for _ in range(draws):
-        weight = bootstrap_weights(cells, rng)
-        s = solve(
-            cells,
-            design,
-            solution.surface,
-            weight=weight,
-            prior=_jitter(slopes, rng),
-            scale=solution.scale,
-            iterations=6,
-        )
-        cell_weight = np.bincount(cells.cell, weight, minlength=cells.k) / np.maximum(per_cell, 1.0)
-        f = fit_floor(
-            floor.names,
-            ln_size,
-            ln_tokens,
-            s.floors,
-            np.minimum(per_cell, 10.0) / 10.0 * cell_weight,
-            start=floor,
-            noise=s.scale,
-        )
-        shift = np.exp(f.exponent * (f.centre - floor.centre))
-        a.append(s.surface.a)
-        b.append(s.surface.b)
-        fl.append(np.concatenate([[f.level], f.coefficient * shift, f.exponent]))
-    result = Draws(np.array(a), np.array(b), np.array(fl))
-    cautions += _exponent_cautions(axes, result, solution, has_batch)
+    result = _bootstrap(cells, design, solution, slopes, floor, per_cell, rng, draws)
+    curvature = measure_curvature(cells, axes, solution, slopes, level)
+    cautions += _exponent_cautions(axes, result, has_batch)
+    cautions += _curvature_cautions(curvature)
+    trust = {n: measure_trust(cells, n, _centre_fitter(prior)) for n in axes.scale_names}
     return Law(
         axes=axes,
         surface=solution.surface,
@@ -135,9 +128,158 @@ def fit_cells(
         trials=cells.n,
         level=level,
         widen=_small_sample(cells, axes),
+        scatter=_scatter(cells, axes, solution.surface),
+        loss_rate=loss_rate(names, cells, solution.floors, cell_weight, solution.scale),
+        trust=trust,
+        curvature=curvature,
         warnings=tuple(cautions),
         path=path,
     )
+
+
+def _bootstrap(
+    cells: Cells,
+    design: Array,
+    solution: Solution,
+    slopes: Prior,
+    floor: Floor,
+    per_cell: Array,
+    rng: np.random.Generator,
+    draws: int,
+) -> Draws:
+    """Parameters fitted to reweighted sizes, cells and runs; floors are re-expressed about one centre."""
+    a, b, floors = [], [], []
+    ln_size, ln_tokens = np.log(cells.cell_size), np.log(cells.cell_tokens)
+    for _ in range(draws):
+        weight = bootstrap_weights(cells, rng)
+        s = solve(
+            cells,
+            design,
+            solution.surface,
+            weight=weight,
+            prior=_jitter(slopes, rng),
+            scale=solution.scale,
+            iterations=6,
+        )
+        share = np.bincount(cells.cell, weight, minlength=cells.k) / np.maximum(per_cell, 1.0)
+        f = fit_floor(
+            floor.names,
+            ln_size,
+            ln_tokens,
+            s.floors,
+            np.minimum(per_cell, 10.0) / 10.0 * share,
+            start=floor,
+            noise=s.scale,
+        )
+        shift = np.exp(f.exponent * (f.centre - floor.centre))
+        a.append(s.surface.a)
+        b.append(s.surface.b)
+        floors.append(np.concatenate([[f.level], f.coefficient * shift, f.exponent]))
+    return Draws(np.array(a), np.array(b), np.array(floors))
+
+
+def _centre_fitter(prior: Law | None) -> Callable[[Cells], Centre | None]:
+    """For ordered validation: the point fit of some cells as (size, tokens) → (ln lr*, ln B*)."""
+
+    def fit_centre(cells: Cells) -> Centre | None:
+        axes, _ = choose_axes(cells)
+        start = start_surface(cells, axes, _batch_varies(cells))
+        design = axes.design(cells.size, cells.tokens, cells.extra)
+        try:
+            surface = solve(cells, design, start, prior=slope_prior(axes, start, prior)).surface
+            _check_bowl(surface)
+        except (LawRefused, np.linalg.LinAlgError):
+            return None
+
+        def centre(size: float, tokens: float) -> tuple[float, float]:
+            x, y = surface.centre(axes.design(size, tokens))
+            return float(x), float(y)
+
+        return centre
+
+    return fit_centre
+
+
+def measure_curvature(
+    cells: Cells, axes: Axes, solution: Solution, slopes: Prior, level: float
+) -> dict[str, Estimate]:
+    """Second-order coefficients of ln lr* (and ln B*) in the axes' logarithms, jackknifed over cells' blocks.
+
+    Only where an axis has at least three distinct values and the cells are more than the coefficients.
+    """
+    names = axes.scale_names
+    columns = [1 + axes.names.index(n) for n in names]
+    values = {"size": cells.cell_size, "tokens": cells.cell_tokens}
+    pairs = [
+        (f"{names[i]}²" if i == j else f"{names[i]}·{names[j]}", columns[i], columns[j])
+        for i in range(len(names))
+        for j in range(i, len(names))
+        if i != j or np.unique(values[names[i]]).size >= 3
+    ]
+    p = len(axes.names) + 1
+    if not pairs or cells.k < 2 * (p + len(pairs)):
+        return {}
+    base = axes.design(cells.size, cells.tokens, cells.extra)
+    design = np.column_stack([base, *(base[:, i] * base[:, j] for _, i, j in pairs)])
+    s = solution.surface
+    zeros = np.zeros(len(pairs))
+    wide = np.full(len(pairs), 1.0 / CURVATURE_SPREAD**2)
+    start = Surface(np.r_[s.a, zeros], np.r_[s.b, zeros] if s.has_batch else s.b, s.h, s.skew, s.has_batch)
+    halves = [(slopes.value[k : k + p], slopes.precision[k : k + p]) for k in range(0, slopes.value.size, p)]
+    prior = Prior(
+        np.concatenate([np.r_[v, zeros] for v, _ in halves]),
+        np.concatenate([np.r_[q, wide] for _, q in halves]),
+    )
+
+    def coefficients(weight: Array | None) -> Array:
+        return solve(
+            cells, design, start, prior=prior, weight=weight, scale=solution.scale, iterations=12
+        ).surface.a[p:]
+
+    point = coefficients(None)
+    groups = min(cells.k, 12)
+    block = np.arange(cells.k) % groups
+    left = np.array([coefficients((block[cells.cell] != g).astype(float)) for g in range(groups)])
+    error = np.sqrt((groups - 1) / groups * ((left - left.mean(axis=0)) ** 2).sum(axis=0))
+    z = float(stats.t.ppf(0.5 + 0.5 * level, groups - 1))
+    return {
+        name: Estimate(float(v), float(v - z * e), float(v + z * e))
+        for (name, _, _), v, e in zip(pairs, point, error, strict=True)
+    }
+
+
+def _curvature_cautions(curvature: dict[str, Estimate]) -> list[Caution]:
+    out: list[Caution] = []
+    for name, e in curvature.items():
+        if 0.0 not in e and abs(e.value) > MIN_CURVATURE:
+            message = (
+                f"the optimal lr bends in log-log: coefficient of {name} is {e.value:+.3f} "
+                f"({e.low:+.3f} to {e.high:+.3f}); extrapolating a power law far is less certain than its interval"
+            )
+            out.append(Caution("curvature", message))
+    return out
+
+
+def _scatter(cells: Cells, axes: Axes, surface: Surface) -> dict[str, float]:
+    """Root mean square distance of cells' best runs from the law, optima at a grid's edge left out.
+
+    Part is the grid's spacing, part noise on a flat bowl: a held-out cell's best run scatters alike.
+    """
+    x, y = surface.centre(axes.design(cells.cell_size, cells.cell_tokens, cells.cell_extra()))
+    dx, dy = [], []
+    for j in range(cells.k):
+        grid = cell_grid(cells, j)
+        edge_lr, edge_batch = grid.at_edge()
+        if not edge_lr:
+            dx.append(math.log(grid.best_lr) - float(x[j]))
+        if surface.has_batch and not edge_batch:
+            dy.append(math.log(grid.best_batch) - float(y[j]))
+
+    def rms(values: list[float]) -> float:
+        # three pseudo-cells at the published tables' 0.3 keep a few lucky cells from promising too much
+        return math.sqrt((math.fsum(v * v for v in values) + 3 * USUAL_SCATTER**2) / (len(values) + 3))
+
+    return {"lr": rms(dx), "batch": rms(dy) if surface.has_batch else 0.0}
 
 
 def choose_axes(cells: Cells) -> tuple[Axes, tuple[float, float] | None]:
@@ -147,13 +289,25 @@ def choose_axes(cells: Cells) -> tuple[Axes, tuple[float, float] | None]:
     if moves_n and moves_d:
         if np.corrcoef(n, d)[0, 1] ** 2 > COLLINEAR:
             slope = float(np.cov(n, d)[0, 1] / n.var(ddof=1))
-            return Axes(("size",), np.array([n.mean()])), (float(d.mean() - slope * n.mean()), slope)
-        return Axes(("size", "tokens"), np.array([n.mean(), d.mean()])), None
+            path = (float(d.mean() - slope * n.mean()), slope)
+            return _axes(cells, {"size": n}), path
+        return _axes(cells, {"size": n, "tokens": d}), None
     if moves_n:
-        return Axes(("size",), np.array([n.mean()])), None
-    if moves_d:
-        return Axes(("tokens",), np.array([d.mean()])), None
-    return Axes((), np.zeros(0)), None
+        return _axes(cells, {"size": n}), None
+    return _axes(cells, {"tokens": d} if moves_d else {}), None
+
+
+def _axes(cells: Cells, scale: dict[str, Array]) -> Axes:
+    """Axes with the further coordinates that vary; they default to what the largest cells used."""
+    values = dict(scale)
+    defaults: dict[str, float] = {}
+    largest = cells.cell_size * cells.cell_tokens
+    for name, v in cells.cell_extra().items():
+        defaults[name] = float(v[np.argmax(largest)])
+        t = coordinate(name, v)
+        if np.ptp(t) > 1e-6:
+            values[name] = t
+    return Axes(tuple(values), np.array([float(v.mean()) for v in values.values()]), defaults)
 
 
 def _batch_varies(cells: Cells) -> bool:
@@ -253,12 +407,12 @@ def start_surface(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
     best = np.array(
         [np.flatnonzero(cells.cell == j)[np.argmin(cells.z[cells.cell == j])] for j in range(cells.k)]
     )
-    design = axes.design(cells.cell_size, cells.cell_tokens)
+    design = axes.design(cells.cell_size, cells.cell_tokens, cells.cell_extra())
     ridge = np.diag([1e-9] + [0.3] * len(axes.names))
     gram = design.T @ design + ridge
 
     def regress(values: Array, key: str) -> Array:
-        mean = np.array([0.0] + [SLOPE_PRIOR[key][n] for n in axes.names])
+        mean = np.array([0.0] + [SLOPE_PRIOR[key].get(n, 0.0) for n in axes.names])
         return np.asarray(np.linalg.solve(gram, design.T @ values + ridge @ mean))
 
     a = regress(cells.x[best], "lr")
@@ -282,7 +436,7 @@ def slope_prior(axes: Axes, start: Surface, prior: Law | None) -> Prior:
         value.append(float((start.a if key == "lr" else start.b)[0]))
         precision.append(1.0 / INTERCEPT_SPREAD**2)
         for name in axes.names:
-            mean, spread = SLOPE_PRIOR[key][name], SLOPE_SPREAD[key][name]
+            mean, spread = SLOPE_PRIOR[key].get(name, 0.0), SLOPE_SPREAD[key].get(name, EXTRA_SPREAD)
             if prior is not None and name in prior.axes.names and (key == "lr" or prior.surface.has_batch):
                 i = 1 + prior.axes.names.index(name)
                 mean = float((prior.surface.a if key == "lr" else prior.surface.b)[i])
@@ -316,7 +470,7 @@ def _small_sample(cells: Cells, axes: Axes) -> dict[str, float]:
     return {"lr": factor, "batch": factor, "loss": factor}
 
 
-def _exponent_cautions(axes: Axes, draws: Draws, s: Solution, has_batch: bool) -> list[Caution]:
+def _exponent_cautions(axes: Axes, draws: Draws, has_batch: bool) -> list[Caution]:
     out: list[Caution] = []
     for label, d, used in (("lr", draws.a, True), ("batch", draws.b, has_batch)):
         for i, name in enumerate(axes.names, start=1):

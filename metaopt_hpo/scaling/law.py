@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, positive
 from metaopt_hpo.scaling.floor import Floor
+from metaopt_hpo.scaling.ordered import Trust
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
 if TYPE_CHECKING:
@@ -89,6 +91,15 @@ class Law:
     trials: int
     level: float = 0.9
     widen: dict[str, float] = field(default_factory=lambda: {"lr": 1.0, "batch": 1.0, "loss": 1.0})
+    """Factors on the bootstrap's spread for the number of cells behind it."""
+    scatter: dict[str, float] = field(default_factory=lambda: {"lr": 0.0, "batch": 0.0})
+    """Standard deviation, ln units, of a cell's best run about the law: part of the intervals, not of the law."""
+    loss_rate: float = 0.01
+    """Standard deviation of ln loss that each e-fold of extrapolation adds."""
+    trust: dict[str, Trust] = field(default_factory=dict)
+    """By axis, how much of an extrapolated way is copied from the range's edge (`scaling.ordered`)."""
+    curvature: dict[str, Estimate] = field(default_factory=dict)
+    """Second-order coefficients of ln lr* in the axes' logarithms, from a separate fit; the law itself is linear."""
     warnings: tuple[Caution, ...] = ()
     origin: str = ""
     path: tuple[float, float] | None = None
@@ -99,25 +110,33 @@ class Law:
 
     # -- predicting -----------------------------------------------------------------------------------------
 
-    def predict(self, size: float, tokens: float, batch: float | None = None) -> Prediction:
+    def predict(
+        self,
+        size: float,
+        tokens: float,
+        batch: float | None = None,
+        *,
+        extra: Mapping[str, float] | None = None,
+    ) -> Prediction:
         """Best lr and batch at a size and number of tokens, and the loss to expect there.
 
         Args:
             size: parameters.
             tokens: training tokens.
             batch: tokens per step, where it is given rather than chosen: lr and loss are then the best at it.
+            extra: values of further coordinates (`fit(..., extra=…)`); by default those of the largest size.
 
         Returns:
             Estimates with intervals at the law's level, and cautions that hold for this prediction.
         """
         size, tokens = positive("size", size), positive("tokens", tokens)
         given = None if batch is None else positive("batch", batch)
-        row = self.axes.design(size, tokens)
-        x, y = self._centre(size, tokens)
-        dx = self.draws.a @ row - float(row @ self.surface.a)
-        dy = self.draws.b @ row - float(row @ self.surface.b)
+        self._check_extra(extra)
+        row = self.axes.design(*self.anchor(size, tokens), extra)
+        x, y = float(row @ self.surface.a), float(row @ self.surface.b)
+        dx, dy = self.draws.a @ row - x, self.draws.b @ row - y
         f = float(self.floor.log_loss(size, tokens))
-        df = self._floor_draws(size, tokens) - float(np.median(self._floor_draws(size, tokens)))
+        df = self._floor_draws(size, tokens) - f
         excess = 0.0
         if given is not None and self.surface.has_batch:
             v = math.log(given) - y
@@ -131,18 +150,41 @@ class Law:
             y, dy = math.log(given), np.zeros_like(dy)
         elif not self.surface.has_batch:
             dy = np.zeros_like(dy)
-        lr = self._estimate(x, dx, self.widen["lr"], 0.0)
-        best_batch = self._estimate(y, dy, self.widen["batch"], 0.0)
-        loss = self._estimate(f + excess, df, self.widen["loss"], self.floor.scatter)
+        tau = self.scatter
+        lr = self._estimate(x, dx, self.widen["lr"], tau["lr"])
+        best_batch = self._estimate(y, dy, self.widen["batch"], tau["batch"] if dy.any() else 0.0)
+        loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter(size, tokens))
         sx, sy = float(dx.std()) * self.widen["lr"], float(dy.std()) * self.widen["batch"]
         rho = float(np.mean(dx * dy) / (dx.std() * dy.std())) if dx.std() > 0 and dy.std() > 0 else 0.0
         return Prediction(
             size, tokens, lr, best_batch, loss, self._cautions(size, tokens, given), (sx, sy, rho)
         )
 
-    def _centre(self, size: float, tokens: float) -> tuple[float, float]:
-        row = self.axes.design(size, tokens)
-        return float(row @ self.surface.a), float(row @ self.surface.b)
+    def anchor(self, size: float, tokens: float) -> tuple[float, float]:
+        """Where the centre's power law is read: (size, tokens), moved back by what is copied beyond the range."""
+        out = []
+        for name, value, edge in (
+            ("size", size, self.domain.size[1]),
+            ("tokens", tokens, self.domain.tokens[1]),
+        ):
+            share = self.trust[name].copying if name in self.trust else 0.0
+            out.append(edge * (value / edge) ** (1.0 - share) if share and value > edge else value)
+        return out[0], out[1]
+
+    def _check_extra(self, extra: Mapping[str, float] | None) -> None:
+        unknown = [k for k in extra or {} if k not in self.axes.defaults]
+        if unknown:
+            known = ", ".join(self.axes.defaults) or "none"
+            raise ValueError(
+                f"extra holds {unknown[0]!r}, which is no coordinate of this law; there are: {known}"
+            )
+
+    def _floor_scatter(self, size: float, tokens: float) -> float:
+        """Standard deviation of ln loss beside the bootstrap's: cells about the floor, and extrapolation."""
+        beyond = 0.0
+        for value, (low, high) in ((size, self.domain.size), (tokens, self.domain.tokens)):
+            beyond += max(math.log(value / high), math.log(low / value), 0.0)
+        return math.hypot(self.floor.scatter, self.loss_rate * beyond)
 
     @cached_property
     def scalars(self) -> Scalars:
@@ -155,10 +197,11 @@ class Law:
         key = (size, tokens)
         found = self._cache.get(key)
         if found is None:
-            x, y = self._centre(size, tokens)
+            row = self.axes.design(*self.anchor(size, tokens))
+            x, y = float(row @ self.surface.a), float(row @ self.surface.b)
             dx, dy = self.optimum_draws(size, tokens)
             df = self._floor_draws(size, tokens)
-            var_f = (df.std() * self.widen["loss"]) ** 2 + self.floor.scatter**2
+            var_f = (df.std() * self.widen["loss"]) ** 2 + self._floor_scatter(size, tokens) ** 2
             var_y = float(dy.var()) if self.surface.has_batch else 0.0
             found = (x, y, float(self.floor.log_loss(size, tokens)), float(var_f), float(dx.var()), var_y)
             if len(self._cache) > 4096:
@@ -167,8 +210,8 @@ class Law:
         return found
 
     def optimum_draws(self, size: float, tokens: float) -> tuple[Array, Array]:
-        """Draws of (ln lr*, ln B*) at a size and number of tokens, as wide as the intervals."""
-        row = self.axes.design(size, tokens)
+        """Draws of (ln lr*, ln B*) at a size and number of tokens."""
+        row = self.axes.design(*self.anchor(size, tokens))
         x, y = float(row @ self.surface.a), float(row @ self.surface.b)
         dx = (self.draws.a @ row - x) * self.widen["lr"] + x
         dy = (self.draws.b @ row - y) * self.widen["batch"] + y
@@ -223,8 +266,11 @@ class Law:
             )
         return tuple(out)
 
-    def loss(self, size: Any, tokens: Any, batch: Any, lr: Any) -> Array:
+    def loss(
+        self, size: Any, tokens: Any, batch: Any, lr: Any, *, extra: Mapping[str, float] | None = None
+    ) -> Array:
         """Expected final loss of configurations; the four arguments broadcast. Returns an array of losses."""
+        self._check_extra(extra)
         values = [np.asarray(v, dtype=float) for v in (size, tokens, batch, lr)]
         for name, v in zip(("size", "tokens", "batch", "lr"), values, strict=True):
             if not (np.isfinite(v) & (v > 0)).all():
@@ -232,9 +278,18 @@ class Law:
                     f"{name} must be positive and finite, got {v[~(np.isfinite(v) & (v > 0))][0]!r}"
                 )
         size, tokens, batch, lr = np.broadcast_arrays(*values)
-        x, y = self.surface.centre(self.axes.design(size, tokens))
+        at = [self._anchors(name, v) for name, v in (("size", size), ("tokens", tokens))]
+        x, y = self.surface.centre(self.axes.design(at[0], at[1], extra))
         f = self.floor.log_loss(size, tokens)
         return np.asarray(np.exp(f + self.surface.excess(np.log(lr) - x, np.log(batch) - y)))
+
+    def _anchors(self, name: str, values: Array) -> Array:
+        """`anchor` along one axis, vectorised."""
+        share = self.trust[name].copying if name in self.trust else 0.0
+        edge = self.domain.size[1] if name == "size" else self.domain.tokens[1]
+        if not share:
+            return values
+        return np.asarray(np.where(values > edge, edge * (values / edge) ** (1.0 - share), values))
 
     def forecast(
         self, *, size: float, tokens: float, lr: float, batch: float, curve: CurveLike | None = None
@@ -284,6 +339,17 @@ class Law:
         ]
         lines.append("loss* = " + " + ".join([f"{self.floor.level:.4g}", *terms]))
         lines.append(f"one run scatters by {100 * self.noise:.2g} % about the surface")
+        for name, t in self.trust.items():
+            if t.cells:
+                scored = (
+                    f"ordered validation on {t.cells} cells: {100 * t.scores[0]:.2g} % excess"
+                    if t.scores
+                    else "too few cells to validate"
+                )
+                where = "sizes" if name == "size" else name
+                lines.append(
+                    f"beyond the fitted {where} {t.copying:.0%} is copied, the rest extrapolated ({scored})"
+                )
         lines += [f"caution ({c.code}): {c.message}" for c in self.warnings]
         return "\n".join(lines)
 
@@ -334,7 +400,7 @@ def _encode(law: Law) -> dict[str, Any]:
             return {
                 f.name: plain(getattr(v, f.name)) for f in dataclasses.fields(v) if not f.name.startswith("_")
             }
-        if isinstance(v, dict):
+        if isinstance(v, Mapping):
             return {k: plain(x) for k, x in v.items()}
         if isinstance(v, (tuple, list)):
             return [plain(x) for x in v]
@@ -352,7 +418,11 @@ def _decode(data: dict[str, Any]) -> Law:
     s, f, d, m = data["surface"], data["floor"], data["draws"], data["domain"]
     pairs = {k: (float(m[k][0]), float(m[k][1])) for k in ("size", "tokens", "batch", "lr")}
     return Law(
-        axes=Axes(tuple(data["axes"]["names"]), arr(data["axes"]["centre"])),
+        axes=Axes(
+            tuple(data["axes"]["names"]),
+            arr(data["axes"]["centre"]),
+            {k: float(v) for k, v in data["axes"]["defaults"].items()},
+        ),
         surface=Surface(arr(s["a"]), arr(s["b"]), arr(s["h"]), float(s["skew"]), bool(s["has_batch"])),
         floor=Floor(
             tuple(f["names"]),
@@ -369,6 +439,16 @@ def _decode(data: dict[str, Any]) -> Law:
         trials=int(data["trials"]),
         level=float(data["level"]),
         widen={k: float(v) for k, v in data["widen"].items()},
+        scatter={k: float(v) for k, v in data["scatter"].items()},
+        loss_rate=float(data["loss_rate"]),
+        trust={
+            k: Trust(float(v["copying"]), tuple(float(x) for x in v["scores"]), int(v["cells"]))
+            for k, v in data["trust"].items()
+        },
+        curvature={
+            k: Estimate(float(v["value"]), float(v["low"]), float(v["high"]))
+            for k, v in data["curvature"].items()
+        },
         warnings=tuple(Caution(c["code"], c["message"]) for c in data["warnings"]),
         origin=str(data["origin"]),
         path=None if data["path"] is None else (float(data["path"][0]), float(data["path"][1])),

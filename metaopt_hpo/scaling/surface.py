@@ -11,7 +11,8 @@ eq. 2). Working in ln L makes everything but the floor's scale independent of th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,20 +28,44 @@ class Axes:
     """Which logarithms the optimum depends on, and where they are centred.
 
     Attributes:
-        names: subset of ("size", "tokens") in this order; one alone where the table varies only one of them or
-            both in proportion.
+        names: subset of ("size", "tokens") in this order, one alone where the table varies only one of them or
+            both in proportion; then the names of extra hyperparameters.
         centre: mean of each over the cells, so that intercepts and slopes are nearly independent.
+        defaults: what each extra hyperparameter is taken to be where a caller does not say.
     """
 
     names: tuple[str, ...]
     centre: Array
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
-    def design(self, size: Array | float, tokens: Array | float) -> Array:
-        """Rows (1, t₁, …) for each size and tokens."""
+    @property
+    def scale_names(self) -> tuple[str, ...]:
+        """The axes of scale: names without extras."""
+        return tuple(n for n in self.names if n in ("size", "tokens"))
+
+    def design(
+        self, size: Array | float, tokens: Array | float, extra: Mapping[str, Array | float] | None = None
+    ) -> Array:
+        """Rows (1, t₁, …) for each size and tokens; `extra` overrides defaults of further coordinates."""
         size, tokens = np.broadcast_arrays(np.asarray(size, dtype=float), np.asarray(tokens, dtype=float))
-        value = {"size": np.log(size), "tokens": np.log(tokens)}
-        columns = [np.ones(size.shape)] + [value[n] - c for n, c in zip(self.names, self.centre, strict=True)]
+        columns = [np.ones(size.shape)]
+        for name, centre in zip(self.names, self.centre, strict=True):
+            if name == "size":
+                value: Array = np.log(size)
+            elif name == "tokens":
+                value = np.log(tokens)
+            else:
+                given = (extra or {}).get(name, self.defaults.get(name, math.nan))
+                value = np.broadcast_to(coordinate(name, np.asarray(given, dtype=float)), size.shape)
+            columns.append(value - centre)
         return np.stack(columns, axis=-1)
+
+
+def coordinate(name: str, value: Array) -> Array:
+    """A further hyperparameter as the surface sees it: ln(1 − β) for betas and momenta, else ln."""
+    if name.startswith(("beta", "momentum")):
+        return np.asarray(np.log1p(-value))
+    return np.asarray(np.log(value))
 
 
 @dataclass(frozen=True)
