@@ -117,8 +117,12 @@ def compare(
         engine=engine,
     )
     command = shlex.join(["metaopt-hpo", *sys.argv[1:]])
-    with ComparisonProgress(plan, objective) as progress:
-        run_comparison(objective, plan, out, workers=workers, progress=progress, command=command)
+    try:
+        with ComparisonProgress(plan, objective) as progress:
+            run_comparison(objective, plan, out, workers=workers, progress=progress, command=command)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished trials are kept, the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
     if report:
         _write_report(out)
 
@@ -257,13 +261,10 @@ def _range(option: str, text: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Entry point: errors are one sentence on standard error (exit code 1), Ctrl-C exits with 130."""
+    """Entry point: errors are one sentence on standard error (exit code 1)."""
     debug = "--debug" in sys.argv[1:]
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("interrupted; finished trials are kept, the same command goes on from there", err=True)
-        sys.exit(130)
     except (MetaOptError, ValueError, OSError) as error:
         if debug:
             raise

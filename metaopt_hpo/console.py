@@ -61,7 +61,7 @@ class ComparisonProgress:
             )
         else:
             assert self._task is not None  # __enter__ made it
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
             self._bar.update(self._task, completed=min(self._done, self._total))
 
 

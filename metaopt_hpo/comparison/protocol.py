@@ -164,8 +164,12 @@ def compare(
 
     Raises:
         CompareError: the folder cannot be written, or holds another plan.
+        UnknownStrategy: there is no strategy of the plan's name.
     """
+    from metaopt_hpo.strategies import get as get_strategy
+
     folder = Path(out)
+    get_strategy(plan.strategy)
     engine = get_engine(plan.engine)
     missing = [m for m in plan.methods if m not in engine.methods]
     if missing:
