@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_ndtr
 
 Array = NDArray[np.float64]
-_EM_ROUNDS = 60
+_EM_ROUNDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +113,10 @@ def censored_fit(
     for _ in range(_EM_ROUNDS):
         mean, spread = _truncated(np.einsum("...np,...p->...n", x, beta), sigma[..., None], a, b)
         y, extra = np.where(open_, mean, y), np.where(open_, spread, 0.0)
-        beta = _least_squares(x, y, w)
+        before, beta = beta, _least_squares(x, y, w)
         sigma = np.maximum(np.sqrt(_mean_square(x, y, beta, w, extra, total)), 1e-3)
+        if np.nanmax(np.abs(beta - before)) < 1e-7:
+            break
     return beta
 
 

@@ -1,0 +1,399 @@
+"""The controlled experiment: one config format from quadratics in seconds to a cluster, resumable, reproducible.
+
+A run of the experiment simulates every setting of every world on a grid of (B, D) cells, then attributes each world's
+gap. Grids are stored as Parquet, one file a world and noise level; a stored grid of the same config is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metaopt_hpo.attribution.decomposition import Decomposition, decompose
+from metaopt_hpo.attribution.estimand import (
+    AttributionError,
+    Plane,
+    Resample,
+    fit_plane,
+    gradient_norm_rises,
+    joint_argmin_exponent,
+)
+from metaopt_hpo.attribution.levels import (
+    CRITERIA,
+    IDEAL,
+    PRACTICE,
+    TUNED_MOMENTA,
+    Criterion,
+    Noise,
+    Setting,
+    factorial,
+    single_changes,
+)
+from metaopt_hpo.attribution.stepping import FLOOR_FRACTION, GridResult, World, run_grid
+
+PILOT_LR = 2.0 ** np.arange(-16, 8)
+"""Range of the pilot: covers everything from a frozen run to one that jumps across the whole problem."""
+GRID_RATIO = 2.0
+"""Ratio of neighbouring learning rates: the log-parabola resolves far below it."""
+MARGIN = 1.5
+"""How far beyond the pilot's optima the grid reaches, in ratios."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """What to run on one world.
+
+    Args:
+        tokens, batch: budgets D (>= 5 over >= 1.5 decades) and batches B (>= 4); the grid is their product.
+        seeds: >= 3; start, noise and minibatches are functions of them.
+        factors: simulated factors of the full factorial; the criterion comes for free.
+        levels: whether the levels outside the factorial are run too, one at a time.
+        b: batch exponent of the decomposition; 0.571 is Step Law's, where the published gap is largest.
+        bootstrap: >= 500.
+        piece: cells per stored piece, longest first, so that dear worlds resume in slices; 0 runs a grid at once.
+        device: torch device of the grid.
+    """
+
+    tokens: tuple[int, ...] = tuple(2**i for i in range(11, 17))
+    batch: tuple[int, ...] = tuple(2**i for i in range(2, 7))
+    seeds: tuple[int, ...] = tuple(range(8))
+    factors: tuple[str, ...] = ("schedule", "init", "noise", "warmup")
+    levels: bool = True
+    base_noise: Noise = "gaussian"
+    """The ideal level of noise; "minibatch" on worlds that cannot produce Gaussian noise."""
+    b: float = 0.571
+    bootstrap: int = 500
+    seed: int = 0
+    """Of the bootstrap."""
+    piece: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) < 5 or max(self.tokens) / min(self.tokens) < 10**1.5:
+            raise ValueError(f"tokens must hold at least 5 budgets over 1.5 decades, got {self.tokens!r}")
+        if len(set(self.batch)) < 4:
+            raise ValueError(f"batch must hold at least 4 values, got {self.batch!r}")
+        if max(self.batch) > min(self.tokens):
+            raise ValueError(
+                f"batch {max(self.batch)} exceeds the smallest budget of {min(self.tokens)} tokens"
+            )
+        if len(set(self.seeds)) < 3:
+            raise ValueError(f"seeds must hold at least 3 values, got {self.seeds!r}")
+        unknown = [f for f in self.factors if f not in ("schedule", "init", "noise", "warmup")]
+        if unknown:
+            raise ValueError(f"factors may be schedule, init, noise and warmup, got {unknown[0]!r}")
+        if self.bootstrap < 500:
+            raise ValueError(f"bootstrap must be at least 500, got {self.bootstrap!r}")
+
+    @property
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, batch) of every cell."""
+        d, b = np.meshgrid(self.tokens, self.batch, indexing="ij")
+        return d.ravel().astype(float), b.ravel().astype(float)
+
+    def pieces(self) -> list[np.ndarray]:
+        """Indices of the cells of each piece."""
+        d, b = self.cells
+        order = np.argsort(-d / b, kind="stable")
+        size = self.piece or len(order)
+        return (
+            [order[i : i + size] for i in range(0, len(order), size)]
+            if self.piece
+            else [np.arange(len(order))]
+        )
+
+    def settings(self, noises: Sequence[Noise]) -> dict[Noise, list[Setting]]:
+        """Settings to run at each noise level of a world."""
+        ideal = replace(IDEAL, noise=self.base_noise)
+        cube = [
+            replace(s, noise=self.base_noise if s.noise == "gaussian" else s.noise)
+            for s in factorial(self.factors)
+        ]
+        out: dict[Noise, list[Setting]] = {}
+        for s in dict.fromkeys([*cube, ideal]):
+            out.setdefault(s.noise, []).append(s)
+        if self.levels:
+            out[self.base_noise] += [
+                s for s in single_changes(self.base_noise) if s not in out[self.base_noise]
+            ]
+            for noise in noises:
+                out.setdefault(noise, [replace(IDEAL, noise=noise)])
+        missing = [n for n in out if n not in noises]
+        if missing:
+            raise AttributionError(
+                f"the world cannot produce {missing[0]} noise: leave 'noise' out of factors"
+            )
+        return out
+
+    def fingerprint(self, world: str, noise: str, settings: Sequence[Setting]) -> str:
+        """Identifies a grid: stored results of another config are never mixed in."""
+        parts = [world, noise, self.tokens, self.batch, self.seeds, self.piece, [s.label for s in settings]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class WorldFinding:
+    """What one world says."""
+
+    world: str
+    config: ExperimentConfig
+    planes: dict[tuple[str, Criterion], Plane]
+    """By (setting label, criterion)."""
+    decomposition: Decomposition
+    unusable: dict[Criterion, str]
+    """Criteria that cannot be used here, with the reason; empty where all can."""
+    joint_argmin: tuple[float, float]
+    """Exponents of (lr, batch) in D that a study of joint argmins would report for the practice setting."""
+    seconds: float
+    ideal: Setting
+    practice: Setting
+    tuned: dict[Criterion, Plane] = field(default_factory=dict)
+    """Momentum tuned in every cell (lower envelope over a grid of a)."""
+    coarse: Plane | None = None
+    """Practice setting with every other learning rate of the grid: what a coarser grid would report."""
+
+    def plane(self, setting: Setting, criterion: Criterion) -> Plane:
+        """The fitted plane of one level."""
+        return self.planes[setting.label, criterion]
+
+
+def pilot_grid(world: World, settings: Sequence[Setting], config: ExperimentConfig) -> np.ndarray:
+    """Learning rates (cells, lrs) around the optima of a short pilot at the four corner cells: few are censored."""
+    d, b = config.cells
+    corners = [(x, y) for x in (d.min(), d.max()) for y in (b.min(), b.max())]
+    chosen = list(dict.fromkeys([settings[0], settings[-1], *(s for s in settings if s.a == 1.0)]))
+    chosen += [s for s in settings if s.schedule != "constant" and s not in chosen][:1]
+    pilot = run_grid(
+        world,
+        chosen,
+        tokens=[c[0] for c in corners],
+        batch=[c[1] for c in corners],
+        lr=np.tile(PILOT_LR, (4, 1)),
+        seeds=config.seeds[:2],
+        device=config.device,
+    )
+    log_lr = np.log(PILOT_LR)
+    best = np.stack([log_lr[np.argmin(pilot.of([s], c).mean(-1), axis=1)] for s in chosen for c in CRITERIA])
+    design = np.column_stack([np.ones(4), np.log(corners)])
+    plane = np.linalg.lstsq(design, np.median(best, axis=0), rcond=None)[0]
+    deviation = best - design @ plane
+    step = np.log(GRID_RATIO)
+    low, high = deviation.min() - MARGIN * step, deviation.max() + MARGIN * step
+    offsets = np.arange(low, high + step, step)
+    centre = np.column_stack([np.ones(len(d)), np.log(d), np.log(b)]) @ plane
+    return np.asarray(np.exp(centre[:, None] + offsets))
+
+
+@dataclass(frozen=True)
+class WorldRuns:
+    """All grids of one world, one a noise level; they share cells and seeds."""
+
+    grids: tuple[GridResult, ...]
+
+    def of(self, setting: Setting) -> GridResult:
+        """The grid that holds a setting."""
+        for grid in self.grids:
+            if setting in grid.settings:
+                return grid
+        raise AttributionError(f"setting {setting.label} was not run")
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every setting that was run."""
+        return tuple(s for g in self.grids for s in g.settings)
+
+
+def run_world(
+    world: World,
+    config: ExperimentConfig,
+    *,
+    out: Path | None = None,
+    deadline: float | None = None,
+    runner: Callable[..., GridResult] = run_grid,
+) -> WorldRuns | None:
+    """All settings of one world, from `out` where stored; None when the deadline came first (call again to go on).
+
+    Args:
+        out: folder of Parquet files; None keeps nothing.
+        deadline: time.monotonic() after which no further grid is started.
+        runner: what runs a grid, with the face of `run_grid`.
+    """
+    grids = []
+    for noise, settings in config.settings(world.noises).items():
+        pieces, lr = [], None
+        for number, cells in enumerate(config.pieces()):
+            suffix = f"_{number}" if config.piece else ""
+            path = out / f"attribution_{world.name}_{noise}{suffix}.parquet" if out is not None else None
+            mark = config.fingerprint(world.name, noise, settings)
+            stored = load_grid(path, mark) if path is not None and path.exists() else None
+            if stored is None:
+                if deadline is not None and time.monotonic() > deadline:
+                    return None
+                lr = pilot_grid(world, settings, config) if lr is None else lr
+                d, b = config.cells
+                stored = runner(
+                    world,
+                    settings,
+                    tokens=d[cells],
+                    batch=b[cells],
+                    lr=lr[cells],
+                    seeds=config.seeds,
+                    device=config.device,
+                    middle_batch=float(np.exp(np.log(b).mean())),
+                    floor_lr=FLOOR_FRACTION * float(np.exp(np.median(np.log(lr)))),
+                    stream=number,
+                )
+                if path is not None:
+                    save_grid(stored, path, mark)
+            pieces.append(stored)
+        grids.append(_joined(pieces))
+    return WorldRuns(tuple(grids))
+
+
+def _joined(pieces: Sequence[GridResult]) -> GridResult:
+    """Pieces of one grid, which share settings, seeds and the width of the lr grid."""
+    if len(pieces) == 1:
+        return pieces[0]
+    first = pieces[0]
+    fields = ("tokens", "batch", "lr", "criteria", "growth")
+    arrays = {f: np.concatenate([getattr(p, f) for p in pieces]) for f in fields}
+    return GridResult(first.world, settings=first.settings, seeds=first.seeds, **arrays)
+
+
+def attribute(runs: WorldRuns, config: ExperimentConfig) -> WorldFinding:
+    """Planes of every level and criterion, the decomposition of practice's gap, and which criteria mean nothing here.
+
+    Raises:
+        AttributionError: the runs lack a setting of the factorial, or a plane cannot be fitted.
+    """
+    start = time.perf_counter()
+    first = runs.grids[0]
+    resample = Resample.draw(
+        len(first.tokens), len(first.seeds), bootstrap=config.bootstrap, seed=config.seed
+    )
+    planes: dict[tuple[str, Criterion], Plane] = {}
+    for setting in runs.settings:
+        for criterion in CRITERIA:
+            planes[setting.label, criterion] = fit_plane(runs.of(setting), [setting], criterion, resample)
+    ideal = replace(IDEAL, noise=config.base_noise)
+    practice = replace(ideal, **{f: getattr(PRACTICE, f) for f in config.factors})
+    rising = gradient_norm_rises(runs.of(ideal), ideal)
+    unusable: dict[Criterion, str] = {}
+    if rising > 0.5:
+        reason = f"‖g‖* rises at the loss-optimal lr in {rising:.0%} of cells: its minimum favours idle runs"
+        unusable = {"avg-grad": reason, "tail-grad": reason}
+
+    def corner(changed: frozenset[str]) -> tuple[Setting, Criterion]:
+        levels = {f: getattr(PRACTICE, f) for f in changed if f != "criterion"}
+        start_at: Criterion = "avg-grad" if not unusable else "final-loss"
+        return replace(ideal, **levels), "final-loss" if "criterion" in changed else start_at
+
+    def gaps(changed: frozenset[str]) -> np.ndarray:
+        setting, criterion = corner(changed)
+        return planes[setting.label, criterion].gap_samples(config.b)
+
+    factors = (*(() if unusable else ("criterion",)), *config.factors)
+    censored = {"slack": planes[ideal.label, corner(frozenset())[1]].censored}
+    for f in factors:
+        pair = [
+            corner(frozenset()),
+            corner(frozenset({f})),
+            corner(frozenset(factors)),
+            corner(frozenset(factors) - {f}),
+        ]
+        censored[f] = max(planes[s.label, c].censored for s, c in pair)
+    tuned: dict[Criterion, Plane] = {}
+    momenta = [replace(ideal, a=a) for a in TUNED_MOMENTA]
+    if all(m in runs.settings for m in momenta):
+        tuned = {c: fit_plane(runs.of(ideal), momenta, c, resample) for c in CRITERIA}
+    return WorldFinding(
+        world=first.world,
+        config=config,
+        planes=planes,
+        decomposition=decompose(factors, gaps, censored=censored),
+        unusable=unusable,
+        joint_argmin=joint_argmin_exponent(runs.of(practice), [practice], "final-loss"),
+        seconds=time.perf_counter() - start,
+        ideal=ideal,
+        practice=practice,
+        tuned=tuned,
+        coarse=fit_plane(runs.of(practice), [practice], "final-loss", resample, every=2),
+    )
+
+
+def save_grid(result: GridResult, path: Path, fingerprint: str) -> None:
+    """Write a grid as Parquet: one row a run, single precision, with the config's fingerprint in its metadata."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    cells, settings, lrs, seeds = result.growth.shape
+    index = np.indices((cells, settings, lrs, seeds)).reshape(4, -1)
+    columns: dict[str, Any] = {
+        "tokens": result.tokens[index[0]],
+        "batch": result.batch[index[0]],
+        "setting": pa.DictionaryArray.from_arrays(
+            pa.array(index[1], pa.int32()), [s.label for s in result.settings]
+        ),
+        "lr": result.lr[index[0], index[2]],
+        "seed": np.array(result.seeds)[index[3]].astype(np.int32),
+    }
+    for i, name in enumerate(CRITERIA):
+        columns[name] = result.criteria[..., i].ravel().astype(np.float32)
+    columns["growth"] = result.growth.ravel().astype(np.float32)
+    settings_json = json.dumps([asdict(s) for s in result.settings])
+    table = pa.table(columns).replace_schema_metadata(
+        {"fingerprint": fingerprint, "world": result.world, "settings": settings_json}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and renamed, so that an interrupted write leaves no half file behind.
+    aside = path.with_suffix(".partial")
+    pq.write_table(table, aside, compression="zstd")
+    aside.replace(path)
+
+
+def load_grid(path: Path, fingerprint: str | None = None) -> GridResult | None:
+    """Read a stored grid; None when it belongs to another config.
+
+    Raises:
+        AttributionError: the file is not a grid of this experiment.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise AttributionError(
+            f"{path} cannot be read as Parquet; delete it to run its grid again"
+        ) from error
+    meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    if not {"fingerprint", "world", "settings"} <= meta.keys():
+        raise AttributionError(f"{path} holds no grid of this experiment; delete it or choose another folder")
+    if fingerprint is not None and meta["fingerprint"] != fingerprint:
+        return None
+    settings = tuple(Setting(**s) for s in json.loads(meta["settings"]))
+    frame = table.to_pandas()
+    seeds = tuple(int(s) for s in frame["seed"].unique())
+    cells = len(frame[["tokens", "batch"]].drop_duplicates())
+    shape = (cells, len(settings), -1, len(seeds))
+    at = {
+        n: frame[n].to_numpy(dtype=float).reshape(shape)
+        for n in (*CRITERIA, "growth", "tokens", "batch", "lr")
+    }
+    return GridResult(
+        meta["world"],
+        at["tokens"][:, 0, 0, 0],
+        at["batch"][:, 0, 0, 0],
+        at["lr"][:, 0, :, 0],
+        settings,
+        seeds,
+        np.stack([at[c] for c in CRITERIA], axis=-1),
+        at["growth"],
+    )

@@ -1,0 +1,191 @@
+"""Cheap worlds: quadratics with power-law spectra and logistic regression, every run of a grid in one tensor.
+
+A quadratic with curvatures h_i = i^(−1/r) and h_i·w_i² ∝ i^(−(1+s/r)) has source exponent s (its noiseless loss falls
+like τ^−s) and capacity exponent r (τ^r directions have converged by time τ): the two numbers of the generalised
+proxy. r = 0 puts three quarters of the directions at h = 1, where they converge at once, and the rest on a
+geometric spectrum, each half of the loss: the count of converged, noisy directions barely grows (local r ≈ .02).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt_hpo.attribution.levels import HEAVY_TAIL, Noise
+from metaopt_hpo.attribution.stepping import RECORDS
+
+GEOMETRIC_DECADES = 6
+"""Curvatures of the r = 0 spectrum span six decades: slow directions never converge within the budgets used here."""
+LABEL_NOISE = 1.0
+
+
+class Quadratic:
+    """f(w) = ½ Σ h_i w_i², normalised to f(w₀) = 1 and h₁ = 1.
+
+    Args:
+        name: of the world.
+        source: s > 0.
+        capacity: r >= 0.
+        dim: number of directions; few of them make the spectrum end within the budget ("finite").
+        sigma: standard deviation of one sample's gradient noise in each coordinate.
+
+    Noise levels: gaussian (σ/√B); state-dependent (its variance follows the loss, down to a tenth); heavy (Student t
+    with 1.5 degrees of freedom, scale σ·B^(−1/3)); minibatch (least squares on fresh samples x ~ N(0, diag h) with
+    label noise: real minibatch gradients, neither isotropic nor independent of the state).
+    """
+
+    noises: tuple[Noise, ...] = ("gaussian", "state-dependent", "heavy", "minibatch")
+    floor = 0.0
+    records = RECORDS
+
+    def __init__(self, name: str, *, source: float, capacity: float, dim: int, sigma: float = 4.0) -> None:
+        if not (source > 0 and capacity >= 0 and dim >= 2 and sigma > 0):
+            raise ValueError(
+                f"a quadratic needs source > 0, capacity >= 0, dim >= 2 and sigma > 0, got {source}, {capacity}, "
+                f"{dim}, {sigma}"
+            )
+        self.name, self.source, self.capacity, self.sigma = name, source, capacity, sigma
+        i = torch.arange(1, dim + 1, dtype=torch.float64)
+        if capacity > 0:
+            h, energy = i ** (-1 / capacity), i ** (-(1 + source / capacity))
+        else:
+            slow = torch.logspace(0, -GEOMETRIC_DECADES, dim // 4, dtype=torch.float64)
+            h = torch.cat([torch.ones(dim - dim // 4, dtype=torch.float64), slow])
+            share = (slow**source).sum() / (dim - dim // 4)
+            energy = torch.cat([share.expand(dim - dim // 4), slow**source])
+        self.h = h.float()
+        self.w0 = torch.sqrt(2 * energy / energy.sum() / h).float()
+
+    def start(self, seeds: Sequence[int]) -> Tensor:
+        return self.w0.expand(len(seeds), -1)
+
+    def loss(self, w: Tensor) -> Tensor:
+        return 0.5 * (w * w) @ self.h.to(w.device)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return w * self.h.to(w.device)
+
+    def draw(self, noise: Noise, batches: Sequence[int], seeds: int, generator: torch.Generator) -> Any:
+        shape = (len(batches), 1, 1, seeds, len(self.h))
+        if noise == "minibatch":
+            # One block for all cells; each cell's rows are a slice of it.
+            rows = torch.randn(seeds, sum(batches), len(self.h), generator=generator) * self.h.sqrt()
+            return rows, torch.randn(seeds, sum(batches), generator=generator) * LABEL_NOISE
+        z = torch.randn(shape, generator=generator)
+        if noise == "heavy":
+            half = torch.full(shape, HEAVY_TAIL / 2)
+            z = z / torch.sqrt(torch._standard_gamma(half, generator=generator) / (HEAVY_TAIL / 2))
+        power = 1 - 1 / HEAVY_TAIL if noise == "heavy" else 0.5
+        return z * torch.tensor([self.sigma * b**-power for b in batches])[:, None, None, None, None]
+
+    def noisy_gradient(
+        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Any, out: Tensor
+    ) -> Tensor:
+        if noise == "minibatch":
+            rows, labels = drawn
+            return self._least_squares(w, batches, rows, labels, out)
+        z = drawn.to(w.device)
+        if noise == "state-dependent":
+            z = z * torch.sqrt(0.1 + 0.9 * self.loss(w))[..., None]
+        return torch.addcmul(z, w, self.h.to(w.device), out=out)
+
+    def _least_squares(
+        self, w: Tensor, batches: Sequence[int], rows: Tensor, labels: Tensor, out: Tensor
+    ) -> Tensor:
+        rows, labels = rows.to(w.device), labels.to(w.device)
+        settings, lrs, seeds, dim = w.shape[1:]
+        at = 0
+        for c, b in enumerate(batches):
+            x, y = rows[:, at : at + b], labels[:, at : at + b]
+            at += b
+            weights = w[c].permute(2, 3, 0, 1).reshape(seeds, dim, -1)
+            residual = torch.bmm(x, weights) + y[:, :, None]
+            g = torch.bmm(x.transpose(1, 2), residual) / b
+            out[c] = g.reshape(seeds, dim, settings, lrs).permute(2, 3, 0, 1)
+        return out
+
+
+class Logistic:
+    """Logistic regression on a fixed set of examples with power-law features; minibatches sample its rows.
+
+    The population is the set itself, so that its gradient and its minimum (`floor`, by Newton's method) are exact.
+    gaussian noise has the same mean variance a coordinate as one example's gradient at the start.
+    """
+
+    noises: tuple[Noise, ...] = ("gaussian", "minibatch")
+    records = RECORDS
+
+    def __init__(self, name: str = "logistic", *, dim: int = 24, examples: int = 128, seed: int = 0) -> None:
+        self.name = name
+        generator = torch.Generator().manual_seed(seed)
+        scale = torch.arange(1, dim + 1, dtype=torch.float64) ** -1.0
+        x = torch.randn(examples, dim, generator=generator, dtype=torch.float64) * scale
+        truth = torch.randn(dim, generator=generator, dtype=torch.float64) * 3
+        y = (
+            torch.rand(examples, generator=generator, dtype=torch.float64) < torch.sigmoid(x @ truth)
+        ).double()
+        signed = x * (2 * y - 1)[:, None]
+        self.rows = signed.float()
+        self.floor = _logistic_minimum(signed)
+        self.sigma = float(0.5 * signed.std(dim=0).square().mean().sqrt())
+
+    def start(self, seeds: Sequence[int]) -> Tensor:
+        return torch.zeros(len(seeds), self.rows.shape[1])
+
+    def loss(self, w: Tensor) -> Tensor:
+        losses: Tensor = torch.nn.functional.softplus(-(w @ self.rows.to(w.device).T))
+        return losses.mean(-1)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        rows = self.rows.to(w.device)
+        return -torch.sigmoid(-(w @ rows.T)) @ rows / len(rows)
+
+    def draw(self, noise: Noise, batches: Sequence[int], seeds: int, generator: torch.Generator) -> Any:
+        if noise == "minibatch":
+            return torch.randint(len(self.rows), (seeds, sum(batches)), generator=generator)
+        z = torch.randn(len(batches), 1, 1, seeds, self.rows.shape[1], generator=generator)
+        return z * torch.tensor([self.sigma / math.sqrt(b) for b in batches])[:, None, None, None, None]
+
+    def noisy_gradient(
+        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Any, out: Tensor
+    ) -> Tensor:
+        if noise == "gaussian":
+            return torch.add(self.gradient(w), drawn.to(w.device), out=out)
+        rows = self.rows.to(w.device)
+        settings, lrs, seeds, dim = w.shape[1:]
+        at = 0
+        for c, b in enumerate(batches):
+            x = rows[drawn[:, at : at + b].to(w.device)]
+            at += b
+            weights = w[c].permute(2, 3, 0, 1).reshape(seeds, dim, -1)
+            slope = -torch.sigmoid(-torch.bmm(x, weights))
+            g = torch.bmm(x.transpose(1, 2), slope) / b
+            out[c] = g.reshape(seeds, dim, settings, lrs).permute(2, 3, 0, 1)
+        return out
+
+
+def _logistic_minimum(signed: Tensor) -> float:
+    """Minimum of mean softplus(−x·w), with a tiny ridge so that separable directions stay finite."""
+    w = torch.zeros(signed.shape[1], dtype=torch.float64)
+    ridge = 1e-9
+    for _ in range(100):
+        p = torch.sigmoid(-(signed @ w))
+        g = -(p @ signed) / len(signed) + ridge * w
+        hessian = (signed * (p * (1 - p))[:, None]).T @ signed / len(signed)
+        w = w - torch.linalg.solve(hessian + ridge * torch.eye(len(w), dtype=torch.float64), g)
+    return float(torch.nn.functional.softplus(-(signed @ w)).mean())
+
+
+def tier0_worlds() -> dict[str, Quadratic | Logistic]:
+    """The worlds of tier 0, by name; s and r as in the toy results that the experiment reproduces or refutes."""
+    worlds: list[Quadratic | Logistic] = [
+        Quadratic("quadratic", source=0.53, capacity=0.33, dim=128),
+        Quadratic("infinite", source=1 / 3, capacity=1 / 3, dim=64),
+        Quadratic("hard", source=0.15, capacity=0.0, dim=64),
+        Logistic(),
+    ]
+    return {w.name: w for w in worlds}
