@@ -4,18 +4,38 @@ Public: `LMOBound` (bounds), `verify_rule` (rules against bounds), schedule fact
 """
 
 from metaopt_hpo.theory.bounds import LMOBound, Optimum, Ridge
+from metaopt_hpo.theory.exponents import (
+    FittedExponents,
+    LocalExponents,
+    PredictedExponents,
+    PublishedExponent,
+    fit_exponents,
+    local_exponents,
+    predicted_exponents,
+    published_exponents,
+    side_by_side,
+)
 from metaopt_hpo.theory.schedules import ScheduleFactors, last_iterate_value, schedule_factors
 from metaopt_hpo.theory.verify import RuleCheck, depth_path, rate_loss_profile, verify_rule
 
 __all__ = [
+    "FittedExponents",
     "LMOBound",
+    "LocalExponents",
     "Optimum",
+    "PredictedExponents",
+    "PublishedExponent",
     "Ridge",
     "RuleCheck",
     "ScheduleFactors",
     "depth_path",
+    "fit_exponents",
     "last_iterate_value",
+    "local_exponents",
+    "predicted_exponents",
+    "published_exponents",
     "rate_loss_profile",
     "schedule_factors",
+    "side_by_side",
     "verify_rule",
 ]

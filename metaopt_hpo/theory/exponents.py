@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling import library
 from metaopt_hpo.scaling.estimates import Estimate
 from metaopt_hpo.theory.bounds import Kind, LMOBound
 from metaopt_hpo.theory.minima import censored_fit, log_parabola
@@ -307,22 +308,40 @@ class PublishedExponent:
         return self.tokens - self.bound
 
 
-PUBLISHED: tuple[PublishedExponent, ...] = (
-    PublishedExponent("Bjorck et al.", "arXiv 2409.19913", -0.32, 0.0, "N^-0.23 besides"),
-    PublishedExponent("HyperP (Muon)", "arXiv 2603.28743", -0.32, 0.0, "B^0.56 at fixed tokens (bound 0.5)"),
+BESIDES_LIBRARY: tuple[PublishedExponent, ...] = (
+    PublishedExponent("HyperP (Muon)", "arXiv:2603.28743", -0.32, 0.0, "B^0.56 at fixed tokens (bound 0.5)"),
     PublishedExponent(
         "von Rütte et al.", "diffusion LM, constant lr", 0.28, 0.82, "lr ~ B^0.34 along that path"
     ),
-    PublishedExponent("Step Law", "arXiv 2503.04715", 0.307, 0.571, "AdamW, cosine; N^-0.713 besides"),
-    PublishedExponent("Complete(d)P", "√B and 1/√D", -0.5, 0.0, "stated as a rule"),
 )
+"""Published exponents that are no law of the library: they come without a way to predict."""
+
+
+def published_exponents() -> tuple[PublishedExponent, ...]:
+    """Everything published that separates tokens from size: the law library's laws and the exponents besides.
+
+    Laws that follow compute (DeepSeek) confound D with N and are left out.
+    """
+    found = []
+    for name in library.names():
+        law = library.load(name)
+        if not isinstance(law, library.PublishedLaw) or law.lr is None or "compute" in law.lr.exponents:
+            continue
+        b = law.batch.exponents.get("tokens", 0.0) if law.batch is not None else 0.0
+        total = law.lr.exponents.get("tokens", 0.0) + b * law.lr.exponents.get("batch", 0.0)
+        found.append(PublishedExponent(law.title, law.source, total, b, law.note))
+    return (*found, *BESIDES_LIBRARY)
 
 
 def side_by_side(
-    fitted: FittedExponents, *, b: float, published: Sequence[PublishedExponent] = PUBLISHED
+    fitted: FittedExponents, *, b: float, published: Sequence[PublishedExponent] | None = None
 ) -> list[tuple[str, float, float, float]]:
-    """Rows (source, exponent of lr in D, bound at the source's b, gap): the fit along B ~ D^b first, then published."""
+    """Rows (source, exponent of lr in D, bound at the source's b, gap): the fit along B ~ D^b first, then published.
+
+    `published` defaults to `published_exponents()`.
+    """
     mine = fitted.along(b).value
     bound = predicted_exponents().along(b)
     rows = [(f"fitted, b = {b:g}", mine, bound, mine - bound)]
-    return rows + [(p.source, p.tokens, p.bound, p.gap) for p in published]
+    others = published_exponents() if published is None else published
+    return rows + [(p.source, p.tokens, p.bound, p.gap) for p in others]

@@ -6,7 +6,7 @@ scale solves min_θ max_j (a_j·θ + b_j) subject to a <= 1, 1 <= B <= D and aK 
 
 Width and depth rules need to know how the bound's constants move: `path="L ~ n^2"` (Adam under muP's norms),
 `"L ~ n^0"` (Muon in the spectral norm), `depth_path(c)` for residual branches multiplied by depth^-c. Published rules
-checked in the tests: arXiv 2603.15958 and the sources named in `exponents.PUBLISHED`.
+checked in the tests: arXiv 2603.15958 and the sources named in `exponents.published_exponents`.
 """
 
 from __future__ import annotations
