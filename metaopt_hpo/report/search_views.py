@@ -70,12 +70,15 @@ def method_rows(outcome: Outcome) -> list[MethodRow]:
         states = dict(sorted(Counter(str(r.state) for r in own if r.state != "complete").items()))
         m = judged.get(name)
         if m is None:
-            spent = [r.cost for r in own if math.isfinite(r.cost)]
+            pilots = outcome.law.pilot_cost if outcome.law and method(name).kind == "law" else 0.0
+            spent = pilots + sum(r.cost for r in own if math.isfinite(r.cost)) / len(plan.seeds)
+            why = _why_left_out(own, plan.seeds)
+            if not own and pilots + outcome.run_cost > plan.runs * outcome.run_cost:
+                why += f": the smaller models alone cost {words.runs(pilots / outcome.run_cost)}"
             rows.append(
                 MethodRow(
-                    name, method(name).title, (), (), len(own) / len(plan.seeds), states,
-                    sum(spent) / len(plan.seeds), math.inf, math.nan, None, False,
-                    _why_left_out(own, plan.seeds),
+                    name, method(name).title, (), (), len(own) / len(plan.seeds), states, spent, math.inf,
+                    math.nan, None, False, why,
                 )
             )  # fmt: skip
             continue

@@ -281,6 +281,19 @@ def test_a_method_without_a_finite_trial_is_shown_as_such(
     assert "is left out" in text.within("section", id="verdict")
 
 
+def test_a_law_whose_smaller_models_ate_the_budget_is_told_so(
+    comparison: Callable[..., Comparison], records: Callable[..., Any]
+) -> None:
+    pilots = (4e5, 8e5, 1.1e6)
+    trials = [r for r in records(("grid", "law"), (0, 1), pilots, 4) if r.method != "law"]
+    outcome = judge(comparison(methods=("grid", "law"), seeds=(0, 1), pilots=pilots, runs=4, records=trials))
+    assert outcome.law is not None
+    assert outcome.law.pilot_cost > 3 * outcome.run_cost
+    row = Parsed(render(outcome)).within("tr", data_method="law")
+    assert f"the smaller models alone cost {words.runs(outcome.law.pilot_cost / outcome.run_cost)}" in row
+    assert words.scientific(outcome.law.pilot_cost, 3) in row
+
+
 def test_without_smaller_models_there_is_no_law_and_the_page_says_so(
     comparison: Callable[..., Comparison],
 ) -> None:
