@@ -27,6 +27,7 @@ from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.native import NativeKernel, WholeStep, supports
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
+from metaopt_hpo.optim.sharding import ShardKey, is_sharded, like_shards, local, reduce_sums, shard_key
 from metaopt_hpo.optim.traces import HESSIAN_TRACES, LIMITS, JointMap
 from metaopt_hpo.optim.watch import Watch
 
@@ -157,6 +158,10 @@ class MetaOptimize(torch.optim.Optimizer):
         shared["rules"] = self._rules_name()
         shared["kernel"] = ""
         if self._trace != "hessian_free":
+            if any(is_sharded(p) for p in params):
+                raise ValueError(
+                    f"trace={self._trace!r} does not support sharded parameters: use 'hessian_free'"
+                )
             self._check_trace_size()
             shared |= hessian.init_shared(self._trace, beta, self._meta.states)
             self._init_states()
@@ -320,7 +325,7 @@ class MetaOptimize(torch.optim.Optimizer):
             params[i].grad = g.to(params[i].dtype)
         self._init_states()
         owners = [group for group in self.param_groups for _ in group["params"]]
-        clip = self._clip_factor(list(graph.grads))
+        clip = self._clip_factor([params[i] for i in graph.used], list(graph.grads))
         one = beta.new_ones(()) if clip is None else clip
         factors = [(-one if owners[i]["maximize"] else one).to(_state_dtype(params[i])) for i in graph.used]
 
@@ -366,7 +371,8 @@ class MetaOptimize(torch.optim.Optimizer):
             self._whole = self._prepare(kernel, params, grads)
             if self._whole is None:
                 return False
-        scale = self._clip_factor([g for g in grads if g is not None])
+        pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
+        scale = self._clip_factor([p for p, _ in pairs], [g for _, g in pairs])
         self._watch.range(*self._whole.run(grads, self.param_groups, self.defaults["lr"], scale))
         return True
 
@@ -377,12 +383,13 @@ class MetaOptimize(torch.optim.Optimizer):
         shared = self.param_groups[0]
         if self._blocks.per_weight or not supports(self._meta) or not shared["beta"].is_cpu:
             return None
+        if any(is_sharded(p) for p in params):
+            return None
         self._init_states()
         for p, g in zip(params, grads, strict=True):
             if g is None:
                 continue
-            state = [self.state[p][name] for name in (*self._base.states, "h")]
-            if not kernel.takes(p, g, self._base) or any(x.stride() != p.stride() for x in state):
+            if not kernel.takes(p, g, self._moving(p), self._base):
                 return None
         groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
         return WholeStep(
@@ -405,15 +412,20 @@ class MetaOptimize(torch.optim.Optimizer):
         beta: Tensor = shared["beta"]
         self._init_states()
         buckets = self._buckets(kernel)
-        scale = self._clip_factor([g for _, bucket in buckets for g in bucket.grads])
-        alpha, z = beta.exp(), torch.zeros_like(beta)
-        for runner, bucket in buckets:
-            device = bucket.params[0].device
-            part = z if device == beta.device else torch.zeros_like(z, device=device)
+        scale = self._clip_factor(
+            [p for _, _, bucket in buckets for p in bucket.params],
+            [g for _, _, bucket in buckets for g in bucket.grads],
+        )
+        alpha = beta.exp()
+        parts: dict[ShardKey, Tensor] = {(): torch.zeros_like(beta)}
+        for key, runner, bucket in buckets:
+            shards = bucket.local()
+            device = shards.params[0].device
+            part = torch.zeros_like(beta, device=device)
             factor = None if scale is None else scale.to(device)
-            runner.advance(bucket, self._base, alpha.to(device), self._gamma, factor, part)
-            if part is not z:
-                z.add_(part.to(z.device))
+            runner.advance(shards, self._base, alpha.to(device), self._gamma, factor, part)
+            parts[key] = parts.get(key, torch.zeros_like(beta)) + part.to(beta.device)
+        z = reduce_sums(parts, beta)
         meta_state = [shared[f"meta_{name}"] for name in self._meta.states]
         advance_beta(
             self._meta,
@@ -428,11 +440,11 @@ class MetaOptimize(torch.optim.Optimizer):
         self._refresh_step_sizes()
         self._watch.see(beta)
 
-    def _buckets(self, kernel: Kernel) -> list[tuple[Kernel, Bucket]]:
+    def _buckets(self, kernel: Kernel) -> list[tuple[ShardKey, Kernel, Bucket]]:
         """Parameters with a gradient, by group, device and dtype, each with the kernel that can advance
         it."""
         assert self._blocks is not None
-        buckets: dict[Any, tuple[Kernel, Bucket]] = {}
+        buckets: dict[Any, tuple[ShardKey, Kernel, Bucket]] = {}
         block = iter(self._blocks.of)
         for number, group in enumerate(self.param_groups):
             for p in group["params"]:
@@ -442,16 +454,20 @@ class MetaOptimize(torch.optim.Optimizer):
                     continue
                 if g.layout is not torch.strided:
                     raise ValueError(f"{self._name_of(p)} has a sparse gradient, which is not supported")
+                if is_sharded(p) and self._blocks.per_weight:
+                    raise ValueError(f"{self._name_of(p)} is sharded, which blocks='weight' does not support")
+                g = like_shards(g, p)
                 state = self.state[p]
                 runner = self._runner(kernel, p, g)
-                key = (number, p.device, p.dtype, runner.name)
+                shards = shard_key(p)
+                key = (number, p.device, p.dtype, runner.name, shards)
                 if key not in buckets:
                     ratio = group["lr"] / self.defaults["lr"]
                     per_weight = self._blocks.per_weight
                     new = Bucket(ratio, group["weight_decay"], group["maximize"], per_weight)
                     new.states = tuple([] for _ in self._base.states)
-                    buckets[key] = runner, new
-                bucket = buckets[key][1]
+                    buckets[key] = shards, runner, new
+                bucket = buckets[key][2]
                 bucket.params.append(p)
                 bucket.grads.append(g)
                 bucket.traces.append(state["h"])
@@ -463,13 +479,15 @@ class MetaOptimize(torch.optim.Optimizer):
 
     def _runner(self, kernel: Kernel, p: Tensor, g: Tensor) -> Kernel:
         assert self._blocks is not None
-        if isinstance(kernel, NativeKernel) and (
-            self._blocks.per_weight
-            or not kernel.takes(p, g, self._base)
-            or self.state[p]["h"].stride() != p.stride()
-        ):
-            return self._eager
-        return kernel
+        if not isinstance(kernel, NativeKernel):
+            return kernel
+        fits = kernel.takes(local(p), local(g), map(local, self._moving(p)), self._base)
+        return kernel if fits and not self._blocks.per_weight else self._eager
+
+    def _moving(self, p: Tensor) -> list[Tensor]:
+        """The state of a parameter that has its shape."""
+        state = self.state[p]
+        return [state[name] for name in (*self._base.states, "h")]
 
     def _init_states(self) -> None:
         for p in self._all_params():
@@ -494,12 +512,16 @@ class MetaOptimize(torch.optim.Optimizer):
                 return f"parameter {names[i]!r}" if names is not None else f"parameter number {i}"
         return "a parameter"
 
-    def _clip_factor(self, grads: list[Tensor]) -> Tensor | None:
+    def _clip_factor(self, params: list[Tensor], grads: list[Tensor]) -> Tensor | None:
+        """min(1, max_grad_norm / norm of all gradients), the norm over all shards; None without clipping."""
         if self._max_grad_norm is None or not grads:
             return None
         beta: Tensor = self.param_groups[0]["beta"]
-        norms = torch._foreach_norm(grads, 2)
-        norm = torch.linalg.vector_norm(torch.stack([n.to(beta) for n in norms]))
+        squares: dict[ShardKey, Tensor] = {}
+        for p, norm in zip(params, torch._foreach_norm([local(g) for g in grads], 2), strict=True):
+            key = shard_key(p)
+            squares[key] = squares.get(key, beta.new_zeros(())) + norm.to(beta) ** 2
+        norm = reduce_sums(squares, beta.new_zeros(())).sqrt()
         return torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)
 
     def _own_blocks(self) -> list[list[int]]:

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from metaopt_hpo.optim.rules import Rule
+from metaopt_hpo.optim.sharding import local
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Bucket:
         decay: κ, decoupled weight decay.
         maximize: whether the step goes up the gradient.
         per_weight: whether every weight has a step size of its own.
-        params, grads: weights and gradients (local shards where parameters are DTensors).
+        params, grads: weights and gradients.
         states: for every name in the base rule's ``states``, the list of its tensors.
         traces: h.
         steps: number of steps taken so far, 0-dim float32 tensors on the CPU.
@@ -36,6 +37,21 @@ class Bucket:
     traces: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+
+    def local(self) -> Bucket:
+        """The same parameters, each as the part that this process holds."""
+        return Bucket(
+            self.ratio,
+            self.decay,
+            self.maximize,
+            self.per_weight,
+            [local(x) for x in self.params],
+            [local(x) for x in self.grads],
+            tuple([local(x) for x in tensors] for tensors in self.states),
+            [local(x) for x in self.traces],
+            self.steps,
+            self.blocks,
+        )
 
     def pick(self, indices: list[int]) -> Bucket:
         """The bucket of some of these parameters (the same tensors)."""

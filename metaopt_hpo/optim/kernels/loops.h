@@ -83,7 +83,7 @@ static double NAME(chunk)(const job *j, const int64_t i, const int64_t from, con
     const double t = (double)*j->step[i];
     const double alpha = j->alpha[j->block[i]] * j->ratio[i];
     NAME(consts) k;
-    k.sign = (T)(j->sign[i] * (j->scale ? (double)*j->scale : 1.0));
+    k.sign = (T)(j->sign[i] * (j->scale ? *j->scale : 1.0));
     k.alpha = (T)alpha;
     k.decay = (T)j->decay[i];
     k.keep = (T)(j->gamma * (1.0 - j->decay[i] * alpha));

@@ -25,7 +25,7 @@ typedef struct {
     const double *ratio, *decay, *sign;
     const int64_t *chunk_tensor, *chunk_from; /* one entry a chunk */
     double *partial;                          /* one entry a chunk */
-    const float *scale;                       /* factor of the gradient, or null */
+    const double *scale;                      /* factor of the gradient, or null */
     double *alpha, *z;                        /* one entry a block */
     void *beta, *meta_m, *meta_v, *meta_step; /* one entry a block, float32 or float64 */
     int64_t *skipped;                         /* one counter */

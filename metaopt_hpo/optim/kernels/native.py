@@ -13,7 +13,7 @@ across machines; they do not depend on the number of threads.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import is_
 from typing import Any
 
@@ -120,16 +120,18 @@ class NativeKernel:
         self._arrays: dict[Any, Arrays] = {}
         _try_out(self)
 
-    def takes(self, p: Tensor, g: Tensor, rule: Rule) -> bool:
-        """Whether this weight and this gradient can be walked as one run of memory."""
+    def takes(self, p: Tensor, g: Tensor, state: Iterable[Tensor], rule: Rule) -> bool:
+        """Whether this weight, its gradient and its state can be walked side by side as runs of memory."""
+        if not (
+            p.is_cpu and p.dtype in _TYPES and g.layout is torch.strided and supports(rule) and is_dense(p)
+        ):
+            return False
+        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+        stride, shape = p.stride(), p.shape
         return (
-            p.is_cpu
-            and p.dtype in _TYPES
-            and g.dtype == p.dtype
-            and g.layout is torch.strided
-            and g.stride() == p.stride()
-            and is_dense(p)
-            and supports(rule)
+            g.dtype == p.dtype
+            and g.stride() == stride
+            and all(x.is_cpu and x.dtype == wide and x.shape == shape and x.stride() == stride for x in state)
         )
 
     def advance(
@@ -154,7 +156,7 @@ class NativeKernel:
         arrays.factors["decay"][:] = [bucket.decay] * n
         arrays.factors["sign"][:] = [-1.0 if bucket.maximize else 1.0] * n
         arrays.alpha.copy_(alpha)
-        factor = None if scale is None else scale.to(torch.float32)
+        factor = None if scale is None else scale.to(torch.float64)
         job.scale = None if factor is None else factor.data_ptr()
         job.gamma, job.threads = gamma, torch.get_num_threads()
         job.rule, job.b1, job.b2, job.eps = constants(rule)
@@ -213,6 +215,7 @@ class WholeStep:
         self._state = {name: [d[name] for d in self._dicts] for name in self._names}
         self._strides = [p.stride() for p in self._params]
         self._dtypes = [p.dtype for p in self._params]
+        self._kinds = {name: [_kind(x) for x in column] for name, column in self._state.items()}
         self._groups = [groups[i] for i in active]
         self._arrays = arrays = Arrays(
             kernel.library, self._params, [blocks[i] for i in active], shared["beta"].numel()
@@ -244,7 +247,8 @@ class WholeStep:
         if not all(map(is_, map(state.get, mine), self._dicts)):
             return False
         for name in self._names:
-            if not all(map(is_, [d[name] for d in self._dicts], self._state[name])):
+            column = [d[name] for d in self._dicts]
+            if not all(map(is_, column, self._state[name])) or list(map(_kind, column)) != self._kinds[name]:
                 return False
         if [p.stride() for p in mine] != self._strides or [p.dtype for p in mine] != self._dtypes:
             return False
@@ -280,12 +284,18 @@ class WholeStep:
         for name in self._meta_names:
             setattr(job, name, shared[name].data_ptr())
         self._live[:] = [group["step_size"].data_ptr() for group in param_groups]
-        factor = None if scale is None else scale.to(torch.float32)
+        factor = None if scale is None else scale.to(torch.float64)
         job.scale = None if factor is None else factor.data_ptr()
         job.meta_lr, job.threads = shared["meta_lr"], torch.get_num_threads()
         self._kernel.library.metaopt_step(ctypes.byref(job))
         torch.autograd.graph.increment_version(self._params)
         return job.least, job.greatest
+
+
+def _kind(x: Tensor) -> tuple[bool, torch.dtype, tuple[int, ...]]:
+    """What a tensor's memory looks like, but for its address; ``x.data`` can be exchanged behind an
+    optimizer's back."""
+    return x.is_cpu, x.dtype, x.stride()
 
 
 def _try_out(kernel: NativeKernel) -> None:
