@@ -66,10 +66,10 @@ def compare(
         typer.Option(
             help="Model widths, ascending; the last is the target, the others are pilots for the law."
         ),
-    ] = "16,24,32,64",
+    ] = "8,16,32,64",
     steps: Annotated[
         int, typer.Option(help="Optimizer steps of every run, 1,024 tokens each.", min=16)
-    ] = 768,
+    ] = 512,
     runs: Annotated[
         int, typer.Option(help="Budget of each method and seed, in full runs at the target width.", min=1)
     ] = 5,

@@ -57,7 +57,10 @@ class ComparisonProgress:
             share = min(1.0, self._done / self._total)
             left = (time.monotonic() - self._start) * (1 - share) / share if share > 0 else 0.0
             self._console.print(
-                f"{share:4.0%}  {line}  about {left:.0f} s left", markup=False, highlight=False
+                f"{share:4.0%}  {line}  about {left:.0f} s left",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
         else:
             assert self._task is not None  # __enter__ made it

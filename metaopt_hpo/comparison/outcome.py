@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metaopt_hpo.comparison.methods import Kind, method
 from metaopt_hpo.comparison.protocol import PILOT, Comparison
@@ -105,7 +105,9 @@ def judge(comparison: Comparison) -> Outcome:
     Raises:
         OutcomeError: no method ended a trial at the target size with a finite loss for every seed.
     """
-    records = comparison.table.records()
+    # trials without a measured cost count 6·N·D
+    costs = comparison.table.costs()
+    records = [replace(r, cost=float(c)) for r, c in zip(comparison.table.records(), costs, strict=True)]
     plan = comparison.plan
     seeds = plan.seeds
     found = {name: _trajectories(records, name, seeds) for name in plan.methods}
@@ -124,7 +126,8 @@ def judge(comparison: Comparison) -> Outcome:
     run_cost = statistics.median(r.cost for r in targets) if targets else math.nan
     ref = next(o for o in outcomes if o.name == reference_name)
     law = _law_outcome(comparison, records, ref)
-    return Outcome(comparison, outcomes, ref, run_cost, law, _verdict(outcomes, ref, law, run_cost, empty))
+    spent_on_pilots = [n for n in empty if all(not t.cost for t in found[n]) and found[n][0].pilot_cost > 0]
+    return Outcome(comparison, outcomes, ref, run_cost, law, _verdict(outcomes, ref, empty, spent_on_pilots))
 
 
 def _trajectories(records: Sequence[TrialRecord], name: str, seeds: Sequence[int]) -> list[Trajectory]:
@@ -133,13 +136,13 @@ def _trajectories(records: Sequence[TrialRecord], name: str, seeds: Sequence[int
         pilots = (
             [r for r in records if r.method == PILOT and r.seed == seed] if method(name).kind == "law" else []
         )
-        pilot_cost = sum(r.cost for r in pilots if math.isfinite(r.cost))
+        pilot_cost = sum(r.cost for r in pilots)
         spent, best, lr = pilot_cost, math.inf, math.nan
         costs: list[float] = []
         bests: list[float] = []
         trials = [r for r in records if r.method == name and r.seed == seed]
         for r in trials:
-            spent += r.cost if math.isfinite(r.cost) else 0.0
+            spent += r.cost
             # a truncated run's last loss is no result
             if r.state == "complete" and r.loss < best:
                 best = r.loss
@@ -156,6 +159,11 @@ def _method_outcome(
     def against(values: Sequence[float]) -> Difference | None:
         if not all(math.isfinite(v) for v in values):
             return None
+        if min(*values, *(t.best[-1] for t in reference)) <= 0:
+            raise OutcomeError(
+                "a best loss is zero or negative, and relative differences have no meaning there; "
+                "compare a positive loss"
+            )
         return paired_difference([math.log(v) for v in values], [math.log(t.best[-1]) for t in reference])
 
     match = statistics.median(
@@ -195,7 +203,7 @@ def _law_outcome(
         law=law,
         refusal=refusal,
         prediction=prediction,
-        pilot_cost=sum(r.cost for r in pilots if math.isfinite(r.cost)) / len(comparison.plan.seeds),
+        pilot_cost=sum(r.cost for r in pilots) / len(comparison.plan.seeds),
         found_lr=math.exp(statistics.fmean(math.log(r) for r in rates)) if rates else math.nan,
     )
 
@@ -203,45 +211,42 @@ def _law_outcome(
 def _verdict(
     outcomes: Sequence[MethodOutcome],
     reference: MethodOutcome,
-    law: LawOutcome | None,
-    run_cost: float,
-    empty: Sequence[str],
+    left_out: Sequence[str],
+    budget_gone: Sequence[str],
 ) -> str:
     sentences = []
     trials = statistics.fmean(t.trials for t in reference.trajectories)
     for o in outcomes:
         if o.first_versus_reference is None or o.kind == "external":
             continue
-        spent = statistics.fmean(t.cost[0] for t in o.trajectories)
-        what = (
-            "one MetaOptimize run"
-            if o.name == "metaoptimize"
-            else (
-                "the law's pilots and one run at the predicted rate"
-                if o.kind == "law"
-                else f"one run of {o.title}"
-            )
-        )
+        share = statistics.fmean(t.cost[0] for t in o.trajectories) / reference.total_cost
+        what = {
+            "law": "the law's pilots and one run at the predicted rate",
+            "self-tuning": f"one {o.title} run",
+        }[o.kind]
         sentences.append(
             f"{what} ended at a loss {percent(o.first_versus_reference)} against the best of "
-            f"{trials:.0f} {reference.title.lower()} runs, for {spent / reference.total_cost:.0%} of the compute"
+            f"{trials:.0f} {reference.title.lower()} runs, for {100 * share:.0f} % of the compute"
         )
     if not sentences:
         best = min(outcomes, key=lambda o: statistics.fmean(o.best))
         sentences.append(f"{best.title} found the lowest loss, {statistics.fmean(best.best):.4g} on average")
-    if empty:
-        sentences.append(
-            f"{', '.join(method(n).title for n in empty)} finished no trial on some seed and is left out"
+    for name in left_out:
+        why = (
+            "had no budget left after its pilots" if name in budget_gone else "finished no trial on some seed"
         )
+        sentences.append(f"{method(name).title} {why} and is left out")
     text = "; ".join(sentences)
     return text[0].upper() + text[1:] + "."
 
 
 def percent(d: Difference) -> str:
-    """A log ratio as a signed percentage with its interval: `+0.4 % (90 % interval −0.2 … +1.0 %)`."""
+    """A log ratio as a signed percentage with its interval: `+0.42 % (90 % interval −0.2 … +1.0 %, 3 seeds)`."""
 
     def one(x: float) -> str:
-        return f"{100 * math.expm1(x):+.1f}".replace("-", "−")
+        value = 100 * math.expm1(x)
+        digits = 1 if abs(value) >= 1 else 2
+        return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
     if d.pairs < 2:
         return f"{one(d.mean)} % (one seed, no interval)"

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from metaopt_hpo.comparison import protocol
-from metaopt_hpo.comparison.outcome import MATCH, OutcomeError, judge
+from metaopt_hpo.comparison.outcome import MATCH, OutcomeError, judge, percent
 from metaopt_hpo.comparison.protocol import Comparison, compare
+from metaopt_hpo.comparison.statistics import Difference
+from metaopt_hpo.trials.schema import TableWarning
 from metaopt_hpo.trials.table import TrialTable
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -56,7 +58,7 @@ def test_differences_are_paired_log_ratios(result: Comparison) -> None:
 def test_verdict_names_the_share_of_compute(result: Comparison) -> None:
     verdict = judge(result).verdict
     assert "One MetaOptimize run" in verdict
-    assert "for 20% of the compute" in verdict
+    assert "for 20 % of the compute" in verdict
     assert "best of 5 grid search runs" in verdict
 
 
@@ -87,3 +89,34 @@ def test_match_is_relative_to_each_seeds_own_reference(result: Comparison) -> No
         for t, r in zip(m.trajectories, outcome.reference.trajectories, strict=True):
             reached = t.cost_to(r.best[-1] * (1 + MATCH))
             assert reached in (*t.cost, math.inf)
+
+
+def test_costs_that_were_not_measured_count_six_flops_a_parameter_and_token(result: Comparison) -> None:
+    records = [replace(r, cost=math.nan) for r in result.table.records()]
+    assert judge(replace(result, table=TrialTable.from_records(records))).run_cost == pytest.approx(6e12)
+
+
+def test_a_law_whose_pilots_used_the_budget_is_said_to_have(result: Comparison) -> None:
+    records = [r for r in result.table.records() if r.method != "law"]
+    verdict = judge(replace(result, table=TrialTable.from_records(records))).verdict
+    assert "had no budget left after its pilots" in verdict
+
+
+def test_negative_losses_are_refused_in_a_sentence(result: Comparison) -> None:
+    records = [replace(r, loss=r.loss - 5) for r in result.table.records()]
+    with pytest.warns(TableWarning, match="not positive"):
+        table = TrialTable.from_records(records)
+    with pytest.raises(OutcomeError, match="zero or negative"):
+        judge(replace(result, table=table))
+
+
+@pytest.mark.parametrize(
+    ("difference", "text"),
+    [
+        (Difference(0.0421, -0.002, 0.08, 0.1, 3), "+4.3 % (90 % interval −0.20 … +8.3 %, 3 seeds)"),
+        (Difference(-1e-7, -1e-7, 1e-7, 0.1, 3), "+0.00 % (90 % interval +0.00 … +0.00 %, 3 seeds)"),
+        (Difference(0.001, -math.inf, math.inf, math.nan, 1), "+0.10 % (one seed, no interval)"),
+    ],
+)
+def test_percent_is_signed_rounded_and_never_minus_zero(difference: Difference, text: str) -> None:
+    assert percent(difference) == text

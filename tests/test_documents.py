@@ -1,0 +1,61 @@
+"""Every Python block of the README and of docs/ runs, and what the README shows is what examples/ ship."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(path: Path) -> list[str]:
+    return BLOCK.findall(path.read_text(encoding="utf-8"))
+
+
+def demo_results(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A small comparison where documents expect the demo's."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "metaopt_hpo" / "comparison"))
+    from test_protocol import PLAN
+    from toy import DictEngine, Parabola
+
+    from metaopt_hpo.comparison import protocol
+
+    monkeypatch.setattr(protocol, "get_engine", lambda name: DictEngine())
+    protocol.compare(Parabola(), PLAN, folder, workers=1)
+
+
+@pytest.mark.parametrize(
+    "path", [d for d in DOCUMENTS if blocks(d)], ids=lambda p: p.relative_to(ROOT).as_posix()
+)
+def test_python_blocks_run_in_order(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "results/demo" in path.read_text(encoding="utf-8"):
+        demo_results(monkeypatch, tmp_path / "results" / "demo")
+    script = tmp_path / "document.py"
+    code = "\n\n".join(blocks(path))
+    # spawned workers import the main module again
+    script.write_text(
+        f'if __name__ == "__main__":\n{re.sub("^", "    ", code, flags=re.MULTILINE)}\n', encoding="utf-8"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_readme_shows_the_quickstart_as_shipped() -> None:
+    shipped = (ROOT / "examples" / "optuna_quickstart.py").read_text(encoding="utf-8")
+    body = shipped[shipped.index("import optuna") :].strip()
+    assert body in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_links_and_pictures_exist() -> None:
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name} points to {target}"
