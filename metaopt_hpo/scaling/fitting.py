@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -178,24 +179,42 @@ def _bootstrap(
     return Draws(np.array(a), np.array(b), np.array(floors))
 
 
+@dataclass(frozen=True)
+class PointFit:
+    """A fit without intervals: axes, surface and the robust scale of one run about it (ln loss)."""
+
+    axes: Axes
+    surface: Surface
+    scale: float
+
+    def centre(self, size: float, tokens: float) -> tuple[float, float]:
+        """(ln lr*, ln B*)."""
+        x, y = self.surface.centre(self.axes.design(size, tokens))
+        return float(x), float(y)
+
+
+def point_fit(cells: Cells, prior: Law | None = None) -> PointFit:
+    """The optimum without intervals: milliseconds, for searches and validation.
+
+    Raises:
+        LawRefused: the runs show no minimum.
+    """
+    axes, _ = choose_axes(cells)
+    start = start_surface(cells, axes, _batch_varies(cells))
+    design = axes.design(cells.size, cells.tokens, cells.extra)
+    solution = solve(cells, design, start, prior=slope_prior(axes, start, prior))
+    _check_bowl(solution.surface)
+    return PointFit(axes, solution.surface, solution.scale)
+
+
 def _centre_fitter(prior: Law | None) -> Callable[[Cells], Centre | None]:
-    """For ordered validation: the point fit of some cells as (size, tokens) → (ln lr*, ln B*)."""
+    """`point_fit` for ordered validation: None where the cells cannot bear a fit."""
 
     def fit_centre(cells: Cells) -> Centre | None:
-        axes, _ = choose_axes(cells)
-        start = start_surface(cells, axes, _batch_varies(cells))
-        design = axes.design(cells.size, cells.tokens, cells.extra)
         try:
-            surface = solve(cells, design, start, prior=slope_prior(axes, start, prior)).surface
-            _check_bowl(surface)
+            return point_fit(cells, prior).centre
         except (LawRefused, np.linalg.LinAlgError):
             return None
-
-        def centre(size: float, tokens: float) -> tuple[float, float]:
-            x, y = surface.centre(axes.design(size, tokens))
-            return float(x), float(y)
-
-        return centre
 
     return fit_centre
 

@@ -49,13 +49,15 @@ class CellGrid:
         tolerance = 1e-5
         if (x < self._low[0] - tolerance) or (x > self._high[0] + tolerance):
             return math.nan
+        near = np.abs(self.points - (x, y)).max(axis=1)
+        hit = int(near.argmin())
+        if near[hit] < tolerance:
+            return float(self.loss[hit])
         if self._flat:
             if abs(y - self._low[1]) > 1e-3:
                 return math.nan
             return float(np.interp(x, self.points[:, 0], self.loss))
-        near = np.abs(self.points - (x, y)).max(axis=1)
-        hit = int(near.argmin())
-        if near[hit] < tolerance or self._interpolate is None:
+        if self._interpolate is None:
             return float(self.loss[hit]) if near[hit] < 1e-3 else math.nan
         return float(self._interpolate(np.array([[x, y]]))[0])
 
@@ -64,11 +66,16 @@ class CellGrid:
         x = min(max(math.log(lr), self._low[0]), self._high[0])
         y = min(max(math.log(batch), self._low[1]), self._high[1])
         target = self.points[np.hypot(self.points[:, 0] - x, self.points[:, 1] - y).argmin()]
-        for t in np.linspace(0.0, 1.0, 101):
-            px, py = x + (target[0] - x) * t, y + (target[1] - y) * t
-            if math.isfinite(self.at(math.exp(px), math.exp(py))):
-                return math.exp(px), math.exp(py)
-        return math.exp(target[0]), math.exp(target[1])
+        if math.isfinite(self.at(math.exp(x), math.exp(y))):
+            return math.exp(x), math.exp(y)
+        outside, inside = 0.0, 1.0  # the hull is convex: the way to a run enters it once
+        for _ in range(10):
+            t = 0.5 * (outside + inside)
+            if math.isfinite(self.at(math.exp(x + (target[0] - x) * t), math.exp(y + (target[1] - y) * t))):
+                inside = t
+            else:
+                outside = t
+        return math.exp(x + (target[0] - x) * inside), math.exp(y + (target[1] - y) * inside)
 
     def excess(self, lr: float, batch: float) -> float:
         """Relative loss above the grid's best at (lr, batch), clipped into the grid."""

@@ -205,7 +205,7 @@ def sample_near_optimum(
     )
 
 
-def _spread_points(n: int, seed: int) -> np.ndarray:
+def spread_points(n: int, seed: int) -> np.ndarray:
     """n points of an additive recurrence in the unit square (plastic number): even at every length."""
     g = 1.32471795724474602596
     alpha = np.array([1.0 / g, 1.0 / g**2])
@@ -238,7 +238,7 @@ def _explore(table: TrialTable | None, context: Context) -> Proposal:
             break
     else:
         c = min(affordable, key=lambda c: (counts[c], c[0] * c[1]))
-    u = _spread_points(counts[c] + 1, context.seed)[-1]
+    u = spread_points(counts[c] + 1, context.seed)[-1]
     config = Config(c[0], c[1], _between(context.batch, u[1]), _between(context.lr, u[0]))
     return Proposal(
         config, math.nan, math.nan, "no law can be fitted yet: cover lr at the cheapest sizes first"

@@ -1,0 +1,148 @@
+"""Table objective and replay: lookups are exact, nothing is invented, costs add up."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metaopt_hpo.comparison.engine import EngineError
+from metaopt_hpo.comparison.law_search import pilot_cells
+from metaopt_hpo.comparison.objective import Configuration, ObjectiveError
+from metaopt_hpo.comparison.replay import replay, rungs
+from metaopt_hpo.comparison.searchers import get_searcher
+from metaopt_hpo.comparison.table_objective import TableObjective
+from metaopt_hpo.trials.table import TrialTable
+
+TARGET = (3e8, 3e10)
+
+
+def _table() -> TrialTable:
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in (3e7, 6e7, 1e8, 3e8):
+        for d in (3e9, 1e10, 3e10):
+            lr0, b0 = 0.003 * (n / 1e8) ** -0.4 * (d / 1e10) ** 0.2, 5e5 * (d / 1e10) ** 0.5
+            for lr in 0.003 * np.exp(np.linspace(-1.8, 1.8, 9)):
+                for b in 5e5 * np.exp(np.linspace(-1.6, 1.6, 7)):
+                    x, y = math.log(lr / lr0), math.log(b / b0)
+                    floor = 1.7 + 0.6 * (n / 1e8) ** -0.3 + 0.4 * (d / 1e10) ** -0.3
+                    excess = 0.02 * x * x - 0.006 * x * y + 0.015 * y * y + 5e-4 * rng.standard_normal()
+                    rows.append(
+                        {"size": n, "tokens": d, "batch": b, "lr": lr, "loss": floor * math.exp(excess)}
+                    )
+    return TrialTable.from_frame(pd.DataFrame(rows))
+
+
+@pytest.fixture(scope="module")
+def table() -> TrialTable:
+    return _table()
+
+
+@pytest.fixture(scope="module")
+def objective(table: TrialTable) -> TableObjective:
+    return TableObjective(table)
+
+
+def test_measured_runs_are_given_back_with_their_lower_fidelities(
+    table: TrialTable, objective: TableObjective
+) -> None:
+    row = table.frame[(table.frame["size"] == 3e8) & (table.frame["tokens"] == 3e10)].iloc[20]
+    config = Configuration(size=3e8, tokens=3e10, batch=row["batch"], lr=row["lr"])
+    record = objective.run(config)
+    assert record.loss == pytest.approx(row["loss"])
+    assert record.cost == objective.cost(config) == 6 * 3e8 * 3e10
+    assert record.curve is not None
+    assert record.curve.tokens == (3e9, 1e10, 3e10)
+    for t, loss in zip(record.curve.tokens, record.curve.loss, strict=True):
+        assert loss == pytest.approx(objective.loss(3e8, t, row["batch"], row["lr"]))
+
+
+def test_a_stopped_run_pays_for_what_it_saw(objective: TableObjective) -> None:
+    config = Configuration(size=3e8, tokens=3e10, batch=5e5, lr=3e-3)
+    record = objective.run(config, lambda tokens, loss: "enough" if tokens >= 1e10 else None)
+    assert (record.state, record.reason) == ("pruned", "enough")
+    assert record.tokens == 1e10
+    assert record.target_tokens == 3e10
+    assert record.cost == 6 * 3e8 * 1e10
+
+
+def test_nothing_is_known_outside(objective: TableObjective) -> None:
+    with pytest.raises(ObjectiveError, match="outside the runs"):
+        objective.run(Configuration(size=3e8, tokens=3e10, batch=5e5, lr=1.0))
+    with pytest.raises(ObjectiveError, match="no cell"):
+        objective.run(Configuration(size=5e8, tokens=3e10, batch=5e5, lr=3e-3))
+
+
+def test_a_tables_own_curves_come_first() -> None:
+    frame = pd.DataFrame(
+        {"size": 1e6, "tokens": 1e8, "batch": 1e4, "lr": [1e-3, 2e-3, 4e-3], "loss": [3.0, 2.0, 3.0]}
+    )
+    frame["curve_tokens"] = [(1e6, 1e8)] * 3
+    frame["curve_loss"] = [(5.0, 3.0), (6.0, 2.0), (7.0, 3.0)]
+    objective = TableObjective(TrialTable.from_frame(frame))
+    record = objective.run(Configuration(size=1e6, tokens=1e8, batch=1e4, lr=2e-3))
+    assert record.curve is not None
+    assert record.curve.loss == (6.0, 2.0)
+
+
+def test_costs_count_pilots_and_a_law_needs_few_target_runs(objective: TableObjective) -> None:
+    pilots = [c for c in objective.cells if c[0] < 2e8 and c[1] < 2e10]
+    result = replay(
+        objective,
+        TARGET,
+        pilots=pilots,
+        methods=("law", "grid", "random", "asha", "hyperband"),
+        seeds=4,
+        limit=40,
+    )
+    costs = result.costs().set_index("method")
+    assert len(costs) == 20
+    per_round = sum(s * t for s, t in pilot_cells(pilots)) / (TARGET[0] * TARGET[1])
+    first = result.trace[result.trace["method"] == "law"].groupby("seed")["cost"].min()
+    assert np.allclose(first, 1 + 10 * per_round)
+    assert costs.loc["law", "0.50%"].median() < costs.loc["grid", "0.50%"].median()
+    assert costs.loc["grid"].drop(columns="seed").to_numpy().max() <= result.grid_size
+    assert (result.trace.groupby(["method", "seed"])["excess"].diff().dropna() < 0).all()
+    assert set(result.summary()["method"]) == {"law", "grid", "random", "asha", "hyperband"}
+
+
+def test_replays_repeat(objective: TableObjective) -> None:
+    def trace() -> pd.DataFrame:
+        return replay(objective, TARGET, methods=("law", "asha"), seeds=1, limit=10).trace
+
+    pd.testing.assert_frame_equal(trace(), trace())
+
+
+def test_rungs_are_spaced_and_known(objective: TableObjective) -> None:
+    assert rungs(objective, TARGET) == (3e9, 1e10, 3e10)
+
+
+def test_an_unknown_method_is_named(objective: TableObjective) -> None:
+    with pytest.raises(EngineError, match="no searcher 'magic'"):
+        replay(objective, TARGET, methods=("magic",), seeds=1)
+    with pytest.raises(ValueError, match="seeds"):
+        replay(objective, TARGET, seeds=0)
+
+
+@pytest.mark.parametrize("name", ["random", "tpe"])
+def test_searchers_stay_inside_and_repeat(name: str) -> None:
+    if name == "tpe":
+        pytest.importorskip("optuna")
+    bounds = {"lr": (1e-4, 1e-2), "batch": (1e5, 1e6)}
+
+    def points(seed: int) -> list[tuple[float, float]]:
+        s = get_searcher(name)(bounds, seed)
+        out = []
+        for _ in range(15):
+            p = s.ask()
+            s.tell(p, math.log(p[0] / 1e-3) ** 2)
+            out.append(p)
+        return out
+
+    a = points(1)
+    assert a == points(1)
+    assert a != points(2)
+    assert all(1e-4 <= lr <= 1e-2 and 1e5 <= b <= 1e6 for lr, b in a)
