@@ -16,7 +16,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/metaopt-hpo compare text-lm --out results/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
