@@ -14,9 +14,9 @@ def storage_of(study: Study) -> BaseStorage:
     return study._storage
 
 
-def study_key(study: Study) -> tuple[int, int]:
-    """Identity of a study within this process: its storage object and its id there."""
-    return id(study._storage), study._study_id
+def study_id(study: Study) -> int:
+    """The study's id within its storage."""
+    return study._study_id
 
 
 def stored(trial: Trial) -> FrozenTrial:
@@ -24,11 +24,11 @@ def stored(trial: Trial) -> FrozenTrial:
     return trial.storage.get_trial(trial._trial_id)
 
 
+def resumed(study: Study, trial: FrozenTrial) -> Trial:
+    """A live handle on a running trial of this study, whose process is gone."""
+    return Trial(study, trial._trial_id)
+
+
 def write_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Set a user attribute of a running trial from a pruner or sampler, which only hold a copy of it."""
     storage_of(study).set_trial_user_attr(trial._trial_id, key, value)
-
-
-def bare_sampling(study: Study) -> bool:
-    """True for the study Hyperband hands to samplers, which lacks most attributes."""
-    return type(study).__name__ == "_BracketStudy"

@@ -24,6 +24,7 @@ from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, plain
 from metaopt_hpo_optuna.proposers import PROPOSERS, Proposal, make_pruner
 from metaopt_hpo_optuna.store import open_store
@@ -146,7 +147,7 @@ class _Search:
             self._add(record)
 
     def _close(self, trial: FrozenTrial) -> TrialRecord:
-        live = Trial(self._study, trial._trial_id)
+        live = _compat.resumed(self._study, trial)
         return self._fail(live, trial, "the process ended before the trial did")
 
     def _fail(self, live: Trial, trial: FrozenTrial, reason: str) -> TrialRecord:
