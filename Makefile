@@ -16,7 +16,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/metaopt-hpo compare text-lm --out results/demo
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/benchmarks
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
