@@ -24,6 +24,7 @@ from metaopt_hpo.optim.blocks import Blocks, BlockSpec, assign
 from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
 from metaopt_hpo.optim.kernels.choose import CHOICES, choose
 from metaopt_hpo.optim.kernels.eager import EagerKernel
+from metaopt_hpo.optim.kernels.layout import computed_in
 from metaopt_hpo.optim.kernels.native import NativeKernel, WholeStep, supports
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
@@ -66,6 +67,8 @@ class MetaOptimize(torch.optim.Optimizer):
             alone); None: not.
         compile: which kernel runs the step: "auto" chooses.
         maximize: go up the objective instead of down; a group may have its own.
+        trace_dtype: ``torch.bfloat16`` halves the memory of h, rounded at random in proportion; None: as the
+            state.
 
     Raises:
         ValueError: a value out of range, a complex parameter, or blocks that need names where there are none.
@@ -89,6 +92,7 @@ class MetaOptimize(torch.optim.Optimizer):
         max_grad_norm: float | None = None,
         compile: str = "auto",
         maximize: bool = False,
+        trace_dtype: torch.dtype | None = None,
     ) -> None:
         lr = float(lr)
         if not (lr > 0 and math.isfinite(lr)):
@@ -102,6 +106,11 @@ class MetaOptimize(torch.optim.Optimizer):
             raise ValueError(f"trace={trace!r} is not known: use one of {', '.join(TRACES)}")
         if compile not in CHOICES:
             raise ValueError(f"compile={compile!r} is not known: use one of {', '.join(CHOICES)}")
+        if trace_dtype not in (None, torch.bfloat16) or (trace_dtype and trace != "hessian_free"):
+            raise ValueError(
+                f"trace_dtype={trace_dtype!r} is not allowed: use None, or torch.bfloat16 with trace='hessian_free'"
+            )
+        self._trace_dtype = trace_dtype
         self._base = base_rule(base)
         self._meta = meta_rule(meta)
         self._gamma = float(gamma)
@@ -327,7 +336,7 @@ class MetaOptimize(torch.optim.Optimizer):
         owners = [group for group in self.param_groups for _ in group["params"]]
         clip = self._clip_factor([params[i] for i in graph.used], list(graph.grads))
         one = beta.new_ones(()) if clip is None else clip
-        factors = [(-one if owners[i]["maximize"] else one).to(_state_dtype(params[i])) for i in graph.used]
+        factors = [(-one if owners[i]["maximize"] else one).to(computed_in(params[i])) for i in graph.used]
 
         def joint_map(used: list[int]) -> JointMap:
             assert self._blocks is not None
@@ -481,7 +490,7 @@ class MetaOptimize(torch.optim.Optimizer):
         assert self._blocks is not None
         if not isinstance(kernel, NativeKernel):
             return kernel
-        fits = kernel.takes(local(p), local(g), map(local, self._moving(p)), self._base)
+        fits = kernel.takes(local(p), local(g), [local(x) for x in self._moving(p)], self._base)
         return kernel if fits and not self._blocks.per_weight else self._eager
 
     def _moving(self, p: Tensor) -> list[Tensor]:
@@ -497,11 +506,12 @@ class MetaOptimize(torch.optim.Optimizer):
     def _init_state(self, p: Tensor, state: dict[str, Any]) -> None:
         assert self._blocks is not None
         state["step"] = torch.zeros((), dtype=torch.float32)
-        zeros = torch.zeros_like(p, dtype=_state_dtype(p), memory_format=torch.preserve_format)
+        zeros = torch.zeros_like(p, dtype=computed_in(p), memory_format=torch.preserve_format)
         for name in self._base.states:
             state[name] = zeros.clone()
         if self._trace == "hessian_free":
-            state["h"] = zeros
+            short = self._trace_dtype if p.dtype != torch.float64 else None
+            state["h"] = zeros if short is None else zeros.to(short)
         else:
             state |= hessian.init_state(self._trace, zeros, self._blocks.count, self._base.states)
 
@@ -635,10 +645,6 @@ def _bounds(given: tuple[float, float] | None, blocks: BlockSpec, beta: float) -
     if not low <= beta <= high:
         raise ValueError(f"beta_bounds={given!r} does not contain ln lr = {beta:.4g}, where β starts")
     return low, high
-
-
-def _state_dtype(p: Tensor) -> torch.dtype:
-    return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
 def _check_meta_lr(value: float) -> None:

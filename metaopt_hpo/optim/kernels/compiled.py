@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metaopt_hpo.optim.kernels.bucket import Bucket
 from metaopt_hpo.optim.kernels.eager import EagerKernel, gradient, one_tensor
+from metaopt_hpo.optim.kernels.layout import computed_in
 from metaopt_hpo.optim.rules import Rule
 
 SIGNATURES = 32
@@ -34,7 +35,8 @@ class CompiledKernel:
     ) -> None:
         shapes = tuple((p.shape, p.stride(), p.dtype) for p in bucket.params)
         self._seen.add((shapes, tuple(bucket.blocks), rule, gamma, bucket.decay, bucket.maximize))
-        if bucket.per_weight or len(self._seen) > SIGNATURES:
+        short = any(h.dtype != computed_in(p) for p, h in zip(bucket.params, bucket.traces, strict=True))
+        if short or bucket.per_weight or len(self._seen) > SIGNATURES:
             self._eager.advance(bucket, rule, alpha, gamma, scale, z)
             return
         torch._foreach_add_(bucket.steps, 1.0)

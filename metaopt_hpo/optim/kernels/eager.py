@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metaopt_hpo.optim.kernels.bucket import Bucket
-from metaopt_hpo.optim.kernels.layout import flat, is_dense
+from metaopt_hpo.optim.kernels.layout import computed_in, dither_, flat, is_dense
 from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule, State, resolved_eps
 
 PIECE = 65536
@@ -60,7 +60,7 @@ class EagerKernel:
         known = type(rule) in _DIRECTIONS and not bucket.per_weight
         for i, (p, h) in enumerate(zip(bucket.params, bucket.traces, strict=True)):
             same = p.stride() == h.stride() == bucket.grads[i].stride() and is_dense(p)
-            if known and same and p.numel() > 0:
+            if known and same and p.numel() > 0 and h.dtype == computed_in(p):
                 together.setdefault((bucket.blocks[i], float(bucket.steps[i])), []).append(i)
             else:
                 _one_by_one(bucket, i, rule, alpha, gamma, scale, z)
@@ -84,19 +84,23 @@ def _one_by_one(
 ) -> None:
     p, h, block = bucket.params[i], bucket.traces[i], bucket.blocks[i]
     state = tuple(tensors[i] for tensors in bucket.states)
-    g = gradient(bucket.grads[i], h.dtype, scale, bucket.maximize)
+    wide = computed_in(p)
+    g = gradient(bucket.grads[i], wide, scale, bucket.maximize)
     own = slice(block, block + p.numel())
     a = (alpha[own].view(p.shape) if bucket.per_weight else alpha[block]) * bucket.ratio
     t = float(bucket.steps[i])
     delta, new_h, new_state, hg = one_tensor(
-        rule, p.to(h.dtype), g, h, state, t, a.to(h.dtype), gamma, bucket.decay
+        rule, p.to(wide), g, h.to(wide), state, t, a.to(wide), gamma, bucket.decay
     )
     if bucket.per_weight:
         z[own].add_(hg.reshape(-1))
     else:
         z[block].add_(hg.sum())
     p.add_(delta)
-    h.copy_(new_h)
+    if h.dtype == torch.bfloat16:
+        dither_(h, new_h, t)
+    else:
+        h.copy_(new_h)
     for old, new in zip(state, new_state, strict=True):
         old.copy_(new)
 

@@ -1,5 +1,6 @@
-/* The step over one contiguous run of weights, once for each base rule. native.c includes this file for every pair of
- * weight type W (as stored) and state type T (as computed), with LOAD, STORE, SQRT and NAME defined.
+/* The step over one contiguous run of weights, once for each base rule. native.c includes this file for every triple of
+ * weight type W and trace type H (as stored) and state type T (as computed), with NAME, SQRT, LOAD, STORE for weights
+ * and LOAD_H, STORE_H(x, number of the element) for traces defined.
  *
  * Each loop is one pass over memory: weights, gradient, base state and trace are read once and written once, and the
  * sum of h*g, which needs only the old h, rides along. Only that reduction may be reassociated.
@@ -13,6 +14,7 @@ typedef struct {
     T b1, b2;   /* decay rates of the rule */
     T c1, c2;   /* 1 / (1 - b1^t), 1 / (1 - b2^t) */
     T eps;
+    uint32_t seed, from; /* of the rounding of a short trace; number of the first element */
 } NAME(consts);
 
 #define BEGIN                                        \
@@ -21,18 +23,18 @@ typedef struct {
     for (int64_t i = 0; i < n; i++) {                \
         const T w = LOAD(p[i]);                      \
         const T g = k.sign * LOAD(grad[i]);          \
-        const T trace = h[i];                        \
+        const T trace = LOAD_H(h[i]);                       \
         z += trace * g;
 
 #define END                                          \
         const T delta = -k.alpha * (u + k.decay * w);\
-        h[i] = k.keep * trace + delta;               \
+        h[i] = STORE_H(k.keep * trace + delta, k.from + (uint32_t)i); \
         p[i] = STORE(w + delta);                     \
     }                                                \
     return (double)z;
 
 #define ARGS                                                                                                 \
-    const int64_t n, W *restrict p, const W *restrict grad, T *restrict m, T *restrict v, T *restrict h,     \
+    const int64_t n, W *restrict p, const W *restrict grad, T *restrict m, T *restrict v, H *restrict h,     \
         const NAME(consts) k
 
 static double NAME(sgd)(ARGS) {
@@ -92,9 +94,12 @@ static double NAME(chunk)(const job *j, const int64_t i, const int64_t from, con
     k.c1 = (T)(1.0 / (1.0 - pow(j->b1, t)));
     k.c2 = (T)(1.0 / (1.0 - pow(j->b2, t)));
     k.eps = (T)j->eps;
+    k.seed = (uint32_t)*j->step[i] * 0x27D4EB2Fu;
+    k.from = (uint32_t)from;
     W *p = (W *)j->p[i] + from;
     const W *grad = (const W *)j->g[i] + from;
-    T *m = j->m[i] ? (T *)j->m[i] + from : 0, *v = j->v[i] ? (T *)j->v[i] + from : 0, *h = (T *)j->h[i] + from;
+    T *m = j->m[i] ? (T *)j->m[i] + from : 0, *v = j->v[i] ? (T *)j->v[i] + from : 0;
+    H *h = (H *)j->h[i] + from;
     switch (j->rule) {
         case SGD: return NAME(sgd)(n, p, grad, m, v, h, k);
         case SGDM: return NAME(sgdm)(n, p, grad, m, v, h, k);
@@ -109,7 +114,10 @@ static double NAME(chunk)(const job *j, const int64_t i, const int64_t from, con
 #undef ARGS
 #undef T
 #undef W
+#undef H
 #undef LOAD
 #undef STORE
+#undef LOAD_H
+#undef STORE_H
 #undef SQRT
 #undef NAME

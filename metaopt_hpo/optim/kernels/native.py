@@ -13,7 +13,7 @@ across machines; they do not depend on the number of threads.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
@@ -23,11 +23,18 @@ from torch import Tensor
 from metaopt_hpo.optim.kernels.bucket import Bucket
 from metaopt_hpo.optim.kernels.build import BuildError, load
 from metaopt_hpo.optim.kernels.eager import one_tensor
-from metaopt_hpo.optim.kernels.layout import is_dense
+from metaopt_hpo.optim.kernels.layout import computed_in, is_dense
 from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule, resolved_eps
 
 _RULES: dict[type[Rule], int] = {SGD: 0, SGDM: 1, RMSprop: 2, AdamW: 3, Lion: 4}
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_TYPES = {
+    (torch.float32, torch.float32): 0,
+    (torch.float64, torch.float64): 1,
+    (torch.bfloat16, torch.float32): 2,
+    (torch.float32, torch.bfloat16): 3,
+    (torch.bfloat16, torch.bfloat16): 4,
+}
+"""Number of a pair of weight and trace dtypes in native.c."""
 _I64, _F64, _PTR = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 
@@ -72,7 +79,12 @@ class Arrays:
     every call."""
 
     def __init__(
-        self, library: ctypes.CDLL, params: Sequence[Tensor], blocks: Sequence[int], count: int
+        self,
+        library: ctypes.CDLL,
+        params: Sequence[Tensor],
+        traces: Sequence[Tensor],
+        blocks: Sequence[int],
+        count: int,
     ) -> None:
         sizes = [p.numel() for p in params]
         chunk = int(library.metaopt_chunk())
@@ -84,7 +96,9 @@ class Arrays:
             name: self._array(name, _PTR, len(sizes)) for name in ("p", "g", "m", "v", "h", "step")
         }
         self._array("n", _I64, len(sizes))[:] = sizes
-        self._array("type", _I64, len(sizes))[:] = [_TYPES[p.dtype] for p in params]
+        self._array("type", _I64, len(sizes))[:] = [
+            _TYPES[p.dtype, h.dtype] for p, h in zip(params, traces, strict=True)
+        ]
         self._array("block", _I64, len(sizes))[:] = list(blocks)
         self.factors = {name: self._array(name, _F64, len(sizes)) for name in ("ratio", "decay", "sign")}
         self._array("chunk_tensor", _I64, len(table))[:] = [i for i, _ in table]
@@ -120,18 +134,20 @@ class NativeKernel:
         self._arrays: dict[Any, Arrays] = {}
         _try_out(self)
 
-    def takes(self, p: Tensor, g: Tensor, state: Iterable[Tensor], rule: Rule) -> bool:
-        """Whether this weight, its gradient and its state can be walked side by side as runs of memory."""
+    def takes(self, p: Tensor, g: Tensor, state: Sequence[Tensor], rule: Rule) -> bool:
+        """Whether this weight, its gradient and its state, the trace last, can be walked side by side as runs
+        of memory."""
+        kinds = (p.dtype, state[-1].dtype)
         if not (
-            p.is_cpu and p.dtype in _TYPES and g.layout is torch.strided and supports(rule) and is_dense(p)
+            p.is_cpu and kinds in _TYPES and g.layout is torch.strided and supports(rule) and is_dense(p)
         ):
             return False
-        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-        stride, shape = p.stride(), p.shape
+        stride, shape, wide = p.stride(), p.shape, computed_in(p)
         return (
             g.dtype == p.dtype
             and g.stride() == stride
-            and all(x.is_cpu and x.dtype == wide and x.shape == shape and x.stride() == stride for x in state)
+            and all(x.is_cpu and x.shape == shape and x.stride() == stride for x in state)
+            and all(x.dtype == wide for x in state[:-1])
         )
 
     def advance(
@@ -143,12 +159,18 @@ class NativeKernel:
         scale: Tensor | None,
         z: Tensor,
     ) -> None:
-        key = (alpha.numel(), tuple(bucket.blocks), tuple((p.shape, p.dtype) for p in bucket.params))
+        key = (
+            alpha.numel(),
+            tuple(bucket.blocks),
+            tuple((p.numel(), p.dtype, h.dtype) for p, h in zip(bucket.params, bucket.traces, strict=True)),
+        )
         arrays = self._arrays.get(key)
         if arrays is None:
             if len(self._arrays) > 64:
                 self._arrays.clear()
-            arrays = self._arrays[key] = Arrays(self.library, bucket.params, bucket.blocks, alpha.numel())
+            arrays = self._arrays[key] = Arrays(
+                self.library, bucket.params, bucket.traces, bucket.blocks, alpha.numel()
+            )
         job, n = arrays.job, len(bucket.params)
         for name, tensors in _columns(rule, bucket).items():
             arrays.point(name, tensors)
@@ -218,7 +240,11 @@ class WholeStep:
         self._kinds = {name: [_kind(x) for x in column] for name, column in self._state.items()}
         self._groups = [groups[i] for i in active]
         self._arrays = arrays = Arrays(
-            kernel.library, self._params, [blocks[i] for i in active], shared["beta"].numel()
+            kernel.library,
+            self._params,
+            self._state["h"],
+            [blocks[i] for i in active],
+            shared["beta"].numel(),
         )
         job = arrays.job
         job.gamma = gamma

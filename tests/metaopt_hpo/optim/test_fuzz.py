@@ -56,6 +56,7 @@ def runs(draw):
         "meta_lr": draw(st.sampled_from([0.0, 1e-2, 1.0])),
         "max_grad_norm": draw(st.sampled_from([None, 1.0])),
         "compile": draw(st.sampled_from(["auto", "eager"])),
+        "trace_dtype": draw(st.sampled_from([None, None, torch.bfloat16])),
     }
     return dtype, tensors, steps, options
 
@@ -122,7 +123,10 @@ def test_whatever_happens(run) -> None:
     # The trace of a parameter has its shape and at least single precision.
     for p in params:
         assert opt.state[p]["h"].shape == p.shape
-        assert opt.state[p]["h"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        short = options["trace_dtype"] if dtype != torch.float64 else None
+        assert opt.state[p]["h"].dtype == (
+            short or (torch.float64 if dtype == torch.float64 else torch.float32)
+        )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

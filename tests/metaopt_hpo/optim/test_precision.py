@@ -88,3 +88,55 @@ def test_accumulated_gradients_are_the_joined_batch() -> None:
     torch.testing.assert_close(opt.step_sizes(), ref.step_sizes(), rtol=1e-10, atol=0.0)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("kernel", ["eager", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_short_trace_loses_nothing_on_average(kernel: str, dtype: torch.dtype) -> None:
+    """1,000 equal steps: rounding to nearest would stop at 256 of them, the trace follows within the noise of
+    one rounding."""
+    p = nn.Parameter(torch.zeros(4_000, dtype=dtype))
+    opt = MetaOptimize([p], lr=1e-3, base="sgd", meta_lr=0.0, trace_dtype=torch.bfloat16, compile=kernel)
+    for _ in range(1_000):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    h = opt.state[p]["h"]
+    assert h.dtype == torch.bfloat16
+    assert float(h.float().mean()) == pytest.approx(-1.0, rel=2e-3)
+    assert float(h.float().std()) < 0.1
+
+
+@pytest.mark.parametrize("kernel", ["eager", "auto"])
+def test_a_short_trace_finds_the_same_step_size(kernel: str) -> None:
+    """Its effect on the result: none to speak of, on step size and loss."""
+    found = []
+    for trace_dtype in [None, torch.bfloat16]:
+        model = net()
+        opt = MetaOptimize(model.parameters(), lr=1e-3, meta_lr=0.02, trace_dtype=trace_dtype, compile=kernel)
+        for step in range(300):
+            x, y = batch(step)
+            opt.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            opt.step()
+        found.append((opt.step_sizes().item(), loss.item()))
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.05)
+    assert found[1][1] == pytest.approx(found[0][1], rel=0.25)
+
+
+def test_a_short_trace_keeps_its_bits_through_a_checkpoint() -> None:
+    model = net()
+    opt = MetaOptimize(model.parameters(), lr=1e-2, meta_lr=0.1, trace_dtype=torch.bfloat16)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    opt.step()
+    other = MetaOptimize(net().parameters(), lr=1e-2, meta_lr=0.1, trace_dtype=torch.bfloat16)
+    other.load_state_dict(opt.state_dict())
+    for p, q in zip(model.parameters(), other.param_groups[0]["params"], strict=True):
+        assert other.state[q]["h"].dtype == torch.bfloat16
+        assert torch.equal(opt.state[p]["h"], other.state[q]["h"])
+    for bad in [torch.float16, torch.int8]:
+        with pytest.raises(ValueError, match="trace_dtype"):
+            MetaOptimize(net().parameters(), trace_dtype=bad)
+    with pytest.raises(ValueError, match="trace_dtype"):
+        MetaOptimize(net().parameters(), trace_dtype=torch.bfloat16, trace="2x2")
