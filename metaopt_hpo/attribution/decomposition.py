@@ -123,10 +123,10 @@ def decompose(
     phis = {n: interval(float(v[0]), v[1:]) for n, v in values.items()}
     shares = {n: interval(float(abs(v[0]) / scale[0]), np.abs(v[1:]) / scale[1:]) for n, v in values.items()}
     significant = {n: e.low > 0 or e.high < 0 for n, e in phis.items()}
-    leading = max(phis, key=lambda n: shares[n].value)
+    leading = max(phis, key=lambda n: np.nan_to_num(shares[n].value))
     behind = dict(censored or {})
     cut = behind.get(leading, 0.0)
-    undecided = cut > MAX_CENSORED or (0 in whole and not any(significant.values()))
+    undecided = cut > MAX_CENSORED or np.isnan(whole.value) or (0 in whole and not any(significant.values()))
     parts = tuple(
         Part(
             name,

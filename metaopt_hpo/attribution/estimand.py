@@ -57,7 +57,7 @@ class Resample:
 
 @dataclass(frozen=True)
 class Plane:
-    """ln η* = c + x·ln D + y·ln B for one level, with its bootstrap."""
+    """ln η* = c + x·ln D + y·ln B for one level, with its bootstrap; NaN where nearly every cell is censored."""
 
     x: Estimate
     y: Estimate
@@ -69,6 +69,11 @@ class Plane:
     """Exponent of the tuned criterion in D at fixed B: −α_D for a loss."""
     samples: Array
     """(1 + bootstrap, 2): (x, y), row 0 the estimate."""
+
+    @property
+    def curved(self) -> bool:
+        """Whether the curvature test rejects a single power of D."""
+        return not self.curvature.low <= 0 <= self.curvature.high
 
     def joint(self, b: float) -> Estimate:
         """Exponent of lr in D along B ~ D^b."""
@@ -124,7 +129,7 @@ def fit_plane(
     beta = censored_fit(design[resample.cells], minima.low, minima.high)
     curved = censored_fit(bent[resample.cells], minima.low, minima.high)
     depth = censored_fit(design[resample.cells], minima.value, minima.value)
-    if not np.all(np.isfinite(beta[0])):
+    if minima.usable[0].sum() <= 3:
         raise AttributionError(
             "too few cells have a finite criterion to fit the plane: widen the lr grid downwards"
         )

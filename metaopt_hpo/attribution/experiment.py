@@ -46,6 +46,9 @@ MARGIN = 1.5
 """How far beyond the pilot's optima the grid reaches, in ratios."""
 
 
+GRID_SUFFIX = ".grid.piece"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """What to run on one world.
@@ -227,34 +230,80 @@ def run_world(
     """
     grids = []
     for noise, settings in config.settings(world.noises).items():
-        pieces, lr = [], None
-        for number, cells in enumerate(config.pieces()):
-            suffix = f"_{number}" if config.piece else ""
-            path = out / f"attribution_{world.name}_{noise}{suffix}.parquet" if out is not None else None
-            mark = config.fingerprint(world.name, noise, settings)
-            stored = load_grid(path, mark) if path is not None and path.exists() else None
+        whole = None if out is None else out / f"attribution_{world.name}_{noise}.parquet"
+        mark = config.fingerprint(world.name, noise, settings)
+        stored = _stored(whole, mark)
+        if stored is None:
+            stored = _run_pieces(world, config, settings, whole, mark, deadline, runner)
             if stored is None:
-                if deadline is not None and time.monotonic() > deadline:
-                    return None
-                lr = pilot_grid(world, settings, config) if lr is None else lr
-                d, b = config.cells
-                stored = runner(
-                    world,
-                    settings,
-                    tokens=d[cells],
-                    batch=b[cells],
-                    lr=lr[cells],
-                    seeds=config.seeds,
-                    device=config.device,
-                    middle_batch=float(np.exp(np.log(b).mean())),
-                    floor_lr=FLOOR_FRACTION * float(np.exp(np.median(np.log(lr)))),
-                    stream=number,
-                )
-                if path is not None:
-                    save_grid(stored, path, mark)
-            pieces.append(stored)
-        grids.append(_joined(pieces))
+                return None
+        grids.append(stored)
     return WorldRuns(tuple(grids))
+
+
+def _run_pieces(
+    world: World,
+    config: ExperimentConfig,
+    settings: Sequence[Setting],
+    whole: Path | None,
+    mark: str,
+    deadline: float | None,
+    runner: Callable[..., GridResult],
+) -> GridResult | None:
+    """One grid, piece by piece; pieces are kept beside `whole` until it is complete."""
+    d, b = config.cells
+    pieces, lr = [], None
+    kept = [] if whole is None else [whole.with_suffix(GRID_SUFFIX)]
+    for number, cells in enumerate(config.pieces()):
+        path = None if whole is None else whole.with_suffix(f".{number}.piece")
+        done = _stored(path, mark)
+        if done is None:
+            if deadline is not None and time.monotonic() > deadline:
+                return None
+            lr = _grid_of(world, settings, config, whole, mark) if lr is None else lr
+            done = runner(
+                world,
+                settings,
+                tokens=d[cells],
+                batch=b[cells],
+                lr=lr[cells],
+                seeds=config.seeds,
+                device=config.device,
+                middle_batch=float(np.exp(np.log(b).mean())),
+                floor_lr=FLOOR_FRACTION * float(np.exp(np.median(np.log(lr)))),
+                stream=number,
+            )
+            if path is not None and config.piece:
+                save_grid(done, path, mark)
+        if path is not None and path.exists():
+            kept.append(path)
+        pieces.append(done)
+    grid = _joined(pieces)
+    if whole is not None:
+        save_grid(grid, whole, mark)
+        for path in kept:
+            path.unlink(missing_ok=True)
+    return grid
+
+
+def _grid_of(
+    world: World, settings: Sequence[Setting], config: ExperimentConfig, whole: Path | None, mark: str
+) -> np.ndarray:
+    """The pilot's grid; kept beside the pieces, so that resuming in slices pays for one pilot."""
+    path = None if whole is None or not config.piece else whole.with_suffix(GRID_SUFFIX)
+    if path is not None and path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["fingerprint"] == mark:
+            return np.array(known["lr"])
+    lr = pilot_grid(world, settings, config)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"fingerprint": mark, "lr": lr.tolist()}), encoding="utf-8")
+    return lr
+
+
+def _stored(path: Path | None, mark: str) -> GridResult | None:
+    return load_grid(path, mark) if path is not None and path.exists() else None
 
 
 def _joined(pieces: Sequence[GridResult]) -> GridResult:
@@ -278,14 +327,19 @@ def attribute(runs: WorldRuns, config: ExperimentConfig) -> WorldFinding:
     resample = Resample.draw(
         len(first.tokens), len(first.seeds), bootstrap=config.bootstrap, seed=config.seed
     )
-    planes: dict[tuple[str, Criterion], Plane] = {}
-    for setting in runs.settings:
-        for criterion in CRITERIA:
-            planes[setting.label, criterion] = fit_plane(runs.of(setting), [setting], criterion, resample)
     ideal = replace(IDEAL, noise=config.base_noise)
     practice = replace(ideal, **{f: getattr(PRACTICE, f) for f in config.factors})
-    rising = gradient_norm_rises(runs.of(ideal), ideal)
-    unusable: dict[Criterion, str] = {}
+    unusable: dict[Criterion, str] = {
+        c: "not measured in these runs"
+        for c in CRITERIA
+        if not np.isfinite(runs.of(ideal).of([ideal], c)).any()
+    }
+    measured = [c for c in CRITERIA if c not in unusable]
+    planes: dict[tuple[str, Criterion], Plane] = {}
+    for setting in runs.settings:
+        for criterion in measured:
+            planes[setting.label, criterion] = fit_plane(runs.of(setting), [setting], criterion, resample)
+    rising = gradient_norm_rises(runs.of(ideal), ideal) if "avg-grad" in measured else 0.0
     if rising > 0.5:
         reason = f"‖g‖* rises at the loss-optimal lr in {rising:.0%} of cells: its minimum favours idle runs"
         unusable = {"avg-grad": reason, "tail-grad": reason}
@@ -312,7 +366,7 @@ def attribute(runs: WorldRuns, config: ExperimentConfig) -> WorldFinding:
     tuned: dict[Criterion, Plane] = {}
     momenta = [replace(ideal, a=a) for a in TUNED_MOMENTA]
     if all(m in runs.settings for m in momenta):
-        tuned = {c: fit_plane(runs.of(ideal), momenta, c, resample) for c in CRITERIA}
+        tuned = {c: fit_plane(runs.of(ideal), momenta, c, resample) for c in measured}
     return WorldFinding(
         world=first.world,
         config=config,

@@ -123,7 +123,7 @@ class TextWorld:
 
     noises: tuple[Noise, ...] = ("minibatch",)
     floor = 0.0
-    records = 12
+    records = 8
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from scipy.special import log_ndtr
 
 Array = NDArray[np.float64]
 _EM_ROUNDS = 200
+_EM_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ def censored_fit(
         weights: shape (..., cells), such as bootstrap counts; default 1.
 
     Returns:
-        Coefficients, shape (..., unknowns); NaN where fewer usable cells than unknowns remain.
+        Coefficients, shape (..., unknowns); NaN where fewer exact observations than unknowns remain, as intervals
+        alone do not pin a plane down.
     """
     a, b = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
     x = np.broadcast_to(np.asarray(design, dtype=float), (*a.shape, np.shape(design)[-1]))
@@ -100,38 +102,49 @@ def censored_fit(
     w = usable * (
         np.ones_like(a) if weights is None else np.broadcast_to(np.asarray(weights, dtype=float), a.shape)
     )
+    # One row a problem: each is iterated until it converges, the others rest.
+    shape = (*a.shape[:-1], x.shape[-1])
+    x, w = x.reshape(-1, *x.shape[-2:]), w.reshape(-1, a.shape[-1])
+    a, b, usable = (v.reshape(-1, v.shape[-1]) for v in (a, b, usable))
     open_ = usable & (a != b)
     # Start censored cells at the finite end of their interval.
     y = np.where(np.isfinite(a) & np.isfinite(b), 0.5 * (a + b), np.where(np.isfinite(a), a, b))
     y = np.where(usable, y, 0.0)
-    beta = _least_squares(x, y, w)
-    if not np.any(open_):
-        return beta
-    total = w.sum(axis=-1)
-    extra = np.zeros_like(y)
-    sigma = np.maximum(np.sqrt(_mean_square(x, y, beta, w, extra, total)), 1e-3)
+    exact = usable & ~open_
+    good = _rank(x, w * exact) == x.shape[-1]
+    beta = np.where(good[:, None], _least_squares(x, y, w), np.nan)
+    sigma = np.maximum(_root_mean_square(x, y, beta, w, np.zeros_like(y)), 1e-3)
+    active = np.flatnonzero(good & np.any(open_ & (w > 0), axis=1))
     for _ in range(_EM_ROUNDS):
-        mean, spread = _truncated(np.einsum("...np,...p->...n", x, beta), sigma[..., None], a, b)
-        y, extra = np.where(open_, mean, y), np.where(open_, spread, 0.0)
-        before, beta = beta, _least_squares(x, y, w)
-        sigma = np.maximum(np.sqrt(_mean_square(x, y, beta, w, extra, total)), 1e-3)
-        if np.nanmax(np.abs(beta - before)) < 1e-7:
+        if not len(active):
             break
-    return beta
+        xs, ws = x[active], w[active]
+        mu = np.einsum("rnp,rp->rn", xs, beta[active])
+        mean, spread = _truncated(mu, sigma[active, None], a[active], b[active])
+        ys, extra = np.where(open_[active], mean, y[active]), np.where(open_[active], spread, 0.0)
+        following = _least_squares(xs, ys, ws)
+        moved = np.max(np.abs(following - beta[active]), axis=1)
+        beta[active] = following
+        sigma[active] = np.maximum(_root_mean_square(xs, ys, following, ws, extra), 1e-3)
+        active = active[moved > _EM_TOLERANCE]
+    return np.asarray(beta.reshape(shape))
+
+
+def _rank(x: Array, w: Array) -> NDArray[np.intp]:
+    return np.asarray(np.linalg.matrix_rank(np.einsum("...n,...np,...nq->...pq", w, x, x), hermitian=True))
 
 
 def _least_squares(x: Array, y: Array, w: Array) -> Array:
     normal = np.einsum("...n,...np,...nq->...pq", w, x, x)
     right = np.einsum("...n,...np,...n->...p", w, x, y)
-    rank = np.linalg.matrix_rank(normal, hermitian=True)
-    good = rank == x.shape[-1]
+    good = _rank(x, w) == x.shape[-1]
     safe = np.where(good[..., None, None], normal, np.eye(x.shape[-1]))
     return np.asarray(np.where(good[..., None], np.linalg.solve(safe, right[..., None])[..., 0], np.nan))
 
 
-def _mean_square(x: Array, y: Array, beta: Array, w: Array, extra: Array, total: Array) -> Array:
+def _root_mean_square(x: Array, y: Array, beta: Array, w: Array, extra: Array) -> Array:
     residual = y - np.einsum("...np,...p->...n", x, beta)
-    return np.asarray((w * (residual**2 + extra)).sum(axis=-1) / np.maximum(total, 1.0))
+    return np.asarray(np.sqrt((w * (residual**2 + extra)).sum(axis=-1) / np.maximum(w.sum(axis=-1), 1.0)))
 
 
 def _truncated(mu: Array, sigma: Array, low: Array, high: Array) -> tuple[Array, Array]:

@@ -80,6 +80,8 @@ class RuleCheck:
     (*checked*, never proved); the rule's coefficient is tuned unless it states one. None along other scales."""
     certificate: tuple[tuple[str, Fraction], ...]
     """Exact dual multipliers of the free program."""
+    lines: tuple[tuple[str, float, float], ...]
+    """Each term as a line (name, slope, intercept) in the lr exponent, at the rule's momentum and batch."""
     also: tuple[RuleCheck, ...] = ()
     """The same check along the rule's other scales."""
     notes: tuple[str, ...] = ()
@@ -217,6 +219,10 @@ def _check(
     free = _program(terms, offset, decaying, growth, None if scale == "tokens" else own["batch"], None, bound)
     held = _program(terms, offset, decaying, growth, own["batch"], own["momentum"], bound)
     value = {t.name: _rate(t, offset[t.name], own) for t in terms}
+
+    def value_at_zero(term: Term) -> Fraction:
+        return _rate(term, offset[term.name], {**own, "lr": Fraction(0)})
+
     stalled = decaying and own["lr"] + growth - own["batch"] < 0
     if stalled:
         # lr·K → 0: the run never leaves its start, so the gap stays at Δ.
@@ -249,6 +255,7 @@ def _check(
         label="checked" if bound.status == "heuristic" else "proved",
         constant=_constant(bound, own, clauses) if scale == "tokens" and not drift else None,
         certificate=free.certificate,
+        lines=tuple((t.name, float(t.lr), float(value_at_zero(t))) for t in terms),
         notes=notes,
     )
 

@@ -1,0 +1,198 @@
+"""The tiers of the experiment: quadratics in minutes, tiny language models, one GPU, a cluster through an engine.
+
+All share one config format; a tier is a choice of worlds, grids and device, and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from metaopt_hpo.attribution.estimand import AttributionError
+from metaopt_hpo.attribution.experiment import ExperimentConfig, WorldFinding, WorldRuns, attribute, run_world
+from metaopt_hpo.attribution.stepping import World
+
+TIERS = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One world of a tier; it is built when its turn comes, as language models read their corpus."""
+
+    world: Callable[[], Any]
+    config: ExperimentConfig
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What a tier found."""
+
+    tier: int
+    findings: tuple[WorldFinding, ...]
+    seconds: float
+    """CPU seconds of this call; stored grids cost nothing."""
+
+    def rows(self) -> list[dict[str, str]]:
+        """The signed table: one row a part of each world's gap, with interval, share and verdict."""
+        out = []
+        for f in self.findings:
+            d = f.decomposition
+            for part in d.parts:
+                out.append(
+                    {
+                        "world": f.world,
+                        "part": part.name,
+                        "hypothesis": part.hypothesis,
+                        "gap": _signed(part.phi),
+                        "share": f"{part.share.value:.2f} [{part.share.low:.2f}, {part.share.high:.2f}]",
+                        "verdict": part.verdict,
+                    }
+                )
+            out.append(
+                {
+                    "world": f.world,
+                    "part": "total",
+                    "hypothesis": "",
+                    "gap": _signed(d.total),
+                    "share": "",
+                    "verdict": "",
+                }
+            )
+        return out
+
+    def level_rows(self, b: float | None = None) -> list[dict[str, str]]:
+        """Exponents of every level: x, y, lr along B ~ D^b and its gap, by world, setting and criterion."""
+        out = []
+        for f in self.findings:
+            at = f.config.b if b is None else b
+            for (label, criterion), plane in f.planes.items():
+                out.append(
+                    {
+                        "world": f.world,
+                        "setting": label,
+                        "criterion": criterion,
+                        "x": _signed(plane.x),
+                        "y": _signed(plane.y),
+                        f"along b = {at:g}": _signed(plane.joint(at)),
+                        "gap": _signed(plane.gap(at)),
+                        "censored": f"{plane.censored:.0%}",
+                        "curved": "yes" if plane.curved else "no",
+                        "usable": f.unusable.get(criterion, "yes"),
+                    }
+                )
+        return out
+
+
+def tier_jobs(tier: int, *, device: str | None = None) -> list[Job]:
+    """The worlds of a tier.
+
+    * 0: quadratics and logistic regression, every factor and level; minutes on one core.
+    * 1: a neural bigram model and a tiny `text-lm` transformer with real minibatches; about 20 minutes on two cores.
+    * 2: a larger `text-lm` on one GPU (device "cuda" unless said).
+    * 3: the same through an engine (`run_tier(3, engine="optuna")`): real optimizers, one trial a run.
+
+    Raises:
+        ValueError: an unknown tier.
+    """
+    if tier not in TIERS:
+        raise ValueError(f"tier must be one of {', '.join(map(str, TIERS))}, got {tier!r}")
+    if tier == 0:
+        from metaopt_hpo.attribution.worlds import Logistic, tier0_worlds
+
+        base = ExperimentConfig(device=device or "cpu")
+        few = replace(base, seeds=base.seeds[:4])
+        return [Job(lambda w=w: w, few if isinstance(w, Logistic) else base) for w in tier0_worlds().values()]  # type: ignore[misc]
+    from metaopt_hpo.attribution.neural import Bigram, TextWorld
+    from metaopt_hpo.workloads.text_lm import TextLM
+
+    if tier == 1:
+        bigram = ExperimentConfig(
+            seeds=tuple(range(4)),
+            factors=("schedule", "init", "noise"),
+            levels=False,
+            piece=1,
+            device=device or "cpu",
+        )
+        text = replace(
+            bigram,
+            batch=(32, 64, 128, 256),
+            seeds=(0, 1, 2),
+            factors=("schedule", "init"),
+            base_noise="minibatch",
+            piece=1,
+        )
+        return [Job(Bigram, bigram), Job(lambda: TextWorld(TextLM(width=16, layers=1, context=16)), text)]
+    config = ExperimentConfig(
+        tokens=tuple(2**i for i in range(15, 22)),
+        batch=tuple(2**i for i in range(9, 14)),
+        seeds=(0, 1, 2),
+        factors=("schedule", "init", "warmup") if tier == 2 else ("schedule",),
+        levels=False,
+        base_noise="minibatch",
+        piece=1,
+        device=device or "cuda",
+    )
+    workload = TextLM(width=64, layers=2, context=64)
+    return [Job(lambda: TextWorld(workload) if tier == 2 else workload, config)]
+
+
+def run_tier(
+    tier: int,
+    *,
+    out: Path | str | None = None,
+    device: str | None = None,
+    engine: str | None = None,
+    budget_seconds: float | None = None,
+    jobs: list[Job] | None = None,
+) -> Attribution | None:
+    """Run a tier, or go on with it, and attribute every world's gap.
+
+    Args:
+        out: folder of stored grids; with it an interrupted run goes on where it stopped.
+        device: torch device; default cpu for tiers 0 and 1, cuda for tier 2.
+        engine: of tier 3: name of an installed engine, such as "optuna".
+        budget_seconds: start no further grid after this long and return None if any is missing.
+        jobs: other worlds or configs than the tier's own.
+
+    Raises:
+        ValueError: an unknown tier, or tier 3 without an engine.
+        AttributionError: an experiment that cannot answer; CUDA asked for and not there.
+    """
+    chosen = tier_jobs(tier, device=device) if jobs is None else jobs
+    folder = None if out is None else Path(out)
+    start, clock = time.process_time(), time.monotonic()
+    deadline = None if budget_seconds is None else clock + budget_seconds
+    findings = []
+    for job in chosen:
+        runs = _run(tier, job, folder, engine, deadline)
+        if runs is None:
+            return None
+        findings.append(attribute(runs, job.config))
+    return Attribution(tier, tuple(findings), time.process_time() - start)
+
+
+def _run(
+    tier: int, job: Job, folder: Path | None, engine: str | None, deadline: float | None
+) -> WorldRuns | None:
+    if tier == 3:
+        if engine is None:
+            raise ValueError("tier 3 runs through an engine: give engine='optuna'")
+        from metaopt_hpo.attribution.engine_runs import run_with_engine
+
+        return run_with_engine(engine, job.world(), job.config, store=folder)
+    if job.config.device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise AttributionError(
+                f"device {job.config.device!r} asks for CUDA, which torch cannot use here: give device"
+            )
+    world: World = job.world()
+    return run_world(world, job.config, out=folder, deadline=deadline)
+
+
+def _signed(e: Any) -> str:
+    return f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"

@@ -1,0 +1,193 @@
+"""Figures and report sections of `verify-rule` and `attribute`: pure functions from results to Plotly and HTML.
+
+A section needs nothing but plotly.js on its page; `theory_page` puts sections on a page of their own that needs no
+network. Text that a user wrote is escaped wherever it appears.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from metaopt_hpo.attribution.estimand import BATCH_EXPONENTS
+from metaopt_hpo.attribution.experiment import WorldFinding
+from metaopt_hpo.attribution.tiers import Attribution
+from metaopt_hpo.report.axes import empty_figure
+from metaopt_hpo.report.figures import plain
+from metaopt_hpo.report.palette import NEUTRAL, of_rank
+from metaopt_hpo.theory.exponents import predicted_exponents
+from metaopt_hpo.theory.verify import RuleCheck
+
+MARGIN = 0.4
+"""How far the lr axis reaches beyond the rule and the exponents without loss."""
+
+_STYLE = """
+body{font-family:system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1a1d21;background:#fff}
+table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}
+th,td{border:1px solid #c8ccd2;padding:.3rem .6rem;text-align:left;vertical-align:top}
+.theory-table{overflow-x:auto}
+@media (prefers-color-scheme:dark){body{color:#e4e6ea;background:#14171c}th,td{border-color:#444a52}
+.plotly text{fill:#e4e6ea!important}}
+"""
+
+
+def rule_figure(check: RuleCheck) -> go.Figure:
+    """Every term's rate against the lr exponent at the rule's momentum and batch; the bound is their upper edge."""
+    plot = empty_figure()
+    own = check.exponents["lr"]
+    low, high = check.lr_interval
+    x = np.linspace(min(own, low) - MARGIN, max(own, high) + MARGIN, 201)
+    values = np.array([slope * x + start for _, slope, start in check.lines])
+    for i, (name, _, _) in enumerate(check.lines):
+        look = of_rank(i, len(check.lines))
+        plot.add_scatter(
+            x=x, y=values[i], mode="lines", name=name,
+            line={"width": 1.4, "dash": ("dash", "dot", "dashdot", "longdash")[i % 4], "color": look.colour},
+        )  # fmt: skip
+    edge = {"width": 3, "color": NEUTRAL.colour}
+    plot.add_scatter(x=x, y=values.max(axis=0), mode="lines", name="slowest term", line=edge)
+    plot.add_scatter(
+        x=[low, high], y=[check.rate_held] * 2, mode="lines+markers", name="no loss",
+        line={"width": 5, "color": "#009e73"}, marker={"size": 9, "symbol": "diamond"},
+    )  # fmt: skip
+    plot.add_scatter(
+        x=[own], y=[check.rule_rate], mode="markers", name="the rule",
+        marker={"size": 12, "symbol": "x", "color": "#d55e00"},
+    )  # fmt: skip
+    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=420)
+    plot.update_xaxes(title_text=f"Exponent of lr in {check.scale}")
+    plot.update_yaxes(title_text="Exponent of the bound (lower is better)")
+    return plot
+
+
+def parts_figure(attribution: Attribution) -> go.Figure:
+    """Signed parts of the gap with intervals, grouped by world: parts that cancel are visible as such."""
+    plot = empty_figure()
+    for rank, finding in enumerate(attribution.findings):
+        parts = finding.decomposition.parts
+        total = finding.decomposition.total
+        estimates = [p.phi for p in parts] + [total]
+        plot.add_bar(
+            x=[p.name for p in parts] + ["total"],
+            y=[e.value for e in estimates],
+            error_y={
+                "type": "data", "symmetric": False,
+                "array": [e.high - e.value for e in estimates], "arrayminus": [e.value - e.low for e in estimates],
+            },
+            name=plain(finding.world),
+            marker={"color": of_rank(rank, len(attribution.findings)).colour},
+        )  # fmt: skip
+    plot.update_layout(barmode="group", showlegend=True, legend={"orientation": "h", "y": -0.2}, height=420)
+    plot.update_yaxes(title_text="Part of the gap in the exponent of lr", zeroline=True)
+    return plot
+
+
+def path_figure(attribution: Attribution) -> go.Figure:
+    """Exponent of the optimal lr in D along B ~ D^b, ideal and practice, against the bound."""
+    plot = empty_figure()
+    b = np.array(BATCH_EXPONENTS)
+    plot.add_scatter(
+        x=b, y=[predicted_exponents().along(v) for v in b], mode="lines", name="bound",
+        line={"width": 3, "color": NEUTRAL.colour},
+    )  # fmt: skip
+    for rank, finding in enumerate(attribution.findings):
+        colour = of_rank(rank, len(attribution.findings)).colour
+        for setting, dash in ((finding.ideal, "dot"), (finding.practice, "solid")):
+            plane = finding.plane(setting, "final-loss")
+            along = [plane.joint(float(v)) for v in b]
+            name = f"{plain(finding.world)}, {'practice' if dash == 'solid' else 'assumptions met'}"
+            plot.add_scatter(
+                x=b, y=[e.value for e in along], mode="lines+markers", name=name,
+                line={"dash": dash, "color": colour},
+                error_y={
+                    "type": "data", "symmetric": False, "thickness": 1,
+                    "array": [e.high - e.value for e in along], "arrayminus": [e.value - e.low for e in along],
+                },
+            )  # fmt: skip
+    plot.add_hline(y=0, line={"width": 1, "dash": "dot", "color": NEUTRAL.colour})
+    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=460)
+    plot.update_xaxes(title_text="b of the batch path B ~ D^b")
+    plot.update_yaxes(title_text="Exponent of the optimal lr in D (final loss)")
+    return plot
+
+
+def rule_section(check: RuleCheck) -> str:
+    """`verify-rule` as an HTML section: what was checked, under which assumptions, table and figure, for each scale."""
+    blocks = []
+    for one in (check, *check.also):
+        table = _table(("quantity", "value"), one.rows())
+        blocks.append(table + _figure(rule_figure(one), f"rule-{one.scale}"))
+    label = (
+        "The rates are proved: exact linear programs with dual certificates, under the assumptions in the table. "
+        "The constant factor is a number computed, not proved."
+        if check.label == "proved"
+        else "The bound itself is a heuristic, so that everything here is checked, not proved."
+    )
+    title = f"<h2>Rule {html.escape(check.rule)}</h2>"
+    return f'<section class="theory">{title}<p>{html.escape(label)}</p>{"".join(blocks)}</section>'
+
+
+def attribution_section(attribution: Attribution) -> str:
+    """`attribute` as an HTML section: the signed table, what cannot be used, and both figures."""
+    rows = attribution.rows()
+    parts = [_table(tuple(rows[0]), [tuple(r.values()) for r in rows])]
+    notes = [n for f in attribution.findings for n in _notes(f)]
+    parts.append("<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in notes) + "</ul>")
+    parts.append(_figure(parts_figure(attribution), "attribution-parts"))
+    parts.append(_figure(path_figure(attribution), "attribution-paths"))
+    levels = attribution.level_rows()
+    detail = _table(tuple(levels[0]), [tuple(r.get(k, "") for k in levels[0]) for r in levels])
+    parts.append(f"<details><summary>Every level</summary>{detail}</details>")
+    intro = (
+        "Gap between the exponent of the optimal learning rate in tokens and the bound's, attributed to its causes. "
+        "Parts sum to the total exactly; intervals are 95 % hierarchical bootstraps."
+    )
+    title = f"<h2>Why the law bends, tier {attribution.tier}</h2><p>{html.escape(intro)}</p>"
+    return f'<section class="theory">{title}{"".join(parts)}</section>'
+
+
+def theory_page(sections: Sequence[str], *, title: str) -> str:
+    """A page of its own, plotly.js inside: about 5 MB, no network."""
+    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    return (
+        f"<!doctype html><html lang='en'><head>{head}<script>{get_plotlyjs()}</script></head>"
+        f"<body><h1>{html.escape(title)}</h1>{''.join(sections)}</body></html>"
+    )
+
+
+def _notes(finding: WorldFinding) -> list[str]:
+    c = finding.config
+    notes = [
+        f"{finding.world}: {len(c.tokens)} budgets × {len(c.batch)} batches, seeds {', '.join(map(str, c.seeds))}, "
+        f"b = {c.b:g}, {c.bootstrap} resamples, {finding.decomposition.method}"
+    ]
+    reasons = {
+        reason: [k for k, v in finding.unusable.items() if v == reason]
+        for reason in finding.unusable.values()
+    }
+    notes += [
+        f"{finding.world}: criteria {', '.join(names)} unusable: {why}" for why, names in reasons.items()
+    ]
+    if finding.plane(finding.practice, "final-loss").curved:
+        notes.append(
+            f"{finding.world}: the curvature test rejects a single power of D for practice's final loss"
+        )
+    return notes
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{html.escape(str(h))}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="theory-table"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _figure(plot: go.Figure, name: str) -> str:
+    # A fixed id keeps the section the same for the same result.
+    text: str = plot.to_html(full_html=False, include_plotlyjs=False, div_id=f"theory-{name}")
+    return text
