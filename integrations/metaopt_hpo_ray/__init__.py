@@ -1,0 +1,72 @@
+"""metaopt-hpo for Ray Tune: strategies as a search space, curves that survive kills, laws that launch and stop.
+
+Names load when first used. Importing the package makes the scheduler and the searcher known to Tune by name
+("scaling_law"), for `TuneConfig(scheduler="scaling_law")` and `tune.create_scheduler`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+try:
+    import ray.tune as _tune  # noqa: F401  said once, here, instead of as a traceback from the middle of a module
+except ImportError as error:
+    raise ImportError(
+        'metaopt_hpo_ray needs Ray Tune, which is not installed; run: pip install "metaopt-hpo[ray]"'
+    ) from error
+
+from metaopt_hpo_ray._compat import register_by_name
+
+_HOMES = {
+    "CurveKeeper": "result_table",
+    "RayEngine": "engine",
+    "ScalingLawScheduler": "scheduler",
+    "ScalingLawSearch": "searcher",
+    "TrialRun": "trial_run",
+    "TuneWarning": "columns",
+    "build_strategy": "strategy",
+    "resources_by_size": "strategy",
+    "strategy_space": "strategy",
+    "trial_table": "result_table",
+    "tuner_configs": "wiring",
+    "with_resources": "strategy",
+}
+
+__all__ = [
+    "CurveKeeper",
+    "RayEngine",
+    "ScalingLawScheduler",
+    "ScalingLawSearch",
+    "TrialRun",
+    "TuneWarning",
+    "build_strategy",
+    "resources_by_size",
+    "strategy_space",
+    "trial_table",
+    "tuner_configs",
+    "with_resources",
+]
+
+if TYPE_CHECKING:
+    from metaopt_hpo_ray.columns import TuneWarning
+    from metaopt_hpo_ray.engine import RayEngine
+    from metaopt_hpo_ray.result_table import CurveKeeper, trial_table
+    from metaopt_hpo_ray.scheduler import ScalingLawScheduler
+    from metaopt_hpo_ray.searcher import ScalingLawSearch
+    from metaopt_hpo_ray.strategy import build_strategy, resources_by_size, strategy_space, with_resources
+    from metaopt_hpo_ray.trial_run import TrialRun
+    from metaopt_hpo_ray.wiring import tuner_configs
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+register_by_name()

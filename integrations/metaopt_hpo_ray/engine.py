@@ -1,0 +1,281 @@
+"""RayEngine: runs the methods of a comparison on any objective as Tune experiments, at equal FLOPs.
+
+One search is one experiment folder with a journal. A search that was interrupted goes on from its journal:
+nothing finished is run again, and what was running counts as failed with what it had spent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+
+from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
+from metaopt_hpo.comparison.methods import Method
+from metaopt_hpo.comparison.objective import Configuration, Objective
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo_ray.columns import METRIC, PROCESS, PROGRESS, REASON, STATE, WORK
+from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer, make_scheduler
+from metaopt_hpo_ray.reports import EXTRA
+from metaopt_hpo_ray.result_table import JOURNAL, CurveKeeper
+from metaopt_hpo_ray.state import BookError, TrialBook
+
+TASK = "task.json"
+"""Beside the trials: what they were run for."""
+
+PENALTY = 2.0
+"""A diverged trial counts as this multiple of the untrained model's loss: what training calls exploded."""
+
+
+class RayEngine:
+    """Runs grid, random, TPE, median, Hyperband, ASHA, MetaOptimize and law-guided search as Tune experiments.
+
+    Bayesian search is Tune's own OptunaSearch and stopping its own schedulers, so that a comparison shows what
+    a Ray user has today. Hyperband is the asynchronous one with three brackets: the synchronous one pauses
+    trials, and a trial of an arbitrary objective has no checkpoint to resume from.
+
+    Args:
+        concurrency: trials of one search that run at once (default 1: then a search is a function of its
+            seed). Model-based methods see fewer results before each proposal with more.
+    """
+
+    name = "ray"
+
+    def __init__(self, *, concurrency: int = 1) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, got {concurrency!r}")
+        self._concurrency = concurrency
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """Names of the methods this engine implements."""
+        return frozenset(METHODS)
+
+    def search(
+        self,
+        method: Method,
+        task: SearchTask,
+        *,
+        store: str | None = None,
+        study: str,
+        progress: Progress | None = None,
+    ) -> list[TrialRecord]:
+        """Spend the task's budget with the method; see `metaopt_hpo.comparison.engine.SearchEngine`.
+
+        Ray is started where it is not: the cluster at RAY_ADDRESS, else one on this machine.
+
+        Args:
+            store: a folder, made where it is missing; `STORE.ray` where STORE is a file's name. None keeps
+                nothing.
+            study: unique name within the store; one that exists is resumed.
+
+        Raises:
+            EngineError: an unknown method, a corrupt or foreign store, or a trial that raised.
+        """
+        if method.name not in METHODS:
+            raise EngineError(
+                f"engine 'ray' has no method {method.name!r}; it has {', '.join(sorted(METHODS))}"
+            )
+        if store is not None:
+            return self._search(method, task, _folder(store, study), study, progress)
+        with tempfile.TemporaryDirectory(prefix="metaopt-ray-") as folder:
+            return self._search(method, task, Path(folder), study, progress)
+
+    def _search(
+        self, method: Method, task: SearchTask, folder: Path, study: str, progress: Progress | None
+    ) -> list[TrialRecord]:
+        threads = _threads()
+        _claim(folder, method, task)
+        parts = sorted(folder.glob("part-*"), key=lambda p: int(p.name.removeprefix("part-")))
+        done: list[TrialRecord] = []
+        for part in parts:
+            done += _finished(part, method, study, len(done))
+        if progress is not None:
+            for record in done:
+                progress(record)
+        search = BudgetSearch(make_proposer(method, task), task, done)
+        _start_ray(self._concurrency * threads)
+        keeper = CurveKeeper()
+        told = _Tell(keeper, method, study, len(done), progress)
+        trainable = tune.with_resources(
+            tune.with_parameters(_run, objective=task.objective, threads=threads), {"cpu": threads}
+        )
+        tuner = tune.Tuner(
+            trainable,
+            param_space={},
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode="min",
+                search_alg=search,
+                scheduler=make_scheduler(method, task),
+                num_samples=-1,
+                max_concurrent_trials=self._concurrency,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=f"part-{len(parts)}",
+                storage_path=str(folder),
+                callbacks=[keeper, told],
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
+        for error in results.errors:
+            raise EngineError(
+                f"a trial of {study!r} failed: {str(error).strip().splitlines()[-1]}"
+            ) from error
+        return [*done, *told.records]
+
+
+class _Tell(tune.Callback):
+    """Hands on each finished trial as a record."""
+
+    def __init__(
+        self, keeper: CurveKeeper, method: Method, study: str, first: int, progress: Progress | None
+    ) -> None:
+        self.records: list[TrialRecord] = []
+        self._keeper = keeper
+        self._method = method
+        self._study = study
+        self._first = first
+        self._progress = progress
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._tell(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._tell(trial)
+
+    def _tell(self, trial: Trial) -> None:
+        entry = self._keeper.book.entries[trial.trial_id]
+        record = _own(entry.record(), self._method, self._study, self._first + len(self.records))
+        self.records.append(record)
+        if self._progress is not None:
+            self._progress(record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tune writes its callbacks to the experiment's folder; who listens is not a part of it
+        return {**self.__dict__, "_progress": None}
+
+
+def _run(config: dict[str, Any], *, objective: Objective, threads: int) -> None:
+    """One trial: run the configuration, hand on its reports, and say at the end how it went."""
+    import torch
+
+    torch.set_num_threads(threads)
+    configuration = Configuration(**config)
+    per_token = objective.cost(configuration) / configuration.tokens
+    process = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+
+    def report(tokens: int, loss: float) -> None:
+        # Tune stops a trial from outside: there is nothing to ask
+        if math.isfinite(loss):
+            tune.report({METRIC: loss, PROGRESS: tokens, WORK: per_token * tokens, PROCESS: process})
+
+    record = objective.run(configuration, report)
+    loss, state, reason = record.loss, record.state, record.reason
+    if state == "complete" and not math.isfinite(loss):
+        state, reason = "diverged", f"the final loss is {loss}"
+    if state == "diverged":
+        # searchers choke on NaN: OptunaSearch leaves such a trial running for ever
+        loss = _penalty(record)
+    tune.report(
+        {
+            METRIC: float(loss),
+            PROGRESS: record.tokens,
+            WORK: record.cost if math.isfinite(record.cost) else per_token * record.tokens,
+            PROCESS: process,
+            STATE: state,
+            REASON: reason,
+            **{name: getattr(record, name) for name in EXTRA},
+        }
+    )
+
+
+def _penalty(record: TrialRecord) -> float:
+    """A finite loss for a diverged run, worse than any it has reported."""
+    seen = (PENALTY * record.initial_loss, record.initial_loss, *(record.curve.loss if record.curve else ()))
+    return max((x for x in seen if math.isfinite(x)), default=sys.float_info.max)
+
+
+# -- the store -----------------------------------------------------------------------------------------------
+
+
+def _folder(store: str, study: str) -> Path:
+    base = Path(store)
+    if base.suffix:
+        base = base.with_suffix(".ray")
+    return (base / re.sub(r"[^A-Za-z0-9._-]", "_", study)).resolve()
+
+
+def _claim(folder: Path, method: Method, task: SearchTask) -> None:
+    """Refuse a folder that holds a search for something else."""
+    facts: dict[str, Any] = {k: v for k, v in vars(task).items() if k not in ("objective", "evidence")}
+    facts = {**facts, "objective": task.objective.name, "method": method.name}
+    text = json.dumps(facts, indent=2, sort_keys=True, default=str)
+    path = folder / TASK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = path.read_text(encoding="utf-8") if path.exists() else None
+        if held is not None and held != text:
+            raise EngineError(f"{folder} holds a search for another task; choose another store or study")
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EngineError(
+            f"cannot keep trials in {folder}: {error.strerror}; choose another store"
+        ) from error
+
+
+def _finished(part: Path, method: Method, study: str, first: int) -> list[TrialRecord]:
+    """Trials of an earlier process; one that was under way has failed with what it had spent."""
+    journal = part / JOURNAL
+    if not journal.exists():
+        return []
+    try:
+        book = TrialBook.replay(journal.read_text(encoding="utf-8").splitlines())
+    except (BookError, UnicodeDecodeError) as error:
+        raise EngineError(f"{journal} cannot be read: {error}; move {part} away to begin anew") from error
+    for key, entry in book.entries.items():
+        if not entry.closed:
+            book.close(key, "failed", "the process ended before the trial did")
+    return [_own(e.record(), method, study, first + i) for i, e in enumerate(book.entries.values())]
+
+
+def _own(record: TrialRecord, method: Method, study: str, number: int) -> TrialRecord:
+    reason = record.reason
+    if record.state == "pruned":
+        reason = f"{method.title} stopped it after {record.tokens:g} tokens at loss {record.loss:.4g}"
+    return dataclasses.replace(record, trial=str(number), study=study, method=method.name, reason=reason)
+
+
+# -- the cluster ---------------------------------------------------------------------------------------------
+
+
+def _threads() -> int:
+    """torch's threads in this process: trials get as many, for results depend on their number."""
+    import torch
+
+    return int(torch.get_num_threads())
+
+
+def _start_ray(cpus: int) -> None:
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)

@@ -1,0 +1,356 @@
+"""Judge: which trial to launch next, and which to stop, from a book and a law. Pure: no Ray, no clock.
+
+Every verdict is `scaling.policy`'s. What is added here is when a law is fitted, and the order of launches:
+small sizes first until a law can be fitted, then by promise per cost, that is by the chance of beating the best
+loss known at the same size and tokens, per training FLOP.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from metaopt_hpo.scaling import Law, LawRefused, Verdict, fit, verdict
+from metaopt_hpo.scaling.policy import STOP_BELOW
+from metaopt_hpo.trials.record import GRID_POINTS_PER_OCTAVE, TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo_ray.state import Entry, TrialBook
+
+FIT_DRAWS = 60
+"""Bootstrap draws of a fit during a search, as the policy's own; enough for a verdict, a few tenths of a second."""
+
+GROWTH = 1.15
+"""A law is fitted again when completed trials have grown by this factor, and by two at least."""
+
+FIRST_FIT = 6
+"""Completed trials before the first fit; fewer are refused."""
+
+BUCKETS_PER_OCTAVE = 4
+"""Sizes within a quarter octave wait in one queue, so that a continuous range of sizes makes few of them."""
+
+JUDGE_EVERY = 4
+"""A running trial is judged at every fourth point of the token grid, twice an octave: between two of them a
+forecast hardly moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with a trial, and why: launch, keep, stop, wait, or abstain where the law does not know."""
+
+    action: Literal["launch", "keep", "stop", "wait", "abstain"]
+    reason: str
+
+
+class Judge:
+    """Decides from a book.
+
+    Args:
+        book: what is known of the trials; the judge only reads it.
+        law: a law to begin with.
+        evidence: trials of earlier work, which every fit includes.
+        pilot_sizes: the smallest sizes that may always run; larger ones wait for a law (default 3, the fewest
+            sizes that show one).
+        stop_below: chance of winning below which a trial is stopped or not launched.
+        grace: fraction of its tokens a trial may always run: warm-up looks worse than it is.
+        background: fit in a thread of its own. False fits at once, which makes a simulation repeatable.
+        seed: of the fit's bootstrap.
+    """
+
+    def __init__(
+        self,
+        book: TrialBook,
+        *,
+        law: Law | None = None,
+        evidence: Sequence[TrialRecord] = (),
+        pilot_sizes: int = 3,
+        stop_below: float = STOP_BELOW,
+        grace: float = 0.25,
+        background: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.book = book
+        self.law = law
+        self.refusal = ""
+        """Why there is no law, where a fit was refused."""
+        self._evidence = tuple(evidence)
+        self._pilot_sizes = pilot_sizes
+        self._stop_below = stop_below
+        self._grace = grace
+        self._background = background
+        self._seed = seed
+        self._fitted_at = 0
+        self._fit: _Fit | None = None
+        self._queues: dict[int, list[tuple[float, int, str]]] = {}
+        self._held: set[str] = set()
+        self._live: dict[int, int] = {}
+        """bucket of sizes → trials launched and not ended."""
+        self._counted: set[str] = set()
+        self._judged: dict[str, int] = {}
+        self._known = {_bucket(r.size) for r in evidence}
+        self._order = 0
+        if law is None and evidence:
+            self._run_fit()
+
+    # -- launching -----------------------------------------------------------------------------------------
+
+    def hold(self, trial: str) -> None:
+        """The trial waits for its turn."""
+        if trial in self._held:
+            return
+        self._held.add(trial)
+        self._known.add(_bucket(self.book.entries[trial].size))
+        self._push(trial, self._promise(trial))
+
+    def let_go(self, trial: str) -> None:
+        """The trial waits no longer: it was launched, or has ended."""
+        self._held.discard(trial)
+
+    def is_held(self, trial: str) -> bool:
+        """True while the trial waits."""
+        return trial in self._held
+
+    @property
+    def held(self) -> int:
+        """How many trials wait."""
+        return len(self._held)
+
+    def started(self, trial: str) -> None:
+        """The trial has been given resources."""
+        if trial not in self._counted:
+            self._counted.add(trial)
+            bucket = _bucket(self.book.entries[trial].size)
+            self._known.add(bucket)
+            self._live[bucket] = self._live.get(bucket, 0) + 1
+
+    def ended(self, trial: str) -> None:
+        """The trial has ended, well or badly."""
+        self.let_go(trial)
+        self._judged.pop(trial, None)
+        if trial in self._counted:
+            self._counted.discard(trial)
+            bucket = _bucket(self.book.entries[trial].size)
+            self._live[bucket] = max(0, self._live.get(bucket, 0) - 1)
+            if not self._live[bucket]:
+                del self._live[bucket]
+
+    def next(self) -> tuple[str, Decision] | None:
+        """The trial to launch, or not to launch, now; None where all that wait must wait on."""
+        if not self._held:
+            return None
+        untried = self._fit is None and self.book.completed > self._fitted_at
+        if self.law is None and untried and not self._pilots_live():
+            self._run_fit()  # the last chance before large trials are launched blindly
+        self.adopt()
+        tops = sorted((top, b) for b in list(self._queues) if (top := self._top(b)) is not None)
+        for (_, _, trial), bucket in tops:
+            decision = self._may_launch(trial, bucket)
+            if decision.action != "wait":
+                return trial, decision
+        return None
+
+    def _top(self, bucket: int) -> tuple[float, int, str] | None:
+        queue = self._queues[bucket]
+        while queue and queue[0][2] not in self._held:
+            heapq.heappop(queue)
+        if not queue:
+            del self._queues[bucket]
+            return None
+        return queue[0]
+
+    def _may_launch(self, trial: str, bucket: int) -> Decision:
+        if self.law is None:
+            if bucket in self._pilots():
+                return Decision("launch", "small trials teach the law and run first")
+            if self._pilots_live() or self._fit is not None:
+                return Decision("wait", "small trials have not taught enough yet")
+            why = self.refusal or "no trial has completed"
+            return Decision("launch", f"no law is to be had ({why}): by cost alone")
+        v = self._verdict(self.book.entries[trial], None)
+        if v.action == "stop":
+            return Decision("stop", f"not launched: {v.reason}")
+        if v.action == "abstain":
+            if any(b < bucket for b in [*self._live, *self._queues]):
+                return Decision("wait", f"smaller trials come first: {v.reason}")
+            return Decision("launch", f"the law cannot judge it: {v.reason}")
+        return Decision("launch", v.reason)
+
+    def _pilots(self) -> list[int]:
+        return sorted(self._known)[: self._pilot_sizes]
+
+    def _pilots_live(self) -> bool:
+        return any(b in self._live or self._top_exists(b) for b in self._pilots())
+
+    def _top_exists(self, bucket: int) -> bool:
+        return bucket in self._queues and self._top(bucket) is not None
+
+    def _promise(self, trial: str) -> float:
+        """Chance of beating the best known at its size and tokens; one half where nothing is known."""
+        return 0.5 if self.law is None else self._verdict(self.book.entries[trial], None).probability
+
+    def _push(self, trial: str, promise: float) -> None:
+        entry = self.book.entries[trial]
+        self._order += 1
+        worth = max(promise, 1e-6) / (6.0 * entry.size * entry.tokens)
+        heapq.heappush(self._queues.setdefault(_bucket(entry.size), []), (-worth, self._order, trial))
+
+    # -- stopping ------------------------------------------------------------------------------------------
+
+    def judge(self, trial: str) -> Decision:
+        """Keep or stop a running trial after its last report; abstain where the law does not know."""
+        entry = self.book.entries[trial]
+        tokens, loss = entry.last
+        if not math.isfinite(loss):
+            return Decision("stop", f"diverged: the loss is {loss} after {tokens:g} tokens")
+        law = self.law
+        if law is None or not entry.known:
+            return Decision("abstain", "there is no law yet")
+        point = math.floor(GRID_POINTS_PER_OCTAVE * math.log2(max(tokens, 1.0))) // JUDGE_EVERY
+        if tokens < self._grace * entry.tokens or self._judged.get(trial) == point:
+            return Decision("keep", "")
+        self._judged[trial] = point
+        v = self._verdict(entry, (entry.last,))
+        if v.action == "stop":
+            return Decision("stop", f"after {tokens:g} tokens: {v.reason}")
+        return Decision("abstain" if v.action == "abstain" else "keep", v.reason)
+
+    def _verdict(self, entry: Entry, curve: Sequence[tuple[float, float]] | None) -> Verdict:
+        assert self.law is not None
+        best = self.book.best.get((entry.size, entry.tokens))
+        return _ask(self.law, _question(entry), best, curve, self._stop_below)
+
+    # -- the law -------------------------------------------------------------------------------------------
+
+    def learn(self) -> None:
+        """Begin a fit where enough trials have completed since the last; costs microseconds where none is due."""
+        done = self.book.completed
+        due = max(FIRST_FIT, math.ceil(self._fitted_at * GROWTH), self._fitted_at + 2)
+        if self._fit is None and done + len(self._evidence) >= FIRST_FIT and done >= due:
+            self._run_fit()
+
+    def _run_fit(self) -> None:
+        self._fitted_at = self.book.completed
+        entries = self.book.entries
+        waiting = [
+            (t, _question(entries[t]), self.book.best.get((entries[t].size, entries[t].tokens)))
+            for t in self._held
+        ]
+        self._fit = _Fit(self._training_set(), waiting, self._seed)
+        self._fit.start(background=self._background)
+        self.adopt()
+
+    def _training_set(self) -> list[TrialRecord]:
+        own = [
+            TrialRecord(
+                size=e.size,
+                tokens=e.tokens,
+                batch=e.batch,
+                lr=e.lr,
+                loss=e.last[1],
+                trial=e.trial,
+                study="ray",
+                strategy=e.strategy,
+                seed=e.seed,
+                plateau_lr=e.extra.get("plateau_lr", math.nan),
+            )
+            for e in self.book.entries.values()
+            if e.state == "complete" and e.known and math.isfinite(e.last[1])
+        ]
+        return [*self._evidence, *own]
+
+    def adopt(self) -> bool:
+        """Take over a fit that has finished; True where that gave a new law, and the queues a new order."""
+        done = self._fit
+        if done is None or not done.finished:
+            return False
+        self._fit = None
+        self.refusal = done.refusal
+        if done.law is None:
+            return False
+        self.law = done.law
+        self._queues = {}
+        for trial in self.book.entries:
+            if trial in self._held:
+                self._push(trial, done.promise[trial] if trial in done.promise else self._promise(trial))
+        return True
+
+    # -- as data -------------------------------------------------------------------------------------------
+
+    def to_state(self) -> dict[str, Any]:
+        """Everything that does not follow from the book."""
+        return {
+            "law": None if self.law is None else self.law.to_json(),
+            "refusal": self.refusal,
+            "fitted_at": self._fitted_at,
+            "judged": dict(self._judged),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Become what `to_state` described; trials are held anew as Tune adds them."""
+        self.law = None if state["law"] is None else Law.from_json(state["law"])
+        self.refusal = str(state["refusal"])
+        self._fitted_at = int(state["fitted_at"])
+        self._judged = {str(k): int(v) for k, v in state["judged"].items()}
+        self._fit = None
+
+
+_Question = tuple[float, float, float, float]
+"""size, tokens, lr, batch."""
+
+
+class _Fit:
+    """One fit and the promise of what waits under the new law, in a thread of its own or at once."""
+
+    def __init__(
+        self, records: list[TrialRecord], waiting: list[tuple[str, _Question, float | None]], seed: int
+    ) -> None:
+        self._records = records
+        self._waiting = waiting
+        self._seed = seed
+        self.law: Law | None = None
+        self.promise: dict[str, float] = {}
+        self.refusal = ""
+        self.finished = False
+
+    def start(self, *, background: bool) -> None:
+        if background:
+            threading.Thread(target=self._run, name="metaopt-fit", daemon=True).start()
+        else:
+            self._run()
+
+    def _run(self) -> None:
+        try:
+            law = fit(TrialTable.from_records(self._records), draws=FIT_DRAWS, seed=self._seed)
+            for trial, question, best in self._waiting:
+                self.promise[trial] = _ask(law, question, best, None, STOP_BELOW).probability
+            self.law = law
+        except LawRefused as error:
+            self.refusal = error.reason
+        except Exception as error:  # a fit that fails must not end a cluster's search
+            self.refusal = f"the fit failed: {type(error).__name__}: {error}"
+        finally:
+            self.finished = True
+
+
+def _question(entry: Entry) -> _Question:
+    return entry.size, entry.tokens, entry.lr, entry.batch
+
+
+def _ask(
+    law: Law,
+    question: _Question,
+    best: float | None,
+    curve: Sequence[tuple[float, float]] | None,
+    stop_below: float,
+) -> Verdict:
+    size, tokens, lr, batch = question
+    return verdict(
+        law, size=size, tokens=tokens, lr=lr, batch=batch, incumbent=best, curve=curve, stop_below=stop_below
+    )
+
+
+def _bucket(size: float) -> int:
+    return round(BUCKETS_PER_OCTAVE * math.log2(size)) if size > 0 else -(10**6)

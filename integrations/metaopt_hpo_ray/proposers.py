@@ -1,0 +1,263 @@
+"""What each method of a comparison proposes next, in Tune's terms: a searcher that keeps to a budget of FLOPs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from metaopt_hpo.comparison.engine import EngineError, SearchTask
+from metaopt_hpo.comparison.methods import Method, grid_points, starts
+from metaopt_hpo.comparison.objective import Configuration
+from metaopt_hpo.trials.record import TrialRecord, TrialState
+from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, WORK
+
+RUNGS = 3
+"""Hyperband and ASHA judge first after 3^-RUNGS of a run."""
+
+STARTUP_FRACTION = 3
+"""TPE draws a third of the full runs the budget pays for at random; its own default of ten would make it random
+search at the small budgets where large models are tuned."""
+
+BUDGET_SLACK = 1e-9
+"""Relative slack of the budget: sums of equal costs differ from their product in the last digits."""
+
+
+class Proposer(Protocol):
+    """Learning rates one after another; `made` counts those that were run to their end or stopped."""
+
+    strategy: str | None
+
+    def propose(self, key: str, made: int) -> float | None:
+        """The next lr, or None when there is none left."""
+        ...
+
+    def finished(self, key: str, result: dict[str, Any] | None, record: TrialRecord | None) -> None:
+        """What became of the trial `key`."""
+        ...
+
+
+class _Points:
+    """A fixed list, or an endless rule, of learning rates that nothing is learnt from."""
+
+    def __init__(self, point: Callable[[int], float | None], strategy: str | None = None) -> None:
+        self.strategy = strategy
+        self._point = point
+
+    def propose(self, key: str, made: int) -> float | None:
+        return self._point(made)
+
+    def finished(self, key: str, result: dict[str, Any] | None, record: TrialRecord | None) -> None:
+        return None
+
+
+class _Law:
+    """The lr that a law of smaller models predicts, then draws from its distribution, refitted after each trial."""
+
+    strategy: str | None = None
+
+    def __init__(self, task: SearchTask) -> None:
+        if not task.evidence:
+            raise EngineError(
+                "method 'law' needs trials of smaller models as evidence; give pilot sizes to compare"
+            )
+        self._task = task
+        self._own: list[TrialRecord] = []
+
+    def propose(self, key: str, made: int) -> float | None:
+        from metaopt_hpo.scaling import LawRefused, fit, sample_near_optimum
+        from metaopt_hpo.trials.table import TrialTable
+
+        task = self._task
+        try:
+            table = TrialTable.from_records([*task.evidence, *self._own])
+            law = fit(table, allow_weak=True, seed=task.seed)
+        except LawRefused as error:
+            raise EngineError(f"method 'law': the smaller models bear no law: {error.reason}") from error
+        if made == 0:
+            return float(law.predict(task.size, task.tokens, task.batch).lr)
+        lr, _ = sample_near_optimum(
+            law,
+            size=task.size,
+            tokens=task.tokens,
+            lr_bounds=task.lr_bounds,
+            batch_bounds=(task.batch, task.batch),
+            rng=np.random.default_rng(_seed(task, made)),
+        )
+        return lr
+
+    def finished(self, key: str, result: dict[str, Any] | None, record: TrialRecord | None) -> None:
+        if record is not None and record.state == "complete" and math.isfinite(record.loss):
+            self._own.append(record)
+
+
+class _TPE:
+    """Ray's own OptunaSearch, as its users have it."""
+
+    strategy: str | None = None
+
+    def __init__(self, task: SearchTask) -> None:
+        try:
+            import optuna
+            from ray.tune.search.optuna import OptunaSearch
+        except ImportError as error:
+            raise EngineError(
+                'Bayesian search on Ray uses Optuna, which is not installed; run: pip install "metaopt-hpo[optuna]"'
+            ) from error
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        startup = max(2, math.ceil(runs_in_budget(task) / STARTUP_FRACTION))
+        self._search = OptunaSearch(
+            space={"lr": tune.loguniform(*task.lr_bounds)},
+            metric=METRIC,
+            mode="min",
+            sampler=optuna.samplers.TPESampler(seed=_seed(task, 0), n_startup_trials=startup),
+        )
+
+    def propose(self, key: str, made: int) -> float | None:
+        suggestion = self._search.suggest(key)
+        return None if suggestion is None else float(suggestion["lr"])
+
+    def finished(self, key: str, result: dict[str, Any] | None, record: TrialRecord | None) -> None:
+        if result is None and record is not None and math.isfinite(record.loss):
+            # found in the store of an interrupted search
+            self._search.add_evaluated_point(
+                {"lr": record.lr}, record.loss, pruned=record.state != "complete"
+            )
+        elif result is not None:
+            self._search.on_trial_complete(key, result=result)
+        else:
+            self._search.on_trial_complete(key, error=True)
+
+
+def make_proposer(method: Method, task: SearchTask) -> Proposer:
+    """The proposer of a method."""
+    if method.name == "grid":
+        count = runs_in_budget(task)
+        points = grid_points(*task.lr_bounds, count) if count else []
+        return _Points(lambda made: points[made] if made < len(points) else None)
+    if method.name in ("random", "asha"):
+        return _Points(lambda made: _random_lr(task, made))
+    if method.strategy is not None:
+        from metaopt_hpo.strategies import get
+
+        default = get(method.strategy)().lr
+        return _Points(lambda made: next(islice(starts(default), made, None)), method.strategy)
+    return _Law(task) if method.name == "law" else _TPE(task)
+
+
+METHODS = ("grid", "random", "tpe", "median", "hyperband", "asha", "metaoptimize", "law")
+
+
+def make_scheduler(method: Method, task: SearchTask) -> TrialScheduler | None:
+    """The scheduler of a method; its time is tokens."""
+    first = max(1, int(task.tokens) // 3**RUNGS)
+    last = int(task.tokens) + 1  # the last report is not a rung: the run ends by itself
+    if method.name == "median":
+        least = max(2, runs_in_budget(task) // STARTUP_FRACTION)
+        return MedianStoppingRule(time_attr=PROGRESS, grace_period=first, min_samples_required=least)
+    if method.name == "asha":
+        return ASHAScheduler(time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=3)
+    if method.name == "hyperband":
+        return AsyncHyperBandScheduler(
+            time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=3, brackets=RUNGS
+        )
+    return None
+
+
+def runs_in_budget(task: SearchTask) -> int:
+    """Full runs that fit in what the evidence has left of the budget."""
+    left = task.budget - math.fsum(r.cost for r in task.evidence)
+    cost = task.objective.cost(task.configuration(task.lr_bounds[0]))
+    return max(0, math.floor(left / cost * (1 + BUDGET_SLACK)))
+
+
+class BudgetSearch(Searcher):
+    """Proposes while the next trial fits in the budget; running trials are counted at their full cost until
+    they end, so that the budget is kept whatever is stopped early."""
+
+    def __init__(self, proposer: Proposer, task: SearchTask, done: list[TrialRecord]) -> None:
+        super().__init__(metric=METRIC, mode="min")
+        self._proposer = proposer
+        self._task = task
+        self._limit = task.budget * (1 + BUDGET_SLACK)
+        self._spent = math.fsum(r.cost for r in [*task.evidence, *done])
+        self._made = sum(r.state != "failed" for r in done)
+        self._running: dict[str, tuple[float, Configuration]] = {}
+        self._waiting: tuple[float | None, str] | None = None
+        for r in done:
+            if r.state != "failed":
+                proposer.finished(f"earlier-{r.trial}", None, r)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next configuration as the trial's config; None while one must wait; FINISHED at the end."""
+        likely = math.sqrt(math.prod(self._task.lr_bounds))
+        if self._committed(self._cost(likely)) > self._limit:
+            return None if self._running else Searcher.FINISHED
+        lr = self._proposer.propose(trial_id, self._made)
+        if lr is None:
+            return None if self._running else Searcher.FINISHED
+        configuration = self._task.configuration(lr, strategy=self._proposer.strategy)
+        self._made += 1
+        self._running[trial_id] = (self._cost(lr), configuration)
+        values = asdict(configuration)
+        return {**values, "options": dict(values["options"])}
+
+    def _cost(self, lr: float) -> float:
+        task = self._task
+        return task.objective.cost(task.configuration(lr, strategy=self._proposer.strategy))
+
+    def _committed(self, more: float) -> float:
+        return self._spent + math.fsum(c for c, _ in self._running.values()) + more
+
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Count what the trial has spent."""
+        found = self._running.pop(trial_id, None)
+        if found is None:
+            return
+        _, c = found
+        result = dict(result or {})
+        self._spent += float(result.get(WORK, 0.0))
+        record = None
+        if not error and PROGRESS in result:
+            whole = result[PROGRESS] >= c.tokens
+            diverged = result.get(STATE) == "diverged"
+            state: TrialState = "diverged" if diverged else "complete" if whole else "pruned"
+            record = TrialRecord(
+                size=c.size,
+                tokens=float(result[PROGRESS]),
+                batch=c.batch,
+                lr=c.lr,
+                loss=float(result[METRIC]),
+                trial=trial_id,
+                study="own",
+                strategy=c.strategy,
+                seed=c.seed,
+                state=state,
+                cost=float(result.get(WORK, math.nan)),
+            )
+        self._proposer.finished(trial_id, None if error else result, record)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a search that was interrupted goes on from its journal, not from Tune's snapshot."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing; see `save`."""
+
+
+def _seed(task: SearchTask, made: int) -> int:
+    """A seed for one proposal: a function of the task's seed and the proposal's number alone."""
+    return int(np.random.SeedSequence([task.seed & 0xFFFFFFFF, made]).generate_state(1)[0])
+
+
+def _random_lr(task: SearchTask, made: int) -> float:
+    low, high = task.lr_bounds
+    return float(low * (high / low) ** np.random.default_rng(_seed(task, made)).random())

@@ -1,0 +1,407 @@
+"""ScalingLawScheduler: Tune's hooks around `Judge`. It launches in order of promise per cost and stops by verdict.
+
+A trial that Tune adds is set to PAUSED at once, the one status in which Tune leaves it alone, and given back by
+`choose_trial_to_run` when its turn has come. Nothing here raises from a hook: that would end the experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+from metaopt_hpo.scaling import Law
+from metaopt_hpo.scaling.policy import STOP_BELOW
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo_ray import _compat
+from metaopt_hpo_ray.columns import METRIC, PROGRESS, REASON, STATE, Columns, TuneWarning
+from metaopt_hpo_ray.judge import Judge
+from metaopt_hpo_ray.reports import describe, is_finite, outcome, report
+from metaopt_hpo_ray.state import DONE, TrialBook
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+AHEAD = 8
+"""Trials launched and not yet running: enough to hide the seconds an actor takes to start, few enough that the
+order can still follow a new law."""
+
+
+class ScalingLawScheduler(FIFOScheduler):
+    """Spend a cluster on the trials that a law across model sizes gives a chance.
+
+    The smallest sizes run first and teach the law; larger trials wait. Once there is a law they are launched
+    in order of promise per cost, not launched at all where the law gives them no chance, and stopped at points
+    of the token grid once their curve says so. Divergence (NaN, infinity) stops a trial. Every decision is
+    logged with its reason, which is also the `reason` of the trial's row in the trial table.
+
+    `tuner_configs` puts the scheduler to work so that its state survives `Tuner.restore`; without it, or a
+    `CurveKeeper` of this scheduler among the callbacks, a restored experiment starts with an empty law.
+
+    Args:
+        metric: result to judge (default "loss"); a loss, so mode is always "min".
+        mode: "min", or None.
+        size, tokens, batch, lr: entry of a trial's config that holds the quantity, nested ones with slashes;
+            for the first three a number that all trials share. A trial that lacks one is never held or judged.
+        progress: result that counts training tokens (default "tokens_seen", which `TrialRun` reports).
+        law: a law to begin with.
+        evidence: a trial table of earlier work, or records; every fit includes it.
+        inner: an `ASHAScheduler` that decides where the law cannot judge, or None.
+        pilot_sizes: how many of the smallest sizes may run before there is a law (default 3, the fewest a law
+            can be fitted to).
+        stop_below: chance of winning below which a trial is stopped (default 0.05).
+        grace: fraction of its tokens for which a trial is never stopped by the law (default 0.25).
+        hold: False launches in Tune's own order and only stops.
+        background: fit in a thread. False fits inside the hook, which makes a run repeatable.
+        seed: of the fits.
+
+    Raises:
+        ValueError: an argument out of range; the message names it.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(
+        self,
+        metric: str | None = None,
+        mode: str | None = None,
+        *,
+        size: str | float = "size",
+        tokens: str | float = "tokens",
+        batch: str | float = "batch",
+        lr: str = "lr",
+        progress: str = PROGRESS,
+        law: Law | None = None,
+        evidence: TrialTable | Sequence[TrialRecord] = (),
+        inner: AsyncHyperBandScheduler | None = None,
+        pilot_sizes: int = 3,
+        stop_below: float = STOP_BELOW,
+        grace: float = 0.25,
+        hold: bool = True,
+        background: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        _check_mode(mode)
+        if pilot_sizes < 1:
+            raise ValueError(f"pilot_sizes must be at least 1, got {pilot_sizes!r}")
+        for name, value in (("stop_below", stop_below), ("grace", grace)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+        if inner is not None and not isinstance(inner, AsyncHyperBandScheduler):
+            raise ValueError(
+                f"inner must be an ASHAScheduler, which decides from results alone, got {type(inner).__name__}; "
+                "schedulers that pause or clone trials would undo the order of launches"
+            )
+        self._metric = metric
+        self._columns = Columns(size, tokens, batch, lr)
+        self._progress = progress
+        self._inner = inner
+        self._hold = hold
+        self._released: dict[str, Trial] = {}
+        self._holding: dict[str, Trial] = {}
+        self._kept = False
+        """True where a CurveKeeper saves this scheduler's state."""
+        self.on_first_trial: Callable[[Any], None] | None = None
+        """Called with the experiment's storage when the first trial comes: how a CurveKeeper finds its journal."""
+        self._warned: set[str] = set()
+        self.book = TrialBook()
+        records = evidence.records() if isinstance(evidence, TrialTable) else list(evidence)
+        self._judge = Judge(
+            self.book,
+            law=law,
+            evidence=records,
+            pilot_sizes=pilot_sizes,
+            stop_below=stop_below,
+            grace=grace,
+            background=background,
+            seed=seed,
+        )
+
+    @property
+    def law(self) -> Law | None:
+        """The law in force."""
+        self._judge.adopt()
+        return self._judge.law
+
+    @property
+    def columns(self) -> Columns:
+        """Where trials keep size, tokens, batch and lr."""
+        return self._columns
+
+    @property
+    def metric(self) -> str:
+        """The result that is judged."""
+        return self._metric or METRIC
+
+    @property
+    def progress(self) -> str:
+        """The result that counts tokens."""
+        return self._progress
+
+    # -- Tune's hooks --------------------------------------------------------------------------------------
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Take the metric from `TuneConfig`; called before anything runs, so a contradiction is an error here."""
+        _check_mode(mode)
+        if metric and self._metric and metric != self._metric:
+            raise ValueError(
+                f"TuneConfig has metric={metric!r} and ScalingLawScheduler has metric={self._metric!r}; "
+                "give it in one place"
+            )
+        self._metric = metric or self._metric
+        if self._inner is not None:
+            own, own_mode = _compat.asha_properties(self._inner)
+            if own_mode == "max" or (own and own != self.metric):
+                raise ValueError(
+                    f"the inner scheduler judges {own!r} with mode {own_mode!r} and ScalingLawScheduler "
+                    f"{self.metric!r} with mode 'min'; leave metric and mode out of the inner one"
+                )
+            self._inner.set_search_properties(None if own else self.metric, None if own_mode else "min")
+        if not self._kept:
+            warnings.warn(
+                "ScalingLawScheduler runs without a CurveKeeper: Tuner.restore will not bring its law and its "
+                "decisions back, since Tune does not save schedulers; build the Tuner's configs with "
+                "metaopt_hpo_ray.tuner_configs(scheduler=…)",
+                TuneWarning,
+                stacklevel=2,
+            )
+        return True
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """A new trial, one that is retried, or one of a restored experiment."""
+        self._safely(None, self._add, trial)
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        """CONTINUE, or STOP with a reason in the log and the trial table."""
+        return self._safely(TrialScheduler.CONTINUE, self._result, tune_controller, trial, result)
+
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
+    ) -> None:
+        """The trial has ended: by itself, by our decision, or by the experiment's stopper."""
+        self._safely(None, self._complete, trial, result or {})
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """The trial has failed; where a retry is left it is added again."""
+        self._safely(None, self._error, trial)
+
+    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
+        """The trial ends without running (again)."""
+        self._safely(None, self._remove, trial)
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """The next trial to give resources; the same one until Tune has taken it."""
+        return self._safely(None, self._choose, tune_controller)
+
+    def debug_string(self) -> str:
+        """One line on where things stand."""
+        states = [e.state for e in self.book.entries.values()]
+        law = self._judge.law
+        about = f"a law from {law.trials} trials" if law else f"no law ({self._judge.refusal or 'not yet'})"
+        counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+        return f"ScalingLawScheduler: {about}; {self._judge.held} held back; {counts or 'no trials'}"
+
+    # -- what the hooks do ---------------------------------------------------------------------------------
+
+    def _add(self, trial: Trial) -> None:
+        if self.on_first_trial is not None and trial.storage is not None:
+            open_journal, self.on_first_trial = self.on_first_trial, None
+            open_journal(trial.storage)
+        key = trial.trial_id
+        self.book.add(key, **describe(trial.config, self._columns))
+        entry = self.book.entries[key]
+        if trial.status in (Trial.TERMINATED, Trial.ERROR):
+            if self._judge.is_held(key):
+                self._judge.ended(key)
+            return
+        if not entry.known:
+            names = [n for n in ("size", "tokens", "batch", "lr") if not getattr(entry, n) > 0]
+            self._warn(
+                "config",
+                f"trial {key} has no {', '.join(names)} in its config, so it is neither held back nor judged; "
+                "name the entries with ScalingLawScheduler(size=…, tokens=…, batch=…, lr=…)",
+            )
+        if entry.launched or not entry.known or not self._hold or entry.closed:
+            self._start(trial)
+        elif trial.status in (Trial.PENDING, Trial.PAUSED):
+            # PENDING trials are started by Tune in its own order; only PAUSED ones wait to be chosen
+            trial.set_status(Trial.PAUSED)
+            self._holding[key] = trial
+            self._judge.hold(key)
+
+    def _result(self, controller: TuneController, trial: Trial, result: Mapping[str, Any]) -> str:
+        key = trial.trial_id
+        if key not in self.book.entries:
+            self._add(trial)
+        tokens, loss = result.get(self._progress), result.get(self.metric)
+        if tokens is None or loss is None:
+            missing = self._progress if tokens is None else self.metric
+            self._warn(
+                "result",
+                f"trial {key} reported no {missing!r}, so it cannot be judged; report it, or name another "
+                f"result with ScalingLawScheduler({'progress' if tokens is None else 'metric'}=…)",
+            )
+            return self._ask_inner(controller, trial, result)
+        report(self.book, key, float(tokens), float(loss), result)
+        entry = self.book.entries[key]
+        if result.get(STATE) == "diverged":
+            return self._stop(key, "diverged", str(result.get(REASON, "")))
+        if not math.isfinite(entry.last[1]):
+            return self._stop(key, "diverged", self._judge.judge(key).reason)
+        if entry.tokens > 0 and entry.last[0] >= entry.tokens * DONE:
+            return TrialScheduler.CONTINUE  # it ends by itself
+        decision = self._judge.judge(key)
+        if decision.action == "stop":
+            return self._stop(key, "pruned", decision.reason)
+        inner = self._ask_inner(controller, trial, result)
+        if decision.action == "abstain" and inner == TrialScheduler.STOP:
+            return self._stop(
+                key, "pruned", f"ASHA stopped it after {entry.last[0]:g} tokens: {decision.reason}"
+            )
+        return TrialScheduler.CONTINUE
+
+    def _stop(self, key: str, state: Any, reason: str) -> str:
+        self.book.close(key, state, reason)
+        logger.info("trial %s: stop (%s): %s", key, state, reason)
+        return TrialScheduler.STOP
+
+    def _complete(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        key = trial.trial_id
+        if key not in self.book.entries:
+            self._add(trial)
+        self.book.close(key, *outcome(self.book.entries[key], result))
+        self._ended(key)
+        self._judge.learn()
+
+    def _error(self, trial: Trial) -> None:
+        key = trial.trial_id
+        if key in self.book.entries:
+            self.book.close(key, "failed", "the trial's process failed")
+            self._ended(key)
+
+    def _remove(self, trial: Trial) -> None:
+        key = trial.trial_id
+        if key in self.book.entries:
+            self.book.close(key, "pruned", "it was removed before it ran")
+            self._ended(key)
+
+    def _ended(self, key: str) -> None:
+        self._judge.ended(key)
+        self._released.pop(key, None)
+        self._holding.pop(key, None)
+
+    def _choose(self, controller: TuneController) -> Trial | None:
+        first: Trial | None = None
+        for key, trial in list(self._released.items()):
+            if trial.status not in (Trial.PENDING, Trial.PAUSED):
+                del self._released[key]
+            elif trial.status == Trial.PAUSED:
+                return trial  # chosen before, and not taken yet
+            else:
+                first = first or trial
+        while len(self._released) < AHEAD and (found := self._judge.next()) is not None:
+            key, decision = found
+            trial = self._holding[key]
+            if trial.status not in (Trial.PENDING, Trial.PAUSED):
+                self._ended(key)
+            elif decision.action == "launch":
+                logger.info("trial %s: launch: %s", key, decision.reason)
+                self._start(trial)
+                return trial
+            else:
+                self.book.close(key, "pruned", decision.reason)
+                logger.info("trial %s: stop (pruned): %s", key, decision.reason)
+                self._ended(key)
+                controller.stop_trial(trial)
+        return first
+
+    def _start(self, trial: Trial) -> None:
+        key = trial.trial_id
+        self._holding.pop(key, None)
+        self._judge.let_go(key)
+        self._judge.started(key)
+        self.book.launch(key)
+        if trial.status in (Trial.PENDING, Trial.PAUSED):
+            self._released[key] = trial
+
+    # -- the inner scheduler -------------------------------------------------------------------------------
+
+    def _ask_inner(self, controller: TuneController, trial: Trial, result: Mapping[str, Any]) -> str:
+        if self._inner is None or not is_finite(result.get(self.metric)):
+            return TrialScheduler.CONTINUE
+        if not _compat.asha_knows(self._inner, trial.trial_id):
+            self._inner.on_trial_add(controller, trial)
+        return self._inner.on_trial_result(controller, trial, dict(result))
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def keep_with(self, on_first_trial: Callable[[Any], None]) -> None:
+        """Told by a CurveKeeper that it saves this scheduler's state."""
+        self._kept = True
+        self.on_first_trial = on_first_trial
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything a restored experiment needs, as plain data but for the inner scheduler's rungs."""
+        return {
+            "book": self.book.to_state(),
+            "judge": self._judge.to_state(),
+            "inner": None if self._inner is None else _compat.asha_state(self._inner),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Become the scheduler `get_state` described, before Tune adds the trials anew.
+
+        Raises:
+            BookError: not such a state.
+        """
+        self.book.load_state(state["book"])
+        self._judge.load_state(state["judge"])
+        self._released, self._holding = {}, {}
+        if self._inner is not None and state["inner"] is not None:
+            _compat.set_asha_state(self._inner, state["inner"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write the state as JSON."""
+        Path(checkpoint_path).write_text(json.dumps(self.get_state()), encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Read what `save` wrote."""
+        self.set_state(json.loads(Path(checkpoint_path).read_text(encoding="utf-8")))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_released": {}, "_holding": {}}
+
+    # -- safety --------------------------------------------------------------------------------------------
+
+    def _safely(self, fallback: T, hook: Callable[..., T], *args: Any) -> T:
+        try:
+            return hook(*args)
+        except Exception:
+            logger.exception("ScalingLawScheduler failed in %s and lets the experiment go on", hook.__name__)
+            return fallback
+
+    def _warn(self, kind: str, message: str) -> None:
+        """Log once for each kind: an exception, or a thousand lines, would help nobody."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning(message)
+
+
+def _check_mode(mode: str | None) -> None:
+    if mode not in (None, "min"):
+        raise ValueError(
+            f"ScalingLawScheduler needs mode='min', got {mode!r}: a law is of a positive loss; report the loss, "
+            "or for a score 1 − score"
+        )

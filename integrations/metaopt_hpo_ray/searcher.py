@@ -1,0 +1,319 @@
+"""ScalingLawSearch: what to run next, from a law across sizes: pilots while it learns, then the optimum it predicts.
+
+Every proposal is `scaling.policy.propose`'s. What is added is the book of what Tune has run, when to fit, and the
+spread of further runs at the target.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from ray.tune.search import Searcher
+from ray.tune.search.sample import Domain, Function
+
+from metaopt_hpo.scaling import Config, Context, Law, LawRefused, fit, propose, sample_near_optimum
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns
+from metaopt_hpo_ray.judge import FIT_DRAWS
+from metaopt_hpo_ray.reports import describe, is_finite, outcome, report
+from metaopt_hpo_ray.result_table import trial_table
+from metaopt_hpo_ray.state import BookError, TrialBook
+
+Pair = tuple[float, float]
+GROWTH = 1.1
+"""A law is fitted again when completed trials have grown by this factor, and by one at least."""
+
+
+class ScalingLawSearch(Searcher):
+    """Suggests sizes, tokens, batch and lr: what teaches most about the target per FLOP, then the target itself.
+
+    While no law can be fitted, learning rates are spread over the cheapest sizes. Then each suggestion is the
+    run from which the target's optimum is learnt most cheaply; once that is known well enough, the target at
+    the predicted optimum, and further runs there drawn from the prediction's own spread. A trial that a
+    scheduler stopped is not taken for a finished one.
+
+        search = ScalingLawSearch(candidates=[(1e6, 2e7), (2e6, 4e7), (4e6, 8e7)], target=(3.2e7, 6.4e8),
+                                  lr=(1e-4, 1e-1), batch=32768)
+        tuner_configs(param_space={"strategy": "wsd"}, search_alg=search, num_samples=32, max_concurrent_trials=8)
+
+    Args:
+        candidates: (size, tokens) pairs that may be run.
+        target: the (size, tokens) whose optimum is wanted; the largest candidate by default.
+        lr: (low, high).
+        batch: (low, high) in tokens, or a number.
+        sources: what is known already: trial tables, lists of records, results of `Tuner.fit`, or folders of
+            experiments. An Optuna study comes as the table `metaopt_hpo_optuna.trial_table(study)` makes of it.
+        law: a law to begin with.
+        metric, mode: of the trials; a loss, so mode is "min". From `TuneConfig` where not given.
+        size, tokens, batch_name, lr_name: entries of the config the four numbers are written to.
+        progress: result that counts tokens.
+        seed: of everything random here.
+
+    Raises:
+        ValueError: an argument out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        candidates: Sequence[Pair],
+        lr: Pair,
+        batch: Pair | float,
+        target: Pair | None = None,
+        sources: Sequence[Any] = (),
+        law: Law | None = None,
+        metric: str | None = None,
+        mode: str | None = None,
+        size: str = "size",
+        tokens: str = "tokens",
+        batch_name: str = "batch",
+        lr_name: str = "lr",
+        progress: str = PROGRESS,
+        seed: int = 0,
+    ) -> None:
+        _check_mode(mode)
+        super().__init__(metric=metric, mode=mode if metric else None)
+        pairs = tuple((float(s), float(t)) for s, t in candidates)
+        if not pairs:
+            raise ValueError("candidates must hold at least one (size, tokens)")
+        self._target = max(pairs) if target is None else (float(target[0]), float(target[1]))
+        self._candidates = pairs
+        self._lr = (float(lr[0]), float(lr[1]))
+        low, high = (batch, batch) if isinstance(batch, int | float) else batch
+        self._batch = (float(low), float(high))
+        self._columns = Columns(size, tokens, batch_name, lr_name)
+        self._progress = progress
+        self._seed = seed
+        self._space: dict[str, Any] = {}
+        self._made = 0
+        self._fitted_at = -1
+        self.book = TrialBook()
+        self.law = law
+        self.reasons: dict[str, str] = {}
+        """trial id → why it was suggested."""
+        self._evidence = [r for source in sources for r in read_records(source)]
+        self._context(())  # says now, and not in the first trial, what is out of range
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        """Take metric and the rest of the parameter space from the Tuner."""
+        _check_mode(mode)
+        if metric and self._metric and metric != self._metric:
+            raise ValueError(
+                f"TuneConfig has metric={metric!r} and ScalingLawSearch has metric={self._metric!r}; give it in "
+                "one place"
+            )
+        self._metric, self._mode = metric or self._metric or METRIC, "min"
+        own = {self._columns.size, self._columns.tokens, self._columns.batch, self._columns.lr}
+        for key, value in config.items():
+            if key in own:
+                raise ValueError(f"param_space has {key!r}, which ScalingLawSearch sets; leave it out there")
+            if isinstance(value, Mapping) and "grid_search" in value:
+                raise ValueError(
+                    f"param_space has a grid search for {key!r}, which a searcher cannot follow; use tune.choice"
+                )
+        self._space = dict(config)
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """The next configuration; its reason is in `reasons`."""
+        self._learn()
+        config, reason = self._next()
+        rng = np.random.default_rng([self._seed & 0xFFFFFFFF, self._made, 1])
+        self._made += 1
+        names = self._columns
+        suggestion = {
+            str(names.size): _whole(config.size),
+            str(names.tokens): _whole(config.tokens),
+            str(names.batch): _whole(config.batch),
+            names.lr: config.lr,
+        }
+        full = {**_resolve(self._space, rng), **suggestion}
+        self.reasons[trial_id] = reason
+        self.book.add(trial_id, **describe(full, self._columns))
+        return full
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A point of a running trial."""
+        self._enter(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """A trial has ended; one that was stopped early, diverged or failed teaches no optimum."""
+        if trial_id not in self.book.entries:
+            return
+        self._enter(trial_id, result or {})
+        if error:
+            self.book.close(trial_id, "failed", "the trial's process failed")
+        else:
+            self.book.close(trial_id, *outcome(self.book.entries[trial_id], result or {}))
+
+    def add_evaluated_point(
+        self,
+        parameters: dict[str, Any],
+        value: float,
+        error: bool = False,
+        pruned: bool = False,
+        intermediate_values: list[float] | None = None,
+    ) -> None:
+        """A trial that was run elsewhere; one that failed or was pruned is passed over."""
+        facts = describe(parameters, self._columns)
+        if error or pruned or not {"size", "tokens", "batch", "lr"} <= facts.keys():
+            return
+        key = f"given-{len(self._evidence)}"
+        self._evidence.append(TrialRecord(loss=float(value), trial=key, study="given", **facts))
+
+    # -- deciding ------------------------------------------------------------------------------------------
+
+    def _next(self) -> tuple[Config, str]:
+        running = tuple(
+            Config(e.size, e.tokens, e.batch, e.lr)
+            for e in self.book.entries.values()
+            if not e.closed and e.known
+        )
+        proposal = propose(self._table(), self._context(running), law=self.law)
+        config = proposal.config
+        there = [e for e in self.book.entries.values() if (e.size, e.tokens) == self._target]
+        if self.law is not None and (config.size, config.tokens) == self._target and there:
+            lr, batch = sample_near_optimum(
+                self.law,
+                size=config.size,
+                tokens=config.tokens,
+                lr_bounds=self._lr,
+                batch_bounds=self._batch,
+                rng=np.random.default_rng([self._seed & 0xFFFFFFFF, self._made]),
+            )
+            return Config(config.size, config.tokens, batch, lr), "drawn from the prediction's spread"
+        return config, proposal.reason
+
+    def _context(self, running: tuple[Config, ...]) -> Context:
+        return Context(
+            target=self._target,
+            candidates=self._candidates,
+            lr=self._lr,
+            batch=self._batch,
+            incumbent=self.book.best.get(self._target),
+            running=running,
+            seed=self._seed + self._made,
+        )
+
+    def _table(self) -> TrialTable | None:
+        records = [*self._evidence, *(e.record(study="ray") for e in self._usable())]
+        return TrialTable.from_records(records) if records else None
+
+    def _usable(self) -> list[Any]:
+        return [
+            e
+            for e in self.book.entries.values()
+            if e.state == "complete" and e.known and is_finite(e.last[1])
+        ]
+
+    def _learn(self) -> None:
+        done = self.book.completed + len(self._evidence)
+        if done <= max(self._fitted_at, 0) * GROWTH or done == self._fitted_at:
+            return
+        table = self._table()
+        if table is None:
+            return
+        self._fitted_at = done
+        with contextlib.suppress(LawRefused):  # the policy spreads learning rates until a law can be fitted
+            self.law = fit(table, allow_weak=True, draws=FIT_DRAWS, seed=self._seed)
+
+    def _enter(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        tokens, loss = result.get(self._progress), result.get(self._metric or METRIC)
+        if (
+            trial_id in self.book.entries
+            and isinstance(tokens, int | float)
+            and isinstance(loss, int | float)
+        ):
+            report(self.book, trial_id, float(tokens), float(loss), result)
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything a restored search needs, as plain data."""
+        return {
+            "book": self.book.to_state(),
+            "law": None if self.law is None else self.law.to_json(),
+            "made": self._made,
+            "fitted_at": self._fitted_at,
+            "reasons": dict(self.reasons),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Become the search `get_state` described.
+
+        Raises:
+            BookError: not such a state.
+        """
+        self.book.load_state(state["book"])
+        self.law = None if state["law"] is None else Law.from_json(state["law"])
+        self._made, self._fitted_at = int(state["made"]), int(state["fitted_at"])
+        self.reasons = dict(state["reasons"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write the state as JSON; Tune calls this with each of its snapshots."""
+        Path(checkpoint_path).write_text(json.dumps(self.get_state()), encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            BookError: not a file of ours.
+        """
+        try:
+            state = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
+            self.set_state(state)
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise BookError(f"{checkpoint_path} is no saved state of ScalingLawSearch: {error!r}") from error
+
+
+def read_records(source: Any) -> list[TrialRecord]:
+    """Trials to learn from: a table, records, or an experiment of Tune."""
+    if isinstance(source, TrialTable):
+        return source.records()
+    if isinstance(source, Sequence) and not isinstance(source, str):
+        strange = next((r for r in source if not isinstance(r, TrialRecord)), None)
+        if strange is not None:
+            raise ValueError(f"sources must hold trial tables, records or experiments, got {strange!r}")
+        return list(source)
+    return trial_table(source).records()
+
+
+def _check_mode(mode: str | None) -> None:
+    if mode not in (None, "min"):
+        raise ValueError(f"ScalingLawSearch needs mode='min', got {mode!r}: a law is of a positive loss")
+
+
+def _whole(value: float) -> float | int:
+    """Sizes and tokens as whole numbers where they are."""
+    return int(value) if value == math.floor(value) and value < 2**53 else value
+
+
+def _resolve(space: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """Values for the rest of the parameter space: plain ones first, then those that depend on others."""
+    out: dict[str, Any] = {}
+    waiting: dict[str, Function] = {}
+    for key, value in space.items():
+        if isinstance(value, Function):
+            waiting[key] = value
+        elif isinstance(value, Domain):
+            state = np.random.RandomState(int(rng.integers(2**31)))
+            out[key] = value.sample(random_state=state)
+        elif isinstance(value, Mapping):
+            out[key] = _resolve(value, rng)
+        else:
+            out[key] = value
+    for key, value in waiting.items():
+        out[key] = value.func(SimpleNamespace(config=out))
+    return out

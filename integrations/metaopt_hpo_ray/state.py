@@ -1,0 +1,382 @@
+"""TrialBook: what is known of every trial of an experiment, as a pure function of a list of events.
+
+Tune restores neither its schedulers nor whole dataframes, and its counters go back when a trial is retried. So
+the plugin keeps its own book. Every change is an event, a small JSON object; `apply` is the only way to change
+the book, and applying the same events again gives the same book. That is what makes a restore exact, and an
+event that is told twice harmless. No Ray here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState
+
+FORMAT = "metaopt-hpo ray journal"
+VERSION = 1
+
+DONE = 0.99
+"""A trial that ends by itself after this fraction of its planned tokens has completed: the last step may fall short."""
+
+Event = dict[str, Any]
+
+_STATES = get_args(TrialState)
+_RECORDED = (
+    "initial_loss",
+    "seconds",
+    "memory",
+    "grad_noise",
+    "plateau_lr",
+    "plateau_lr_spread",
+    "workload",
+)
+
+
+class BookError(MetaOptError):
+    """A journal or a saved state is not one of ours, or is damaged."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One trial. NaN means "not known"."""
+
+    trial: str
+    size: float = math.nan
+    tokens: float = math.nan
+    """Planned tokens."""
+    batch: float = math.nan
+    lr: float = math.nan
+    strategy: str = ""
+    seed: int = 0
+    params: dict[str, Any] = field(default_factory=dict)
+    points: dict[float, tuple[float, float, float, float]] = field(default_factory=dict)
+    """tokens → (loss, step size, gradient norm, FLOPs of the run): one point for each token count."""
+    work: dict[str, float] = field(default_factory=dict)
+    """process → FLOPs it has spent on this trial."""
+    starts: dict[str, float] = field(default_factory=dict)
+    """process → tokens it went on from, where it does not say what it spent."""
+    last: tuple[float, float] = (0.0, math.nan)
+    """(tokens, loss) last reported, which after a retry is not the farthest."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the trial record, as last reported."""
+    state: TrialState = "running"
+    reason: str = ""
+    launched: bool = False
+    """False while it has never been given resources."""
+
+    @property
+    def known(self) -> bool:
+        """True where size, planned tokens, batch and lr are known, so that a law can judge it."""
+        return self.size > 0 and self.tokens > 0 and self.batch > 0 and self.lr > 0
+
+    @property
+    def cost(self) -> float:
+        """FLOPs spent by all processes that worked at this trial; never goes back."""
+        return math.fsum(self.work.values())
+
+    @property
+    def closed(self) -> bool:
+        """True once the trial has ended."""
+        return self.state != "running"
+
+    def record(self, *, study: str = "", maximize: bool = False) -> TrialRecord:
+        """The trial as a record, its curve in order of tokens."""
+        rows = sorted((t, *p) for t, p in self.points.items() if t > 0)
+        curve = None
+        if rows:
+            tokens, loss, step_size, grad_norm, cost = (tuple(c) for c in zip(*rows, strict=True))
+            curve = Curve(tokens=tokens, loss=loss, step_size=step_size, grad_norm=grad_norm, cost=cost)
+        return TrialRecord(
+            size=self.size,
+            tokens=self.last[0],
+            batch=self.batch,
+            lr=self.lr,
+            loss=self.last[1] if self.state != "diverged" else math.nan,
+            trial=self.trial,
+            study=study,
+            engine="ray",
+            strategy=self.strategy,
+            state=self.state,
+            reason=self.reason,
+            seed=self.seed,
+            target_tokens=self.tokens,
+            cost=self.cost,
+            direction="maximize" if maximize else "minimize",
+            params=dict(self.params),
+            curve=curve,
+            **self.extra,
+        )
+
+
+class TrialBook:
+    """The trials of one experiment. Change it with `apply`, or with the methods that make the events.
+
+    Attributes:
+        entries: trial id → entry, in the order they were added.
+        events: how many events have changed the book.
+        outbox: events not yet taken by whoever keeps a journal; None where nobody does.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.events = 0
+        self.outbox: list[Event] | None = None
+        self.best: dict[tuple[float, float], float] = {}
+        """(size, tokens) → lowest loss of a completed trial there."""
+        self.completed = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"state": self.to_state(), "outbox": None if self.outbox is None else []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.load_state(state["state"])
+        self.outbox = state["outbox"]
+
+    # -- what can happen -----------------------------------------------------------------------------------
+
+    def add(self, trial: str, **facts: Any) -> None:
+        """A trial and what its config says of it; told again after a retry, it is running again."""
+        entry = self.entries.get(trial)
+        if entry is None:
+            self.apply({"k": "add", "id": trial, **facts})
+        elif entry.state == "failed":
+            self.apply({"k": "state", "id": trial, "state": "running", "reason": ""})
+
+    def launch(self, trial: str) -> None:
+        """The trial may have resources."""
+        if not self.entries[trial].launched:
+            self.apply({"k": "launch", "id": trial})
+
+    def report(
+        self,
+        trial: str,
+        tokens: float,
+        loss: float,
+        *,
+        process: str = "",
+        work: float | None = None,
+        cost: float = math.nan,
+        step_size: float = math.nan,
+        grad_norm: float = math.nan,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """One point of a trial's curve.
+
+        Args:
+            process: name of the process that ran this part; a retry is another.
+            work: FLOPs that process has spent on the trial. None counts 6·size for each token since the point
+                it went on from.
+            cost: FLOPs of the run up to this point of its curve.
+            extra: further fields of the trial record.
+        """
+        event: Event = {
+            "k": "report",
+            "id": trial,
+            "t": float(tokens),
+            "loss": float(loss),
+            "p": process,
+            "work": None if work is None else float(work),
+            "cost": float(cost),
+            "step": float(step_size),
+            "norm": float(grad_norm),
+        }
+        if extra:
+            event["extra"] = dict(extra)
+        self.apply(event)
+
+    def close(self, trial: str, state: TrialState, reason: str = "") -> None:
+        """The trial has ended; what is said first stands, but for a failure, which a retry may mend."""
+        entry = self.entries[trial]
+        if not entry.closed or (entry.state == "failed" and state != "failed"):
+            self.apply({"k": "state", "id": trial, "state": state, "reason": reason})
+
+    # -- the one mutator -----------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Change the book by one event.
+
+        Raises:
+            BookError: no event of ours; the book is as it was.
+        """
+        try:
+            self._APPLY[event["k"]](self, event)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BookError(f"not an event of a trial journal: {event!r:.120} ({error!r})") from error
+        self.events += 1
+        if self.outbox is not None:
+            self.outbox.append(event)
+
+    def _add(self, event: Event) -> None:
+        facts = {k: v for k, v in event.items() if k not in ("k", "id")}
+        self.entries[event["id"]] = Entry(event["id"], **facts)
+
+    def _launch(self, event: Event) -> None:
+        self.entries[event["id"]].launched = True
+
+    def _report(self, event: Event) -> None:
+        entry = self.entries[event["id"]]
+        tokens, loss, process = event["t"], event["loss"], event["p"]
+        spent = self._work(entry, event)
+        entry.points[tokens] = (loss, event["step"], event["norm"], event["cost"])
+        entry.last = (tokens, loss)
+        entry.work[process] = max(spent, entry.work.get(process, 0.0))
+        entry.launched = True
+        extra = event.get("extra")
+        if extra:
+            entry.extra = {k: v for k, v in extra.items() if k in _RECORDED}
+            for name in ("size", "batch", "lr"):
+                if not getattr(entry, name) > 0 and name in extra:
+                    setattr(entry, name, float(extra[name]))
+            entry.strategy = extra.get("strategy", entry.strategy)
+            entry.seed = extra.get("seed", entry.seed)
+
+    @staticmethod
+    def _work(entry: Entry, event: Event) -> float:
+        """FLOPs the event's process has spent; 6·size a token from where it went on, where it does not say."""
+        if event["work"] is not None:
+            return float(event["work"])
+        process, tokens = event["p"], event["t"]
+        if process not in entry.starts:
+            # the first process begins at nothing; a later one at the last point before its own first
+            entry.starts[process] = max((t for t in entry.points if t < tokens), default=0.0)
+        return 6.0 * entry.size * max(0.0, tokens - entry.starts[process]) if entry.size > 0 else 0.0
+
+    def _state(self, event: Event) -> None:
+        entry = self.entries[event["id"]]
+        if event["state"] not in _STATES:
+            raise ValueError(f"state {event['state']!r}")
+        if entry.state == "complete":
+            return
+        entry.state, entry.reason = event["state"], event["reason"]
+        if entry.state == "complete":
+            self.completed += 1
+            key = (entry.size, entry.tokens)
+            if math.isfinite(entry.last[1]):
+                self.best[key] = min(entry.last[1], self.best.get(key, math.inf))
+
+    def _snapshot(self, event: Event) -> None:
+        self.load_state(event["state"])
+        self.events -= 1  # the snapshot is no event of its own
+
+    _APPLY = {"snapshot": _snapshot, "add": _add, "launch": _launch, "report": _report, "state": _state}  # noqa: RUF012  a table, not state
+
+    # -- as data -------------------------------------------------------------------------------------------
+
+    def records(self, *, study: str = "", maximize: bool = False) -> list[TrialRecord]:
+        """Trials whose size, batch and lr are known, as records, in the order they were added."""
+        return [
+            e.record(study=study, maximize=maximize)
+            for e in self.entries.values()
+            if e.size > 0 and e.batch > 0 and e.lr > 0
+        ]
+
+    def to_state(self) -> dict[str, Any]:
+        """The book as plain data, for Tune's own snapshot."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "events": self.events,
+            "entries": [_entry_state(e) for e in self.entries.values()],
+        }
+
+    def load_state(self, state: Any) -> None:
+        """Become the book `to_state` described.
+
+        Raises:
+            BookError: not such a state.
+        """
+        check_header(state)
+        try:
+            entries = [_entry_from(e) for e in state["entries"]]
+            events = int(state["events"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BookError(f"the saved state of the trials is damaged ({error!r})") from error
+        self.entries = {e.trial: e for e in entries}
+        self.events = events
+        self.best, self.completed = {}, 0
+        for e in entries:
+            if e.state == "complete":
+                self.completed += 1
+                if math.isfinite(e.last[1]):
+                    key = (e.size, e.tokens)
+                    self.best[key] = min(e.last[1], self.best.get(key, math.inf))
+
+    @classmethod
+    def replay(cls, lines: Iterable[str]) -> TrialBook:
+        """The book that a journal's lines describe. A last line that was cut off by a kill is passed over.
+
+        Raises:
+            BookError: the first line is no header of ours, or a line before the last is damaged.
+        """
+        book = cls()
+        rows = [line for line in lines if line.strip()]
+        if not rows:
+            raise BookError("the journal of trials is empty")
+        check_header(_parse(rows[0], 1))
+        for number, line in enumerate(rows[1:], start=2):
+            try:
+                book.apply(_parse(line, number))
+            except BookError:
+                if number == len(rows):
+                    break
+                raise
+        return book
+
+
+def header() -> str:
+    """The first line of a journal."""
+    return json.dumps({"format": FORMAT, "version": VERSION})
+
+
+def check_header(state: Any) -> None:
+    """Raise BookError unless `state` says that it is ours and not of a newer version."""
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT:
+        raise BookError("this is not a journal of trials of metaopt-hpo")
+    if not isinstance(state.get("version"), int) or state["version"] > VERSION:
+        raise BookError(
+            f"the journal of trials has version {state.get('version')!r}, this installation reads up to {VERSION}; "
+            "upgrade metaopt-hpo"
+        )
+
+
+def _parse(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BookError(f"line {number} of the journal of trials is damaged: {error.msg}") from error
+
+
+def _entry_state(e: Entry) -> dict[str, Any]:
+    return {
+        "trial": e.trial,
+        "size": e.size,
+        "tokens": e.tokens,
+        "batch": e.batch,
+        "lr": e.lr,
+        "strategy": e.strategy,
+        "seed": e.seed,
+        "params": dict(e.params),
+        "points": [[t, *p] for t, p in e.points.items()],
+        "work": dict(e.work),
+        "starts": dict(e.starts),
+        "last": list(e.last),
+        "extra": dict(e.extra),
+        "state": e.state,
+        "reason": e.reason,
+        "launched": e.launched,
+    }
+
+
+def _entry_from(data: Mapping[str, Any]) -> Entry:
+    values = dict(data)
+    values["points"] = {float(t): tuple(map(float, p)) for t, *p in values["points"]}
+    values["last"] = (float(values["last"][0]), float(values["last"][1]))
+    if values["state"] not in _STATES:
+        raise ValueError(f"state {values['state']!r}")
+    return Entry(**values)

@@ -1,0 +1,192 @@
+"""strategy_space: the way lr is set during a run as a conditional part of a Tune space; resources by model size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+from ray.tune.search.sample import Domain
+
+from metaopt_hpo.strategies import LRStrategy, get
+from metaopt_hpo_ray.columns import look_up, positive
+
+LOG_OPTIONS = ("lr", "meta_lr")
+"""Options whose ranges are searched in the logarithm."""
+
+GPU_SHARES = 8
+"""A GPU is shared in eighths: finer shares leave less memory than a CUDA context needs to be worth it."""
+
+
+def strategy_space(space: Mapping[str, Mapping[str, Any]], *, name: str = "strategy") -> dict[str, Any]:
+    """Entries of a `param_space` that choose how lr is set, and the options of that choice.
+
+        param_space = {"size": ..., **strategy_space({
+            "metaoptimize": {},                      # finds lr during the run: nothing to search
+            "cosine": {"lr": (1e-4, 1e-1), "warmup": [0.0, 0.05]},
+        })}
+
+    The choice is the entry `name`. The learning rate is the entry `lr`, whichever strategy it belongs to; any
+    other option is `<strategy>.<option>`. An option of a strategy that was not chosen is None, so that a
+    trial's config shows only what it used. `build_strategy(config)` makes the strategy in the trainable.
+
+    With one strategy the space has plain ranges, which every searcher understands. Several make it
+    conditional, which Tune resolves for its own random search and for `ScalingLawSearch`; other searchers take
+    one strategy at a time.
+
+    Args:
+        space: strategy name → option → a fixed value; `(low, high)`, whole numbers for an integer range, `lr`
+            and `meta_lr` in the logarithm; `[a, b, …]`, a choice; or a domain of Tune's.
+        name: of the entry that holds the choice.
+
+    Raises:
+        UnknownStrategy: a name that is not registered.
+        ValueError: an empty space, an unknown option, an empty range, or a strategy that needs an lr and has none.
+    """
+    if not space:
+        raise ValueError(
+            'the space of strategies is empty; name at least one: strategy_space({"metaoptimize": {}})'
+        )
+    for choice, options in space.items():
+        _check(choice, options)
+    if len(space) == 1:
+        ((choice, options),) = space.items()
+        return {name: choice, **{_entry(choice, o): _domain(o, spec, choice) for o, spec in options.items()}}
+    out: dict[str, Any] = {name: tune.choice(list(space))}
+    lrs = {c: _domain("lr", o["lr"], c) for c, o in space.items() if "lr" in o}
+    if lrs:
+        out["lr"] = tune.sample_from(Conditional(name, lrs))
+    for choice, options in space.items():
+        for option, spec in options.items():
+            if option != "lr":
+                only = {choice: _domain(option, spec, choice)}
+                out[_entry(choice, option)] = tune.sample_from(Conditional(name, only))
+    return out
+
+
+def build_strategy(config: Mapping[str, Any], *, name: str = "strategy") -> LRStrategy:
+    """The strategy that a trial's config chose from `strategy_space`.
+
+    Raises:
+        ValueError: the config has no entry `name`, or an option the strategy does not know.
+    """
+    choice = look_up(config, name)
+    if not isinstance(choice, str):
+        raise ValueError(
+            f"the config has no entry {name!r} that names a strategy; add strategy_space(…) to param_space"
+        )
+    prefix = f"{choice}."
+    options = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix) and v is not None}
+    if config.get("lr") is not None:
+        options["lr"] = config["lr"]
+    return get(choice).from_options(**{k: _plain(v) for k, v in options.items()})
+
+
+class Conditional:
+    """Samples an option where its strategy was chosen, and gives None where it was not."""
+
+    def __init__(self, name: str, choices: Mapping[str, Any]) -> None:
+        self.name = name
+        self.choices = dict(choices)
+
+    def __call__(self, spec: Any) -> Any:
+        """The value for Tune's `spec`, whose `config` holds what is resolved already."""
+        chosen = self.choices.get(spec.config[self.name])
+        return chosen.sample() if isinstance(chosen, Domain) else chosen
+
+
+def _entry(choice: str, option: str) -> str:
+    return option if option == "lr" else f"{choice}.{option}"
+
+
+def _plain(value: Any) -> Any:
+    item = getattr(value, "item", None)
+    return item() if callable(item) and not isinstance(value, str | int | float | bool) else value
+
+
+def _check(choice: str, options: Mapping[str, Any]) -> None:
+    """Say what is wrong with a strategy before any trial runs it, not when a sampler happens to choose it."""
+    strategy = get(choice)
+    if not isinstance(options, Mapping):
+        raise ValueError(f"options of strategy {choice!r} must be a mapping, got {options!r}")
+    if not strategy.tunes_lr and "lr" not in options:
+        raise ValueError(
+            f"strategy {choice!r} needs a learning rate: give it a range, "
+            f'{{"{choice}": {{"lr": (1e-4, 1e-1)}}}}, or a number'
+        )
+    strategy.from_options(**{o: _example(_domain(o, spec, choice)) for o, spec in options.items()})
+
+
+def _example(domain: Any) -> Any:
+    """A value of the domain, with which the strategy checks the option's name and type."""
+    return _plain(domain.sample()) if isinstance(domain, Domain) else domain
+
+
+def _domain(option: str, spec: Any, choice: str) -> Any:
+    if isinstance(spec, Mapping):
+        raise ValueError(
+            f"{option!r} of strategy {choice!r} must be a value, a range (low, high), a list of choices or a "
+            f"domain such as tune.loguniform, got {spec!r}"
+        )
+    if isinstance(spec, list):
+        if not spec:
+            raise ValueError(f"the choices of {option!r} of strategy {choice!r} are empty; give at least one")
+        return tune.choice(spec)
+    # betas is itself a pair of numbers
+    if option == "betas" or not (isinstance(spec, tuple) and len(spec) == 2 and all(map(_number, spec))):
+        return spec
+    low, high = spec
+    log = option in LOG_OPTIONS
+    if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0):
+        bound = "0 < low < high" if log else "low < high"
+        raise ValueError(
+            f"the range of {option!r} of strategy {choice!r} must be finite with {bound}, got {spec!r}"
+        )
+    if isinstance(low, int) and isinstance(high, int) and not log:
+        return tune.randint(low, high + 1)
+    return tune.loguniform(low, high) if log else tune.uniform(low, high)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def resources_by_size(
+    *, size: str = "size", cpus: float = 1.0, gpu_size: float | None = None
+) -> Callable[[Mapping[str, Any]], tune.PlacementGroupFactory]:
+    """Resources of a trial as a function of its config, for `tune.with_resources`.
+
+    Args:
+        size: entry of the config that holds the model's size.
+        cpus: CPUs of every trial (default 1).
+        gpu_size: parameters of the model that fills one GPU. A smaller model gets its share, in eighths; a
+            larger one whole GPUs. None for a cluster of CPUs, the default. Shares are Ray's bookkeeping:
+            they do not keep one trial from another's memory.
+
+    Raises:
+        ValueError: a number out of range; from the function, a config without a size.
+    """
+    if not positive(cpus):
+        raise ValueError(f"cpus must be a finite number > 0, got {cpus!r}")
+    if gpu_size is not None and not positive(gpu_size):
+        raise ValueError(f"gpu_size must be a finite number > 0 or None, got {gpu_size!r}")
+
+    def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        if gpu_size is None:
+            return tune.PlacementGroupFactory([{"CPU": cpus}])
+        value = look_up(config, size)
+        if not positive(value):
+            raise ValueError(f"the config's {size!r} must be a finite number > 0, got {value!r}")
+        share = float(value) / gpu_size
+        gpus = math.ceil(share) if share > 1 else max(1, math.ceil(share * GPU_SHARES)) / GPU_SHARES
+        return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": float(gpus)}])
+
+    return resources
+
+
+def with_resources(
+    trainable: Any, *, size: str = "size", cpus: float = 1.0, gpu_size: float | None = None
+) -> Any:
+    """`trainable` with resources by model size; see `resources_by_size`."""
+    return tune.with_resources(trainable, resources_by_size(size=size, cpus=cpus, gpu_size=gpu_size))

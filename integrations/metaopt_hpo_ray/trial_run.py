@@ -1,0 +1,226 @@
+"""TrialRun: a training run that is a Tune trial, in a function trainable or on the workers of Ray Train."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import socket
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray.train
+import torch
+from ray import tune
+from torch import Tensor, nn
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.strategies.base import LRStrategy
+from metaopt_hpo.training.distributed import from_rank_0, is_distributed, min_over_ranks, rank
+from metaopt_hpo.training.run import EXPLODED, RunDiverged, TrainingRun
+from metaopt_hpo_ray import _compat
+from metaopt_hpo_ray.columns import COST, METRIC, PROCESS, PROGRESS, REASON, STATE, WORK, TuneWarning, look_up
+
+FILE = "run.pt"
+"""Name of the file within a Ray checkpoint."""
+
+REPORTED = (
+    "size",
+    "batch",
+    "lr",
+    "strategy",
+    "target_tokens",
+    "initial_loss",
+    "seed",
+    "workload",
+    "seconds",
+    "memory",
+    "grad_noise",
+    "plateau_lr",
+    "plateau_lr_spread",
+)
+"""Fields of the trial record that every report carries, so that the trial table needs no checkpoint."""
+
+
+class TrialRun(TrainingRun):
+    """A run of a model under a strategy, as a trial: what a trainable holds.
+
+        def train(config):
+            model = ...
+            with TrialRun(config, model, build_strategy(config), size=n, tokens=d, batch=b,
+                          evaluate=held_out_loss) as run:
+                for step in run:                      # goes on where a checkpoint left off
+                    run.step(loss(model, data(step)))
+
+    Reports go to the shared token grid, at most 100 a trial, each with a checkpoint of model, optimizer,
+    strategy, data position and random state: a trial that is killed, paused or restored goes on exactly. What
+    each process spent is reported apart, so that a trial's cost never goes back with a retry.
+
+    A run that diverges reports once more, with a finite loss twice the untrained model's (searchers choke on
+    NaN) and the reason, and the block ends without an error: retrying it would only diverge again.
+
+    In a worker of Ray Train every rank builds the run; rank 0's held-out loss counts, rank 0 saves, and all
+    ranks end together. Pass `TuneReportCallback` to the trainer so that Tune sees the reports.
+
+    Args:
+        config: the trial's config. Entries named size, tokens, batch or lr must be those of the run.
+        model, strategy, size, tokens, batch, evaluate: as `TrainingRun`.
+        metric: name under which the loss is reported (default "loss").
+        maximize: True where `evaluate` returns a metric to maximise; records hold it negated.
+        options: further options of `TrainingRun` (checkpoint_every, report_stride, seed, workload …).
+
+    Raises:
+        MetaOptError: outside a trial; use `TrainingRun` there.
+        ValueError: the config contradicts the run.
+        CheckpointError: the checkpoint is damaged, or of another run.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        model: nn.Module,
+        strategy: LRStrategy,
+        *,
+        size: float,
+        tokens: float,
+        batch: float,
+        evaluate: Callable[[], float | Tensor],
+        metric: str = METRIC,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        self._train_worker = _compat.in_train_worker()
+        if not self._train_worker and not _compat.in_trial():
+            raise MetaOptError(
+                "TrialRun reports to Ray and runs in a trial only; start it with tune.Tuner(train, …).fit(), "
+                "or use metaopt_hpo.TrainingRun outside Ray"
+            )
+        for name, value in (("size", size), ("tokens", tokens), ("batch", batch), ("lr", strategy.lr)):
+            _check_same(config, name, value)
+        self._metric = metric
+        self._sign = -1.0 if maximize else 1.0
+        self._folder = Path(tempfile.mkdtemp(prefix="metaopt-trial-"))
+        self._process = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        self._cost_at_start = 0.0
+        self._saved = False
+        super().__init__(
+            model,
+            strategy,
+            size=size,
+            tokens=tokens,
+            batch=batch,
+            evaluate=evaluate,
+            checkpoint=self._folder / FILE,
+            **options,
+        )
+
+    @property
+    def value(self) -> float:
+        """The last held-out loss, or the metric where it is maximised."""
+        return self._sign * self.loss
+
+    # -- what the loop calls -------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._fetch_checkpoint()
+        super().__enter__()
+        self._cost_at_start = self.recorder.cost
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        super().__exit__(kind, error, trace)
+        diverged = isinstance(error, RunDiverged)
+        if diverged:
+            self._send(
+                {**self._metrics(self.tokens), self._metric: self._sign * self._penalty()}, checkpoint=False
+            )
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return True if diverged else None
+
+    # -- what the run calls --------------------------------------------------------------------------------
+
+    def report(self, tokens: int, loss: float) -> None:
+        """Hand one point, and the checkpoint where a new one was saved, to Ray."""
+        self._send(self._metrics(tokens), checkpoint=self._saved)
+        self._saved = False
+
+    def save(self) -> None:
+        """Write the checkpoint; rank 0 writes, the others wait for it."""
+        if rank() == 0:
+            super().save()
+        if is_distributed():
+            torch.distributed.barrier()
+        self._saved = True
+
+    def _held_out(self) -> float:
+        # all ranks must judge the same number, or one would stop and the others wait for it
+        return from_rank_0(self._sign * super()._held_out())
+
+    def _watch(self, loss: Tensor) -> None:
+        super()._watch(min_over_ranks(loss))
+
+    # -- Ray's side ----------------------------------------------------------------------------------------
+
+    def _fetch_checkpoint(self) -> None:
+        given = ray.train.get_checkpoint() if self._train_worker else tune.get_checkpoint()
+        if given is None:
+            return
+        try:
+            with given.as_directory() as folder:
+                shutil.copyfile(Path(folder) / FILE, self._folder / FILE)
+        except OSError as error:
+            warnings.warn(
+                f"the checkpoint {given.path} that this trial is to resume from cannot be read ({error}); it "
+                "starts again at step 0, and what it spent before still counts as its cost",
+                TuneWarning,
+                stacklevel=3,
+            )
+
+    def _metrics(self, tokens: float) -> dict[str, Any]:
+        record = self.record()
+        curve = record.curve
+        return {
+            self._metric: self.value,
+            PROGRESS: round(tokens),
+            "step_size": curve.step_size[-1] if curve else math.nan,
+            "grad_norm": curve.grad_norm[-1] if curve else math.nan,
+            COST: record.cost,
+            WORK: self.recorder.cost - self._cost_at_start,
+            PROCESS: self._process,
+            STATE: record.state,
+            REASON: record.reason,
+            **{name: getattr(record, name) for name in REPORTED},
+        }
+
+    def _penalty(self) -> float:
+        """A finite loss for a diverged run: twice the untrained model's, or the worst it has reported."""
+        curve = self.recorder.curve()
+        known = [x for x in (self.initial_loss, *(curve.loss if curve else ())) if math.isfinite(x)]
+        worst = max(known, default=1.0)
+        return max(worst, EXPLODED * self.initial_loss) if self.initial_loss > 0 else worst
+
+    def _send(self, metrics: dict[str, Any], *, checkpoint: bool) -> None:
+        folder = str(self._folder) if checkpoint and rank() == 0 else None
+        if self._train_worker:
+            made = None if folder is None else ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=made)
+        else:
+            tune.report(
+                metrics, checkpoint=None if folder is None else tune.Checkpoint.from_directory(folder)
+            )
+
+
+def _check_same(config: Mapping[str, Any], name: str, value: float) -> None:
+    held = look_up(config, name)
+    if isinstance(held, int | float) and not isinstance(held, bool) and float(held) != float(value):
+        raise ValueError(
+            f"the trial's config has {name}={held!r} and this run has {name}={value!r}; a trial is one run, "
+            f"of one {name}"
+        )
