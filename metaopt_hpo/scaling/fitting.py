@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,7 +79,85 @@ def fit(
     if not 0.5 <= level < 1:
         raise ValueError(f"level must be in [0.5, 1), got {level!r}")
     cells = from_table(table, use=use, strategy=strategy, extra=extra)
-    return fit_cells(cells, allow_weak=allow_weak, prior=prior, draws=draws, level=level, seed=seed)
+    law = fit_cells(cells, allow_weak=allow_weak, prior=prior, draws=draws, level=level, seed=seed)
+    options = {"use": use, "strategy": strategy, "extra": list(extra)}
+    return replace(law, settings=law.settings | options)
+
+
+REFIT_GROWTH = 1.05
+"""`refit` fits anew, bootstrap included, once the trials have grown by this factor since it last did."""
+
+
+def refit(law: Law, table: TrialTable) -> Law:
+    """`law` after some trials more, keeping its bootstrap: the draws move with the point estimate.
+
+    The spread of draws hardly changes with one trial in hundreds; it is drawn anew when the table has grown by
+    5 %, when the table's axes changed, or when the law is a small one (under 50 trials).
+
+    Args:
+        law: from `fit`; a prior given to it then lives on in the draws' centre only.
+        table: all trials, old and new.
+    """
+    o = law.settings
+    cells = from_table(table, use=o["use"], strategy=o["strategy"], extra=o["extra"])
+    axes, path = choose_axes(cells)
+    has_batch = _batch_varies(cells)
+    grown = cells.n > REFIT_GROWTH * o["trials"] or cells.n < 50
+    if grown or axes.names != law.axes.names or has_batch != law.surface.has_batch:
+        return replace(
+            fit_cells(
+                cells, allow_weak=o["allow_weak"], draws=len(law.draws.a), level=law.level, seed=o["seed"]
+            ),
+            settings=o | {"trials": cells.n},
+        )
+    axes = law.axes  # the centre stays, so that old draws mean what they meant
+    design = axes.design(cells.size, cells.tokens, cells.extra)
+    solution = solve(cells, design, law.surface, prior=slope_prior(axes, law.surface, None), iterations=24)
+    _check_bowl(solution.surface)
+    per_cell = np.bincount(cells.cell, minlength=cells.k).astype(float)
+    floor = fit_floor(
+        law.floor.names,
+        np.log(cells.cell_size),
+        np.log(cells.cell_tokens),
+        solution.floors,
+        np.minimum(per_cell, 10.0) / 10.0,
+        start=law.floor,
+        noise=solution.scale,
+    )
+    draws = Draws(
+        law.draws.a + (solution.surface.a - law.surface.a),
+        law.draws.b + (solution.surface.b - law.surface.b),
+        _recentre(law.draws.floor, law.floor, floor),
+    )
+    return replace(
+        law,
+        surface=solution.surface,
+        floor=floor,
+        draws=draws,
+        domain=_domain(cells),
+        noise=max(solution.scale, 1e-6),
+        cells={
+            "size": cells.cell_size,
+            "tokens": cells.cell_tokens,
+            "log_loss": solution.floors,
+            "trials": per_cell,
+        },
+        trials=cells.n,
+        path=path,
+        _cache={},
+    )
+
+
+def _recentre(draws: Array, old: Floor, new: Floor) -> Array:
+    """Floor draws about another centre, moved so that their middle is the new fit."""
+    k = len(old.names)
+    out = draws.copy()
+    out[:, 1 : 1 + k] *= np.exp(-draws[:, 1 + k :] * (new.centre - old.centre))
+    was = old.coefficient * np.exp(-old.exponent * (new.centre - old.centre))
+    out[:, 0] += new.level - old.level
+    out[:, 1 : 1 + k] += new.coefficient - was
+    out[:, 1 + k :] += new.exponent - old.exponent
+    return out
 
 
 def fit_cells(
@@ -134,6 +212,7 @@ def fit_cells(
         trust=trust,
         curvature=curvature,
         warnings=tuple(cautions),
+        settings={"allow_weak": allow_weak or prior is not None, "seed": seed, "trials": cells.n},
         path=path,
     )
 

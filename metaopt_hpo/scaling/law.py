@@ -23,6 +23,7 @@ from metaopt_hpo.scaling.surface import Array, Axes, Surface
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.forecast import CurveLike, Forecast
     from metaopt_hpo.scaling.policy import Verdict
+    from metaopt_hpo.trials.table import TrialTable
 
 LAW_VERSION = 1
 EXTRAPOLATION_LIMIT = 16.0
@@ -102,6 +103,8 @@ class Law:
     """Second-order coefficients of ln lr* in the axes' logarithms, from a separate fit; the law itself is linear."""
     warnings: tuple[Caution, ...] = ()
     origin: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Options of `fit`, and `trials`, the number of them at the last fit with a bootstrap: what `refit` needs."""
     path: tuple[float, float] | None = None
     """(ln coefficient, exponent) of tokens = c·size^k where the table held only such pairs."""
     _cache: dict[tuple[float, float], tuple[float, float, float, float, float, float]] = field(
@@ -314,6 +317,12 @@ class Law:
 
         return verdict(self, size=size, tokens=tokens, lr=lr, batch=batch, incumbent=incumbent, curve=curve)
 
+    def refit(self, table: TrialTable) -> Law:
+        """The law after more trials, in a fraction of the time: see `scaling.fitting.refit`."""
+        from metaopt_hpo.scaling.fitting import refit
+
+        return refit(self, table)
+
     # -- saying ---------------------------------------------------------------------------------------------
 
     def describe(self) -> str:
@@ -451,5 +460,6 @@ def _decode(data: dict[str, Any]) -> Law:
         },
         warnings=tuple(Caution(c["code"], c["message"]) for c in data["warnings"]),
         origin=str(data["origin"]),
+        settings=dict(data["settings"]),
         path=None if data["path"] is None else (float(data["path"][0]), float(data["path"][1])),
     )

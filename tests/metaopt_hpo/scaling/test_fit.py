@@ -165,3 +165,79 @@ def test_non_positive_losses_and_unfinished_trials(make_table: Maker) -> None:
     law = fit(TrialTable(frame), draws=30)
     assert law.trials == len(frame) - 5
     assert any(c.code == "left-out-pruned" and c.message.startswith("5") for c in law.warnings)
+
+
+def test_a_refit_after_one_more_trial_is_close_to_a_fit(make_table: Maker) -> None:
+    table = make_table(noise=2e-3)
+    frame = table.frame
+    fewer = TrialTable(frame.iloc[:-1].reset_index(drop=True))
+    quick, full = fit(fewer, draws=60).refit(table), fit(table, draws=60)
+    p, q = quick.predict(*BIG), full.predict(*BIG)
+    assert quick.trials == full.trials == len(frame)
+    for name in ("lr", "batch", "loss"):
+        a, b = getattr(p, name), getattr(q, name)
+        assert a.value == pytest.approx(b.value, rel=1e-3)
+        assert math.log(a.high / a.low) == pytest.approx(math.log(b.high / b.low), rel=0.2)
+    assert fit(fewer, draws=60).refit(fewer).predict(*BIG).lr.value == pytest.approx(
+        fit(fewer, draws=60).predict(*BIG).lr.value, rel=1e-3
+    )
+    grown = fit(TrialTable(frame.iloc[: len(frame) // 2 + 60].reset_index(drop=True)), draws=60).refit(table)
+    assert grown.predict(*BIG) == q
+
+
+def test_further_hyperparameters_enter_as_coordinates(make_table: Maker) -> None:
+    frame = make_table(batches=1, lrs=7).frame.copy()
+    frames = []
+    for wd in (0.05, 0.1, 0.2):
+        g = frame.copy()
+        g["lr"] = g["lr"] * (wd / 0.1) ** -0.5
+        g["loss"] = g["loss"] * (1 + 0.01 * abs(math.log(wd / 0.1)))
+        g["params"] = f'{{"weight_decay": {wd}}}'
+        g["trial"] = [f"{wd}-{i}" for i in range(len(g))]
+        frames.append(g)
+    table = TrialTable(pd.concat(frames, ignore_index=True))
+    assert "extra-varies" in {c.code for c in fit(table, draws=30).warnings}
+    law = fit(table, extra=("weight_decay",), draws=30)
+    assert "extra-varies" not in {c.code for c in law.warnings}
+    a = law.predict(*BIG, extra={"weight_decay": 0.1})
+    b = law.predict(*BIG, extra={"weight_decay": 0.4})
+    assert float(b.lr) / float(a.lr) == pytest.approx(0.5, rel=0.05)
+    assert law.from_json(law.to_json()).predict(*BIG, extra={"weight_decay": 0.4}) == b
+    with pytest.raises(ValueError, match="no coordinate of this law"):
+        law.predict(*BIG, extra={"beta2": 0.9})
+    with pytest.raises(ValueError, match="'dropout' must be a number"):
+        fit(table, extra=("dropout",))
+
+
+def test_a_bend_in_log_log_is_noticed(make_table: Maker) -> None:
+    straight = make_table(sizes=(1e7, 3e7, 1e8, 3e8), noise=1e-3)
+    assert "curvature" not in {c.code for c in fit(straight, draws=30).warnings}
+    frame = straight.frame.copy()
+    t = np.log(frame["size"] / 5e7)
+    frame["lr"] = frame["lr"] * np.exp(-0.12 * t * t)
+    law = fit(TrialTable(frame), draws=30)
+    assert "curvature" in {c.code for c in law.warnings}
+    assert law.curvature["size²"].value == pytest.approx(-0.12, abs=0.04)
+
+
+def test_copying_is_chosen_only_where_extrapolation_fails() -> None:
+    rng = np.random.default_rng(0)
+
+    def frame(slopes: tuple[float, ...]) -> pd.DataFrame:
+        rows = []
+        for i, n in enumerate((1e7, 3e7, 1e8, 3e8)):
+            for d in (3e9, 6e9, 1e10, 2e10, 4e10):
+                for x in np.linspace(-1.5, 1.5, 7):
+                    excess = 0.02 * (x - slopes[i]) ** 2 + 5e-4 * rng.standard_normal()
+                    loss = (1.7 + 0.5 * (n / 1e8) ** -0.3 + 0.3 * (d / 1e10) ** -0.3) * math.exp(excess)
+                    rows.append(
+                        {"size": n, "tokens": d, "batch": 1e5, "lr": 0.01 * math.exp(x), "loss": loss}
+                    )
+        return pd.DataFrame(rows)
+
+    steady = fit(TrialTable.from_frame(frame((1.2, 0.4, -0.4, -1.2))), draws=30)
+    assert steady.trust["size"].copying == 0.0
+    stuck = fit(TrialTable.from_frame(frame((1.0, -0.5, -0.5, -0.5))), draws=30)
+    assert stuck.trust["size"].copying > 0.0
+    far = stuck.predict(1e10, 1e10)
+    assert float(far.lr) > 0.5 * 0.01 * math.exp(-0.5)

