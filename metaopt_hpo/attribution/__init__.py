@@ -8,6 +8,7 @@ from metaopt_hpo.attribution.decomposition import Decomposition, Part, decompose
 from metaopt_hpo.attribution.estimand import AttributionError, Plane, Resample, fit_plane
 from metaopt_hpo.attribution.experiment import ExperimentConfig, WorldFinding, WorldRuns, attribute, run_world
 from metaopt_hpo.attribution.levels import CRITERIA, FACTORS, IDEAL, PRACTICE, Setting
+from metaopt_hpo.attribution.proxy import ProxyCheck, proxy_checks
 from metaopt_hpo.attribution.stepping import GridResult, World, run_grid
 from metaopt_hpo.attribution.tiers import Attribution, Job, run_tier, tier_jobs
 
@@ -25,6 +26,7 @@ __all__ = [
     "Job",
     "Part",
     "Plane",
+    "ProxyCheck",
     "Resample",
     "RunProbes",
     "Setting",
@@ -36,6 +38,7 @@ __all__ = [
     "estimate_constants",
     "fit_plane",
     "probe_run",
+    "proxy_checks",
     "run_grid",
     "run_tier",
     "run_world",

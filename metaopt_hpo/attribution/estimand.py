@@ -69,6 +69,8 @@ class Plane:
     """Exponent of the tuned criterion in D at fixed B: −α_D for a loss."""
     samples: Array
     """(1 + bootstrap, 2): (x, y), row 0 the estimate."""
+    loss_samples: Array
+    """(1 + bootstrap,) of `loss_slope`, on the same resamples."""
 
     @property
     def curved(self) -> bool:
@@ -140,6 +142,7 @@ def fit_plane(
         censored=float(minima.censored[0].mean()),
         loss_slope=interval(*_split(depth[:, 1])),
         samples=beta[:, 1:3],
+        loss_samples=depth[:, 1],
     )
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metaopt_hpo.attribution.estimand import AttributionError
+import pandas as pd
+
+from metaopt_hpo.attribution.estimand import BATCH_EXPONENTS, AttributionError
 from metaopt_hpo.attribution.experiment import ExperimentConfig, WorldFinding, WorldRuns, attribute, run_world
 from metaopt_hpo.attribution.stepping import World
 
@@ -62,6 +64,30 @@ class Attribution:
                 }
             )
         return out
+
+    def frame(self) -> pd.DataFrame:
+        """Every level as numbers, one row a (world, setting, criterion): estimates, interval ends, censoring, seeds."""
+        rows: list[dict[str, Any]] = []
+        for f in self.findings:
+            for (label, criterion), plane in f.planes.items():
+                row: dict[str, Any] = {
+                    "tier": self.tier,
+                    "world": f.world,
+                    "setting": label,
+                    "criterion": criterion,
+                }
+                estimates = {
+                    "x": plane.x,
+                    "y": plane.y,
+                    "curvature": plane.curvature,
+                    "loss_slope": plane.loss_slope,
+                }
+                estimates |= {f"joint_{b:g}": plane.joint(b) for b in BATCH_EXPONENTS}
+                for name, e in estimates.items():
+                    row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+                row |= {"censored": plane.censored, "usable": criterion not in f.unusable}
+                rows.append(row | {"seeds": len(f.config.seeds), "bootstrap_seed": f.config.seed})
+        return pd.DataFrame(rows)
 
     def level_rows(self, b: float | None = None) -> list[dict[str, str]]:
         """Exponents of every level: x, y, lr along B ~ D^b and its gap, by world, setting and criterion."""
