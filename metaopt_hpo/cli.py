@@ -66,16 +66,16 @@ def compare(
         typer.Option(
             help="Model widths, ascending; the last is the target, the others are pilots for the law."
         ),
-    ] = "8,16,32,64",
+    ] = "16,24,32,64",
     steps: Annotated[
         int, typer.Option(help="Optimizer steps of every run, 1,024 tokens each.", min=16)
     ] = 512,
     runs: Annotated[
         int, typer.Option(help="Budget of each method and seed, in full runs at the target width.", min=1)
     ] = 5,
-    pilot_runs: Annotated[int, typer.Option(help="Learning rates tried at each pilot width.", min=1)] = 5,
+    pilot_runs: Annotated[int, typer.Option(help="Learning rates tried at each pilot width.", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="How many seeds each method gets.", min=1)] = 3,
-    lr: Annotated[str, typer.Option(help="Range of the learning rate, LOW:HIGH.")] = "1e-3:1e-1",
+    lr: Annotated[str, typer.Option(help="Range of the learning rate, LOW:HIGH.")] = "3e-3:1e-1",
     strategy: Annotated[
         str,
         typer.Option(
@@ -86,6 +86,7 @@ def compare(
     workers: Annotated[
         int | None, typer.Option(help="Searches run at once, one thread each. [default: CPUs]", min=1)
     ] = None,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1 …")] = "cpu",
     report: Annotated[bool, typer.Option(help="Write report.html at the end.")] = True,
 ) -> None:
     """Compare search methods at equal compute, and write a report.
@@ -99,7 +100,7 @@ def compare(
     from metaopt_hpo.comparison.protocol import compare as run_comparison
     from metaopt_hpo.console import ComparisonProgress
 
-    objective, sizes, batch = _workload(workload, _numbers("--widths", widths, int))
+    objective, sizes, batch = _workload(workload, _numbers("--widths", widths, int), device)
     low, high = _range("--lr", lr)
     names = tuple(m.strip() for m in methods.split(",") if m.strip())
     plan = Plan(
@@ -201,7 +202,7 @@ def _write_report(folder: Path) -> None:
     typer.echo(f"report written to {report_from_folder(folder)}")
 
 
-def _workload(name: str, widths: list[int]) -> tuple[TrainObjective, list[float], int]:
+def _workload(name: str, widths: list[int], device: str) -> tuple[TrainObjective, list[float], int]:
     from metaopt_hpo.comparison.objective import TrainObjective
     from metaopt_hpo.workloads import TextLM
 
@@ -210,7 +211,7 @@ def _workload(name: str, widths: list[int]) -> tuple[TrainObjective, list[float]
     if sorted(set(widths)) != widths:
         raise MetaOptError(f"--widths must be ascending and distinct, got {widths}")
     members = [TextLM(width=w) for w in widths]
-    return TrainObjective(members), [float(m.size) for m in members], members[0].batch
+    return TrainObjective(members, device=device), [float(m.size) for m in members], members[0].batch
 
 
 def _read_table(

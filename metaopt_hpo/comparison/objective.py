@@ -73,17 +73,20 @@ class TrainObjective:
         workloads: the family's members; their sizes must differ.
         report_stride: report at every n-th point of the token grid (default 4, two an octave: each report
             is an evaluation).
+        device: where to train ("cpu", "cuda", "cuda:1" …).
     """
 
-    def __init__(self, workloads: Sequence[Workload], *, report_stride: int = 4) -> None:
+    def __init__(self, workloads: Sequence[Workload], *, report_stride: int = 4, device: str = "cpu") -> None:
         by_size = {float(w.size): w for w in workloads}
         if not by_size or len(by_size) != len(workloads):
             raise ValueError(
                 f"workloads must be at least one and of different sizes, got sizes {[w.size for w in workloads]}"
             )
+        _check_device(device)
         self.name = workloads[0].name
         self._workloads = dict(sorted(by_size.items()))
         self._report_stride = report_stride
+        self._device = device
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -116,6 +119,7 @@ class TrainObjective:
             strategy,
             tokens=configuration.tokens,
             seed=configuration.seed,
+            device=self._device,
             run_class=ReportingRun,
             report_stride=self._report_stride,
         )
@@ -134,3 +138,14 @@ class TrainObjective:
             if workload.batch == configuration.batch
             else workload.with_batch(int(configuration.batch))
         )
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros((), device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ObjectiveError(
+            f"cannot train on device {name!r}: {str(error).splitlines()[0]}; use 'cpu', or a device torch has"
+        ) from error

@@ -64,6 +64,8 @@ def train(
     *,
     tokens: float,
     seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
     run_class: Callable[..., TrainingRun] = TrainingRun,
     **options: Any,
 ) -> TrainingRun:
@@ -75,10 +77,12 @@ def train(
         tokens: training tokens, D.
         seed: of initialisation and data order; equal seeds give equal starts and equal batches whatever
             the strategy, so that strategies are compared on common random numbers.
+        device: where to train; the model is initialised on the CPU, so that a seed means the same everywhere.
+        dtype: of the weights; None leaves them as the workload makes them (float32).
         run_class: what makes the run; integrations pass their own.
         options: passed on to it (checkpoint, report_stride, params …).
     """
-    model = workload.model(seed)
+    model = workload.model(seed).to(device=device, dtype=dtype)
     run = run_class(
         model,
         strategy,

@@ -72,6 +72,7 @@ def test_every_public_name_is_there_and_none_is_a_submodule() -> None:
         (["compare", "text-lm", "--engine", "nevergrad"], "no engine 'nevergrad'"),
         (["compare", "text-lm", "--strategy", "magic", "--methods", "grid", "--widths", "8"], "magic"),
         (["compare", "text-lm", "--widths", "16,32"], "three pilot sizes"),
+        (["compare", "text-lm", "--device", "warp"], "cannot train on device 'warp'"),
         (["report", "nowhere"], "no finished comparison"),
         (["fit", "nowhere.csv"], "nowhere.csv"),
         (["fit", "table.csv"], "size"),
