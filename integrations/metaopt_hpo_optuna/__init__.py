@@ -23,6 +23,7 @@ _HOMES = {
     "TrialRun": "trial_run",
     "add_records": "study_table",
     "trial_table": "study_table",
+    "retry_lost_trials": "leases",
     "suggest_strategy": "strategy",
 }
 
@@ -33,6 +34,7 @@ __all__ = [
     "StudyWarning",
     "TrialRun",
     "add_records",
+    "retry_lost_trials",
     "suggest_strategy",
     "trial_table",
 ]
@@ -40,6 +42,7 @@ __all__ = [
 if TYPE_CHECKING:
     from metaopt_hpo_optuna.engine import OptunaEngine
     from metaopt_hpo_optuna.fields import StudyWarning
+    from metaopt_hpo_optuna.leases import retry_lost_trials
     from metaopt_hpo_optuna.pruner import ScalingLawPruner
     from metaopt_hpo_optuna.sampler import ScalingLawSampler
     from metaopt_hpo_optuna.strategy import suggest_strategy

@@ -32,3 +32,8 @@ def resumed(study: Study, trial: FrozenTrial) -> Trial:
 def write_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Set a user attribute of a running trial from a pruner or sampler, which only hold a copy of it."""
     storage_of(study).set_trial_user_attr(trial._trial_id, key, value)
+
+
+def write_live_attr(trial: Trial, key: str, value: Any) -> None:
+    """Set a user attribute of a live trial in the storage only, from another thread than the trial's."""
+    trial.storage.set_trial_user_attr(trial._trial_id, key, value)

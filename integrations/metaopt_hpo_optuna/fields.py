@@ -24,6 +24,10 @@ FLOPS_PER_TOKEN = "metaopt:flops_per_token"
 """User attribute: training FLOPs per token, so that a killed trial's cost follows from its last report."""
 
 
+LEASE = "metaopt:lease"
+"""User attribute: Unix time until which a running trial counts as alive."""
+
+
 class StudyWarning(MetaOptWarning):
     """Something about a study keeps a law from being used; the message says what to do."""
 

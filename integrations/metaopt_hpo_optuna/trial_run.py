@@ -20,6 +20,7 @@ from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.distributed import from_rank_0, is_distributed, min_over_ranks, rank
 from metaopt_hpo_optuna.fields import CHECKPOINT, FLOPS_PER_TOKEN, REASON, RECORD, plain
+from metaopt_hpo_optuna.leases import Lease, patiently
 from metaopt_hpo_optuna.pruner import ScalingLawPruner
 from metaopt_hpo_optuna.study_table import check_single_objective, record_to_json
 
@@ -50,6 +51,8 @@ class TrialRun(TrainingRun):
         checkpoint: a file to save to and resume from; or a folder (one that exists, or a name that ends in
             "/"), in which each trial has a file of its own. A trial that is a retry of one whose worker died
             inherits that one's file through its user attributes and goes on from it.
+        lease: seconds of silence after which `retry_lost_trials` may queue the trial again; for storages and
+            loops without Optuna's heartbeat (Journal, gRPC, ask-and-tell). Default None, no lease.
         options: further options of `TrainingRun` (checkpoint_every, report_stride, seed, workload …).
 
     Raises:
@@ -68,11 +71,13 @@ class TrialRun(TrainingRun):
         batch: float,
         evaluate: Callable[[], float | Tensor],
         checkpoint: str | os.PathLike[str] | None = None,
+        lease: float | None = None,
         **options: Any,
     ) -> None:
         if trial is None and rank() == 0:
             raise ValueError("trial is None; only ranks other than 0 of a distributed run have no trial")
         self.trial = trial if rank() == 0 else None
+        self._lease = Lease(trial, lease) if lease is not None and isinstance(trial, Trial) else None
         self._sign = 1.0
         self._reported: set[int] = set()
         if isinstance(self.trial, Trial):
@@ -134,15 +139,30 @@ class TrialRun(TrainingRun):
         self._set(name, value)
 
     def _set(self, key: str, value: Any) -> None:
-        if self.trial is not None:
-            self.trial.set_user_attr(key, value)
+        trial = self.trial
+        if trial is not None:
+            patiently(lambda: trial.set_user_attr(key, value))
 
     # -- what the loop calls -------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
+        if self._lease is not None:
+            self._lease.__enter__()
+        try:
+            return self._begin()
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        if self._lease is not None:
+            self._lease.__exit__()
+
+    def _begin(self) -> Self:
         super().__enter__()
-        if isinstance(self.trial, Trial):
-            self._reported = set(_compat.stored(self.trial).intermediate_values)
+        trial = self.trial
+        if isinstance(trial, Trial):
+            self._reported = set(patiently(lambda: _compat.stored(trial)).intermediate_values)
         curve = self.recorder.curve()
         if curve is not None:
             # a retry is a new trial: what its predecessor reported is reported again
@@ -168,6 +188,7 @@ class TrialRun(TrainingRun):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
+        self._release()
         super().__exit__(kind, error, trace)
         record = self.record()
         if record.state == "running" and kind is not None:
@@ -218,14 +239,15 @@ class TrialRun(TrainingRun):
     def report(self, tokens: int, loss: float) -> None:
         """Report one point to the study, once; Optuna ignores a second report of a step, with a warning."""
         if self.trial is not None and tokens not in self._reported:
+            trial = self.trial
+            patiently(lambda: trial.report(float(self._sign * loss), int(tokens)))
             self._reported.add(tokens)
-            self.trial.report(float(self._sign * loss), int(tokens))
 
     def should_stop(self) -> str | None:
         """The pruner's reason, or None; rank 0 asks, all ranks get the answer."""
         reason: str | None = None
-        if self.trial is not None and self.trial.should_prune():
-            reason = self._pruner_reason()
+        if self.trial is not None and patiently(self.trial.should_prune):
+            reason = patiently(self._pruner_reason)
         return from_rank_0(reason)
 
     def _pruner_reason(self) -> str:

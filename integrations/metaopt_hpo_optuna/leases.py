@@ -1,0 +1,138 @@
+"""Signs of life for trials where the storage has none, and retries of trials whose worker is gone.
+
+Optuna's heartbeat exists on relational storages inside `Study.optimize` only. A lease is a user attribute of
+the running trial, the time until which it counts as alive, renewed by a thread of its worker; it works on every
+storage, with ask-and-tell too. Workers' clocks must agree to within the lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy.exc
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from metaopt_hpo_optuna import _compat
+from metaopt_hpo_optuna.fields import LEASE, REASON
+
+RENEWALS = 4
+"""A lease is renewed this often before it would run out, so that one slow write does not lose it."""
+
+PATIENCE = 120.0
+"""Seconds for which a storage that does not answer is tried again before the trial gives up."""
+
+T = TypeVar("T")
+
+
+class Lease:
+    """Keeps a trial's lease up to date while the block runs.
+
+    Args:
+        trial: a running trial.
+        seconds: length of the lease; a worker that is silent so long has lost its trial.
+    """
+
+    def __init__(self, trial: Trial, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"a lease must last more than 0 seconds, got {seconds!r}")
+        self._trial = trial
+        self._seconds = seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="metaopt-lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        patiently(self._renew)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _renew(self) -> None:
+        # past the trial's own attributes, which the training thread may be reading
+        _compat.write_live_attr(self._trial, LEASE, time.time() + self._seconds)
+
+    def _keep(self) -> None:
+        while not self._done.wait(self._seconds / RENEWALS):
+            with contextlib.suppress(Exception):  # the next renewal tries again
+                self._renew()
+
+
+def retry_lost_trials(study: Study, trial: FrozenTrial | None = None, *, max_retry: int = 3) -> list[int]:
+    """Close running trials whose lease has run out and queue each again, to go on from its checkpoint.
+
+    Call it before each trial, or give it to `study.optimize` as a callback (then `trial` is the one that
+    finished). The retry has the parameters and user attributes of the lost trial, the checkpoint's path among
+    them, and Optuna's own notes of a retry. When several workers call it, one of them queues each trial.
+
+    Args:
+        study: the study.
+        trial: not used; callbacks are given it.
+        max_retry: a trial is queued at most so many times.
+
+    Returns:
+        Numbers of the trials that were closed.
+    """
+    if max_retry < 0:
+        raise ValueError(f"max_retry must be at least 0, got {max_retry!r}")
+    now = time.time()
+    closed = []
+    for lost in study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
+        expiry = lost.user_attrs.get(LEASE)
+        if expiry is None or expiry > now:
+            continue
+        try:
+            study.tell(lost.number, state=TrialState.FAIL)
+        except (ValueError, RuntimeError):
+            continue  # another worker was first
+        closed.append(lost.number)
+        history = [*lost.system_attrs.get("retry_history", []), lost.number]
+        if len(history) > max_retry:
+            continue
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=lost.params,
+                distributions=lost.distributions,
+                user_attrs={k: v for k, v in lost.user_attrs.items() if k not in (LEASE, REASON)},
+                system_attrs={
+                    **lost.system_attrs,
+                    "failed_trial": lost.system_attrs.get("failed_trial", lost.number),
+                    "retry_history": history,
+                },
+            )
+        )
+    return closed
+
+
+def patiently(call: Callable[[], T], patience: float = PATIENCE) -> T:
+    """`call()`, tried again with growing pauses while the storage does not answer, for `patience` seconds.
+
+    A training run is worth more than the seconds for which a database restarts.
+    """
+    deadline, pause = time.monotonic() + patience, 0.1
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not is_outage(error) or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error says that the storage cannot be reached now, rather than that the call was wrong."""
+    if isinstance(error, optuna.exceptions.StorageInternalError):
+        return True
+    if isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
+        return True
+    code: Any = getattr(error, "code", None)  # grpc.RpcError, without importing grpc
+    return callable(code) and getattr(code(), "name", "") in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
