@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,6 +57,8 @@ class ExperimentConfig:
         tokens, batch: budgets D (>= 5 over >= 1.5 decades) and batches B (>= 4); the grid is their product.
         seeds: >= 3; start, noise and minibatches are functions of them.
         factors: simulated factors of the full factorial; the criterion comes for free.
+        method: "shapley" runs all combinations of the factors; "pairs" only single changes, pairs and all at once, for
+            worlds where runs are dear.
         levels: whether the levels outside the factorial are run too, one at a time.
         b: batch exponent of the decomposition; 0.571 is Step Law's, where the published gap is largest.
         bootstrap: >= 500.
@@ -68,6 +70,7 @@ class ExperimentConfig:
     batch: tuple[int, ...] = tuple(2**i for i in range(2, 7))
     seeds: tuple[int, ...] = tuple(range(8))
     factors: tuple[str, ...] = ("schedule", "init", "noise", "warmup")
+    method: Literal["shapley", "pairs"] = "shapley"
     levels: bool = True
     base_noise: Noise = "gaussian"
     """The ideal level of noise; "minibatch" on worlds that cannot produce Gaussian noise."""
@@ -92,6 +95,8 @@ class ExperimentConfig:
         unknown = [f for f in self.factors if f not in ("schedule", "init", "noise", "warmup")]
         if unknown:
             raise ValueError(f"factors may be schedule, init, noise and warmup, got {unknown[0]!r}")
+        if self.method not in ("shapley", "pairs"):
+            raise ValueError(f"method must be shapley or pairs, got {self.method!r}")
         if self.bootstrap < 500:
             raise ValueError(f"bootstrap must be at least 500, got {self.bootstrap!r}")
 
@@ -116,8 +121,7 @@ class ExperimentConfig:
         """Settings to run at each noise level of a world."""
         ideal = replace(IDEAL, noise=self.base_noise)
         cube = [
-            replace(s, noise=self.base_noise if s.noise == "gaussian" else s.noise)
-            for s in factorial(self.factors)
+            replace(s, noise=self.base_noise if s.noise == "gaussian" else s.noise) for s in self._corners()
         ]
         out: dict[Noise, list[Setting]] = {}
         for s in dict.fromkeys([*cube, ideal]):
@@ -134,6 +138,14 @@ class ExperimentConfig:
                 f"the world cannot produce {missing[0]} noise: leave 'noise' out of factors"
             )
         return out
+
+    def _corners(self) -> list[Setting]:
+        """Combinations of ideal and practice levels that the decomposition needs."""
+        cube = factorial(self.factors)
+        if self.method == "shapley":
+            return cube
+        changed = [sum(getattr(s, f) != getattr(IDEAL, f) for f in self.factors) for s in cube]
+        return [s for s, n in zip(cube, changed, strict=True) if n <= 2 or n == len(self.factors)]
 
     def fingerprint(self, world: str, noise: str, settings: Sequence[Setting]) -> str:
         """Identifies a grid: stored results of another config are never mixed in."""
@@ -371,7 +383,7 @@ def attribute(runs: WorldRuns, config: ExperimentConfig) -> WorldFinding:
         world=first.world,
         config=config,
         planes=planes,
-        decomposition=decompose(factors, gaps, censored=censored),
+        decomposition=decompose(factors, gaps, censored=censored, method=config.method),
         unusable=unusable,
         joint_argmin=joint_argmin_exponent(runs.of(practice), [practice], "final-loss"),
         seconds=time.perf_counter() - start,

@@ -156,6 +156,7 @@ def tier_jobs(tier: int, *, device: str | None = None) -> list[Job]:
         batch=tuple(2**i for i in range(9, 14)),
         seeds=(0, 1, 2),
         factors=("schedule", "init", "warmup") if tier == 2 else ("schedule",),
+        method="pairs",
         levels=False,
         base_noise="minibatch",
         piece=1,

@@ -229,6 +229,7 @@ class TestConfigAndStorage:
             ({"seeds": (0, 0, 1)}, "at least 3 values"),
             ({"factors": ("colour",)}, "factors may be"),
             ({"bootstrap": 100}, "at least 500"),
+            ({"method": "other"}, "shapley or pairs"),
         ],
     )
     def test_bad_config(self, options, message):
@@ -273,6 +274,16 @@ class TestConfigAndStorage:
         assert [p.name for p in tmp_path.iterdir()] == ["attribution_tiny_gaussian.parquet"]
         straight = run_world(world, config)
         assert np.allclose(resumed.grids[0].criteria, straight.grids[0].criteria, rtol=1e-6)
+
+    def test_pairs_need_fewer_runs_and_still_sum(self):
+        config = replace(CONFIG, factors=("schedule", "init", "noise", "warmup"), method="pairs")
+        assert sum(map(len, config.settings(("gaussian", "minibatch")).values())) == 1 + 4 + 6 + 1
+        finding = attribute(
+            planted_runs({"schedule": 0.2, "init": 0.1}, config=CONFIG), replace(CONFIG, method="pairs")
+        )
+        parts = {p.name: p.phi.value for p in finding.decomposition.parts}
+        assert parts["schedule"] == pytest.approx(0.2, abs=1e-6)
+        assert sum(parts.values()) == pytest.approx(finding.decomposition.total.value, abs=1e-9)
 
     def test_noise_a_world_lacks(self):
         config = ExperimentConfig(factors=("noise",), levels=False)
