@@ -16,6 +16,18 @@ BUILT_IN = {
     "linear": "metaopt_hpo.strategies.schedules",
     "wsd": "metaopt_hpo.strategies.schedules",
     "metaoptimize": "metaopt_hpo.strategies.metaoptimize",
+    "prodigy": "metaopt_hpo.strategies.rivals.distance",
+    "d-adaptation": "metaopt_hpo.strategies.rivals.distance",
+    "dog": "metaopt_hpo.strategies.rivals.distance",
+    "ldog": "metaopt_hpo.strategies.rivals.distance",
+    "schedule-free": "metaopt_hpo.strategies.rivals.schedule_free",
+    "prodigy-schedule-free": "metaopt_hpo.strategies.rivals.schedule_free",
+    "mechanic": "metaopt_hpo.strategies.rivals.tuners",
+    "momo": "metaopt_hpo.strategies.rivals.tuners",
+    "gdtuo": "metaopt_hpo.strategies.rivals.hypergradients",
+    "hypergradient": "metaopt_hpo.strategies.rivals.hypergradients",
+    "adamg": "metaopt_hpo.strategies.rivals.adam_variants",
+    "adopt": "metaopt_hpo.strategies.rivals.adam_variants",
 }
 
 _registered: dict[str, type[LRStrategy]] = {}
