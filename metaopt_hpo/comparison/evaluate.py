@@ -194,16 +194,14 @@ def width_section(data: Path) -> Section:
             grid = next(iter(cells_of(test).values()))
             law = fit(train, allow_weak=True)
             row = [f"FCNet {task}, width ≤ 64 → 512"]
-            for centre in (of_law(law), copying(train)):
-                x, y = centre(512.0**2, 1e6)
-                i = int(np.hypot(grid.points[:, 0] - x, grid.points[:, 1] - y).argmin())
-                row.append(f"{100 * (float(grid.loss[i]) / grid.best - 1):.2f}")
+            lrs, batches = np.exp(grid.points).T
+            chosen = int(law.loss(512.0**2, 1e6, batches, lrs).argmin())
+            row.append(f"{100 * (float(grid.loss[chosen]) / grid.best - 1):.2f}")
+            row.append(f"{100 * score(copying(train), {(512.0**2, 1e6): grid})[0]:.2f}")
             section.rows.append([*row, _refusal(table.select(size=[16.0**2, 32.0**2]))])
     except (BenchmarkMissing, LawRefused) as e:
         section.note = f"{section.note} {e}".strip()
-    section.note = (
-        f"{section.note} FCNet knows only its grid: the nearest measured configuration counts.".strip()
-    )
+    section.note = f"{section.note} FCNet knows only its grid, and the law chooses from it.".strip()
     return section
 
 

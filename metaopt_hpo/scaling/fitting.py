@@ -36,6 +36,9 @@ MIN_CURVATURE = 0.01
 USUAL_SCATTER = 0.3
 """Distance (ln units) of a cell's best run from the law in the tables here."""
 
+FAR_OUTSIDE = 1.0
+"""ln units beyond a cell's batches from which its optimal batch counts as not seen."""
+
 INTERCEPT_SPREAD = 1.5
 """Prior standard deviation, ln units, of an optimum about the best runs: keeps a flat bowl's centre near its grid."""
 
@@ -127,6 +130,7 @@ def refit(law: Law, table: TrialTable) -> Law:
     draws = Draws(
         law.draws.a + (solution.surface.a - law.surface.a),
         law.draws.b + (solution.surface.b - law.surface.b),
+        law.draws.slope,
         _recentre(law.draws.floor, law.floor, floor),
     )
     return replace(
@@ -180,6 +184,8 @@ def fit_cells(
     slopes = slope_prior(axes, start, prior)
     solution = solve(cells, design, start, prior=slopes)
     _check_bowl(solution.surface)
+    open_valley = _open_valley(cells, axes, solution.surface)
+    cautions += [OPEN_VALLEY] if open_valley else []
     per_cell = np.bincount(cells.cell, minlength=cells.k).astype(float)
     cell_weight = np.minimum(per_cell, 10.0) / 10.0
     names = axes.scale_names or ("size",)
@@ -212,6 +218,7 @@ def fit_cells(
         trust=trust,
         curvature=curvature,
         warnings=tuple(cautions),
+        open_valley=open_valley,
         settings={"allow_weak": allow_weak or prior is not None, "seed": seed, "trials": cells.n},
         path=path,
     )
@@ -228,7 +235,7 @@ def _bootstrap(
     draws: int,
 ) -> Draws:
     """Parameters fitted to reweighted sizes, cells and runs; floors are re-expressed about one centre."""
-    a, b, floors = [], [], []
+    a, b, valley, floors = [], [], [], []
     ln_size, ln_tokens = np.log(cells.cell_size), np.log(cells.cell_tokens)
     for _ in range(draws):
         weight = bootstrap_weights(cells, rng)
@@ -237,7 +244,7 @@ def _bootstrap(
             design,
             solution.surface,
             weight=weight,
-            prior=_jitter(slopes, rng),
+            prior=_jitter(slopes, range(0, slopes.value.size, design.shape[1]), rng),
             scale=solution.scale,
             iterations=6,
         )
@@ -254,8 +261,9 @@ def _bootstrap(
         shift = np.exp(f.exponent * (f.centre - floor.centre))
         a.append(s.surface.a)
         b.append(s.surface.b)
+        valley.append(-s.surface.h[1] / max(float(s.surface.h[0]), 1e-3 * float(solution.surface.h[0])))
         floors.append(np.concatenate([[f.level], f.coefficient * shift, f.exponent]))
-    return Draws(np.array(a), np.array(b), np.array(floors))
+    return Draws(np.array(a), np.array(b), np.array(valley), np.array(floors))
 
 
 @dataclass(frozen=True)
@@ -364,12 +372,14 @@ def _scatter(cells: Cells, axes: Axes, surface: Surface) -> dict[str, float]:
     Part is the grid's spacing, part noise on a flat bowl: a held-out cell's best run scatters alike.
     """
     x, y = surface.centre(axes.design(cells.cell_size, cells.cell_tokens, cells.cell_extra()))
-    dx, dy = [], []
+    dx, dy, along = [], [], []
     for j in range(cells.k):
         grid = cell_grid(cells, j)
         edge_lr, edge_batch = grid.at_edge()
         if not edge_lr:
-            dx.append(math.log(grid.best_lr) - float(x[j]))
+            u, v = math.log(grid.best_lr) - float(x[j]), math.log(grid.best_batch) - float(y[j])
+            dx.append(u)
+            along.append(u - surface.lr_given_batch(v))
         if surface.has_batch and not edge_batch:
             dy.append(math.log(grid.best_batch) - float(y[j]))
 
@@ -377,7 +387,7 @@ def _scatter(cells: Cells, axes: Axes, surface: Surface) -> dict[str, float]:
         # three pseudo-cells at the published tables' 0.3 keep a few lucky cells from promising too much
         return math.sqrt((math.fsum(v * v for v in values) + 3 * USUAL_SCATTER**2) / (len(values) + 3))
 
-    return {"lr": rms(dx), "batch": rms(dy) if surface.has_batch else 0.0}
+    return {"lr": rms(dx), "batch": rms(dy) if surface.has_batch else 0.0, "lr_given_batch": rms(along)}
 
 
 def choose_axes(cells: Cells) -> tuple[Axes, tuple[float, float] | None]:
@@ -494,10 +504,27 @@ def _axis_cautions(
 
 
 def _check_bowl(s: Surface) -> None:
-    if s.h[0] <= 0 or (s.has_batch and (s.h[2] <= 0 or s.h[0] * s.h[2] <= s.h[1] ** 2)):
-        raise LawRefused(
-            "no-minimum", "the losses show no minimum in lr and batch: widen the grid or add seeds"
-        )
+    if s.h[0] <= 0:
+        raise LawRefused("no-minimum", "the losses show no minimum in lr: widen the grid or add seeds")
+
+
+def _open_valley(cells: Cells, axes: Axes, s: Surface) -> bool:
+    """Whether the batch has no minimum, or has it far outside what most cells tried."""
+    if not s.has_batch or s.open:
+        return s.open
+    _, y = s.centre(axes.design(cells.cell_size, cells.cell_tokens, cells.cell_extra()))
+    low, high = np.full(cells.k, np.inf), np.full(cells.k, -np.inf)
+    np.minimum.at(low, cells.cell, cells.y)
+    np.maximum.at(high, cells.cell, cells.y)
+    outside = np.maximum(np.maximum(y - high, low - y), 0.0)
+    return bool(np.median(outside) > FAR_OUTSIDE)
+
+
+OPEN_VALLEY = Caution(
+    "open-valley",
+    "lr and batch trade off along a valley without an end in the table: the best lr at a given batch is known, "
+    "the best batch is not (widen the range of batches)",
+)
 
 
 def start_surface(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
@@ -545,9 +572,13 @@ def slope_prior(axes: Axes, start: Surface, prior: Law | None) -> Prior:
     return Prior(np.array(value), np.array(precision))
 
 
-def _jitter(prior: Prior, rng: np.random.Generator) -> Prior:
-    """The prior's means drawn anew: what only the prior knows is as uncertain as the prior."""
+def _jitter(prior: Prior, intercepts: Sequence[int], rng: np.random.Generator) -> Prior:
+    """The prior's exponents drawn anew: what only the prior knows is as uncertain as the prior.
+
+    Intercepts stay: their prior only keeps a flat bowl near its grid.
+    """
     spread = np.where(prior.precision > 0, 1.0 / np.sqrt(np.maximum(prior.precision, 1e-12)), 0.0)
+    spread[list(intercepts)] = 0.0
     return Prior(prior.value + spread * rng.standard_normal(prior.value.size), prior.precision)
 
 

@@ -66,6 +66,8 @@ class Draws:
 
     a: Array
     b: Array
+    slope: Array
+    """d ln lr* / d ln B at a fixed size and tokens (the valley's direction), one value a draw."""
     floor: Array
     """ln loss at the optimum is not linear in the floor's parameters, so each draw keeps (E, coefs, exponents)."""
 
@@ -93,7 +95,9 @@ class Law:
     level: float = 0.9
     widen: dict[str, float] = field(default_factory=lambda: {"lr": 1.0, "batch": 1.0, "loss": 1.0})
     """Factors on the bootstrap's spread for the number of cells behind it."""
-    scatter: dict[str, float] = field(default_factory=lambda: {"lr": 0.0, "batch": 0.0})
+    scatter: dict[str, float] = field(
+        default_factory=lambda: {"lr": 0.0, "batch": 0.0, "lr_given_batch": 0.0}
+    )
     """Standard deviation, ln units, of a cell's best run about the law: part of the intervals, not of the law."""
     loss_rate: float = 0.01
     """Standard deviation of ln loss that each e-fold of extrapolation adds."""
@@ -103,6 +107,8 @@ class Law:
     """Second-order coefficients of ln lr* in the axes' logarithms, from a separate fit; the law itself is linear."""
     warnings: tuple[Caution, ...] = ()
     origin: str = ""
+    open_valley: bool = False
+    """Whether the best batch lies beyond the table's: `predict` then keeps to the batches that were run."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Options of `fit`, and `trials`, the number of them at the last fit with a bootstrap: what `refit` needs."""
     path: tuple[float, float] | None = None
@@ -141,12 +147,15 @@ class Law:
         f = float(self.floor.log_loss(size, tokens))
         df = self._floor_draws(size, tokens) - f
         excess = 0.0
+        if given is None and self.open_valley:
+            low, high = self.domain.batch
+            given = min(max(math.exp(y), low), high)
         if given is not None and self.surface.has_batch:
             v = math.log(given) - y
             shift = self.surface.lr_given_batch(v)
             excess = float(self.surface.excess(np.array(shift), np.array(v)))
-            slope = -float(self.surface.h[1] / self.surface.h[0])
-            dx = dx - slope * dy
+            own = -float(self.surface.h[1] / self.surface.h[0])
+            dx = dx + self.draws.slope * (v - dy) - own * v
             x, y = x + shift, math.log(given)
             dy = np.zeros_like(dy)
         elif given is not None:
@@ -154,7 +163,7 @@ class Law:
         elif not self.surface.has_batch:
             dy = np.zeros_like(dy)
         tau = self.scatter
-        lr = self._estimate(x, dx, self.widen["lr"], tau["lr"])
+        lr = self._estimate(x, dx, self.widen["lr"], tau["lr" if given is None else "lr_given_batch"])
         best_batch = self._estimate(y, dy, self.widen["batch"], tau["batch"] if dy.any() else 0.0)
         loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter(size, tokens))
         sx, sy = float(dx.std()) * self.widen["lr"], float(dy.std()) * self.widen["batch"]
@@ -162,6 +171,23 @@ class Law:
         return Prediction(
             size, tokens, lr, best_batch, loss, self._cautions(size, tokens, given), (sx, sy, rho)
         )
+
+    def best_within(
+        self, size: float, tokens: float, lr: tuple[float, float], batch: tuple[float, float]
+    ) -> tuple[float, float]:
+        """(lr, batch) of least expected loss inside bounds, on a fine lattice of both.
+
+        Not the optimum clipped: where lr is held back by its bound, the best batch is another.
+        """
+        for name, (low, high) in (("lr", lr), ("batch", batch)):
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {(low, high)!r}")
+        free = self.predict(size, tokens)
+        x = np.clip(math.log(free.lr.value) + np.linspace(-4, 4, 161), *np.log(lr))
+        y = np.clip(math.log(free.batch.value) + np.linspace(-4, 4, 161), *np.log(batch))
+        losses = self.loss(size, tokens, np.exp(y)[:, None], np.exp(x)[None, :])
+        i, j = np.unravel_index(int(losses.argmin()), losses.shape)
+        return float(np.exp(x[j])), float(np.exp(y[i]))
 
     def anchor(self, size: float, tokens: float) -> tuple[float, float]:
         """Where the centre's power law is read: (size, tokens), moved back by what is copied beyond the range."""
@@ -441,7 +467,7 @@ def _decode(data: dict[str, Any]) -> Law:
             arr(f["exponent"]),
             float(f["scatter"]),
         ),
-        draws=Draws(arr(d["a"]), arr(d["b"]), arr(d["floor"])),
+        draws=Draws(arr(d["a"]), arr(d["b"]), arr(d["slope"]), arr(d["floor"])),
         domain=Domain(**pairs, sizes=tuple(float(v) for v in m["sizes"])),
         noise=float(data["noise"]),
         cells={k: arr(v) for k, v in data["cells"].items()},
@@ -460,6 +486,7 @@ def _decode(data: dict[str, Any]) -> Law:
         },
         warnings=tuple(Caution(c["code"], c["message"]) for c in data["warnings"]),
         origin=str(data["origin"]),
+        open_valley=bool(data["open_valley"]),
         settings=dict(data["settings"]),
         path=None if data["path"] is None else (float(data["path"][0]), float(data["path"][1])),
     )

@@ -255,7 +255,7 @@ def _informed(law: Law, context: Context) -> Proposal:
     cheapest = min(6.0 * s * t for s, t in context.candidates)
     busy = any((c.size, c.tokens) == (size, tokens) for c in context.running)
     if not busy and (ignorance < context.patience or context.budget < target_cost + cheapest):
-        lr, batch = _clipped_optimum(law, size, tokens, context)
+        lr, batch = law.best_within(size, tokens, context.lr, context.batch)
         why = (
             "the law knows the target's optimum well enough"
             if ignorance < context.patience
@@ -279,20 +279,13 @@ def _informed(law: Law, context: Context) -> Proposal:
             best = (rate, Config(s, t, float(batches[i]), float(lrs[i])), float(gain[i]))
     if best is None:
         s, t = min(context.candidates, key=lambda c: c[0] * c[1])
-        lr, batch = _clipped_optimum(law, s, t, context)
+        lr, batch = law.best_within(s, t, context.lr, context.batch)
         return Proposal(
             Config(s, t, batch, lr), 0.0, 0.0, "nothing affordable is left: the cheapest candidate"
         )
     rate, config, gain_value = best
     reason = f"teaches most per FLOP: the target's expected excess falls by {gain_value:.2%} of loss"
     return Proposal(config, gain_value, rate, reason)
-
-
-def _clipped_optimum(law: Law, size: float, tokens: float, context: Context) -> tuple[float, float]:
-    free = law.predict(size=size, tokens=tokens)
-    batch = min(max(free.batch.value, context.batch[0]), context.batch[1])
-    p = law.predict(size=size, tokens=tokens, batch=batch)
-    return min(max(p.lr.value, context.lr[0]), context.lr[1]), batch
 
 
 def _trial_points(

@@ -23,6 +23,10 @@ STRAIGHT = 0.8
 """The cubic gives way to a straight line at this part of the way to its inflection."""
 
 
+CLOSED = 0.98
+"""h₁₂² over h₁₁h₂₂ from which a bowl counts as open: its minimum would lie seven half-widths along the valley."""
+
+
 @dataclass(frozen=True)
 class Axes:
     """Which logarithms the optimum depends on, and where they are centred.
@@ -89,6 +93,12 @@ class Surface:
     def centre(self, design: Array) -> tuple[Array, Array]:
         """(ln lr*, ln B*) for rows of `Axes.design`."""
         return design @ self.a, design @ self.b
+
+    @property
+    def open(self) -> bool:
+        """Whether the bowl has no minimum: lr is known at each batch, but the batch runs off along the valley."""
+        h11, h12, h22 = (float(x) for x in self.h)
+        return self.has_batch and (h22 <= 0 or h12 * h12 >= CLOSED * h11 * h22)
 
     @property
     def turn(self) -> float:

@@ -241,3 +241,16 @@ def test_copying_is_chosen_only_where_extrapolation_fails() -> None:
     assert stuck.trust["size"].copying > 0.0
     far = stuck.predict(1e10, 1e10)
     assert float(far.lr) > 0.5 * 0.01 * math.exp(-0.5)
+
+
+def test_an_open_valley_keeps_the_lr_law_and_says_so(make_table: Maker) -> None:
+    frame = make_table(noise=1e-4).frame.copy()
+    x, y = np.log(frame["lr"] / 0.003), np.log(frame["batch"] / 5e5)
+    t = np.log(frame["size"] / 1e8)
+    frame["loss"] = np.exp(0.7 - 0.1 * t + 0.02 * (x + 0.4 * t - 0.8 * y) ** 2 - 0.001 * y * y)
+    law = fit(TrialTable(frame), draws=30)
+    assert "open-valley" in {c.code for c in law.warnings}
+    p = law.predict(1e9, 1e10, batch=1e6)
+    assert float(p.lr) == pytest.approx(0.003 * 10**-0.4 * 2**0.8, rel=0.1)
+    low, high = law.domain.batch
+    assert low <= float(law.predict(1e9, 1e10).batch) <= high
