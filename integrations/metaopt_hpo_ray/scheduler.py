@@ -238,6 +238,8 @@ class ScalingLawScheduler(FIFOScheduler):
         elif trial.status in (Trial.PENDING, Trial.PAUSED):
             # PENDING trials are started by Tune in its own order; only PAUSED ones wait to be chosen
             trial.set_status(Trial.PAUSED)
+            if trial.storage is not None:
+                trial.init_local_path()  # Tune's console asks every trial that is not PENDING for its folder
             self._holding[key] = trial
             self._judge.hold(key)
 

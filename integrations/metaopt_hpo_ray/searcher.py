@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.sample import Domain, Function
 
 from metaopt_hpo.scaling import Config, Context, Law, LawRefused, fit, propose, sample_near_optimum
+from metaopt_hpo.scaling.fitting import MIN_SIZES
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns
@@ -181,7 +183,8 @@ class ScalingLawSearch(Searcher):
             for e in self.book.entries.values()
             if not e.closed and e.known
         )
-        proposal = propose(self._table(), self._context(running), law=self.law)
+        table = self._table() if self.law is not None else self._counts()
+        proposal = propose(table, self._context(running), law=self.law)
         config = proposal.config
         there = [e for e in self.book.entries.values() if (e.size, e.tokens) == self._target]
         if self.law is not None and (config.size, config.tokens) == self._target and there:
@@ -211,6 +214,13 @@ class ScalingLawSearch(Searcher):
         records = [*self._evidence, *(e.record(study="ray") for e in self._usable())]
         return TrialTable.from_records(records) if records else None
 
+    def _counts(self) -> TrialTable | None:
+        """The trials without their results: the policy would fit a law to two sizes, where a third comes next."""
+        table = self._table()
+        if table is None:
+            return None
+        return TrialTable.from_records([replace(r, state="running") for r in table.records()])
+
     def _usable(self) -> list[Any]:
         return [
             e
@@ -227,7 +237,8 @@ class ScalingLawSearch(Searcher):
             return
         self._fitted_at = done
         with contextlib.suppress(LawRefused):  # the policy spreads learning rates until a law can be fitted
-            self.law = fit(table, allow_weak=True, draws=FIT_DRAWS, seed=self._seed)
+            few = len({s for s, _ in (*self._candidates, self._target)}) < MIN_SIZES
+            self.law = fit(table, allow_weak=few, draws=FIT_DRAWS, seed=self._seed)
 
     def _enter(self, trial_id: str, result: Mapping[str, Any]) -> None:
         tokens, loss = result.get(self._progress), result.get(self._metric or METRIC)

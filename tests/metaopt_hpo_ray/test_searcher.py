@@ -1,0 +1,165 @@
+"""ScalingLawSearch: pilots first, then the optimum it predicts; it goes on exactly after a restore."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle, tune
+from stub_cluster import world_loss
+
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo_ray import ScalingLawSearch, strategy_space
+from metaopt_hpo_ray.state import BookError
+
+PILOTS = [(1e6, 2e7), (2e6, 4e7), (4e6, 8e7)]
+TARGET = (1.6e7, 3.2e8)
+
+
+def search(**options: Any) -> ScalingLawSearch:
+    defaults: dict[str, Any] = {"candidates": PILOTS, "target": TARGET, "lr": (1e-4, 1e-1), "batch": 10000}
+    out = ScalingLawSearch(**{**defaults, **options})
+    out.set_search_properties("loss", "min", {"strategy": "wsd"})
+    return out
+
+
+def end(s: ScalingLawSearch, key: str, config: dict[str, Any], fraction: float = 1.0) -> None:
+    tokens = config["tokens"] * fraction
+    result = {"loss": world_loss(config["size"], tokens, config["lr"]), "tokens_seen": tokens}
+    s.on_trial_result(key, result)
+    s.on_trial_complete(key, result)
+
+
+def drive(s: ScalingLawSearch, count: int, first: int = 0) -> list[dict[str, Any]]:
+    out = []
+    for i in range(first, first + count):
+        config = s.suggest(f"t{i}")
+        end(s, f"t{i}", config)
+        out.append(config)
+    return out
+
+
+def test_pilots_teach_and_the_target_is_run_at_its_optimum() -> None:
+    s = search()
+    configs = drive(s, 40)
+    assert {c["size"] for c in configs[:10]} <= {p[0] for p in PILOTS}
+    at_target = [c for c in configs if (c["size"], c["tokens"]) == TARGET]
+    assert at_target
+    best = world_loss(*TARGET, 6e-3 * 16**-0.35)
+    assert min(world_loss(*TARGET, c["lr"]) for c in at_target) < 1.003 * best
+    assert len({c["lr"] for c in at_target}) == len(at_target)  # drawn from the prediction's spread
+    assert all(s.reasons[f"t{i}"] for i in range(40))
+
+
+def test_earlier_work_is_learnt_from_at_once() -> None:
+    table = TrialTable.from_records(
+        [
+            TrialRecord(size=n, tokens=d, batch=1e4, lr=lr, loss=world_loss(n, d, lr), trial=f"{n}{lr}")
+            for n, d in PILOTS
+            for lr in (1e-3, 3e-3, 1e-2, 3e-2)
+        ]
+    )
+    s = search(sources=[table, table.records()[:0]])
+    s.suggest("t0")
+    assert s.law is not None
+    assert s.law.trials == 12
+
+
+def test_a_restored_search_goes_on_as_it_would_have(tmp_path: Path) -> None:
+    s = search()
+    drive(s, 18)
+    running = s.suggest("t18")
+    s.save(str(tmp_path / "state"))
+    again = search()
+    again.restore(str(tmp_path / "state"))
+    for one in (s, again):
+        end(one, "t18", running)
+    assert drive(s, 5, 19) == drive(again, 5, 19)
+    (tmp_path / "foreign").write_bytes(b"\x80\x04 pickle")
+    with pytest.raises(BookError, match="saved state"):
+        search().restore(str(tmp_path / "foreign"))
+
+
+def test_a_trial_that_was_stopped_is_not_taken_for_a_finished_one() -> None:
+    s = search()
+    for i in range(20):
+        end(s, f"t{i}", s.suggest(f"t{i}"), fraction=0.5)
+    assert s.law is None
+    assert {e.state for e in s.book.entries.values()} == {"pruned"}
+
+
+def test_errors_and_nan_teach_nothing_and_do_no_harm() -> None:
+    s = search()
+    s.suggest("a")
+    s.on_trial_complete("a", error=True)
+    s.suggest("b")
+    s.on_trial_complete("b", {"loss": math.nan, "tokens_seen": 1e6})
+    s.suggest("c")
+    s.on_trial_complete("c", None)
+    s.on_trial_complete("stranger", {"loss": 1.0})
+    assert [e.state for e in s.book.entries.values()] == ["failed", "diverged", "pruned"]
+    assert s.suggest("d")["lr"] > 0
+
+
+def test_points_evaluated_elsewhere_count() -> None:
+    s = search()
+    for n, d in PILOTS:
+        for lr in (1e-3, 3e-3, 1e-2, 3e-2):
+            s.add_evaluated_point(
+                {"size": n, "tokens": d, "batch": 1e4, "lr": lr}, world_loss(n, d, lr), pruned=lr > 1
+            )
+    s.suggest("t")
+    assert s.law is not None
+
+
+def test_the_rest_of_the_space_is_sampled_by_the_seed() -> None:
+    space = {**strategy_space({"wsd": {"lr": 1e-2}, "cosine": {"lr": 1e-2, "warmup": (0.0, 0.1)}})}
+    del space["lr"]
+    configs = []
+    for _ in range(2):
+        s = ScalingLawSearch(candidates=PILOTS, lr=(1e-4, 1e-1), batch=1e4, seed=5)
+        s.set_search_properties(
+            "loss", "min", {**space, "nested": {"width": tune.randint(1, 9)}, "name": "x"}
+        )
+        configs.append([s.suggest(f"t{i}") for i in range(6)])
+    assert [c["strategy"] for c in configs[0]] == [c["strategy"] for c in configs[1]]
+    assert all(1 <= c["nested"]["width"] < 9 and c["name"] == "x" for c in configs[0])
+    assert all((c["cosine.warmup"] is not None) == (c["strategy"] == "cosine") for c in configs[0])
+
+
+def test_it_pickles_and_goes_by_name() -> None:
+    drive(cloudpickle.loads(cloudpickle.dumps(search())), 3)
+    made = tune.search.create_searcher("scaling_law", candidates=PILOTS, lr=(1e-3, 1e-1), batch=8)
+    assert isinstance(made, ScalingLawSearch)
+    with pytest.raises(TypeError, match="lrs"):
+        tune.search.create_searcher("scaling_law", candidates=PILOTS, lrs=(1e-3, 1e-1), batch=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"candidates": []}, "candidates"),
+        ({"lr": (0.1, 0.01)}, "lr must be"),
+        ({"batch": (8, 4)}, "batch must be"),
+        ({"mode": "max"}, "mode='min'"),
+        ({"target": (-1, 2)}, "size"),
+        ({"sources": [[1, 2]]}, "sources must hold"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search(**options)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [({"lr": tune.uniform(0, 1)}, "leave it out"), ({"width": tune.grid_search([1])}, "tune.choice")],
+)
+def test_a_space_it_cannot_follow_is_refused(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScalingLawSearch(candidates=PILOTS, lr=(1e-3, 1e-1), batch=8).set_search_properties(
+            "loss", "min", space
+        )

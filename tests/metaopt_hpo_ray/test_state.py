@@ -1,0 +1,127 @@
+"""The book: the same events give the same book; cost never goes back; a cut-off journal is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metaopt_hpo_ray.state import BookError, TrialBook, header
+
+reports = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b"]),
+        st.integers(1, 40),
+        st.floats(0.1, 10),
+        st.sampled_from(["p1", "p2", "p3"]),
+        st.one_of(st.none(), st.floats(0, 1e12)),
+    ),
+    max_size=40,
+)
+
+
+def book_of(rows: list[Any]) -> tuple[TrialBook, list[dict[str, Any]]]:
+    book = TrialBook()
+    book.outbox = []
+    for trial in ("a", "b"):
+        book.add(trial, size=1e6, tokens=40.0, batch=2.0, lr=1e-2)
+    for trial, tokens, loss, process, work in rows:
+        book.report(trial, tokens, loss, process=process, work=work)
+    return book, book.outbox
+
+
+@given(reports)
+def test_replaying_the_events_gives_the_same_book(rows: list[Any]) -> None:
+    book, events = book_of(rows)
+    again = TrialBook.replay([header(), *(json.dumps(e) for e in events)])
+    assert json.dumps(again.to_state()) == json.dumps(book.to_state())
+    copy = TrialBook()
+    copy.load_state(json.loads(json.dumps(book.to_state())))
+    assert json.dumps(copy.to_state()) == json.dumps(book.to_state())
+
+
+@given(reports)
+def test_telling_an_event_twice_changes_nothing_but_the_count(rows: list[Any]) -> None:
+    book, events = book_of(rows)
+    if events and events[-1]["k"] == "report":
+        before = book.to_state()
+        book.apply(dict(events[-1]))
+        after = book.to_state()
+        assert json.dumps({**after, "events": 0}) == json.dumps({**before, "events": 0})
+
+
+@given(reports)
+def test_cost_never_goes_back_and_curves_are_keyed_by_tokens(rows: list[Any]) -> None:
+    book = TrialBook()
+    for trial in ("a", "b"):
+        book.add(trial, size=1e6, tokens=40.0, batch=2.0, lr=1e-2)
+    cost = {"a": 0.0, "b": 0.0}
+    for trial, tokens, loss, process, work in rows:
+        book.report(trial, tokens, loss, process=process, work=work)
+        assert book.entries[trial].cost >= cost[trial]
+        cost[trial] = book.entries[trial].cost
+    for record in book.records():
+        if record.curve is not None:
+            seen = {t: x for k, t, x, *_ in rows if k == record.trial}
+            assert dict(zip(record.curve.tokens, record.curve.loss, strict=True)) == seen
+
+
+def test_a_retry_is_paid_for_once_more_from_where_it_went_on() -> None:
+    book = TrialBook()
+    book.add("a", size=10.0, tokens=8.0, batch=1.0, lr=0.1)
+    for tokens in (2, 4, 6):
+        book.report("a", tokens, 1.0, process="first")
+    for tokens in (6, 8):  # killed after 6, went on from the checkpoint at 4
+        book.report("a", tokens, 1.0, process="second")
+    assert book.entries["a"].cost == 6 * 10 * (6 + 4)
+    told = TrialBook()
+    told.add("a", size=10.0, tokens=8.0, batch=1.0, lr=0.1)
+    for process, tokens, work in (("1", 2, 20.0), ("1", 4, 40.0), ("2", 4, 20.0), ("2", 6, 40.0)):
+        told.report("a", tokens, 1.0, process=process, work=work)
+    assert told.entries["a"].cost == 80
+
+
+def test_a_failure_is_mended_by_a_retry_and_nothing_else_is() -> None:
+    book = TrialBook()
+    book.add("a", size=1.0, tokens=1.0, batch=1.0, lr=1.0)
+    book.close("a", "failed", "killed")
+    book.add("a")
+    assert book.entries["a"].state == "running"
+    book.close("a", "pruned", "the law says so")
+    book.close("a", "complete")
+    assert (book.entries["a"].state, book.entries["a"].reason) == ("pruned", "the law says so")
+
+
+def test_a_line_cut_off_by_a_kill_is_passed_over_and_damage_before_it_is_not() -> None:
+    _, events = book_of([("a", 1, 1.0, "p", None), ("a", 2, 0.9, "p", None)])
+    lines = [header(), *(json.dumps(e) for e in events)]
+    whole = TrialBook.replay(lines[:-1])
+    cut = TrialBook.replay([*lines[:-1], lines[-1][:20]])
+    assert json.dumps(cut.to_state()) == json.dumps(whole.to_state())
+    with pytest.raises(BookError, match="line 2"):
+        TrialBook.replay([lines[0], lines[1][:10], *lines[2:]])
+
+
+@pytest.mark.parametrize(
+    "first", ["", "{}", '{"format": "something else", "version": 1}', "no json", '{"version": 1}']
+)
+def test_foreign_journals_are_refused(first: str) -> None:
+    with pytest.raises(BookError):
+        TrialBook.replay([first])
+
+
+def test_a_newer_journal_asks_for_an_upgrade() -> None:
+    with pytest.raises(BookError, match="upgrade metaopt-hpo"):
+        TrialBook.replay([json.dumps({**json.loads(header()), "version": 99})])
+
+
+def test_a_diverged_trial_has_no_loss() -> None:
+    book = TrialBook()
+    book.add("a", size=1.0, tokens=4.0, batch=1.0, lr=1.0)
+    book.report("a", 2, 3.0)
+    book.close("a", "diverged", "the loss exploded")
+    assert math.isnan(book.records()[0].loss)

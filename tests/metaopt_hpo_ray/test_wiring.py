@@ -1,0 +1,186 @@
+"""tuner_configs: what would go wrong in an experiment is said before it starts; tables are read without pickles."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.fs
+import pytest
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
+from ray.tune.search import ConcurrencyLimiter
+from stub_cluster import StubCluster, result_of, stub_trial
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.strategies import make
+from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo_ray import (
+    CurveKeeper,
+    ScalingLawScheduler,
+    ScalingLawSearch,
+    TrialRun,
+    TuneWarning,
+    trial_table,
+    tuner_configs,
+)
+from metaopt_hpo_ray.result_table import JOURNAL
+
+SPACE = {"size": 100, "tokens": 64, "batch": 8, "lr": tune.loguniform(1e-3, 1e-1)}
+
+
+def searcher() -> ScalingLawSearch:
+    return ScalingLawSearch(candidates=[(1e6, 2e7)], lr=(1e-3, 1e-1), batch=8)
+
+
+def test_one_call_wires_the_scheduler_to_its_keeper() -> None:
+    configs = tuner_configs(param_space=SPACE, num_samples=3)
+    (keeper,) = configs["run_config"].callbacks
+    scheduler = configs["tune_config"].scheduler
+    assert isinstance(scheduler, ScalingLawScheduler)
+    assert keeper.book is scheduler.book
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scheduler.set_search_properties("loss", "min")
+
+
+def test_any_other_scheduler_gets_its_curves_kept() -> None:
+    configs = tuner_configs(param_space={}, scheduler=FIFOScheduler(), metric="accuracy", mode="max")
+    assert [type(c) for c in configs["run_config"].callbacks] == [CurveKeeper]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"param_space": {"lr": 0.1, "batch": 8}}, "'size', 'tokens'"),
+        ({"mode": "max"}, "mode='min'"),
+        ({"mode": "best"}, "'min' or 'max'"),
+        ({"num_to_keep": 0}, "num_to_keep"),
+        ({"tune_options": {"metrics": "loss"}}, "no option 'metrics'"),
+        ({"run_options": {"storage_path": "/x"}}, "no option 'storage_path'"),
+    ],
+)
+def test_what_cannot_work_is_an_error_before_anything_runs(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tuner_configs(**{"param_space": SPACE, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"search_alg": searcher(), "num_samples": 9}, "max_concurrent_trials"),
+        ({"scheduler": PopulationBasedTraining(hyperparam_mutations={"lr": [1.0]})}, "fast donor"),
+    ],
+)
+def test_what_is_rarely_meant_is_a_warning(options: dict[str, Any], message: str) -> None:
+    with pytest.warns(TuneWarning, match=message):
+        tuner_configs(**{"param_space": SPACE, **options})
+
+
+def test_a_limited_searcher_is_fine() -> None:
+    tuner_configs(param_space={}, search_alg=searcher(), max_concurrent_trials=4)
+    tuner_configs(param_space=SPACE, search_alg=ConcurrencyLimiter(searcher(), 4))
+
+
+def test_several_nodes_without_shared_storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
+    with pytest.warns(TuneWarning, match="2 nodes"):
+        tuner_configs(param_space=SPACE, storage_path=str(tmp_path))
+    tuner_configs(param_space=SPACE, storage_path="s3://bucket/runs")
+
+
+def test_a_trial_run_outside_a_trial_says_where_it_belongs() -> None:
+    with pytest.raises(MetaOptError, match="TrainingRun"):
+        TrialRun({}, None, make("wsd", lr=0.1), size=1, tokens=1, batch=1, evaluate=lambda: 0.0)  # type: ignore[arg-type]
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+
+def keep(folder: Path, points: list[tuple[float, float]], maximize: bool = False) -> CurveKeeper:
+    """A keeper that has seen one trial of a FIFO experiment."""
+    keeper = CurveKeeper(maximize=maximize)
+    storage = SimpleNamespace(storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(folder))
+    trial = stub_trial("t", **{**SPACE, "lr": 0.01, "width": 4})
+    keeper.open_journal(storage)
+    for process, (tokens, loss) in enumerate(points):
+        keeper.on_trial_result(
+            1, [trial], trial, result_of(trial, tokens, loss, pid=process // 3, hostname="h")
+        )
+    return keeper
+
+
+def test_curves_survive_a_keeper_that_was_killed(tmp_path: Path) -> None:
+    points = [(16.0, 3.0), (32.0, 2.5), (48.0, 2.2), (32.0, 2.5), (48.0, 2.2), (64.0, 2.0)]
+    keep(tmp_path, points)  # never closed
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write('{"k": "report", "id": "t", "t": 6')  # the line it was killed in
+    table = trial_table(str(tmp_path))
+    (record,) = table.records()
+    assert record.curve is not None
+    assert record.curve.tokens == (16.0, 32.0, 48.0, 64.0)
+    assert record.cost == 6 * 100 * (48 + (64 - 16))
+    assert record.params == {"width": 4}
+    again = CurveKeeper()
+    storage = SimpleNamespace(
+        storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path)
+    )
+    again.open_journal(storage)
+    assert again.table().cost() == record.cost
+
+
+def test_a_maximised_metric_is_negated(tmp_path: Path) -> None:
+    keeper = keep(tmp_path, [(64.0, 0.75)], maximize=True)
+    (record,) = keeper.table().records()
+    assert (record.loss, record.direction) == (-0.75, "maximize")
+
+
+def test_a_full_disk_does_not_end_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keeper = keep(tmp_path, [(16.0, 3.0)])
+    keeper._file = open("/dev/full", "w")  # noqa: SIM115  the keeper closes it
+    trial = stub_trial("t", **{**SPACE, "lr": 0.01})
+    keeper.on_trial_result(1, [trial], trial, result_of(trial, 32, 2.0))
+    keeper.on_trial_result(1, [trial], trial, result_of(trial, 48, 2.0))
+    assert caplog.text.count("cannot be written") == 1
+    assert len(keeper.book.entries["t"].points) == 3
+
+
+def test_an_experiment_without_a_keeper_is_read_from_its_files(tmp_path: Path) -> None:
+    for name, end in (("a", 64), ("b", 32)):
+        folder = tmp_path / f"trial_{name}"
+        folder.mkdir()
+        (folder / "params.json").write_text(json.dumps({**SPACE, "lr": 0.01}))
+        rows = [{"tokens_seen": t, "loss": 3.0 - t / 64} for t in range(16, end + 1, 16)]
+        (folder / "result.json").write_text("\n".join(map(json.dumps, rows)) + '\n{"tokens_s')
+    (tmp_path / "trial_b" / "error.txt").write_text("boom")
+    with pytest.warns(TuneWarning, match="may have lost rows"):
+        table = trial_table(tmp_path)
+    assert sorted((r.state, r.tokens) for r in table.records()) == [("complete", 64.0), ("failed", 32.0)]
+
+
+def test_folders_that_hold_no_experiment_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="no experiment"):
+        trial_table(tmp_path / "nowhere")
+    with pytest.warns(TuneWarning), pytest.raises(TableError, match="no trial of"):
+        trial_table(tmp_path)
+
+
+def test_the_keeper_writes_launches_and_stops_of_the_scheduler(tmp_path: Path) -> None:
+    scheduler = ScalingLawScheduler(background=False)
+    keeper = CurveKeeper(scheduler)
+    keeper.open_journal(
+        SimpleNamespace(storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path))
+    )
+    cluster = StubCluster(scheduler, lambda t: [(32.0, 2.0), (64.0, 1.5)], slots=1)
+    for i in range(3):
+        cluster.add(stub_trial(f"t{i}", **{**SPACE, "lr": 0.01 * (i + 1)}))
+    cluster.run()
+    keeper.on_experiment_end([])
+    assert [r.state for r in trial_table(tmp_path).records()] == ["complete"] * 3
+    copy = ScalingLawScheduler(background=False)
+    CurveKeeper(copy).set_state(json.loads(json.dumps(keeper.get_state())))
+    assert json.dumps(copy.get_state()) == json.dumps(scheduler.get_state())
