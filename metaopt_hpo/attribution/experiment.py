@@ -351,7 +351,8 @@ def attribute(runs: WorldRuns, config: ExperimentConfig) -> WorldFinding:
     for setting in runs.settings:
         for criterion in measured:
             planes[setting.label, criterion] = fit_plane(runs.of(setting), [setting], criterion, resample)
-    rising = gradient_norm_rises(runs.of(ideal), ideal) if "avg-grad" in measured else 0.0
+    corners = (ideal, practice) if "avg-grad" in measured else ()
+    rising = max((gradient_norm_rises(runs.of(s), s) for s in corners), default=0.0)
     if rising > 0.5:
         reason = f"‖g‖* rises at the loss-optimal lr in {rising:.0%} of cells: its minimum favours idle runs"
         unusable = {"avg-grad": reason, "tail-grad": reason}

@@ -144,9 +144,10 @@ def tier_jobs(tier: int, *, device: str | None = None) -> list[Job]:
         )
         text = replace(
             bigram,
-            batch=(32, 64, 128, 256),
+            tokens=tuple(2**i for i in range(10, 16)),
+            batch=(16, 32, 64, 128),
             seeds=(0, 1, 2),
-            factors=("schedule", "init"),
+            factors=("schedule",),
             base_noise="minibatch",
             piece=1,
         )
