@@ -1,0 +1,279 @@
+"""Figures of a law: slices of its surface, its optimum against scale, residuals, calibration, and replayed searches.
+
+Each takes plain results and returns a Plotly figure; data about which a figure can be tested (points, bands) are its
+traces. `law_page` puts them on one page that needs no network.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+
+from metaopt_hpo.comparison.replay import ReplayResult
+from metaopt_hpo.report.axes import empty_figure, log_axis
+from metaopt_hpo.report.palette import NEUTRAL, of_method, of_rank
+from metaopt_hpo.scaling import Law
+from metaopt_hpo.scaling.grid import CellGrid
+from metaopt_hpo.trials.table import TrialTable
+
+BAND = "rgba(181, 82, 159, 0.18)"
+"""The law's colour, thin enough for lines to show through."""
+
+
+def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
+    """Loss against lr in several cells: measured runs at the batch nearest the law's optimum, and the law there.
+
+    Args:
+        law: a fitted law.
+        table: the trials, fitted on or held out.
+        cells: how many cells to show, spread over size × tokens.
+    """
+    plot = empty_figure()
+    frame = table.frame[(table.frame["state"] == "complete") & np.isfinite(table.frame["loss"])]
+    keys = sorted(frame.groupby(["size", "tokens"]).groups, key=lambda c: c[0] * c[1])
+    chosen = [
+        keys[i] for i in sorted({round(i) for i in np.linspace(0, len(keys) - 1, min(cells, len(keys)))})
+    ]
+    for rank, (size, tokens) in enumerate(chosen):
+        group = frame[(frame["size"] == size) & (frame["tokens"] == tokens)]
+        wanted = law.predict(size, tokens).batch.value
+        batches = group["batch"].unique()
+        batch = float(batches[np.abs(np.log(batches / wanted)).argmin()])
+        runs = group[group["batch"] == batch].sort_values("lr")
+        look = of_rank(rank, len(chosen))
+        name = f"{size:.3g} parameters, {tokens:.3g} tokens"
+        plot.add_scatter(
+            x=runs["lr"],
+            y=runs["loss"],
+            mode="markers",
+            marker={"color": look.colour, "symbol": look.symbol},
+            name=name,
+        )
+        lrs = np.geomspace(runs["lr"].min() / 1.3, runs["lr"].max() * 1.3, 60)
+        losses = law.loss(size, tokens, batch, lrs)
+        plot.add_scatter(
+            x=lrs, y=losses, mode="lines", line={"color": look.colour}, name=name, hoverinfo="skip"
+        )
+    log_axis(plot.update_xaxes, *_span(frame["lr"]), "Learning rate")
+    plot.update_yaxes(title_text="Loss")
+    return plot
+
+
+def optimum_against(
+    law: Law, table: TrialTable, what: str = "lr", *, axis: str = "size", reach: float = 8.0
+) -> go.Figure:
+    """Optimal lr or batch against size or tokens: the law with its interval, and each cell's best run.
+
+    Args:
+        law: a fitted law.
+        table: trials whose best runs are shown; those at a grid's edge as open markers.
+        what: "lr" or "batch".
+        axis: "size" (one line for each of a few tokens) or "tokens" (one line for each of a few sizes).
+        reach: how far beyond the fitted range the lines go.
+    """
+    if what not in ("lr", "batch") or axis not in ("size", "tokens"):
+        raise ValueError(f"what must be lr or batch and axis size or tokens, got {what!r} and {axis!r}")
+    plot = empty_figure()
+    low, high = law.domain.size if axis == "size" else law.domain.tokens
+    others = np.unique(law.cells["tokens" if axis == "size" else "size"])
+    shown = others[sorted({round(i) for i in np.linspace(0, len(others) - 1, min(3, len(others)))})]
+    xs = np.geomspace(low, high * reach, 40)
+    values: list[float] = []
+    for rank, other in enumerate(shown):
+        look = of_rank(rank, len(shown))
+        estimates = [
+            getattr(law.predict(*((x, other) if axis == "size" else (other, x))), what)
+            for x in map(float, xs)
+        ]
+        name = f"{other:.3g} {'tokens' if axis == 'size' else 'parameters'}"
+        if rank == len(shown) - 1:
+            edge = [e.high for e in estimates] + [e.low for e in reversed(estimates)]
+            plot.add_scatter(
+                x=[*xs, *xs[::-1]],
+                y=edge,
+                fill="toself",
+                fillcolor=BAND,
+                line={"width": 0},
+                hoverinfo="skip",
+                name="interval",
+            )
+            values += edge
+        plot.add_scatter(
+            x=xs, y=[e.value for e in estimates], mode="lines", line={"color": look.colour}, name=name
+        )
+        for (size, tokens), grid in _grids(table).items():
+            if not math.isclose(tokens if axis == "size" else size, other, rel_tol=2e-3):
+                continue
+            open_marker = grid.at_edge()[0 if what == "lr" else 1]
+            best = grid.best_lr if what == "lr" else grid.best_batch
+            values.append(best)
+            plot.add_scatter(
+                x=[size if axis == "size" else tokens],
+                y=[best],
+                mode="markers",
+                marker={
+                    "color": look.colour,
+                    "symbol": look.symbol + ("-open" if open_marker else ""),
+                    "size": 9,
+                },
+                name=f"best run, {name}",
+            )
+    plot.add_vline(x=high, line={"dash": "dot", "color": NEUTRAL.colour, "width": 1})
+    log_axis(plot.update_xaxes, float(xs[0]), float(xs[-1]), "Parameters" if axis == "size" else "Tokens")
+    log_axis(
+        plot.update_yaxes,
+        *_span(values),
+        "Optimal learning rate" if what == "lr" else "Optimal batch (tokens)",
+    )
+    return plot
+
+
+def residuals(law: Law, table: TrialTable) -> go.Figure:
+    """What the law misses on each run, in percent of loss, against the run's distance from the optimal lr."""
+    plot = empty_figure()
+    frame = table.frame[
+        (table.frame["state"] == "complete") & (table.frame["loss"] > 0) & np.isfinite(table.frame["loss"])
+    ]
+    n, d = frame["size"].to_numpy(dtype=float), frame["tokens"].to_numpy(dtype=float)
+    lr, batch = frame["lr"].to_numpy(dtype=float), frame["batch"].to_numpy(dtype=float)
+    miss = 100.0 * np.log(frame["loss"].to_numpy(dtype=float) / law.loss(n, d, batch, lr))
+    best = {(s, t): law.predict(s, t).lr.value for s, t in {*zip(n.tolist(), d.tolist(), strict=True)}}
+    distance = lr / np.array([best[s, t] for s, t in zip(n.tolist(), d.tolist(), strict=True)])
+    sizes = np.unique(n)
+    for rank, size in enumerate(sizes):
+        look = of_rank(rank, len(sizes))
+        rows = n == size
+        plot.add_scatter(
+            x=distance[rows],
+            y=miss[rows],
+            mode="markers",
+            marker={"color": look.colour, "symbol": look.symbol, "size": 5, "opacity": 0.7},
+            name=f"{size:.3g} parameters",
+        )
+    plot.add_hline(y=0, line={"color": NEUTRAL.colour, "width": 1})
+    log_axis(plot.update_xaxes, *_span(distance), "lr / optimal lr")
+    plot.update_yaxes(title_text="Measured − law, % of loss")
+    return plot
+
+
+def calibration(law: Law, table: TrialTable) -> go.Figure:
+    """Share of held-out cells inside the law's intervals against the level of the interval; the diagonal is perfect.
+
+    Intervals of other levels are the law's own, scaled as those of a normal distribution.
+    """
+    from statistics import NormalDist
+
+    plot = empty_figure()
+    levels = np.linspace(0.05, 0.99, 40)
+    base = NormalDist().inv_cdf(0.5 + 0.5 * law.level)
+    plot.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        line={"dash": "dot", "color": NEUTRAL.colour},
+        name="perfect",
+        hoverinfo="skip",
+    )
+    scores: dict[str, list[float]] = {"lr": [], "batch": [], "loss": []}
+    for (size, tokens), grid in _grids(table).items():
+        p = law.predict(size, tokens)
+        edges = grid.at_edge()
+        for key, e, got, censored in (
+            ("lr", p.lr, grid.best_lr, edges[0]),
+            ("batch", p.batch, grid.best_batch, edges[1]),
+            ("loss", p.loss, grid.best, False),
+        ):
+            if censored or e.low == e.high:
+                continue
+            side = e.high if got > e.value else e.low
+            scores[key].append(
+                abs(math.log(got / e.value)) / max(abs(math.log(side / e.value)), 1e-12) * base
+            )
+    for rank, (key, z) in enumerate(scores.items()):
+        if z:
+            look = of_rank(rank, 3)
+            limits = [NormalDist().inv_cdf(0.5 + 0.5 * level) for level in levels]
+            share = [float(np.mean(np.array(z) <= limit)) for limit in limits]
+            plot.add_scatter(
+                x=levels,
+                y=share,
+                mode="lines",
+                line={"color": look.colour, "dash": ("solid", "dash", "dot")[rank]},
+                name=f"{key}, {len(z)} cells",
+            )
+    plot.update_xaxes(title_text="Level of the interval", range=[0, 1])
+    plot.update_yaxes(title_text="Share of held-out cells inside", range=[0, 1.02])
+    return plot
+
+
+def replay_curves(result: ReplayResult) -> go.Figure:
+    """Best excess so far against what was spent: median over seeds for each method."""
+    plot = empty_figure()
+    cost = np.geomspace(0.5, max(float(result.trace["cost"].max()), 2.0), 120)
+    floor = 1e-4
+    for method, by_method in result.trace.groupby("method", sort=False):
+        curves = []
+        for _, g in by_method.groupby("seed"):
+            index = np.searchsorted(g["cost"].to_numpy(), cost, side="right") - 1
+            reached = np.where(index >= 0, g["excess"].to_numpy()[np.maximum(index, 0)], np.nan)
+            curves.append(np.maximum(reached, floor))
+        stacked = np.array(curves)
+        known = np.isfinite(stacked).mean(axis=0) >= 0.5
+        median = np.full(cost.size, np.nan)
+        median[known] = np.nanmedian(stacked[:, known], axis=0)
+        look = of_method(str(method))
+        line = {"color": look.colour, "dash": look.dash, "shape": "hv"}
+        plot.add_scatter(x=cost, y=100 * median, mode="lines", line=line, name=str(method))
+    for t in result.thresholds:
+        plot.add_hline(y=100 * t, line={"dash": "dot", "width": 1, "color": NEUTRAL.colour})
+    log_axis(
+        plot.update_xaxes, float(cost[0]), float(cost[-1]), "Spent, in runs of the target (pilots included)"
+    )
+    log_axis(
+        plot.update_yaxes, 100 * floor, max(100 * float(result.trace["excess"].max()), 1.0), "Excess loss, %"
+    )
+    return plot
+
+
+def law_page(title: str, law: Law, figures: Sequence[tuple[str, go.Figure]], path: str | Path) -> Path:
+    """One self-contained HTML page: the law in words, its cautions, and figures with their headings."""
+    from plotly.offline import get_plotlyjs
+
+    parts = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>{html.escape(title)}</title>",
+        "<style>body{font-family:system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "pre{white-space:pre-wrap;background:#f4f5f7;padding:1rem}</style>",
+        f"<script>{get_plotlyjs()}</script><h1>{html.escape(title)}</h1><pre>{html.escape(law.describe())}</pre>",
+    ]
+    for heading, figure in figures:
+        shown = go.Figure(figure).update_layout(
+            showlegend=True, height=420, legend={"orientation": "h", "y": -0.25}
+        )
+        body = shown.to_html(
+            full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+        )
+        parts.append(f"<h2>{html.escape(heading)}</h2>{body}")
+    out = Path(path)
+    out.write_text("\n".join(parts) + "</html>\n", encoding="utf-8")
+    return out
+
+
+def _grids(table: TrialTable) -> dict[tuple[float, float], CellGrid]:
+    frame = table.frame[(table.frame["state"] == "complete") & np.isfinite(table.frame["loss"])]
+    return {
+        (float(s), float(t)): CellGrid(*(g[c].to_numpy(dtype=float) for c in ("lr", "batch", "loss")))
+        for (s, t), g in frame.groupby(["size", "tokens"])
+    }
+
+
+def _span(values: object) -> tuple[float, float]:
+    v = np.asarray(values, dtype=float)
+    v = v[np.isfinite(v) & (v > 0)]
+    return float(v.min()), float(v.max())
