@@ -161,22 +161,64 @@ class Names:
             tuple(f"{prefix}_{name}" for name in base),
         )
 
-    def read(self, shared: dict[str, Any], states: Sequence[dict[str, Any]]) -> JointState:
+    def read(
+        self, shared: dict[str, Any], states: Sequence[dict[str, Any]], joined: Joined, leading: int
+    ) -> JointState:
+        """The trace, its tensors joined; ``leading`` counts the dimensions before a parameter's own."""
         return JointState(
             shared[self.beta],
             tuple(shared[name] for name in self.meta),
-            tuple(state[self.weights] for state in states),
-            tuple(tuple(state[name] for state in states) for name in self.base),
+            joined.join([state[self.weights] for state in states], leading),
+            tuple(joined.join([state[name] for state in states], leading) for name in self.base),
         )
 
-    def write(self, shared: dict[str, Any], states: Sequence[dict[str, Any]], new: JointState) -> None:
-        for old, value in zip(self.read(shared, states).flatten(), new.flatten(), strict=True):
-            old.copy_(value)
+    def write(
+        self, shared: dict[str, Any], states: Sequence[dict[str, Any]], joined: Joined, new: JointState
+    ) -> None:
+        """Copy a trace back to where it is kept."""
+        for name, value in zip((self.beta, *self.meta), (new.beta, *new.meta), strict=True):
+            shared[name].copy_(value)
+        for name, row in zip((self.weights, *self.base), (new.weights, *new.base), strict=True):
+            for state, value in zip(states, joined.part(row), strict=True):
+                state[name].copy_(value)
+
+
+class Joined:
+    """Tensors joined into long ones and parted again; what is joined is advanced by the same operations.
+
+    Args:
+        keys: one a tensor; neighbours in the order of first appearance with equal keys are joined.
+        shapes: their shapes.
+    """
+
+    def __init__(self, keys: Sequence[Any], shapes: Sequence[torch.Size]) -> None:
+        order: dict[Any, list[int]] = {}
+        for i, key in enumerate(keys):
+            order.setdefault(key, []).append(i)
+        self.members = list(order.values())
+        self._shapes = list(shapes)
+
+    def join(self, tensors: Sequence[Tensor], leading: int = 0) -> Tensors:
+        """One long tensor a key; ``leading`` dimensions are kept."""
+        return tuple(
+            torch.cat([tensors[i].reshape(*tensors[i].shape[:leading], -1) for i in own], dim=-1)
+            for own in self.members
+        )
+
+    def part(self, joined: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors again, in their order, with any leading dimensions kept."""
+        out: dict[int, Tensor] = {}
+        for own, long in zip(self.members, joined, strict=True):
+            pieces = long.split([self._shapes[i].numel() for i in own], dim=-1)
+            for i, piece in zip(own, pieces, strict=True):
+                out[i] = piece.reshape(*piece.shape[:-1], *self._shapes[i])
+        return [out[i] for i in range(len(self._shapes))]
 
 
 def step(
     kind: str,
     make_map: Callable[[list[int]], JointMap],
+    keys: Sequence[Any],
     graph: Graph,
     factors: list[Tensor],
     params: Sequence[Tensor],
@@ -191,6 +233,8 @@ def step(
     Args:
         kind: "l", "2x2" or "exact".
         make_map: the joint map for the parameters of these indices.
+        keys: one a used parameter, equal where parameters may be joined (same block, multiplier, decay and
+            step count).
         graph: of the loss; ``graph.used`` are the parameters that move.
         factors: factor of each used gradient: clipping, and −1 to maximise.
         params, states: all parameters and their state.
@@ -203,39 +247,42 @@ def step(
         return
     own = [states[i] for i in used]
     graph.scale(factors)
-    grads = tuple(f * g.to(f.dtype) for f, g in zip(factors, graph.grads, strict=True))
-    weights = tuple(params[i].detach().to(f.dtype) for i, f in zip(used, factors, strict=True))
+    joined = Joined(keys, [params[i].shape for i in used])
+    grads = joined.join([f * g.to(f.dtype) for f, g in zip(factors, graph.grads, strict=True)])
     s = JointState(
         shared["beta"],
         tuple(shared[f"meta_{name}"] for name in meta),
-        weights,
-        tuple(tuple(state[name] for state in own) for name in base),
+        joined.join([params[i].detach().to(f.dtype) for i, f in zip(used, factors, strict=True)]),
+        tuple(joined.join([state[name] for state in own]) for name in base),
     )
-    joint = make_map(used)
+    joint = make_map([used[members[0]] for members in joined.members])
     first, second = Names.of("H", meta, base), Names.of("Q", meta, base)
-    trace = first.read(shared, own)
-    bend = second.read(shared, own) if kind == "exact" else None
-    new, new_trace, new_bend = advance(
-        kind, joint, s, grads, trace, bend, gamma, graph.hvp, graph.third if kind == "exact" else None
-    )
+    trace = first.read(shared, own, joined, 1)
+    bend = second.read(shared, own, joined, 2) if kind == "exact" else None
+
+    def hvp(v: Tensors) -> Tensors:
+        return joined.join(graph.hvp(tuple(joined.part(v))))
+
+    def third(u: Tensors, v: Tensors) -> Tensors:
+        return joined.join(graph.third(tuple(joined.part(u)), tuple(joined.part(v))))
+
+    new, new_trace, new_bend = advance(kind, joint, s, grads, trace, bend, gamma, hvp, third)
     z = sum_products(trace.weights, grads)
     d, moved = joint.meta.update(z, s.meta, joint.meta_steps)
     ok = usable(z, s.beta - joint.meta_lr * d, moved)
     shared["meta_step"].add_(ok)
     shared["skipped"].add_(~ok.all())
-    for i, w in zip(used, new.weights, strict=True):
+    for i, w in zip(used, joined.part(new.weights), strict=True):
         params[i].copy_(w)
         states[i]["step"] += 1
-    for old, value in zip((*s.meta, *_flat(s.base)), (*new.meta, *_flat(new.base)), strict=True):
+    for name, row in zip(base, new.base, strict=True):
+        for state, value in zip(own, joined.part(row), strict=True):
+            state[name].copy_(value)
+    for old, value in zip((s.beta, *s.meta), (new.beta, *new.meta), strict=True):
         old.copy_(value)
-    s.beta.copy_(new.beta)
-    first.write(shared, own, new_trace)
+    first.write(shared, own, joined, new_trace)
     if new_bend is not None:
-        second.write(shared, own, new_bend)
-
-
-def _flat(rows: tuple[Tensors, ...]) -> Tensors:
-    return tuple(x for row in rows for x in row)
+        second.write(shared, own, joined, new_bend)
 
 
 def init_shared(kind: str, beta: Tensor, meta: Sequence[str]) -> dict[str, Tensor]:

@@ -356,6 +356,7 @@ class MetaOptimize(torch.optim.Optimizer):
         hessian.step(
             self._trace,
             joint_map,
+            [self._joins(i, params[i], owners[i]) for i in graph.used],
             graph,
             factors,
             params,
@@ -368,6 +369,19 @@ class MetaOptimize(torch.optim.Optimizer):
         self._refresh_step_sizes()
         self._watch.see(beta)
         return loss.detach()
+
+    def _joins(self, i: int, p: Tensor, group: dict[str, Any]) -> Any:
+        """Parameters with equal values here are advanced by the same operations on every element."""
+        assert self._blocks is not None
+        if not self._base.elementwise or self._blocks.per_weight:
+            return i
+        return (
+            self._blocks.of[i],
+            group["lr"],
+            group["weight_decay"],
+            float(self.state[p]["step"]),
+            computed_in(p),
+        )
 
     def _step_at_once(self, kernel: Kernel) -> bool:
         """The whole step in one native call, where everything is a dense tensor on the CPU; whether it was

@@ -54,6 +54,9 @@ class Rule(ABC):
     uses_magnitude: ClassVar[bool] = True
     """False where only signs reach the direction: its derivative is 0 almost everywhere, and no Hessian is
     needed."""
+    elementwise: ClassVar[bool] = False
+    """True where every element's direction depends on that element alone: tensors may then be joined into
+    one."""
 
     @abstractmethod
     def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
@@ -82,6 +85,8 @@ class Rule(ABC):
 class SGD(Rule):
     """The gradient itself: u = g."""
 
+    elementwise: ClassVar[bool] = True
+
     def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
         return g, ()
 
@@ -92,6 +97,7 @@ class SGDM(Rule):
 
     momentum: float = 0.9
     states: ClassVar[tuple[str, ...]] = ("m",)
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fraction("momentum", self.momentum)
@@ -108,6 +114,7 @@ class RMSprop(Rule):
     beta: float = 0.999
     eps: float | None = None
     states: ClassVar[tuple[str, ...]] = ("v",)
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fraction("beta", self.beta)
@@ -126,6 +133,7 @@ class AdamW(Rule):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float | None = None
     states: ClassVar[tuple[str, ...]] = ("m", "v")
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_pair("betas", self.betas)
@@ -144,6 +152,7 @@ class Lion(Rule):
 
     betas: tuple[float, float] = (0.9, 0.99)
     states: ClassVar[tuple[str, ...]] = ("m",)
+    elementwise: ClassVar[bool] = True
     uses_magnitude: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -185,9 +185,14 @@ def advance(
         return step(s.like(flat[:count]), tuple(flat[count:]), h).flatten()
 
     primals = (*s.flatten(), *grads)
-    new = s.like(moved(*primals))
-    rows = vmap(lambda *tangents: jvp(moved, primals, tangents)[1])(*along.flatten(), *curvature)
-    new_trace = s.like(rows)
+    if m == 1:  # a plain product: vmap's overhead is a good part of a small model's step
+        first = tuple(x[0] for x in (*along.flatten(), *curvature))
+        out = jvp(moved, primals, first)
+        new, new_trace = s.like(out[0]), s.like([x[None] for x in out[1]])
+    else:
+        new = s.like(moved(*primals))
+        rows = vmap(lambda *tangents: jvp(moved, primals, tangents)[1])(*along.flatten(), *curvature)
+        new_trace = s.like(rows)
     if kind == "l":
         new_trace = JointState(along.beta, along.meta, new_trace.weights, new_trace.base)
     return new, new_trace, None
