@@ -30,7 +30,11 @@ def test_every_public_name_is_there_and_none_is_a_submodule() -> None:
 def test_pruner_and_sampler_work_without_torch() -> None:
     code = """
 import sys
-sys.modules["torch"] = None
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ImportError("torch is not installed here")
+sys.meta_path.insert(0, NoTorch())
 import optuna
 from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, trial_table
 optuna.logging.set_verbosity(40)

@@ -1,0 +1,119 @@
+"""A callback that makes a Hugging Face Trainer run a trial: token-grid reports, pruning, record."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from optuna.trial import Trial
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo_optuna.reporter import TrialReporter
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise ImportError(
+        "metaopt_hpo_optuna.huggingface needs transformers, which is not installed; run: pip install transformers"
+    ) from error
+
+
+class TrialTrainerCallback(TrainerCallback):
+    """Evaluates on the shared token grid, reports to the trial, and stops the Trainer when the pruner says so.
+
+        callback = TrialTrainerCallback(trial, tokens_per_step=64 * 1024)
+        trainer = Trainer(model, args, train_dataset=train, eval_dataset=held_out, callbacks=[callback])
+        trainer.train()
+        return callback.result()
+
+    Checkpoints stay the Trainer's own: give a retried trial `trainer.train(resume_from_checkpoint=True)`.
+
+    Args:
+        trial: the trial.
+        tokens_per_step: tokens (examples, where there are none) of an optimizer step, over all devices.
+        size: trainable non-embedding parameters; default counted from the model, embeddings left out.
+        metric: which evaluation metric is reported.
+        strategy: name of what sets lr; default the Trainer's scheduler.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        *,
+        tokens_per_step: float,
+        size: float | None = None,
+        metric: str = "eval_loss",
+        strategy: str | None = None,
+    ) -> None:
+        self._trial = trial
+        self._batch = tokens_per_step
+        self._size = size
+        self._metric = metric
+        self._strategy = strategy
+        self._reporter: TrialReporter | None = None
+        self._grad_norm = math.nan
+        self._step_size = math.nan
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Describe the run to the trial."""
+        scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        self._reporter = TrialReporter(
+            self._trial,
+            size=trainable_size(kwargs["model"]) if self._size is None else self._size,
+            tokens=state.max_steps * self._batch,
+            batch=self._batch,
+            lr=args.learning_rate,
+            strategy=self._strategy or str(scheduler),
+            seed=args.seed,
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for an evaluation at grid points and at the end."""
+        if self._live().due(state.global_step * self._batch) is not None:
+            control.should_evaluate = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember what the Trainer measured of the last step."""
+        logs = kwargs.get("logs") or {}
+        self._grad_norm = float(logs.get("grad_norm", self._grad_norm))
+        self._step_size = float(logs.get("learning_rate", self._step_size))
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report, and stop where the pruner says so."""
+        metrics = kwargs.get("metrics") or {}
+        if self._metric not in metrics:
+            raise MetaOptError(
+                f"the evaluation has no metric {self._metric!r}; it has {', '.join(sorted(metrics))}; "
+                "name one with metric=…"
+            )
+        reason = self._live().report(
+            state.global_step * self._batch,
+            metrics[self._metric],
+            step_size=self._step_size,
+            grad_norm=self._grad_norm,
+        )
+        if reason is not None:
+            control.should_training_stop = True
+
+    def result(self) -> float:
+        """What the objective returns; raises `optuna.TrialPruned` for a run that was stopped or diverged."""
+        return self._live().result()
+
+    def _live(self) -> TrialReporter:
+        if self._reporter is None:
+            raise MetaOptError("the Trainer has not begun to train; call trainer.train() first")
+        return self._reporter
+
+
+def trainable_size(model: Any) -> int:
+    """Trainable parameters outside embeddings and the output layer tied to them."""
+    embedding = {id(p) for m in model.modules() if "Embedding" in type(m).__name__ for p in m.parameters()}
+    return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in embedding)

@@ -1,0 +1,93 @@
+"""A callback that makes a Lightning run a trial: token-grid reports, pruning, record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna.trial import Trial
+
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo_optuna.reporter import TrialReporter
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise ImportError(
+        "metaopt_hpo_optuna.lightning_callback needs lightning, which is not installed; run: pip install lightning"
+    ) from error
+
+
+class TrialLightningCallback(Callback):
+    """Reports each validation to the trial, at the grid point passed last, and stops when the pruner says so.
+
+        callback = TrialLightningCallback(trial, size=n, batch=b, lr=lr)
+        Trainer(max_steps=steps, val_check_interval=50, callbacks=[callback]).fit(module, train, held_out)
+        return callback.result()
+
+    Validate often enough (`val_check_interval`): what is not validated cannot be reported.
+
+    Args:
+        trial: the trial.
+        size: trainable non-embedding parameters.
+        batch: tokens (examples, where there are none) of an optimizer step, over all devices.
+        lr: the knob.
+        tokens: planned training tokens; default `max_steps` of the Trainer times `batch`.
+        monitor: which logged validation metric is reported.
+        strategy: name of what sets lr.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        *,
+        size: float,
+        batch: float,
+        lr: float,
+        tokens: float | None = None,
+        monitor: str = "val_loss",
+        strategy: str = "",
+    ) -> None:
+        self._trial = trial
+        self._size = size
+        self._batch = batch
+        self._lr = lr
+        self._tokens = tokens
+        self._monitor = monitor
+        self._strategy = strategy
+        self._reporter: TrialReporter | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Describe the run to the trial."""
+        tokens = self._tokens
+        if tokens is None:
+            if trainer.max_steps is None or trainer.max_steps < 1:
+                raise ValueError("tokens is not known: give tokens=… or Trainer(max_steps=…)")
+            tokens = trainer.max_steps * self._batch
+        self._reporter = TrialReporter(
+            self._trial,
+            size=self._size,
+            tokens=tokens,
+            batch=self._batch,
+            lr=self._lr,
+            strategy=self._strategy,
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report, and stop where the pruner says so."""
+        if trainer.sanity_checking or self._reporter is None:
+            return
+        metrics: Any = trainer.callback_metrics
+        if self._monitor not in metrics:
+            raise MetaOptError(
+                f"no metric {self._monitor!r} was logged; there are {', '.join(sorted(metrics))}; log it in "
+                "validation_step, or name another with monitor=…"
+            )
+        reason = self._reporter.report(trainer.global_step * self._batch, float(metrics[self._monitor]))
+        if reason is not None:
+            trainer.should_stop = True
+
+    def result(self) -> float:
+        """What the objective returns; raises `optuna.TrialPruned` for a run that was stopped or diverged."""
+        if self._reporter is None:
+            raise MetaOptError("Lightning has not begun to train; call trainer.fit first")
+        return self._reporter.result()
