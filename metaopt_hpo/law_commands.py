@@ -1,0 +1,168 @@
+"""The commands `laws` and `replay` of the command line; `metaopt_hpo.cli` registers them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaopt_hpo.errors import MetaOptError
+
+
+def laws(
+    name: Annotated[
+        str | None, typer.Argument(help="A law of the library; without one, all are listed.")
+    ] = None,
+    size: Annotated[float | None, typer.Option(help="Parameters of a model to predict for.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Its training tokens.")] = None,
+    batch: Annotated[float | None, typer.Option(help="Tokens per step, for laws that need it.")] = None,
+    anchor: Annotated[
+        str | None, typer.Option(help="SIZE,TOKENS,LR of a known optimum, for laws that give exponents only.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a fitted law here, as JSON.")] = None,
+) -> None:
+    """List published and fitted laws, or ask one of them.
+
+    Example: metaopt-hpo laws step-law --size 7e9 --tokens 1.4e12
+    """
+    from metaopt_hpo.scaling import library
+
+    if name is None:
+        for known in library.names():
+            typer.echo(f"{known:<24} {library.load(known).title}")
+        typer.echo("\nOne of them in full: metaopt-hpo laws NAME")
+        return
+    law = library.load(name)
+    typer.echo(f"{law.title}\nsource: {law.source}\nunits:  {law.units}")
+    if isinstance(law, library.FittedLaw):
+        typer.echo(f"licence: {law.licence}\n{law.law.describe()}")
+    else:
+        for label, term in (("lr*", law.lr), ("batch*", law.batch)):
+            if term is not None:
+                typer.echo(f"{label} = {_formula(term)}")
+        if law.loss:
+            typer.echo("loss* = " + " + ".join(_formula(t) for t in law.loss))
+        for axis, (low, high) in law.domain.items():
+            typer.echo(f"fitted on {axis} {low:.3g} … {high:.3g}")
+        if law.note:
+            typer.echo(law.note)
+    for table, e in law.errors.items():
+        typer.echo(
+            f"excess on {table}: {100 * e['mean']:.2f} % mean, {100 * e['max']:.2f} % worst of {e['cells']:.0f} cells"
+        )
+    if out is not None:
+        if not isinstance(law, library.FittedLaw):
+            raise MetaOptError(f"{name} is a published formula; --out writes fitted laws")
+        law.law.to_json(out)
+        typer.echo(f"law written to {out}")
+    if size is None and tokens is None:
+        return
+    if size is None or tokens is None:
+        raise MetaOptError("a prediction needs both --size and --tokens")
+    if isinstance(law, library.FittedLaw):
+        p = law.law.predict(size, tokens, batch)
+        typer.echo(f"lr    {p.lr}\nbatch {p.batch}\nloss  {p.loss}")
+        for warning in p.warnings:
+            typer.echo(f"warning [{warning.code}] {warning.message}", err=True)
+        return
+    if law.lr is not None:
+        typer.echo(f"lr    {law.predict_lr(size, tokens, batch=batch, anchor=_anchor(anchor)):.4g}")
+    if law.batch is not None and not math.isnan(law.batch.coefficient):
+        typer.echo(f"batch {law.predict_batch(size, tokens):.4g}")
+    if law.loss:
+        typer.echo(f"loss  {law.predict_loss(size, tokens):.4g}")
+
+
+def replay(
+    table: Annotated[Path, typer.Argument(help="Trials as CSV or Parquet.")],
+    size: Annotated[float, typer.Option(help="Size of the target; one of the table's.")],
+    tokens: Annotated[float, typer.Option(help="Tokens of the target; some of the table's at that size.")],
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", help="OURS=THEIRS for columns of other names.")
+    ] = None,
+    units: Annotated[list[str] | None, typer.Option("--unit", help="OURS=FACTOR, or OURS=sequences.")] = None,
+    sequence_length: Annotated[float | None, typer.Option(help="Tokens in a sequence.")] = None,
+    methods: Annotated[str, typer.Option(help="Comma-separated.")] = "law,tpe,random,grid",
+    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each method.")] = 10,
+    limit: Annotated[float, typer.Option(help="Target runs after which a method has failed.")] = 150.0,
+    page: Annotated[Path | None, typer.Option(help="Write the curves here, as HTML.")] = None,
+) -> None:
+    """Replay search methods on a table of real runs and compare what each one spends.
+
+    Example: metaopt-hpo replay runs.csv --size 4.3e8 --tokens 5e10
+    """
+    from metaopt_hpo.comparison.replay import replay as run
+    from metaopt_hpo.comparison.table_objective import TableObjective
+    from metaopt_hpo.trials.table import TrialTable
+
+    objective = TableObjective(
+        TrialTable.read(
+            table, _pairs("--map", columns), units=_pairs("--unit", units), sequence_length=sequence_length
+        )
+    )
+    near = min(objective.cells, key=lambda c: math.log(c[0] / size) ** 2 + math.log(c[1] / tokens) ** 2)
+    if abs(near[0] / size - 1) > 0.02 or abs(near[1] / tokens - 1) > 0.02:
+        raise MetaOptError(
+            f"the table has no cell near size {size:.4g} and {tokens:.4g} tokens; the nearest is "
+            f"{near[0]:.6g} × {near[1]:.6g}"
+        )
+    result = run(
+        objective,
+        near,
+        methods=[m.strip() for m in methods.split(",") if m.strip()],
+        seeds=seeds,
+        limit=limit,
+    )
+    typer.echo(
+        f"target {near[0]:.4g} parameters × {near[1]:.4g} tokens; a grid search costs {result.grid_size} target runs"
+    )
+    typer.echo(
+        f"{'method':<11}{'within':>8}{'median':>9}{'mean':>9}{'p90':>9}{'reached':>9}   (target runs, pilots included)"
+    )
+    for row in result.summary().to_dict("records"):
+        typer.echo(
+            f"{row['method']:<11}{row['within']:>8}{row['median']:>9.2f}{row['mean']:>9.2f}{row['p90']:>9.2f}"
+            f"{row['reached']:>9.0%}"
+        )
+    if page is not None:
+        from metaopt_hpo.report.law_figures import replay_curves
+
+        replay_curves(result).update_layout(showlegend=True).write_html(page)
+        typer.echo(f"curves written to {page}")
+
+
+def _formula(term: object) -> str:
+    from metaopt_hpo.scaling.library import Monomial
+
+    if not isinstance(term, Monomial):
+        raise TypeError(f"expected a monomial, got {type(term).__name__}")
+    powers = " · ".join(f"{k}^{v:g}" for k, v in term.exponents.items())
+    if math.isnan(term.coefficient):
+        return f"(not published) · {powers}"
+    return f"{term.coefficient:g}" + (f" · {powers}" if powers else "")
+
+
+def _anchor(text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    try:
+        size, tokens, lr = (float(p) for p in parts)
+    except ValueError:
+        raise MetaOptError(f"--anchor must be SIZE,TOKENS,LR, got {text!r}") from None
+    return size, tokens, lr
+
+
+def _pairs(option: str, values: list[str] | None) -> dict[str, str | float]:
+    out: dict[str, str | float] = {}
+    for text in values or ():
+        ours, equals, theirs = text.partition("=")
+        if not equals or not ours or not theirs:
+            raise MetaOptError(f"{option} must be OURS=THEIRS, got {text!r}")
+        try:
+            out[ours] = float(theirs)
+        except ValueError:
+            out[ours] = theirs
+    return out

@@ -1,0 +1,97 @@
+"""The commands laws and replay: what they print is what the library and the replay say."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from metaopt_hpo import law_commands
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling import Law, library
+
+app = typer.Typer()
+app.command()(law_commands.laws)
+app.command()(law_commands.replay)
+runner = CliRunner()
+
+
+def test_all_laws_are_listed() -> None:
+    result = runner.invoke(app, ["laws"])
+    assert result.exit_code == 0
+    for name in library.names():
+        assert name in result.output
+
+
+@pytest.mark.parametrize("name", library.names())
+def test_each_law_shows_its_origin(name: str) -> None:
+    result = runner.invoke(app, ["laws", name])
+    assert result.exit_code == 0, result.output
+    assert library.load(name).source in result.output
+
+
+def test_predictions_and_export(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["laws", "step-law", "--size", "1e9", "--tokens", "1e11"])
+    assert f"lr    {1.79 * 1e9**-0.713 * 1e11**0.307:.4g}" in result.output
+    result = runner.invoke(
+        app, ["laws", "mup-adam", "--size", "4e9", "--tokens", "1e11", "--anchor", "1e9,1e11,0.01"]
+    )
+    assert "lr    0.005" in result.output
+    path = tmp_path / "law.json"
+    assert runner.invoke(app, ["laws", "fitted-step-law", "--out", str(path)]).exit_code == 0
+    assert Law.from_json(path).trials == 1968
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["laws", "nope"], "no law 'nope'"),
+        (["laws", "step-law", "--size", "1e9"], "both"),
+        (["laws", "step-law", "--out", "x.json"], "published formula"),
+        (["laws", "mup-adam", "--size", "1e9", "--tokens", "1e9", "--anchor", "1,2"], "SIZE,TOKENS,LR"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, arguments)
+    assert isinstance(result.exception, MetaOptError)
+    assert message in str(result.exception)
+
+
+def test_replay_of_a_file(tmp_path: Path) -> None:
+    rows = [
+        {
+            "N": n,
+            "tokens": 20 * n,
+            "bsz": b,
+            "lr": lr,
+            "loss": 2 + math.log(lr / 1e-3) ** 2 / 10 + math.log(b / 256) ** 2 / 10,
+        }
+        for n in (1e7, 3e7, 1e8)
+        for lr in (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+        for b in (64, 128, 256, 512, 1024)
+    ]
+    path = tmp_path / "t.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    base = [
+        "replay",
+        str(path),
+        "--tokens",
+        "2e9",
+        "--map",
+        "size=N",
+        "--map",
+        "batch=bsz",
+        "--methods",
+        "random,grid",
+    ]
+    page = tmp_path / "p.html"
+    result = runner.invoke(app, [*base, "--size", "1e8", "--seeds", "2", "--page", str(page)])
+    assert result.exit_code == 0, result.output
+    assert "a grid search costs 25 target runs" in result.output
+    assert page.exists()
+    far = runner.invoke(app, [*base, "--size", "5e8"])
+    assert "no cell near" in str(far.exception)
