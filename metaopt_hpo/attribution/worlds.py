@@ -3,7 +3,7 @@
 A quadratic with curvatures h_i = i^(−1/r) and h_i·w_i² ∝ i^(−(1+s/r)) has source exponent s (its noiseless loss falls
 like τ^−s) and capacity exponent r (τ^r directions have converged by time τ): the two numbers of the generalised
 proxy. r = 0 puts three quarters of the directions at h = 1, where they converge at once, and the rest on a
-geometric spectrum, each half of the loss: the count of converged, noisy directions barely grows (local r ≈ .02).
+geometric spectrum: the count of converged, noisy directions barely grows (local r ≈ .02).
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class Quadratic:
         capacity: r >= 0.
         dim: number of directions; few of them make the spectrum end within the budget ("finite").
         sigma: standard deviation of one sample's gradient noise in each coordinate.
+        fast_share: share of the first loss in the fast directions of an r = 0 spectrum. At 0 they start at rest, and
+            noise makes ‖g‖ rise during a run; with a share ‖g‖ falls, as the bounded quantity needs, but short runs
+            must also spend steps on them.
 
     Noise levels: gaussian (σ/√B); state-dependent (its variance follows the loss, down to a tenth); heavy (Student t
     with 1.5 degrees of freedom, scale σ·B^(−1/3)); minibatch (least squares on fresh samples x ~ N(0, diag h) with
@@ -42,11 +45,20 @@ class Quadratic:
     floor = 0.0
     records = RECORDS
 
-    def __init__(self, name: str, *, source: float, capacity: float, dim: int, sigma: float = 4.0) -> None:
-        if not (source > 0 and capacity >= 0 and dim >= 2 and sigma > 0):
+    def __init__(
+        self,
+        name: str,
+        *,
+        source: float,
+        capacity: float,
+        dim: int,
+        sigma: float = 4.0,
+        fast_share: float = 0.0,
+    ) -> None:
+        if not (source > 0 and capacity >= 0 and dim >= 4 and sigma > 0 and 0 <= fast_share < 1):
             raise ValueError(
-                f"a quadratic needs source > 0, capacity >= 0, dim >= 2 and sigma > 0, got {source}, {capacity}, "
-                f"{dim}, {sigma}"
+                "a quadratic needs source > 0, capacity >= 0, dim >= 4, sigma > 0 and fast_share in [0, 1), got "
+                f"{source}, {capacity}, {dim}, {sigma}, {fast_share}"
             )
         self.name, self.source, self.capacity, self.sigma = name, source, capacity, sigma
         i = torch.arange(1, dim + 1, dtype=torch.float64)
@@ -55,7 +67,7 @@ class Quadratic:
         else:
             slow = torch.logspace(0, -GEOMETRIC_DECADES, dim // 4, dtype=torch.float64)
             h = torch.cat([torch.ones(dim - dim // 4, dtype=torch.float64), slow])
-            share = (slow**source).sum() / (dim - dim // 4)
+            share = fast_share / (1 - fast_share) * (slow**source).sum() / (dim - dim // 4)
             energy = torch.cat([share.expand(dim - dim // 4), slow**source])
         self.h = h.float()
         self.w0 = torch.sqrt(2 * energy / energy.sum() / h).float()
@@ -185,7 +197,8 @@ def tier0_worlds() -> dict[str, Quadratic | Logistic]:
     worlds: list[Quadratic | Logistic] = [
         Quadratic("quadratic", source=0.53, capacity=0.33, dim=128),
         Quadratic("infinite", source=1 / 3, capacity=1 / 3, dim=64),
-        Quadratic("hard", source=0.15, capacity=0.0, dim=64),
+        Quadratic("hard", source=0.15, capacity=0.0, dim=64, fast_share=0.5),
+        Quadratic("hard-at-rest", source=0.15, capacity=0.0, dim=64),
         Logistic(),
     ]
     return {w.name: w for w in worlds}

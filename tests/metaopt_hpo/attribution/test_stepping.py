@@ -132,7 +132,7 @@ class TestWorlds:
         assert np.polyfit(np.log(times), np.log(losses), 1)[0] == pytest.approx(-0.6, abs=0.03)
         assert np.polyfit(np.log(times), np.log(counts), 1)[0] == pytest.approx(0.5, abs=0.03)
 
-    @pytest.mark.parametrize("name", ["quadratic", "infinite", "hard"])
+    @pytest.mark.parametrize("name", ["quadratic", "infinite", "hard", "hard-at-rest"])
     def test_quadratics_are_normalised(self, name):
         w = tier0_worlds()[name]
         assert float(w.loss(w.start([0]))) == pytest.approx(1, rel=1e-5)
