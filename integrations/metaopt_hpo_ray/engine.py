@@ -100,16 +100,17 @@ class RayEngine:
         threads = _threads()
         _claim(folder, method, task)
         parts = sorted(folder.glob("part-*"), key=lambda p: int(p.name.removeprefix("part-")))
+        own = _Own(method, study, task.objective.name)
         done: list[TrialRecord] = []
         for part in parts:
-            done += _finished(part, method, study, len(done))
+            done += _finished(part, own, len(done))
         if progress is not None:
             for record in done:
                 progress(record)
         search = BudgetSearch(make_proposer(method, task), task, done)
         _start_ray(self._concurrency * threads)
         keeper = CurveKeeper()
-        told = _Tell(keeper, method, study, len(done), progress)
+        told = _Tell(keeper, own, len(done), progress)
         trainable = tune.with_resources(
             tune.with_parameters(_run, objective=task.objective, threads=threads), {"cpu": threads}
         )
@@ -143,13 +144,10 @@ class RayEngine:
 class _Tell(tune.Callback):
     """Hands on each finished trial as a record."""
 
-    def __init__(
-        self, keeper: CurveKeeper, method: Method, study: str, first: int, progress: Progress | None
-    ) -> None:
+    def __init__(self, keeper: CurveKeeper, own: _Own, first: int, progress: Progress | None) -> None:
         self.records: list[TrialRecord] = []
         self._keeper = keeper
-        self._method = method
-        self._study = study
+        self._own = own
         self._first = first
         self._progress = progress
 
@@ -161,7 +159,7 @@ class _Tell(tune.Callback):
 
     def _tell(self, trial: Trial) -> None:
         entry = self._keeper.book.entries[trial.trial_id]
-        record = _own(entry.record(), self._method, self._study, self._first + len(self.records))
+        record = self._own(entry.record(), self._first + len(self.records))
         self.records.append(record)
         if self._progress is not None:
             self._progress(record)
@@ -239,7 +237,7 @@ def _claim(folder: Path, method: Method, task: SearchTask) -> None:
         ) from error
 
 
-def _finished(part: Path, method: Method, study: str, first: int) -> list[TrialRecord]:
+def _finished(part: Path, own: _Own, first: int) -> list[TrialRecord]:
     """Trials of an earlier process; one that was under way has failed with what it had spent."""
     journal = part / JOURNAL
     if not journal.exists():
@@ -251,14 +249,31 @@ def _finished(part: Path, method: Method, study: str, first: int) -> list[TrialR
     for key, entry in book.entries.items():
         if not entry.closed:
             book.close(key, "failed", "the process ended before the trial did")
-    return [_own(e.record(), method, study, first + i) for i, e in enumerate(book.entries.values())]
+    return [own(e.record(), first + i) for i, e in enumerate(book.entries.values())]
 
 
-def _own(record: TrialRecord, method: Method, study: str, number: int) -> TrialRecord:
-    reason = record.reason
-    if record.state == "pruned":
-        reason = f"{method.title} stopped it after {record.tokens:g} tokens at loss {record.loss:.4g}"
-    return dataclasses.replace(record, trial=str(number), study=study, method=method.name, reason=reason)
+@dataclasses.dataclass(frozen=True)
+class _Own:
+    """Gives records the names of the search they belong to."""
+
+    method: Method
+    study: str
+    workload: str
+
+    def __call__(self, record: TrialRecord, number: int) -> TrialRecord:
+        reason = record.reason
+        if record.state == "pruned":
+            reason = (
+                f"{self.method.title} stopped it after {record.tokens:g} tokens at loss {record.loss:.4g}"
+            )
+        return dataclasses.replace(
+            record,
+            trial=str(number),
+            study=self.study,
+            method=self.method.name,
+            workload=self.workload,
+            reason=reason,
+        )
 
 
 # -- the cluster ---------------------------------------------------------------------------------------------

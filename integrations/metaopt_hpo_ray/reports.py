@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from metaopt_hpo.trials.record import TrialState
@@ -25,6 +26,8 @@ EXTRA = (
     "plateau_lr_spread",
 )
 """Results that become fields of the trial record."""
+
+REASON_LENGTH = 300
 
 
 def describe(config: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
@@ -71,6 +74,18 @@ def outcome(entry: Entry, result: Mapping[str, Any]) -> tuple[TrialState, str]:
     if entry.points and tokens >= DONE * entry.tokens:
         return "complete", ""
     return "pruned", "it ended, or was ended, before its planned tokens"
+
+
+def why_failed(trial: Any) -> str:
+    """The last line of the error that Tune recorded for a trial."""
+    try:
+        text = (
+            Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
+        )
+    except (OSError, RuntimeError, AttributeError):
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:REASON_LENGTH] if lines else "the trial's process failed"
 
 
 def is_finite(value: Any) -> bool:

@@ -22,7 +22,7 @@ from ray.tune.experiment import Trial
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
-from metaopt_hpo_ray.reports import describe, outcome, report
+from metaopt_hpo_ray.reports import describe, outcome, report, why_failed
 from metaopt_hpo_ray.state import TrialBook, header
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class CurveKeeper(Callback):
         """A trial has failed for good."""
         if self._scheduler is None:
             self._know(trial)
-            self.book.close(trial.trial_id, "failed", "the trial's process failed")
+            self.book.close(trial.trial_id, "failed", why_failed(trial))
         self.flush()
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:

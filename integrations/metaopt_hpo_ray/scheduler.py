@@ -24,7 +24,7 @@ from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, REASON, STATE, Columns, TuneWarning
 from metaopt_hpo_ray.judge import Judge
-from metaopt_hpo_ray.reports import describe, is_finite, outcome, report
+from metaopt_hpo_ray.reports import describe, is_finite, outcome, report, why_failed
 from metaopt_hpo_ray.state import DONE, TrialBook
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class ScalingLawScheduler(FIFOScheduler):
     def _error(self, trial: Trial) -> None:
         key = trial.trial_id
         if key in self.book.entries:
-            self.book.close(key, "failed", "the trial's process failed")
+            self.book.close(key, "failed", why_failed(trial))
             self._ended(key)
 
     def _remove(self, trial: Trial) -> None:

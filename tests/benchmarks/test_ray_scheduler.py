@@ -1,0 +1,144 @@
+"""What the scheduler costs, beside Tune's own in the same run; and what it saves on a simulated cluster.
+
+    pytest tests/benchmarks/test_ray_scheduler.py -s
+
+Times are printed and never asserted. The saving is deterministic: it is the table of docs/ray-tune.md.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("ray.tune", reason='Ray is not installed (pip install "metaopt-hpo[ray]")')
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "metaopt_hpo_ray"))
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from stub_cluster import Curve, StubCluster, stub_trial, world_curve
+
+from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler
+
+SIZES = tuple(1e6 * 2**k for k in range(6))
+POINTS = 12
+
+
+def asha() -> TrialScheduler:
+    return ASHAScheduler(time_attr="training_iteration", max_t=POINTS, grace_period=2, reduction_factor=3)
+
+
+def law(background: bool = False) -> TrialScheduler:
+    scheduler = ScalingLawScheduler(background=background)
+    CurveKeeper(scheduler)
+    return scheduler
+
+
+def trials(count: int, seed: int = 0) -> list[Trial]:
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(count):
+        size = SIZES[int(rng.integers(len(SIZES)))]
+        lr, noise = float(10 ** rng.uniform(-4, -1)), float(0.003 * rng.standard_normal())
+        trial = stub_trial(f"t{i:05d}", size=size, tokens=20 * size, batch=1e4, lr=lr)
+        trial.curve = world_curve(size, 20 * size, lr, noise, POINTS)
+        out.append(trial)
+    return out
+
+
+def curve_of(trial: Trial) -> Curve:
+    return trial.curve  # type: ignore[no-any-return]
+
+
+class Timed:
+    """Mean microseconds of a function's calls."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.seconds, self.calls = 0.0, 0
+
+    def __call__(self, *args: Any) -> Any:
+        begin = time.perf_counter()
+        result = self._function(*args)
+        self.seconds += time.perf_counter() - begin
+        self.calls += 1
+        return result
+
+    @property
+    def mean(self) -> float:
+        return 1e6 * self.seconds / self.calls
+
+
+def simulate(scheduler: TrialScheduler, swept: list[Trial], slots: int) -> tuple[StubCluster, Timed, Timed]:
+    scheduler.set_search_properties("loss", "min")
+    report, choose = Timed(scheduler.on_trial_result), Timed(scheduler.choose_trial_to_run)
+    scheduler.on_trial_result, scheduler.choose_trial_to_run = report, choose  # type: ignore[method-assign]
+    cluster = StubCluster(scheduler, curve_of, slots=slots)
+    for trial in swept:
+        cluster.add(trial)
+    cluster.run()
+    return cluster, report, choose
+
+
+@pytest.mark.parametrize("count", [100, 1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_hooks(count: int) -> None:
+    print(f"\n{count} trials: mean µs of on_trial_result, choose_trial_to_run")
+    for name, make in (("fifo", FIFOScheduler), ("asha", asha), ("law", lambda: law(background=True))):
+        cluster, report, choose = simulate(make(), trials(count), min(count, 256))
+        print(f"  {name:5} {report.mean:8.1f} {choose.mean:8.1f}")
+        assert all(t.is_finished() for t in cluster.get_trials())
+
+
+def best_losses(cluster: StubCluster, *, finished: bool) -> dict[tuple[float, float], float]:
+    """(size, tokens) → lowest final loss, of all trials or of those that were run to their end."""
+    out: dict[tuple[float, float], float] = {}
+    for trial in cluster.get_trials():
+        cell, loss = (trial.config["size"], trial.config["tokens"]), trial.curve[-1][1]
+        if not finished or trial.last_result.get("tokens_seen") == trial.config["tokens"]:
+            out[cell] = min(loss, out.get(cell, math.inf))
+    return out
+
+
+def step_law(count: int = 1000, seed: int = 0) -> list[Trial]:
+    """Rows of the Step Law table as trials: real final losses; the curves before the end are of a common shape."""
+    path = (
+        Path(__file__).resolve().parents[2].parent / "shared" / "data" / "scaling" / "steplaw_upto_430m.csv"
+    )
+    if not path.exists():
+        pytest.skip(f"no {path.name} beside the repository, in ../shared/data/scaling")
+    rows = pd.read_csv(path).sample(count, random_state=seed).to_numpy()
+    out = []
+    for i, (lr, sequences, tokens, size, loss) in enumerate(rows):
+        trial = stub_trial(f"t{i:05d}", size=size, tokens=tokens, batch=2048 * sequences, lr=lr)
+        at = [math.ceil(tokens * 2.0 ** (-(POINTS - 1 - k) / 2)) for k in range(POINTS)]
+        trial.curve = [
+            (t, loss * (1 + 0.3 * ((tokens / t) ** 0.2 - 1)) * (1.02 - 0.02 * t / tokens)) for t in at
+        ]
+        out.append(trial)
+    return out
+
+
+@pytest.mark.parametrize("world", ["synthetic", "step law"])
+def test_a_thousand_trials_on_256_slots(world: str) -> None:
+    """The saving against FIFO and ASHA; a deterministic simulation."""
+    sweep = step_law if world == "step law" else lambda: trials(1000)
+    makers = (("fifo", FIFOScheduler), ("asha", asha), ("law", law))
+    runs = {name: simulate(make(), sweep(), 256)[0] for name, make in makers}
+    fifo = runs["fifo"]
+    print(
+        f"\n{world}: FLOPs, makespan, loss found over the best of all trials at the same size and tokens: mean, worst"
+    )
+    for name, cluster in runs.items():
+        best, found = best_losses(cluster, finished=False), best_losses(cluster, finished=True)
+        lost = [found.get(cell, math.inf) / best[cell] - 1 for cell in best]
+        print(f"{name:5} {cluster.work / fifo.work:5.2f} {cluster.time / fifo.time:5.2f}", end=" ")
+        print(f"{sum(lost) / len(lost):9.2%} {max(lost):9.2%}")
+    assert runs["law"].work < 0.8 * fifo.work
+    assert runs["law"].time <= fifo.time
