@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaopt_hpo.optim import hessian
+from metaopt_hpo.optim.arguments import bounds_of, check_group, check_meta_lr, check_positive
 from metaopt_hpo.optim.blocks import Blocks, BlockSpec, assign
 from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
 from metaopt_hpo.optim.kernels.choose import CHOICES, choose
@@ -34,8 +35,6 @@ from metaopt_hpo.optim.watch import Watch
 
 STATE_VERSION = 1
 TRACES = ("hessian_free", *HESSIAN_TRACES)
-WEIGHT_BOUNDS = (-15.0, math.log(0.1))
-"""Bounds of β for weight blocks: unguarded, the step sizes of single weights overflow float32."""
 
 
 class MetaOptimize(torch.optim.Optimizer):
@@ -97,7 +96,7 @@ class MetaOptimize(torch.optim.Optimizer):
         lr = float(lr)
         if not (lr > 0 and math.isfinite(lr)):
             raise ValueError(f"lr={lr!r} is not allowed: it must be a positive finite number, for β₀ = ln lr")
-        _check_meta_lr(meta_lr)
+        check_meta_lr(meta_lr)
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"gamma={gamma!r} is not allowed: it must lie in [0, 1]")
         if max_grad_norm is not None and not max_grad_norm > 0:
@@ -121,10 +120,11 @@ class MetaOptimize(torch.optim.Optimizer):
         self._kernel: Kernel | None = None
         self._eager = EagerKernel()
         self._whole: WholeStep | None = None
+        self._live: list[Tensor | slice | int] | None = None
         self._watch = Watch(math.log(lr))
         self._blocks: Blocks | None = None
         super().__init__(params, {"lr": lr, "weight_decay": float(weight_decay), "maximize": bool(maximize)})
-        self._bounds = _bounds(beta_bounds, blocks, math.log(lr))
+        self._bounds = bounds_of(beta_bounds, blocks, math.log(lr))
         self._init_shared(float(meta_lr))
 
     # -- construction --------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class MetaOptimize(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_group(group)
+            check_group(group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -195,6 +195,7 @@ class MetaOptimize(torch.optim.Optimizer):
         if self._trace != "hessian_free":
             raise ValueError(f"trace={self._trace!r}: a group cannot be added once the optimizer is made")
         self._blocks = assign(self._all_params(), self._names(), self._block_spec)
+        self._live = self._whole = None
         shared = self.param_groups[0]
         extra = self._blocks.count - shared["beta"].numel()
         start = shared["beta"].new_full((extra,), math.log(self.defaults["lr"]))
@@ -212,7 +213,7 @@ class MetaOptimize(torch.optim.Optimizer):
 
     @meta_lr.setter
     def meta_lr(self, value: float) -> None:
-        _check_meta_lr(value)
+        check_meta_lr(value)
         self.param_groups[0]["meta_lr"] = float(value)
 
     @property
@@ -247,7 +248,7 @@ class MetaOptimize(torch.optim.Optimizer):
                 )
             beta.copy_(alpha.reshape(-1).to(beta).log().expand_as(beta))
         else:
-            _check_positive("alpha", alpha)
+            check_positive("alpha", alpha)
             beta.fill_(math.log(alpha))
         if self._bounds is not None:
             beta.clamp_(*self._bounds)
@@ -256,7 +257,7 @@ class MetaOptimize(torch.optim.Optimizer):
     @torch.no_grad()
     def scale_step_size(self, factor: float) -> None:
         """Multiply every exp β by a positive factor; traces and meta state stay."""
-        _check_positive("factor", factor)
+        check_positive("factor", factor)
         beta: Tensor = self.param_groups[0]["beta"]
         beta.add_(math.log(factor))
         if self._bounds is not None:
@@ -549,32 +550,34 @@ class MetaOptimize(torch.optim.Optimizer):
         return torch.clamp(self._max_grad_norm / (norm + 1e-6), max=1.0)
 
     def _own_blocks(self) -> list[list[int]]:
-        """For each group the blocks that occur in it, in order."""
+        """For each group the blocks that occur in it, in order (not for weight blocks)."""
         assert self._blocks is not None
         of = iter(self._blocks.of)
-        if self._blocks.per_weight:
-            return [
-                [start + j for p in group["params"] for start in [next(of)] for j in range(p.numel())]
-                for group in self.param_groups
-            ]
         return [list(dict.fromkeys(next(of) for _ in group["params"])) for group in self.param_groups]
+
+    def _live_index(self) -> list[Tensor | slice | int]:
+        """Where each group's step sizes are in β; kept, for making an index on a device waits for it."""
+        if self._live is None:
+            beta: Tensor = self.param_groups[0]["beta"]
+            assert self._blocks is not None
+            if self._blocks.per_weight:
+                ends = list(
+                    accumulate((sum(p.numel() for p in g["params"]) for g in self.param_groups), initial=0)
+                )
+                self._live = [slice(start, end) for start, end in pairwise(ends)]
+            else:
+                self._live = [
+                    own[0] if len(own) == 1 else torch.tensor(own, dtype=torch.int64, device=beta.device)
+                    for own in self._own_blocks()
+                ]
+        return self._live
 
     @torch.no_grad()
     def _refresh_step_sizes(self) -> None:
         """Write the live step sizes into the groups: one value for each block that occurs in the group."""
-        assert self._blocks is not None
         alpha = self.step_sizes()
-        index = 0
-        for group in self.param_groups:
-            ratio = group["lr"] / self.defaults["lr"]
-            of = self._blocks.of[index : index + len(group["params"])]
-            index += len(group["params"])
-            if self._blocks.per_weight:
-                n = sum(p.numel() for p in group["params"])
-                value = alpha[of[0] : of[0] + n] * ratio if of else alpha.new_zeros(0)
-            else:
-                own = list(dict.fromkeys(of))
-                value = alpha[own[0] if len(own) == 1 else own] * ratio
+        for group, index in zip(self.param_groups, self._live_index(), strict=True):
+            value = alpha[index] * (group["lr"] / self.defaults["lr"])
             live = group.get("step_size")
             if live is not None and live.shape == value.shape and live.device == value.device:
                 live.copy_(value)
@@ -601,7 +604,7 @@ class MetaOptimize(torch.optim.Optimizer):
         self._restore_precision(state_dict)
         for group in self.param_groups:
             group.pop("step_size", None)
-        self._kernel = self._whole = None
+        self._kernel = self._whole = self._live = None
         self._refresh_step_sizes()
 
     def _shared_tensors(self) -> tuple[str, ...]:
@@ -645,47 +648,4 @@ class MetaOptimize(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what is bound to this process (a kernel and its arrays are found again)."""
-        return {**self.__dict__, "_kernel": None, "_whole": None}
-
-
-def _bounds(given: tuple[float, float] | None, blocks: BlockSpec, beta: float) -> tuple[float, float] | None:
-    if given is None:
-        if blocks != "weight":
-            return None
-        return min(WEIGHT_BOUNDS[0], beta), max(WEIGHT_BOUNDS[1], beta)
-    low, high = (float(bound) for bound in given)
-    if not low < high:
-        raise ValueError(f"beta_bounds={given!r} is not allowed: the first must be less than the second")
-    if not low <= beta <= high:
-        raise ValueError(f"beta_bounds={given!r} does not contain ln lr = {beta:.4g}, where β starts")
-    return low, high
-
-
-def _check_meta_lr(value: float) -> None:
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"meta_lr={value!r} is not allowed: it must be a finite number, at least 0")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name}={value!r} is not allowed: it must be a positive finite number")
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    lr, decay = float(group["lr"]), group["weight_decay"]
-    if not (lr >= 0 and math.isfinite(lr)):
-        raise ValueError(
-            f"lr={lr!r} of a parameter group is not allowed: it must be a finite number, at least 0"
-        )
-    if not (decay >= 0 and math.isfinite(decay)):
-        raise ValueError(f"weight_decay={decay!r} is not allowed: it must be a finite number, at least 0")
-    for i, p in enumerate(group["params"]):
-        name = repr(group["param_names"][i]) if "param_names" in group else f"number {i}"
-        if p.is_complex():
-            raise ValueError(
-                f"parameter {name} is complex, which is not supported: optimise torch.view_as_real of it"
-            )
-        if not p.is_floating_point():
-            raise ValueError(
-                f"parameter {name} has dtype {p.dtype}: only floating-point parameters can be optimised"
-            )
+        return {**self.__dict__, "_kernel": None, "_whole": None, "_live": None}

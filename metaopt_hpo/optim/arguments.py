@@ -1,0 +1,56 @@
+"""What MetaOptimize's arguments may be: each check names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from metaopt_hpo.optim.blocks import BlockSpec
+
+WEIGHT_BOUNDS = (-15.0, math.log(0.1))
+"""Bounds of β for weight blocks: unguarded, the step sizes of single weights overflow float32."""
+
+
+def bounds_of(
+    given: tuple[float, float] | None, blocks: BlockSpec, beta: float
+) -> tuple[float, float] | None:
+    if given is None:
+        if blocks != "weight":
+            return None
+        return min(WEIGHT_BOUNDS[0], beta), max(WEIGHT_BOUNDS[1], beta)
+    low, high = (float(bound) for bound in given)
+    if not low < high:
+        raise ValueError(f"beta_bounds={given!r} is not allowed: the first must be less than the second")
+    if not low <= beta <= high:
+        raise ValueError(f"beta_bounds={given!r} does not contain ln lr = {beta:.4g}, where β starts")
+    return low, high
+
+
+def check_meta_lr(value: float) -> None:
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"meta_lr={value!r} is not allowed: it must be a finite number, at least 0")
+
+
+def check_positive(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}={value!r} is not allowed: it must be a positive finite number")
+
+
+def check_group(group: dict[str, Any]) -> None:
+    lr, decay = float(group["lr"]), group["weight_decay"]
+    if not (lr >= 0 and math.isfinite(lr)):
+        raise ValueError(
+            f"lr={lr!r} of a parameter group is not allowed: it must be a finite number, at least 0"
+        )
+    if not (decay >= 0 and math.isfinite(decay)):
+        raise ValueError(f"weight_decay={decay!r} is not allowed: it must be a finite number, at least 0")
+    for i, p in enumerate(group["params"]):
+        name = repr(group["param_names"][i]) if "param_names" in group else f"number {i}"
+        if p.is_complex():
+            raise ValueError(
+                f"parameter {name} is complex, which is not supported: optimise torch.view_as_real of it"
+            )
+        if not p.is_floating_point():
+            raise ValueError(
+                f"parameter {name} has dtype {p.dtype}: only floating-point parameters can be optimised"
+            )
