@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -190,3 +191,21 @@ def test_the_best_within_bounds_is_no_worse_than_any_point_there(law: Law) -> No
     assert law.best_within(*TARGET, (1e-9, 1.0), (1.0, 1e12)) == pytest.approx(
         (float(free.lr), float(free.batch))
     )
+
+
+def test_the_predicted_lr_minimises_the_expected_loss(law: Law) -> None:
+    skewed = dataclasses.replace(law, surface=dataclasses.replace(law.surface, skew=0.004), _cache={})
+    x, y, *_, var_x, _ = skewed.at(*TARGET)
+    spread = math.sqrt(var_x + skewed.scatter["lr_given_batch"] ** 2)
+    rng = np.random.default_rng(0)
+    true = x + spread * rng.standard_normal(4000)
+    candidates = np.linspace(x - 0.6, x + 0.6, 241)
+    expected = [float(skewed.surface.excess(c - true, np.zeros_like(true)).mean()) for c in candidates]
+    best = candidates[int(np.argmin(expected))]
+    assert math.log(float(skewed.predict(*TARGET).lr)) == pytest.approx(best, abs=0.05)
+    assert float(skewed.predict(*TARGET).lr) < math.exp(x)
+    assert skewed.choose(*TARGET, np.exp(candidates), np.full(241, math.exp(y))) == pytest.approx(
+        int(np.argmin(expected)), abs=12
+    )
+    with pytest.raises(ValueError, match="equally long"):
+        law.choose(*TARGET, [1.0], [])
