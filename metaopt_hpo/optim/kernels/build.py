@@ -73,12 +73,12 @@ def cache_folder() -> Path:
     """A folder of the user's own for built libraries; a new temporary one where the cache cannot be used."""
     named = os.environ.get("METAOPT_HPO_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(named) if named else (Path(base) if base else Path.home() / ".cache") / "metaopt_hpo"
     try:
+        folder = Path(named) if named else (Path(base) if base else Path.home() / ".cache") / "metaopt_hpo"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if _is_private(folder) and os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # not writable, or the user has no home
         pass
     return Path(tempfile.mkdtemp(prefix="metaopt_hpo-"))
 
