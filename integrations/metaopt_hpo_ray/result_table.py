@@ -23,7 +23,7 @@ from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
 from metaopt_hpo_ray.reports import describe, outcome, report, why_failed
-from metaopt_hpo_ray.state import TrialBook, header
+from metaopt_hpo_ray.state import BookError, TrialBook, header
 
 if TYPE_CHECKING:
     from metaopt_hpo_ray.scheduler import ScalingLawScheduler
@@ -68,6 +68,7 @@ class CurveKeeper(Callback):
         self._own = TrialBook()
         self._path: Path | None = None
         self._file: IO[str] | None = None
+        self._restored = False
         if scheduler is not None:
             scheduler.keep_with(self.open_journal)
 
@@ -83,7 +84,9 @@ class CurveKeeper(Callback):
     # -- the journal ---------------------------------------------------------------------------------------
 
     def open_journal(self, storage: Any) -> None:
-        """Begin the experiment's journal, or go on with the one a killed driver left behind.
+        """Begin the experiment's journal, or in a restored experiment go on with the one it left behind.
+
+        A new experiment in the folder of an old one moves the old journal aside: those are not its trials.
 
         The journal lies in the experiment's folder where that is on this machine's file system, and else in the
         folder that Tune uploads with each of its own snapshots.
@@ -91,12 +94,22 @@ class CurveKeeper(Callback):
         local = isinstance(storage.storage_filesystem, pyarrow.fs.LocalFileSystem)
         folder = Path(storage.experiment_fs_path if local else storage.experiment_driver_staging_path)
         path = folder / JOURNAL
-        if path.exists() and path.stat().st_size:
-            # the journal is written with every result, Tune's snapshot every few seconds
-            saved = TrialBook.replay(path.read_text(encoding="utf-8").splitlines())
-            if saved.events >= self.book.events:
-                self.book.load_state(saved.to_state())
+        if path.exists():
+            self._take_over(path)
         self._start(path)
+
+    def _take_over(self, path: Path) -> None:
+        if self._restored:
+            try:
+                # the journal is written with every result, Tune's snapshot every few seconds
+                saved = TrialBook.replay(path.read_text(encoding="utf-8", errors="replace").splitlines())
+                if saved.events >= self.book.events:
+                    self.book.load_state(saved.to_state())
+                return
+            except BookError as error:
+                logger.warning("%s; the trials go on from Tune's own snapshot", error)
+        count = len(list(path.parent.glob(f"{path.stem}.old-*")))
+        os.replace(path, path.with_name(f"{path.stem}.old-{count}.jsonl"))
 
     def _start(self, path: Path) -> None:
         try:
@@ -197,6 +210,7 @@ class CurveKeeper(Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """From Tune's snapshot, before the trials are added anew; the journal, which is newer, is read then."""
+        self._restored = True
         if self._scheduler is not None:
             self._scheduler.set_state(state["scheduler"])
         else:

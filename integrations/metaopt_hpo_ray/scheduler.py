@@ -258,6 +258,10 @@ class ScalingLawScheduler(FIFOScheduler):
             return self._ask_inner(controller, trial, result)
         report(self.book, key, float(tokens), float(loss), result)
         entry = self.book.entries[key]
+        if entry.closed and entry.state != "failed":
+            return (
+                TrialScheduler.STOP
+            )  # decided before a restore that Tune's own snapshot was too old to know of
         if result.get(STATE) == "diverged":
             return self._stop(key, "diverged", str(result.get(REASON, "")))
         if not math.isfinite(entry.last[1]):

@@ -132,6 +132,22 @@ def test_a_running_trial_is_stopped_by_its_curve_with_the_reason_in_the_table() 
     assert "chance of" in entry.reason
 
 
+def test_a_stop_that_tune_forgot_in_a_restore_is_repeated() -> None:
+    scheduler = kept(hold=False)
+    cluster = StubCluster(scheduler, curve_of, slots=1)
+    trial = stub_trial("t", size=1e6, tokens=2e7, batch=1e4, lr=3e-3)
+    cluster.add(trial)
+    trial.set_status(Trial.RUNNING)
+    scheduler.on_trial_result(cluster, trial, result_of(trial, 1e6, float("nan")))
+    again = kept(hold=False)
+    again.set_state(scheduler.get_state())
+    trial.set_status(Trial.PENDING)
+    again.on_trial_add(cluster, trial)
+    trial.set_status(Trial.RUNNING)
+    result = result_of(trial, 5e5, 3.0)
+    assert again.on_trial_result(cluster, trial, result) == TrialScheduler.STOP
+
+
 def test_grace_protects_a_young_trial() -> None:
     scheduler = kept(evidence=evidence(), hold=False, grace=0.6)
     trial = stub_trial("t", size=SIZES[3], tokens=20 * SIZES[3], batch=1e4, lr=3e-3)

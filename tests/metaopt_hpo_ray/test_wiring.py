@@ -28,6 +28,7 @@ from metaopt_hpo_ray import (
     tuner_configs,
 )
 from metaopt_hpo_ray.result_table import JOURNAL
+from metaopt_hpo_ray.state import TrialBook
 
 SPACE = {"size": 100, "tokens": 64, "batch": 8, "lr": tune.loguniform(1e-3, 1e-1)}
 
@@ -129,8 +130,29 @@ def test_curves_survive_a_keeper_that_was_killed(tmp_path: Path) -> None:
     storage = SimpleNamespace(
         storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path)
     )
+    again.set_state({"book": TrialBook().to_state()})  # Tune's snapshot, older than the journal
     again.open_journal(storage)
     assert again.table().cost() == record.cost
+
+
+def test_a_new_experiment_in_an_old_folder_keeps_the_old_journal_aside(tmp_path: Path) -> None:
+    keep(tmp_path, [(64.0, 2.0)])
+    second = keep(tmp_path, [(16.0, 3.0)])
+    (record,) = second.table().records()
+    assert record.curve is not None
+    assert record.curve.tokens == (16.0,)
+    assert len(list(tmp_path.glob("metaopt-trials.old-*.jsonl"))) == 1
+
+
+def test_a_damaged_journal_is_moved_aside_and_the_snapshot_used(tmp_path: Path) -> None:
+    keeper = keep(tmp_path, [(16.0, 3.0)])
+    (tmp_path / JOURNAL).write_text("no journal of ours")
+    again = CurveKeeper()
+    again.set_state(json.loads(json.dumps(keeper.get_state())))
+    again.open_journal(
+        SimpleNamespace(storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path))
+    )
+    assert again.table().cost() == keeper.table().cost() == trial_table(tmp_path).cost()
 
 
 def test_a_maximised_metric_is_negated(tmp_path: Path) -> None:
