@@ -1,4 +1,4 @@
-"""The command line: metaopt-hpo compare | fit | predict | report. Each command is thin; rooms do the work.
+"""The command line: metaopt-hpo compare | report | fit | predict | replay | laws. Commands are thin; rooms do the work.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metaopt_hpo import law_commands
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
     from metaopt_hpo.comparison.objective import TrainObjective
-    from metaopt_hpo.scaling import Law
-    from metaopt_hpo.trials.table import TrialTable
 
 app = typer.Typer(
     name="metaopt-hpo",
@@ -134,66 +133,8 @@ def report(folder: Annotated[Path, typer.Argument(help="Results folder of a comp
     _write_report(folder)
 
 
-@app.command()
-def fit(
-    table: Annotated[Path, typer.Argument(help="Trials as CSV or Parquet.")],
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            help="OURS=THEIRS for columns of other names, e.g. --map batch=bsz; a number stands for a constant.",
-        ),
-    ] = None,
-    units: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--unit", help="OURS=FACTOR, e.g. --unit batch=sequences (with --sequence-length) or tokens=1e9."
-        ),
-    ] = None,
-    sequence_length: Annotated[float | None, typer.Option(help="Tokens in a sequence.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the law here, as JSON.")] = None,
-    allow_weak: Annotated[
-        bool, typer.Option(help="Fit although the table cannot bear it; the law then carries warnings.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap behind the intervals.")] = 0,
-) -> None:
-    """Fit a law across sizes to a table of trials.
-
-    The table needs columns size, tokens, batch, lr and loss.
-
-    Example: metaopt-hpo fit trials.csv --map size=params --out law.json
-    """
-    from metaopt_hpo.scaling import fit as fit_table
-
-    law = fit_table(_read_table(table, columns, units, sequence_length), allow_weak=allow_weak, seed=seed)
-    typer.echo(law.describe())
-    if out is not None:
-        law.to_json(out)
-        typer.echo(f"law written to {out}")
-
-
-@app.command()
-def predict(
-    law: Annotated[Path, typer.Argument(help="A law written by `metaopt-hpo fit --out`.")],
-    size: Annotated[float, typer.Option(help="Trainable non-embedding parameters.")],
-    tokens: Annotated[float, typer.Option(help="Training tokens.")],
-    batch: Annotated[
-        float | None, typer.Option(help="Tokens per step, if it is given; else the best one is predicted.")
-    ] = None,
-) -> None:
-    """Predict the best learning rate, batch and loss of a model, with intervals.
-
-    Example: metaopt-hpo predict law.json --size 7e9 --tokens 1.4e12
-    """
-    from metaopt_hpo.scaling import Law
-
-    loaded: Law = Law.from_json(law)
-    found = loaded.predict(size=size, tokens=tokens, batch=batch)
-    for name in ("lr", "batch", "loss"):
-        e = getattr(found, name)
-        typer.echo(f"{name:<6} {e.value:.4g}   90 % interval {e.low:.4g} … {e.high:.4g}")
-    for warning in found.warnings:
-        typer.echo(f"warning [{warning.code}] {warning.message}", err=True)
+for command in (law_commands.fit, law_commands.predict, law_commands.replay, law_commands.laws):
+    app.command()(command)
 
 
 def _write_report(folder: Path) -> None:
@@ -204,44 +145,10 @@ def _write_report(folder: Path) -> None:
 
 def _workload(name: str, widths: list[int], device: str) -> tuple[TrainObjective, list[float], int]:
     from metaopt_hpo.comparison.objective import TrainObjective
-    from metaopt_hpo.workloads import TextLM
+    from metaopt_hpo.workloads import members
 
-    if name != TextLM.name:
-        raise MetaOptError(f"unknown workload {name!r}; available: {TextLM.name}")
-    if sorted(set(widths)) != widths:
-        raise MetaOptError(f"--widths must be ascending and distinct, got {widths}")
-    members = [TextLM(width=w) for w in widths]
-    return TrainObjective(members, device=device), [float(m.size) for m in members], members[0].batch
-
-
-def _read_table(
-    path: Path, columns: list[str] | None, units: list[str] | None, sequence_length: float | None
-) -> TrialTable:
-    from metaopt_hpo.trials.table import TrialTable
-
-    return TrialTable.read(
-        path,
-        columns={k: _number_or_text(v) for k, v in _pairs("--map", columns)},
-        units={k: _number_or_text(v) for k, v in _pairs("--unit", units)},
-        sequence_length=sequence_length,
-    )
-
-
-def _pairs(option: str, values: list[str] | None) -> list[tuple[str, str]]:
-    pairs = []
-    for value in values or []:
-        name, sign, other = value.partition("=")
-        if not (name and sign and other):
-            raise MetaOptError(f"{option} takes OURS=THEIRS, got {value!r}")
-        pairs.append((name.strip(), other.strip()))
-    return pairs
-
-
-def _number_or_text(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    family = members(name, widths)
+    return TrainObjective(family, device=device), [float(m.size) for m in family], family[0].batch
 
 
 def _numbers(option: str, text: str, kind: type[int]) -> list[int]:

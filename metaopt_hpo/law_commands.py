@@ -1,14 +1,74 @@
-"""The commands `laws` and `replay` of the command line; `metaopt_hpo.cli` registers them."""
+"""The commands fit, predict, laws and replay of the command line; `metaopt_hpo.cli` registers them."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metaopt_hpo.errors import MetaOptError
+
+if TYPE_CHECKING:
+    from metaopt_hpo.scaling import Law
+    from metaopt_hpo.trials.table import TrialTable
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="OURS=THEIRS for columns of other names, e.g. --map batch=bsz; a number stands for a constant.",
+    ),
+]
+Units = Annotated[
+    list[str] | None,
+    typer.Option("--unit", help="OURS=FACTOR, e.g. tokens=1e9, or batch=sequences (with --sequence-length)."),
+]
+SequenceLength = Annotated[float | None, typer.Option(help="Tokens in a sequence.")]
+
+
+def fit(
+    table: Annotated[Path, typer.Argument(help="Trials as CSV, Parquet or JSON.")],
+    columns: Columns = None,
+    units: Units = None,
+    sequence_length: SequenceLength = None,
+    out: Annotated[Path | None, typer.Option(help="Write the law here, as JSON.")] = None,
+    allow_weak: Annotated[
+        bool, typer.Option(help="Fit although the table cannot bear it; the law then carries warnings.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap behind the intervals.")] = 0,
+) -> None:
+    """Fit a law across sizes to a table of trials.
+
+    The table needs columns size, tokens, batch, lr and loss.
+
+    Example: metaopt-hpo fit trials.csv --map size=params --out law.json
+    """
+    from metaopt_hpo.scaling import fit as fit_table
+
+    law = fit_table(_read_table(table, columns, units, sequence_length), allow_weak=allow_weak, seed=seed)
+    typer.echo(law.describe())
+    if out is not None:
+        law.to_json(out)
+        typer.echo(f"law written to {out}")
+
+
+def predict(
+    law: Annotated[Path, typer.Argument(help="A law written by `metaopt-hpo fit --out`.")],
+    size: Annotated[float, typer.Option(help="Trainable non-embedding parameters.")],
+    tokens: Annotated[float, typer.Option(help="Training tokens.")],
+    batch: Annotated[
+        float | None, typer.Option(help="Tokens per step, if it is given; else the best one is predicted.")
+    ] = None,
+) -> None:
+    """Predict the best learning rate, batch and loss of a model, with intervals.
+
+    Example: metaopt-hpo predict law.json --size 7e9 --tokens 1.4e12
+    """
+    from metaopt_hpo.scaling import Law
+
+    _show(Law.from_json(law), size, tokens, batch)
 
 
 def laws(
@@ -62,10 +122,7 @@ def laws(
     if size is None or tokens is None:
         raise MetaOptError("a prediction needs both --size and --tokens")
     if isinstance(law, library.FittedLaw):
-        p = law.law.predict(size, tokens, batch)
-        typer.echo(f"lr    {p.lr}\nbatch {p.batch}\nloss  {p.loss}")
-        for warning in p.warnings:
-            typer.echo(f"warning [{warning.code}] {warning.message}", err=True)
+        _show(law.law, size, tokens, batch)
         return
     if law.lr is not None:
         typer.echo(f"lr    {law.predict_lr(size, tokens, batch=batch, anchor=_anchor(anchor)):.4g}")
@@ -79,11 +136,9 @@ def replay(
     table: Annotated[Path, typer.Argument(help="Trials as CSV or Parquet.")],
     size: Annotated[float, typer.Option(help="Size of the target; one of the table's.")],
     tokens: Annotated[float, typer.Option(help="Tokens of the target; some of the table's at that size.")],
-    columns: Annotated[
-        list[str] | None, typer.Option("--map", help="OURS=THEIRS for columns of other names.")
-    ] = None,
-    units: Annotated[list[str] | None, typer.Option("--unit", help="OURS=FACTOR, or OURS=sequences.")] = None,
-    sequence_length: Annotated[float | None, typer.Option(help="Tokens in a sequence.")] = None,
+    columns: Columns = None,
+    units: Units = None,
+    sequence_length: SequenceLength = None,
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = "law,tpe,random,grid",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each method.")] = 10,
     limit: Annotated[float, typer.Option(help="Target runs after which a method has failed.")] = 150.0,
@@ -95,13 +150,8 @@ def replay(
     """
     from metaopt_hpo.comparison.replay import replay as run
     from metaopt_hpo.comparison.table_objective import TableObjective
-    from metaopt_hpo.trials.table import TrialTable
 
-    objective = TableObjective(
-        TrialTable.read(
-            table, _pairs("--map", columns), units=_pairs("--unit", units), sequence_length=sequence_length
-        )
-    )
+    objective = TableObjective(_read_table(table, columns, units, sequence_length))
     near = min(objective.cells, key=lambda c: math.log(c[0] / size) ** 2 + math.log(c[1] / tokens) ** 2)
     if abs(near[0] / size - 1) > 0.02 or abs(near[1] / tokens - 1) > 0.02:
         raise MetaOptError(
@@ -133,6 +183,25 @@ def replay(
         typer.echo(f"curves written to {page}")
 
 
+def _show(law: Law, size: float, tokens: float, batch: float | None) -> None:
+    found = law.predict(size=size, tokens=tokens, batch=batch)
+    for name in ("lr", "batch", "loss"):
+        e = getattr(found, name)
+        typer.echo(f"{name:<6} {e.value:.4g}   {law.level:.0%} interval {e.low:.4g} … {e.high:.4g}")
+    for warning in found.warnings:
+        typer.echo(f"warning [{warning.code}] {warning.message}", err=True)
+
+
+def _read_table(
+    path: Path, columns: list[str] | None, units: list[str] | None, sequence_length: float | None
+) -> TrialTable:
+    from metaopt_hpo.trials.table import TrialTable
+
+    return TrialTable.read(
+        path, _pairs("--map", columns), units=_pairs("--unit", units), sequence_length=sequence_length
+    )
+
+
 def _formula(term: object) -> str:
     from metaopt_hpo.scaling.library import Monomial
 
@@ -160,7 +229,7 @@ def _pairs(option: str, values: list[str] | None) -> dict[str, str | float]:
     for text in values or ():
         ours, equals, theirs = text.partition("=")
         if not equals or not ours or not theirs:
-            raise MetaOptError(f"{option} must be OURS=THEIRS, got {text!r}")
+            raise MetaOptError(f"{option} takes OURS=THEIRS, got {text!r}")
         try:
             out[ours] = float(theirs)
         except ValueError:
