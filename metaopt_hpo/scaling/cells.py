@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -100,6 +100,43 @@ def make_cells(
     )
 
 
+MAX_RUNS = 10_000
+"""Runs beyond which a fit learns nothing more but takes minutes; larger tables are thinned evenly within cells."""
+
+
+def thin(cells: Cells, limit: int = MAX_RUNS) -> Cells:
+    """At most about `limit` runs, evenly from every cell whatever their loss; says how many were left out."""
+    if cells.n <= limit:
+        return cells
+    count = np.bincount(cells.cell, minlength=cells.k)
+    share = int(np.sort(count)[::-1][0])
+    low, high = 1, share
+    while low < high:  # largest equal cap on cells that keeps within the limit
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(count, middle).sum() <= limit else (low, middle - 1)
+    keep = np.zeros(cells.n, dtype=bool)
+    start = np.concatenate([[0], np.cumsum(count)[:-1]])
+    rng = np.random.default_rng(0)
+    for first, size in zip(start, count, strict=True):
+        keep[first + rng.permutation(size)[:low]] = True
+    caution = Caution(
+        "thinned",
+        f"{cells.n - int(keep.sum())} of {cells.n} trials were left out of the fit, evenly from all cells",
+    )
+    return Cells(
+        cells.x[keep],
+        cells.y[keep],
+        cells.z[keep],
+        cells.size[keep],
+        cells.tokens[keep],
+        cells.cell[keep],
+        cells.cell_size,
+        cells.cell_tokens,
+        {k: v[keep] for k, v in cells.extra.items()},
+        (*cells.cautions, caution),
+    )
+
+
 def _snap(values: Array, tolerance: float = 1e-3) -> Array:
     """Values within a relative tolerance of their neighbour get the group's median."""
     order = np.argsort(values, kind="stable")
@@ -189,7 +226,7 @@ def from_table(
         loss[ok],
         _extras(table, ok, extra, cautions),
     )
-    return Cells(**{**cells.__dict__, "cautions": tuple(cautions)})
+    return thin(replace(cells, cautions=tuple(cautions)))
 
 
 KNOWN_EXTRAS = ("weight_decay", "beta1", "beta2", "momentum", "width", "depth", "warmup", "dropout")

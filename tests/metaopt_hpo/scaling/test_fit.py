@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 
 from metaopt_hpo.scaling import LawRefused, fit
+from metaopt_hpo.scaling.cells import from_table, thin
+from metaopt_hpo.scaling.fitting import fit_cells
 from metaopt_hpo.trials.table import TrialTable
 
 Maker = Callable[..., TrialTable]
@@ -254,3 +256,13 @@ def test_an_open_valley_keeps_the_lr_law_and_says_so(make_table: Maker) -> None:
     assert float(p.lr) == pytest.approx(0.003 * 10**-0.4 * 2**0.8, rel=0.1)
     low, high = law.domain.batch
     assert low <= float(law.predict(1e9, 1e10).batch) <= high
+
+
+def test_a_huge_table_is_thinned_evenly_and_counted(make_table: Maker, true_optimum: Truth) -> None:
+    cells = from_table(make_table())
+    small = thin(cells, limit=100)
+    assert small.n <= 100
+    assert np.ptp(np.bincount(small.cell)) == 0
+    assert any(c.code == "thinned" and c.message.startswith(str(cells.n - small.n)) for c in small.cautions)
+    law = fit_cells(thin(from_table(make_table(lrs=12, batches=10)), limit=400), draws=30)
+    assert float(law.predict(*BIG).lr) == pytest.approx(true_optimum(*BIG)[0], rel=0.1)
