@@ -58,6 +58,31 @@ class Workload(Protocol):
         ...
 
 
+@runtime_checkable
+class Scored(Protocol):
+    """A workload that can also say how good a model is in terms other than its loss."""
+
+    def scores(self, model: nn.Module) -> dict[str, float]:
+        """Held-out scores by name (accuracy, r2 …); gradients are off and the model in eval mode."""
+        ...
+
+
+def scores(workload: Workload, run: TrainingRun) -> dict[str, float]:
+    """Held-out scores of a run's model as it is, evaluated as its loss is; empty for a workload that has none.
+
+    They are no part of the record; `run.record(params={**params, **scores(workload, run)})` adds them.
+    """
+    if not isinstance(workload, Scored):
+        return {}
+    run.model.eval()
+    run.lr_run.eval()
+    with torch.no_grad():
+        found = workload.scores(run.model)
+    run.model.train()
+    run.lr_run.train()
+    return found
+
+
 def train(
     workload: Workload,
     strategy: LRStrategy,
