@@ -56,6 +56,12 @@ def started(name: str, horizon: int = 24, **options: Any) -> tuple[Small, LRRun]
     return model, make(name, **options).build(model, horizon)
 
 
+def dtypes(run: LRRun) -> list[dict[str, torch.dtype]]:
+    """Of the optimizer's state, parameter by parameter: some packages keep part of it in bfloat16."""
+    states = [run.optimizer.state[p] for g in run.optimizer.param_groups for p in g["params"]]
+    return [{n: v.dtype for n, v in sorted(s.items()) if isinstance(v, Tensor)} for s in states]
+
+
 def saved(state: dict[str, Any]) -> dict[str, Any]:
     """Through a file, as a checkpoint goes: nothing in it may need code to be run."""
     file = io.BytesIO()
@@ -105,6 +111,7 @@ def test_a_resumed_run_is_the_same_run_or_refused_by_name(name: str) -> None:
         return
     resumed.load_state_dict(state["run"])
     assert torch.equal(resumed.step_sizes(), run.step_sizes())
+    assert dtypes(resumed) == dtypes(run)
     assert advance(again, resumed, 10, 24) == losses[10:]
     for a, b in zip(whole_model.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b)
