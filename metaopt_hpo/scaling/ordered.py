@@ -23,7 +23,7 @@ from metaopt_hpo.scaling.surface import Array
 COPYING = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Candidates: 0 extrapolates, 1 copies the optimum of the range's edge."""
 
-MIN_SCORED = 4
+MIN_SCORED = 6
 """Held-out cells below which the choice is noise and extrapolation stays."""
 
 LOSS_RATE = 0.01
