@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 JOURNAL = "metaopt-trials.jsonl"
 """Name of the journal within the experiment's folder."""
 
+FORGOTTEN = "the driver was killed before Tune had saved this trial, so a restore does not know it"
+"""Reason of a trial that is in the journal and not in Tune's snapshot, which is seconds older."""
+
 
 class CurveKeeper(Callback):
     """Keeps every trial's curve, cost and end, and the state of a `ScalingLawScheduler` through a restore.
@@ -150,9 +153,15 @@ class CurveKeeper(Callback):
     # -- Tune's hooks --------------------------------------------------------------------------------------
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Find the experiment's folder, with the first trial."""
+        """Find the experiment's folder, with the first trial; after a restore, close what Tune has forgotten."""
         if self._path is None and trials and trials[0].storage is not None:
             self.open_journal(trials[0].storage)
+        if self._restored and self._path is not None:
+            self._restored = False
+            known = {t.trial_id for t in trials}
+            for key, entry in self.book.entries.items():
+                if key not in known and not entry.closed:
+                    self.book.close(key, "failed", FORGOTTEN)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Write launches and decisions."""

@@ -55,7 +55,9 @@ def tuner_configs(
         num_samples, max_concurrent_trials, reuse_actors: as in `TuneConfig`.
         name, storage_path: as in `RunConfig`.
         max_failures: retries of a trial whose process dies (default 2: a preempted worker is not a bad trial).
-        num_to_keep: checkpoints kept of each trial.
+        num_to_keep: checkpoints kept of each trial (default 2). Tune saves the experiment about every ten
+            seconds; where a trial saves more than that many checkpoints meanwhile, the one that a killed
+            driver's snapshot names may be gone, and the trial fails in the restore: keep all (None) there.
         tune_options, run_options: any other field of `TuneConfig` and `RunConfig`.
 
     Returns:
