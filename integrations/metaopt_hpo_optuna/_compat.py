@@ -19,6 +19,11 @@ def study_id(study: Study) -> int:
     return study._study_id
 
 
+def trials_at_ask(study: Study) -> list[FrozenTrial]:
+    """All trials as they were when the present trial began: read once a trial, as Optuna's samplers do."""
+    return study._get_trials(deepcopy=False, use_cache=True)
+
+
 def stored(trial: Trial) -> FrozenTrial:
     """The trial as it stands in the storage, with what other processes and the pruner wrote."""
     return trial.storage.get_trial(trial._trial_id)

@@ -41,6 +41,9 @@ DRAWS = 60
 
 KEPT_LAWS = 32
 
+MAD_TO_SD = 1.4826
+"""Median absolute deviation to standard deviation, for normal errors."""
+
 Cell = tuple[float, float]
 """Size and planned tokens."""
 
@@ -60,6 +63,24 @@ class Known:
     law: Law | None = None
     refusal: str = ""
     fitted: tuple[int, int] = (-1, -1)
+    sources: list[Known] = field(default_factory=list)
+    expected: dict[Cell, tuple[int, float, float]] = field(default_factory=dict)
+
+    def fall(self, tokens: float, seen: float) -> tuple[int, float, float]:
+        """How much finished trials planned for `tokens` still fell from `seen` tokens on.
+
+        Returns:
+            Their number, and the median and robust standard deviation of ln(final loss / loss at `seen`).
+        """
+        lists = [k.still_to_fall.get((tokens, seen), ()) for k in (self, *self.sources)]
+        count = sum(map(len, lists))
+        found = self.expected.get((tokens, seen))
+        if found is None or found[0] != count:
+            falls = np.concatenate([np.asarray(x, dtype=float) for x in lists])
+            middle = float(np.median(falls)) if count else math.nan
+            spread = MAD_TO_SD * float(np.median(np.abs(falls - middle))) if count else math.nan
+            found = self.expected[tokens, seen] = (count, middle, spread)
+        return found
 
 
 class Evidence:
@@ -105,15 +126,19 @@ class Evidence:
         size, tokens = self.names.get(trial, "size"), self.names.get(trial, "tokens")
         return None if size is None or tokens is None else (size, tokens)
 
-    def read(self, study: Study) -> Known:
+    def read(self, study: Study, *, at_ask: bool = False) -> Known:
         """The study's finished trials and the law they bear, up to date.
+
+        Args:
+            study: the study.
+            at_ask: as of the present trial's beginning, which a sampler has read already; less to read.
 
         Raises:
             ValueError: a multi-objective study, or a source whose direction contradicts the study's.
         """
         with self._lock:
-            known = self._update(study)
-            sources = [self._update(s) for s in self.sources]
+            known = self._update(study, at_ask)
+            known.sources = sources = [self._update(s, False) for s in self.sources]
             for source in self.sources:
                 if source.direction != study.direction:
                     raise ValueError(
@@ -131,22 +156,19 @@ class Evidence:
                 known.fitted = key
             return known
 
-    def falls(self, study: Study, tokens: float, seen: float) -> list[float]:
-        """ln(final loss / loss at `seen` tokens) of the finished trials planned for `tokens`, sources included."""
-        with self._lock:
-            everything = [self._update(study), *(self._update(s) for s in self.sources)]
-            return [x for known in everything for x in known.still_to_fall.get((tokens, seen), ())]
-
     def tell_once(self, code: str, message: str) -> None:
         """Warn with a `StudyWarning`, the first time for each code."""
         if code not in self._told:
             self._told.add(code)
             warnings.warn(message, StudyWarning, stacklevel=4)
 
-    def _update(self, study: Study) -> Known:
+    def _update(self, study: Study, at_ask: bool) -> Known:
         storage, study_id = _compat.storage_of(study), _compat.study_id(study)
         known = self._known.setdefault(storage, {}).setdefault(study_id, Known())
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if at_ask:
+            complete = [t for t in _compat.trials_at_ask(study) if t.state == TrialState.COMPLETE]
+        else:
+            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if len(complete) == known.count:
             return known
         check_single_objective(study, "a law")

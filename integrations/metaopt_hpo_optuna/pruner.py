@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,9 +27,6 @@ REMEMBERED = 1024
 
 MIN_PEERS = 3
 """Finished trials that must have reported at the same tokens before a running loss says anything."""
-
-MAD_TO_SD = 1.4826
-"""Median absolute deviation to standard deviation, for normal errors."""
 
 SAME = 1e-3
 """Relative difference below which two sizes, or two token counts, are one."""
@@ -154,7 +150,7 @@ class ScalingLawPruner(BasePruner):
         curve = None
         if step is not None:
             sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-            reached = self._expected_end(study, trial, tokens, sign * trial.intermediate_values[step])
+            reached = _expected_end(known, step, tokens, sign * trial.intermediate_values[step])
             if reached is None:
                 return None
             # the forecast compares with a run planned for `step` tokens, which has cooled down by then
@@ -165,23 +161,6 @@ class ScalingLawPruner(BasePruner):
             # nobody has finished here: stop only what would end above all the law holds possible for the best
             goal = known.law.predict(size, tokens, batch).loss.high
         return known.law.verdict(size=size, tokens=tokens, lr=lr, batch=batch, incumbent=goal, curve=curve)
-
-    def _expected_end(self, study: Study, trial: FrozenTrial, tokens: float, loss: float) -> float | None:
-        """Where a run with this loss now would end, had it still to fall as much as finished trials had.
-
-        None before enough of them have reported at the same tokens, or while they disagree by more than the
-        forecast allows an unfinished run to move: early in a run, ranks are still open.
-        """
-        seen = trial.last_step
-        assert seen is not None
-        falls = self._evidence.falls(study, tokens, float(seen))
-        if len(falls) < MIN_PEERS or not 0 < loss < math.inf:
-            return None
-        middle = statistics.median(falls)
-        spread = statistics.median(abs(f - middle) for f in falls) * MAD_TO_SD
-        if spread > DRIFT * math.sqrt(max(0.0, math.log(tokens / seen))) and seen < tokens:
-            return None
-        return loss * math.exp(middle)
 
     def _place(self, study: Study, trial: FrozenTrial) -> tuple[float, float] | None:
         place = self._evidence.place(trial)
@@ -197,6 +176,20 @@ class ScalingLawPruner(BasePruner):
         while len(self._places) > REMEMBERED:
             self._places.popitem(last=False)
         return place
+
+
+def _expected_end(known: Known, seen: int, tokens: float, loss: float) -> float | None:
+    """Where a run with this loss after `seen` tokens would end, had it still to fall as much as finished trials.
+
+    None before enough of them have reported at the same tokens, or while they disagree by more than the
+    forecast allows an unfinished run to move: early in a run, ranks are still open.
+    """
+    if not 0 < loss < math.inf:
+        return None
+    peers, fall, spread = known.fall(tokens, float(seen))
+    if peers < MIN_PEERS or spread > DRIFT * math.sqrt(max(0.0, math.log(tokens / seen))):
+        return None if seen < tokens or peers < MIN_PEERS else loss
+    return loss * math.exp(fall)
 
 
 def incumbent(known: Known, size: float, tokens: float) -> float | None:

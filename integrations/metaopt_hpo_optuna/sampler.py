@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.evidence import Cell, Evidence
 from metaopt_hpo_optuna.fields import Fields
 from metaopt_hpo_optuna.study_table import check_single_objective
@@ -145,7 +146,7 @@ class ScalingLawSampler(BaseSampler):
         chosen = self._chosen.get((study.study_name, trial.number))
         if name == names.batch and chosen is not None:
             return chosen
-        known = self._evidence.read(study)
+        known = self._evidence.read(study, at_ask=True)
         lr_bounds = (
             bounds if name == names.lr else known_range(study, names.lr) or _around(known.law, place, "lr")
         )
@@ -219,7 +220,7 @@ class ScalingLawSampler(BaseSampler):
 
         found = []
         names = self._evidence.names
-        for other in study.get_trials(deepcopy=False):
+        for other in _compat.trials_at_ask(study):
             if other.number == trial.number or other.state in (TrialState.WAITING, TrialState.FAIL):
                 continue
             at = self._evidence.place(other)
@@ -259,7 +260,7 @@ def log_range(distribution: BaseDistribution) -> tuple[float, float] | None:
 
 def known_range(study: Study, name: str) -> tuple[float, float] | None:
     """The range a parameter had in the newest trial that has it."""
-    for trial in reversed(study.get_trials(deepcopy=False)):
+    for trial in reversed(_compat.trials_at_ask(study)):
         if name in trial.distributions:
             return log_range(trial.distributions[name])
     return None
