@@ -61,9 +61,8 @@ def main() -> tuple[float, float]:
         trainer = Trainer(model, arguments, train_dataset=Periodic(), optimizers=(optimizer, schedule))
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    print(
-        f"loss {float(losses[0]):.3f} -> {float(losses[-1]):.3f}; step size found: {float(optimizer.step_sizes()[0]):.2e}"
-    )
+    found = float(optimizer.step_sizes()[0])
+    print(f"loss {float(losses[0]):.3f} -> {float(losses[-1]):.3f}; step size found: {found:.2e}")
     return float(losses[0]), float(losses[-1])
 
 

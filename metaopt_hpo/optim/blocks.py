@@ -22,8 +22,7 @@ class Blocks:
 
     Attributes:
         labels: one name a block; with ``per_weight``, one name a parameter.
-        of: for each parameter the index of its block; with ``per_weight``, the offset of its first weight in
-            β.
+        of: for each parameter the index of its block; with ``per_weight``, the offset of its first weight in β.
         count: number of blocks, the length of β.
         per_weight: whether every weight is a block of its own.
     """

@@ -1,9 +1,8 @@
-"""The step with Hessian-vector products: from a closure that returns the loss to weights, β and traces one
-step on.
+"""The step with Hessian-vector products: from a closure that returns the loss to weights, β and traces one step
+on.
 
 The closure must leave the graph of the loss alone: the optimizer differentiates it, twice or more, and fills
-    ``.grad``. Attention
-runs on torch's math kernels inside it, for the fused ones have no second derivative. Under
+``.grad``. Attention runs on torch's math kernels inside it, for the fused ones have no second derivative. Under
 DistributedDataParallel gradients and Hessian-vector products are averaged over the processes here, for DDP's
 own reduction only serves ``backward()``.
 """
@@ -233,8 +232,8 @@ def step(
     Args:
         kind: "l", "2x2" or "exact".
         make_map: the joint map for the parameters of these indices.
-        keys: one a used parameter, equal where parameters may be joined (same block, multiplier, decay and
-            step count).
+        keys: one a used parameter, equal where parameters may be joined (same block, multiplier, decay and step
+            count).
         graph: of the loss; ``graph.used`` are the parameters that move.
         factors: factor of each used gradient: clipping, and −1 to maximise.
         params, states: all parameters and their state.

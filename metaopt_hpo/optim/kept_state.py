@@ -2,8 +2,8 @@
 it.
 
 What does not belong to a single parameter (β, the meta rule's state, counters) is kept in ``param_groups[0]``
-as tensors and numbers, for that is what every checkpoint format of torch, the distributed one included,
-carries along.
+as tensors and numbers, for that is what every checkpoint format of torch, the distributed one included, carries
+along.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ def advance_beta(
     meta_lr: float,
     bounds: tuple[float, float] | None,
 ) -> None:
-    """Advance β, the meta state and its step counters in place (line 7 of Algorithm 3), on the device,
-    without a sync.
+    """Advance β, the meta state and its step counters in place (line 7 of Algorithm 3), on the device, without
+    a sync.
 
     Args:
         rule: the meta rule.

@@ -1,8 +1,7 @@
 """MetaOptimize: a torch optimizer that learns its own step sizes as training goes.
 
 Source: arXiv 2402.02342, Algorithm 3 (Hessian-free). This class checks arguments and runs steps; the maths is
-    in
-``rules``, ``kernels`` and ``traces``, what is kept and saved in ``kept_state``.
+in ``rules``, ``kernels`` and ``traces``, what is kept and saved in ``kept_state``.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ class MetaOptimize(KeptState):
     eligibility trace.
 
     The step size of a weight is α = exp(β_block) · lr_group / lr, with β₀ = ln lr: ``lr`` is where the step
-    size starts, a group's own ``lr`` and any scheduler multiply it. ``param_groups[i]["step_size"]`` holds
-    the live values.
+    size starts, a group's own ``lr`` and any scheduler multiply it. ``param_groups[i]["step_size"]`` holds the
+    live values.
 
     Args:
         params: parameters, named parameters or parameter groups, as any torch optimizer takes them.
@@ -48,18 +47,19 @@ class MetaOptimize(KeptState):
         meta_lr: η (≥ 0; 0 freezes the step sizes). The paper's 1e-3 moves ln α by at most about 1 in 1,000
             steps: a run of a few thousand steps needs more. Change it at any time through ``opt.meta_lr``.
         gamma: γ in [0, 1], discount of the trace; 1 (the paper's) looks at the whole run.
-        blocks: which weights share a step size: "scalar" (all of them), "layer" (the parameters of one
-            module), "tensor", "weight", or a function from a parameter's name to its block's name. "layer"
-            and a function need named parameters.
+        blocks: which weights share a step size: "scalar" (all of them), "layer" (the parameters of one module),
+            "tensor", "weight", or a function from a parameter's name to its block's name. "layer" and a
+            function need named parameters.
         weight_decay: κ (≥ 0), decoupled and multiplied by α; a group may have its own.
         trace: how the influence of past step sizes is followed: "hessian_free" (h in ``state[p]["h"]``, one
-            float a parameter), or with Hessian-vector products "l", "2x2" or "exact" (H in ``state[p]["H"]``,
-            m floats a parameter for m blocks); these need ``step(closure)``, see
-            :mod:`metaopt_hpo.optim.traces`.
+            float a parameter), or with Hessian-vector products "l", "2x2" or "exact" (H in ``state[p]["H"]``, m
+            floats a parameter for m blocks); these need ``step(closure)``, see :mod:`metaopt_hpo.optim.traces`.
         beta_bounds: least and greatest ln step size; None means none, but (−15, ln 0.1) for weight blocks.
         max_grad_norm: gradients are clipped to this global norm before the step (gradient buffers are left
             alone); None: not.
-        compile: which kernel runs the step: "auto" chooses.
+        compile: which kernel runs the step: "native" (one pass in C, built at first use), "inductor" (torch.compile),
+            "eager" (torch operations), or "auto", which chooses and keeps its choice in the state, so that on one
+            machine a resumed run is bitwise the run that never stopped.
         maximize: go up the objective instead of down; a group may have its own.
         trace_dtype: ``torch.bfloat16`` halves the memory of h, rounded at random in proportion; None: as the
             state.
@@ -134,8 +134,7 @@ class MetaOptimize(KeptState):
 
     @property
     def skipped(self) -> int:
-        """Number of steps in which z was not finite and some β kept its value (reading it waits for the
-        device)."""
+        """Number of steps in which z was not finite and some β kept its value (reading it waits for the device)."""
         return int(self.param_groups[0]["skipped"])
 
     @torch.no_grad()
@@ -206,9 +205,9 @@ class MetaOptimize(KeptState):
         """One step of Algorithm 3.
 
         Args:
-            closure: optional, as for any torch optimizer: computes the loss and its gradients, and returns
-                the loss. Traces with Hessian-vector products need one that returns the loss (a scalar) and
-                does not call ``backward()``.
+            closure: optional, as for any torch optimizer: computes the loss and its gradients, and returns the
+                loss. Traces with Hessian-vector products need one that returns the loss (a scalar) and does not
+                call ``backward()``.
 
         Returns:
             What the closure returned (without its graph, where this differentiates it), or None.
@@ -289,8 +288,7 @@ class MetaOptimize(KeptState):
         )
 
     def _step_at_once(self, kernel: Kernel) -> bool:
-        """The whole step in one native call, where everything is a dense tensor on the CPU; whether it was
-        done."""
+        """The whole step in one native call, where everything is a dense tensor on the CPU; whether it was done."""
         if not isinstance(kernel, NativeKernel):
             return False
         params = self._all_params()
@@ -369,8 +367,7 @@ class MetaOptimize(KeptState):
         self._watch.see(beta)
 
     def _buckets(self, kernel: Kernel) -> list[tuple[ShardKey, Kernel, Bucket]]:
-        """Parameters with a gradient, by group, device and dtype, each with the kernel that can advance
-        it."""
+        """Parameters with a gradient, by group, device and dtype, each with the kernel that can advance it."""
         assert self._blocks is not None
         buckets: dict[Any, tuple[ShardKey, Kernel, Bucket]] = {}
         block = iter(self._blocks.of)

@@ -1,14 +1,13 @@
 """Older step-size adaptation methods as small optimizers on the same rules: IDBD, Xu et al., hypergradient
 descent.
 
-They are special cases of MetaOptimize but for one thing: β (or α) moves *before* the weights of the same
-    step. What that leaves
-to each is its own trace, so each is a class of a few lines rather than an option of :class:`MetaOptimize`.
+They are special cases of MetaOptimize but for one thing: β (or α) moves *before* the weights of the same step.
+What that leaves to each is its own trace, so each is a class of a few lines rather than an option of
+:class:`MetaOptimize`.
 
 Sources: Sutton 1992, "Adapting bias by gradient descent" (IDBD); Xu, van Hasselt and Silver 2018,
-    "Meta-gradient reinforcement
-learning" applied to step sizes, as arXiv 2402.02342 states it; Baydin et al. 2018, "Online learning rate
-adaptation with hypergradient descent" (arXiv 1703.04782).
+"Meta-gradient reinforcement learning" applied to step sizes, as arXiv 2402.02342 states it; Baydin et al. 2018,
+"Online learning rate adaptation with hypergradient descent" (arXiv 1703.04782).
 """
 
 from __future__ import annotations
@@ -187,8 +186,8 @@ class Hypergradient(torch.optim.Optimizer):
     """Hypergradient descent: one step size, moved along the product of this gradient and the last direction
     (Baydin et al.).
 
-    With H = −(u + κw) of the last step and z = H·g, additive: α' = α − η z; multiplicative, as in the paper:
-    α' = α (1 − η z / (‖g‖ ‖H‖)). Then w' = w − α'(u + κw) in the same step.
+    With H = −(u + κw) of the last step and z = H·g, additive: α' = α − η z; multiplicative, as in the paper: α'
+    = α (1 − η z / (‖g‖ ‖H‖)). Then w' = w − α'(u + κw) in the same step.
 
     Args:
         params: parameters.

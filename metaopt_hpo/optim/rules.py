@@ -1,17 +1,16 @@
 """Base and meta updates as pure functions: the maths of each rule and nothing else.
 
 A rule turns a gradient and its own state into a direction. The same five rules serve twice: as a *base* rule
-they turn the gradient g of the weights into u (the weights move by −α(u + κw)), as a *meta* rule they turn
-the meta-gradient z of the log step sizes β into d (β moves by −ηd). Decoupled weight decay and the step size
-live outside a rule.
+they turn the gradient g of the weights into u (the weights move by −α(u + κw)), as a *meta* rule they turn the
+meta-gradient z of the log step sizes β into d (β moves by −ηd). Decoupled weight decay and the step size live
+outside a rule.
 
 A rule of your own is a frozen dataclass that derives from :class:`Rule`, names its state and implements
-``update`` with differentiable torch operations; every trace then works with it, for traces are
-Jacobian-vector products of ``update``.
+``update`` with differentiable torch operations; every trace then works with it, for traces are Jacobian-vector
+products of ``update``.
 
-Source: arXiv 2402.02342, tables of base and meta updates, with the state *after* the step in the direction
-    (the printed
-form with the old m, v is 0/0 at t = 1).
+Source: arXiv 2402.02342, tables of base and meta updates, with the state *after* the step in the direction (the
+printed form with the old m, v is 0/0 at t = 1).
 """
 
 from __future__ import annotations
@@ -28,13 +27,12 @@ State = tuple[Tensor, ...]
 BASE_EPS = 1e-8
 """The ε of torch's optimizers."""
 META_EPS = 1e-20
-"""ε of a meta rule. z is proportional to α, so 1e-8 would freeze a run that starts at a tiny α; below 1e-20
-the square of z underflows in float32, and this ε then keeps the direction below 1."""
+"""ε of a meta rule. z is proportional to α, so 1e-8 would freeze a run that starts at a tiny α; below 1e-20 the
+square of z underflows in float32, and this ε then keeps the direction below 1."""
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """√x with derivative 0 at 0 (a plain √ has ∞ there, which makes Jacobian-vector products NaN); NaN stays
-    NaN."""
+    """√x with derivative 0 at 0 (a plain √ has ∞ there, which makes Jacobian-vector products NaN); NaN stays NaN."""
     zero = x == 0
     return torch.where(zero, torch.zeros_like(x), torch.sqrt(torch.where(zero, torch.ones_like(x), x)))
 
@@ -47,16 +45,13 @@ def check_fraction(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """One update rule: a direction from a gradient, and the names of the state it keeps (all states start at
-    0)."""
+    """One update rule: a direction from a gradient, and the names of the state it keeps (all states start at 0)."""
 
     states: ClassVar[tuple[str, ...]] = ()
     uses_magnitude: ClassVar[bool] = True
-    """False where only signs reach the direction: its derivative is 0 almost everywhere, and no Hessian is
-    needed."""
+    """False where only signs reach the direction: its derivative is 0 almost everywhere, and no Hessian is needed."""
     elementwise: ClassVar[bool] = False
-    """True where every element's direction depends on that element alone: tensors may then be joined into
-    one."""
+    """True where every element's direction depends on that element alone: tensors may then be joined into one."""
 
     @abstractmethod
     def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
@@ -127,8 +122,7 @@ class RMSprop(Rule):
 
 @dataclass(frozen=True)
 class AdamW(Rule):
-    """m' = ρm + (1−ρ)g, v' = λv + (1−λ)g², u = (m'/(1−ρᵗ)) / (√(v'/(1−λᵗ)) + ε); as a meta rule it is
-    Adam."""
+    """m' = ρm + (1−ρ)g, v' = λv + (1−λ)g², u = (m'/(1−ρᵗ)) / (√(v'/(1−λᵗ)) + ε); as a meta rule it is Adam."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float | None = None

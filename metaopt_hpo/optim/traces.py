@@ -11,9 +11,8 @@ q_k = ∇²f T^w_k a column. What the approximations keep:
 - ``2x2``: all of the above.
 - ``l``: the rows of β and of the meta state are not followed; Y = I.
 - ``exact``: F also depends on h, and h is itself a trace; Q = dT/dβ is followed by second derivatives of F
-(third ones of the loss),
-  n·m·m numbers, so small problems only. Its own derivative is not followed (each order would need the next),
-  which leaves an error of order η² in T, where 2x2 has one of order η.
+  (third ones of the loss), n·m·m numbers, so small problems only. Its own derivative is not followed (each
+  order would need the next), which leaves an error of order η² in T, where 2x2 has one of order η.
 
 No rule is derived by hand; the paper's closed forms are the tests. Source: arXiv 2402.02342, sections on G_t
 and its approximations.
@@ -154,8 +153,7 @@ def advance(
         s: the state before the step.
         grads: g(w).
         trace: T, every tensor with a leading dimension of m columns.
-        second: Q for "exact", two leading dimensions: which column of T, and the derivative in which
-            direction.
+        second: Q for "exact", two leading dimensions: which column of T, and the derivative in which direction.
         gamma: γ.
         hvp: v ↦ ∇²f v, for one direction v (one tensor a parameter).
         third: (u, v) ↦ ∇³f[u, v], for "exact".

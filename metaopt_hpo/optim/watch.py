@@ -11,8 +11,7 @@ from torch import Tensor
 from metaopt_hpo.errors import MetaOptWarning
 
 FAR = math.log(1e6)
-"""How far ln α may go from where it started: a factor of a million, more than any schedule or search
-spans."""
+"""How far ln α may go from where it started: a factor of a million, more than any schedule or search spans."""
 EVERY = 50
 """On a device, β is looked at after every so many steps, through a copy that is read when it has arrived."""
 

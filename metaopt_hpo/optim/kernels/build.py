@@ -1,5 +1,4 @@
-"""Building the native kernel with the system's C compiler, once per machine and source, into the user's
-cache.
+"""Building the native kernel with the system's C compiler, once per machine and source, into the user's cache.
 
 The folder is ``$METAOPT_HPO_CACHE``, else ``$XDG_CACHE_HOME/metaopt_hpo``, else ``~/.cache/metaopt_hpo``. A
 library is only loaded from a folder that belongs to the user and that nobody else may write to.
@@ -28,8 +27,8 @@ VARIANTS = (
     ("-march=native", "-fopenmp-simd"),
     (),
 )
-"""Tried in this order: a compiler may know no such option, or have no OpenMP; without it the kernel runs on
-one thread."""
+"""Tried in this order: a compiler may know no such option, or have no OpenMP; without it the kernel runs on one
+thread."""
 
 
 class BuildError(Exception):

@@ -1,7 +1,7 @@
 """Which kernel runs the step, and what happens where the best one cannot.
 
-"auto" takes the one-pass C loop on a CPU for the five rules of the paper, torch.compile on a GPU, and plain torch
-operations otherwise. Where a kernel cannot be had, one warning says why and the plain operations run.
+"auto" takes the one-pass C loop on a CPU for the five rules of the paper, torch.compile on a GPU, and plain
+torch operations otherwise. Where a kernel cannot be had, one warning says why and the plain operations run.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def choose(wanted: str, saved: str, base: Rule, meta: Rule, params: Sequence[Ten
 
     Args:
         wanted: what the user asked for, one of :data:`CHOICES`.
-        saved: the kernel in a loaded state, or ""; with "auto" it is used again, for only then is a resumed
-            run bitwise the run that never stopped.
+        saved: the kernel in a loaded state, or ""; with "auto" it is used again, for only then is a resumed run
+            bitwise the run that never stopped.
         base, meta: the rules.
         params: all parameters.
     """

@@ -1,8 +1,8 @@
 """The step written with plain torch operations: correct for every rule, device, dtype and layout.
 
 ``one_tensor`` is the pure function that every faster way is tested against. The five rules of the paper also
-run in place, many tensors at a time, on a CPU in pieces that stay in the cache from the first operation to
-the last.
+run in place, many tensors at a time, on a CPU in pieces that stay in the cache from the first operation to the
+last.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from metaopt_hpo.optim.kernels.layout import computed_in, dither_, flat, is_dens
 from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule, State, resolved_eps
 
 PIECE = 65536
-"""Elements that go through all operations together on a CPU: six tensors of them fit a core's second-level
-cache."""
+"""Elements that go through all operations together on a CPU: six tensors of them fit a core's second-level cache."""
 
 
 def one_tensor(
@@ -71,8 +70,7 @@ class EagerKernel:
 
 
 def gradient(g: Tensor, dtype: torch.dtype, scale: Tensor | None, maximize: bool) -> Tensor:
-    """The gradient as the rules see it: in the state's dtype, clipped, and negated where the loss is
-    maximised."""
+    """The gradient as the rules see it: in the state's dtype, clipped, and negated where the loss is maximised."""
     g = g.to(dtype)
     if scale is not None:
         g = g * scale.to(dtype)
@@ -157,8 +155,7 @@ def _in_place(
 
 
 def _factors(alpha: Tensor, gamma: float, decay: float) -> tuple[float | Tensor, float | Tensor]:
-    """(−α, γ(1 − κα)): numbers where α is on the CPU, tensors elsewhere, for reading them would wait for the
-    device."""
+    """(−α, γ(1 − κα)): numbers where α is on the CPU, tensors elsewhere, for reading them would wait for the device."""
     if alpha.is_cpu:
         a = float(alpha)
         return -a, gamma * (1 - decay * a)

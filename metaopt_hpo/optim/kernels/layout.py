@@ -7,8 +7,7 @@ from torch import Tensor
 
 
 def computed_in(p: Tensor) -> torch.dtype:
-    """The dtype of a weight's state and of the step's arithmetic: float64 for float64 weights, else
-    float32."""
+    """The dtype of a weight's state and of the step's arithmetic: float64 for float64 weights, else float32."""
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
@@ -25,8 +24,7 @@ def is_dense(x: Tensor) -> bool:
 
 
 def flat(x: Tensor) -> Tensor:
-    """The memory of a dense tensor as a 1-d view, in memory order (the same order for tensors of equal
-    strides)."""
+    """The memory of a dense tensor as a 1-d view, in memory order (the same order for tensors of equal strides)."""
     return x.as_strided((x.numel(),), (1,)) if not x.is_contiguous() else x.view(-1)
 
 

@@ -1,10 +1,8 @@
 """The step as one pass over memory in C (native.c), for the five base rules on the CPU.
 
-:class:`NativeKernel` advances buckets as any kernel does. :class:`WholeStep` runs a complete step, meta
-update included, in
-one call: on a small model the time of a step is the time of its Python, so it keeps its arrays from step to
-    step and only
-looks at what may have changed.
+:class:`NativeKernel` advances buckets as any kernel does. :class:`WholeStep` runs a complete step, meta update
+included, in one call: on a small model the time of a step is the time of its Python, so it keeps its arrays
+from step to step and only looks at what may have changed.
 
 The library is compiled for the processor it runs on, so results are bitwise reproducible on one machine, not
 across machines; they do not depend on the number of threads.
@@ -75,8 +73,7 @@ def constants(rule: Rule) -> tuple[int, float, float, float]:
 
 
 class Arrays:
-    """The C arrays for a fixed list of tensors: sizes, types, blocks and chunks; pointers are set before
-    every call."""
+    """The C arrays for a fixed list of tensors: sizes, types, blocks and chunks; pointers are set before every call."""
 
     def __init__(
         self,
@@ -194,8 +191,7 @@ def _columns(rule: Rule, bucket: Bucket) -> dict[str, list[Tensor]]:
 
 
 class WholeStep:
-    """One optimizer's complete step in one C call, for as long as its parameters and state stay what they
-    are.
+    """One optimizer's complete step in one C call, for as long as its parameters and state stay what they are.
 
     Args:
         kernel: the loaded library.
@@ -319,14 +315,13 @@ class WholeStep:
 
 
 def _kind(x: Tensor) -> tuple[bool, torch.dtype, tuple[int, ...]]:
-    """What a tensor's memory looks like, but for its address; ``x.data`` can be exchanged behind an
-    optimizer's back."""
+    """What a tensor's memory looks like, but for its address; ``x.data`` can be exchanged behind an optimizer's
+    back."""
     return x.is_cpu, x.dtype, x.stride()
 
 
 def _try_out(kernel: NativeKernel) -> None:
-    """Hold the library against the pure function once, on a few numbers: a miscompiled one must not train
-    anything."""
+    """Hold the library against the pure function once, on a few numbers: a miscompiled one must not train anything."""
     n = 40_000
     ramp = torch.arange(n, dtype=torch.float64)
     w, g, h = torch.sin(ramp), torch.cos(3 * ramp), torch.sin(2 * ramp)

@@ -207,10 +207,12 @@ def test_only_the_block_that_is_hit_is_skipped() -> None:
     assert opt.skipped == 1
 
 
-def test_clipping_is_torchs_clipping_and_leaves_the_gradient_alone() -> None:
+@pytest.mark.parametrize("blocks", ["scalar", "weight"])
+def test_clipping_is_torchs_clipping_and_leaves_the_gradient_alone(blocks: str) -> None:
     model, twin = net(), net()
-    opt = MetaOptimize(model.parameters(), lr=1e-2, meta_lr=0.1, max_grad_norm=0.3)
-    ref = MetaOptimize(twin.parameters(), lr=1e-2, meta_lr=0.1)
+    options = {"lr": 1e-2, "base": "sgd", "meta": "sgd", "meta_lr": 0.1, "blocks": blocks}
+    opt = MetaOptimize(model.parameters(), max_grad_norm=0.3, **options)
+    ref = MetaOptimize(twin.parameters(), **options)
     for seed in range(4):
         gen = torch.Generator().manual_seed(seed)
         x = torch.randn(16, 4, generator=gen)
