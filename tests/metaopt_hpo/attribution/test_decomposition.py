@@ -25,8 +25,8 @@ from metaopt_hpo.attribution import (
     run_world,
 )
 from metaopt_hpo.attribution.decomposition import shapley, single_and_pairs, verdict
-from metaopt_hpo.attribution.experiment import load_grid, save_grid
 from metaopt_hpo.attribution.levels import factorial
+from metaopt_hpo.attribution.storage import load_grid, save_grid
 from metaopt_hpo.attribution.worlds import Quadratic
 from metaopt_hpo.scaling.estimates import Estimate
 
