@@ -39,6 +39,9 @@ USUAL_SCATTER = 0.3
 FAR_OUTSIDE = 1.0
 """ln units beyond a cell's batches from which its optimal batch counts as not seen."""
 
+STEEPEST_VALLEY = 3.0
+"""Bound on d ln lr* / d ln B in a draw: theory and tables have 0.5 to 1, a bowl that a draw left flat has anything."""
+
 INTERCEPT_SPREAD = 1.5
 """Prior standard deviation, ln units, of an optimum about the best runs: keeps a flat bowl's centre near its grid."""
 
@@ -82,7 +85,11 @@ def fit(
     if not 0.5 <= level < 1:
         raise ValueError(f"level must be in [0.5, 1), got {level!r}")
     cells = from_table(table, use=use, strategy=strategy, extra=extra)
-    law = fit_cells(cells, allow_weak=allow_weak, prior=prior, draws=draws, level=level, seed=seed)
+    try:
+        law = fit_cells(cells, allow_weak=allow_weak, prior=prior, draws=draws, level=level, seed=seed)
+    except np.linalg.LinAlgError as e:
+        reason = "the trials leave the surface undetermined: vary lr, and batch if its optimum is wanted, in more cells"
+        raise LawRefused("no-minimum", reason) from e
     options = {"use": use, "strategy": strategy, "extra": list(extra)}
     return replace(law, settings=law.settings | options)
 
@@ -261,7 +268,8 @@ def _bootstrap(
         shift = np.exp(f.exponent * (f.centre - floor.centre))
         a.append(s.surface.a)
         b.append(s.surface.b)
-        valley.append(-s.surface.h[1] / max(float(s.surface.h[0]), 1e-3 * float(solution.surface.h[0])))
+        slope = -float(s.surface.h[1]) / max(float(s.surface.h[0]), 1e-3 * float(solution.surface.h[0]))
+        valley.append(min(max(slope, -STEEPEST_VALLEY), STEEPEST_VALLEY))
         floors.append(np.concatenate([[f.level], f.coefficient * shift, f.exponent]))
     return Draws(np.array(a), np.array(b), np.array(valley), np.array(floors))
 

@@ -29,6 +29,9 @@ LAW_VERSION = 1
 EXTRAPOLATION_LIMIT = 16.0
 """Beyond this factor outside the fitted sizes or tokens a prediction carries a caution."""
 
+UNKNOWN = 12.0
+"""Half-width, ln units, at which an interval says nothing more: five decades either way."""
+
 SIGMA_90 = 1.6448536269514722
 
 
@@ -288,7 +291,7 @@ class Law:
         tail = 0.5 * (1.0 - self.level)
         low, high = np.quantile(deviation, [tail, 1.0 - tail]) * widen
         extra = SIGMA_90 * scatter * widen
-        low, high = min(float(low), 0.0), max(float(high), 0.0)
+        low, high = max(min(float(low), 0.0), -UNKNOWN), min(max(float(high), 0.0), UNKNOWN)
         return Estimate(
             math.exp(value),
             math.exp(value - math.hypot(low, extra)),
