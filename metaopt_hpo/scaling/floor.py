@@ -92,7 +92,12 @@ def fit_floor(
             q.astype(np.float64),
             method="Nelder-Mead",
             tol=1e-10,
-            options={"xatol": 1e-3, "fatol": 1e-12, "maxiter": 120},
+            # a draw need not be sharper than a tenth of its own spread
+            options={
+                "xatol": 1e-3 if start is None else 1e-2,
+                "fatol": 1e-12,
+                "maxiter": 120 if start is None else 30,
+            },
         )
         q = np.asarray(found.x, dtype=float)
         exponent = np.exp(np.clip(q, -5.0, 1.5))

@@ -100,19 +100,17 @@ class _Problem:
         self.cells, self.design, self.has_batch, self.prior = cells, design, has_batch, prior
         self.p = design.shape[1]
         count = np.bincount(cells.cell, minlength=cells.k)
+        self.count = count
+        self.first = np.concatenate([[0], np.cumsum(count)[:-1]])  # trials are sorted by cell
         # a cell of 120 runs knows its optimum no √3 better than one of 40: cells scatter about the law
         balance = np.sqrt(np.median(count) / count)[cells.cell]
         self.base = balance if weight is None else balance * weight
 
     def demean(self, m: Array, w: Array) -> Array:
         """Weighted cell means taken out of each column."""
-        cells = self.cells
-        total = np.maximum(np.bincount(cells.cell, w, minlength=cells.k), 1e-12)
-        out = np.empty_like(m)
-        for j in range(m.shape[1]):
-            mean = np.bincount(cells.cell, w * m[:, j], minlength=cells.k) / total
-            out[:, j] = m[:, j] - mean[cells.cell]
-        return out
+        total = np.maximum(np.add.reduceat(w, self.first), 1e-12)
+        mean = np.add.reduceat(w[:, None] * m, self.first, axis=0) / total[:, None]
+        return np.asarray(m - np.repeat(mean, self.count, axis=0))
 
     def linear(self, theta: Array, w: Array, skew_ridge: float) -> _Linear:
         """Bowl coefficients (h₁₁, h₁₂, h₂₂, c), or (h₁₁, c) without batch, at the centre `theta`."""
