@@ -1,4 +1,4 @@
-"""The command line: metaopt-hpo compare | report | fit | predict | replay | laws. Commands are thin; rooms do the work.
+"""The command line: commands are thin, rooms do the work.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo import law_commands
+from metaopt_hpo import law_commands, theory_commands
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
@@ -133,8 +133,15 @@ def report(folder: Annotated[Path, typer.Argument(help="Results folder of a comp
     _write_report(folder)
 
 
-for command in (law_commands.fit, law_commands.predict, law_commands.replay, law_commands.laws):
-    app.command()(command)
+for command in (
+    law_commands.fit,
+    law_commands.predict,
+    law_commands.replay,
+    law_commands.laws,
+    theory_commands.verify_rule,
+    theory_commands.attribute,
+):
+    app.command(command.__name__.replace("_", "-"))(command)
 
 
 def _write_report(folder: Path) -> None:

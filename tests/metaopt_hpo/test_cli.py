@@ -73,6 +73,9 @@ def test_every_public_name_is_there_and_none_is_a_submodule() -> None:
         (["compare", "text-lm", "--strategy", "magic", "--methods", "grid", "--widths", "8"], "magic"),
         (["compare", "text-lm", "--widths", "16,32"], "three pilot sizes"),
         (["compare", "text-lm", "--device", "warp"], "cannot train on device 'warp'"),
+        (["verify-rule", "lr is nice"], "exactly one of ~"),
+        (["verify-rule", "lr ~ D^-0.3", "--kind", "power-law"], "needs source"),
+        (["attribute", "--tier", "3"], "engine"),
         (["report", "nowhere"], "no finished comparison"),
         (["fit", "nowhere.csv"], "nowhere.csv"),
         (["fit", "table.csv"], "size"),
@@ -103,6 +106,21 @@ def test_bad_input_is_one_sentence_without_a_traceback(
 def test_debug_shows_the_traceback() -> None:
     assert "Traceback" not in run("report", "nowhere").stderr
     assert "Traceback" in run("--debug", "report", "nowhere").stderr
+
+
+def test_verify_rule_prints_the_known_answer_and_writes_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "new" / "rule.html"
+    rule = "lr ~ D^0.307, B ~ D^0.571"
+    monkeypatch.setattr(sys, "argv", ["metaopt-hpo", "verify-rule", rule, "--page", str(page)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"rate loss, same momentum and batch +0\.5215", shown)
+    assert "proved" in shown
+    assert "<h2>Rule lr ~ D^0.307" in page.read_text(encoding="utf-8")
 
 
 def test_a_usage_error_exits_with_two() -> None:
