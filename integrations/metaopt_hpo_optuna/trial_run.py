@@ -170,6 +170,7 @@ class TrialRun(TrainingRun):
                 self.report(round(tokens), loss)
         elif (reason := from_rank_0(self._refusal())) is not None:
             self.state, self.reason = "pruned", reason
+            self.loss = self.initial_loss  # all that is known of a run that did not begin
             self._keep(self.record())
             raise optuna.TrialPruned(reason)
         return self

@@ -113,7 +113,7 @@ def test_a_finished_search_is_read_not_run_again(
     assert repr(resumed) == repr(records) == repr(seen)
 
 
-@pytest.mark.parametrize("name", ["grid", "random", "tpe", "gp", "metaoptimize", "law"])
+@pytest.mark.parametrize("name", ["grid", "random", "tpe", "metaoptimize", "law"])
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
     name: str, pilots: list[TrialRecord], tmp_path: Path
 ) -> None:

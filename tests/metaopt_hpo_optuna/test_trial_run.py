@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metaopt_hpo.strategies import make
 from metaopt_hpo.training import CheckpointError
 from metaopt_hpo.trials.record import token_grid
-from metaopt_hpo_optuna import TrialRun, trial_table
+from metaopt_hpo_optuna import ScalingLawPruner, TrialRun, trial_table
 
 TOKENS, BATCH = 4096, 16
 SIZE = 8.0
@@ -316,3 +316,37 @@ def test_under_ddp_rank_0_decides_and_all_ranks_stop_together(tmp_path: Path) ->
     assert "StopAt stopped it" in pruned[0]
     assert complete[0] == "complete"
     assert "loss" in diverged[0]
+
+
+def test_a_large_run_without_a_chance_is_never_started() -> None:
+    study = optuna.create_study(pruner=ScalingLawPruner())
+    for size in (1.0, 2.0, 4.0):
+        best = 0.05 * size**-0.4
+        for factor in (0.1, 0.3, 1.0, 3.0, 10.0):
+            loss = 2.0 + size**-0.3 + 0.2 * math.log(factor) ** 2
+            study.add_trial(
+                optuna.create_trial(
+                    value=loss,
+                    params={"lr": best * factor},
+                    distributions={"lr": optuna.distributions.FloatDistribution(1e-6, 10.0)},
+                    user_attrs={"size": size, "tokens": TOKENS, "batch": BATCH},
+                )
+            )
+
+    def objective(trial: optuna.Trial, lr: float) -> float:
+        job = Job(lr)
+        job_run = job.run(trial)
+        with job_run as run:
+            for step in run:
+                run.step(job.loss(step))
+        return run.value
+
+    study.optimize(lambda trial: objective(trial, 1e-6), n_trials=1)
+    study.optimize(lambda trial: objective(trial, 0.05 * SIZE**-0.4), n_trials=1)
+    hopeless, hopeful = study.trials[-2:]
+    assert hopeless.state == TrialState.PRUNED
+    assert not hopeless.intermediate_values
+    record = trial_table(study).records()[-2]
+    assert (record.cost, record.tokens, record.state) == (0.0, 0.0, "pruned")
+    assert record.reason.startswith("not started: ")
+    assert hopeful.intermediate_values
