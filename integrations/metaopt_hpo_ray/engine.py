@@ -293,4 +293,5 @@ def _start_ray(cpus: int) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
-        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        # "local" starts a cluster even where another one runs on this machine
+        ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)

@@ -43,6 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # the workers import the suite's own helpers
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     info = ray.init(
+        "local",
         num_cpus=CPUS,
         include_dashboard=False,
         log_to_driver=False,
