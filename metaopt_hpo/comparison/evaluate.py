@@ -25,10 +25,10 @@ from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 from metaopt_hpo.scaling import LawRefused, fit, library
 from metaopt_hpo.scaling.cells import from_table
-from metaopt_hpo.scaling.fitting import point_fit
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.learned import ResidualGP
+from metaopt_hpo.scaling.pointfit import point_fit
 from metaopt_hpo.trials.table import TrialTable
 
 Centre = Callable[[float, float], tuple[float, float]]

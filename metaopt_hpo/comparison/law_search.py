@@ -15,7 +15,7 @@ import numpy as np
 
 from metaopt_hpo.scaling.cells import make_cells
 from metaopt_hpo.scaling.estimates import LawRefused
-from metaopt_hpo.scaling.fitting import PointFit, point_fit
+from metaopt_hpo.scaling.pointfit import PointFit, point_fit
 from metaopt_hpo.scaling.policy import Config, spread_points
 
 Bounds = tuple[float, float]

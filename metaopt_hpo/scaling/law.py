@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -424,7 +423,9 @@ class Law:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The law as JSON text; also written to `path` where one is given."""
-        data = {"format": "metaopt-hpo law", "version": LAW_VERSION, **_encode(self)}
+        from metaopt_hpo.scaling.storage import encode
+
+        data = {"format": "metaopt-hpo law", "version": LAW_VERSION, **encode(self)}
         text = json.dumps(data, allow_nan=False)
         if path is not None:
             Path(path).write_text(text, encoding="utf-8")
@@ -437,6 +438,8 @@ class Law:
         Raises:
             MetaOptError: not a law, or of a later version.
         """
+        from metaopt_hpo.scaling.storage import decode
+
         text = str(source)
         if not text.lstrip().startswith("{"):
             try:
@@ -454,71 +457,6 @@ class Law:
                 f"this law has version {data.get('version')}, this release reads {LAW_VERSION}"
             )
         try:
-            return _decode(data)
+            return decode(data)
         except (KeyError, TypeError, ValueError) as e:
             raise MetaOptError(f"not a law: a part is missing or malformed ({e})") from e
-
-
-def _encode(law: Law) -> dict[str, Any]:
-    def plain(v: Any) -> Any:
-        if isinstance(v, np.ndarray):
-            return v.tolist()
-        if dataclasses.is_dataclass(v) and not isinstance(v, type):
-            return {
-                f.name: plain(getattr(v, f.name)) for f in dataclasses.fields(v) if not f.name.startswith("_")
-            }
-        if isinstance(v, Mapping):
-            return {k: plain(x) for k, x in v.items()}
-        if isinstance(v, (tuple, list)):
-            return [plain(x) for x in v]
-        return v.item() if isinstance(v, np.generic) else v
-
-    out = plain(law)
-    assert isinstance(out, dict)
-    return out
-
-
-def _decode(data: dict[str, Any]) -> Law:
-    def arr(v: Any) -> Array:
-        return np.asarray(v, dtype=float)
-
-    s, f, d, m = data["surface"], data["floor"], data["draws"], data["domain"]
-    pairs = {k: (float(m[k][0]), float(m[k][1])) for k in ("size", "tokens", "batch", "lr")}
-    return Law(
-        axes=Axes(
-            tuple(data["axes"]["names"]),
-            arr(data["axes"]["centre"]),
-            {k: float(v) for k, v in data["axes"]["defaults"].items()},
-        ),
-        surface=Surface(arr(s["a"]), arr(s["b"]), arr(s["h"]), float(s["skew"]), bool(s["has_batch"])),
-        floor=Floor(
-            tuple(f["names"]),
-            arr(f["centre"]),
-            float(f["level"]),
-            arr(f["coefficient"]),
-            arr(f["exponent"]),
-            float(f["scatter"]),
-        ),
-        draws=Draws(arr(d["a"]), arr(d["b"]), arr(d["slope"]), arr(d["floor"])),
-        domain=Domain(**pairs, sizes=tuple(float(v) for v in m["sizes"])),
-        noise=float(data["noise"]),
-        cells={k: arr(v) for k, v in data["cells"].items()},
-        trials=int(data["trials"]),
-        level=float(data["level"]),
-        widen={k: float(v) for k, v in data["widen"].items()},
-        scatter={k: float(v) for k, v in data["scatter"].items()},
-        loss_rate=float(data["loss_rate"]),
-        trust={
-            k: Trust(float(v["copying"]), tuple(float(x) for x in v["scores"]), int(v["cells"]))
-            for k, v in data["trust"].items()
-        },
-        curvature={
-            k: Estimate(float(v["value"]), float(v["low"]), float(v["high"]))
-            for k, v in data["curvature"].items()
-        },
-        warnings=tuple(Caution(c["code"], c["message"]) for c in data["warnings"]),
-        origin=str(data["origin"]),
-        open_valley=bool(data["open_valley"]),
-        settings=dict(data["settings"]),
-        path=None if data["path"] is None else (float(data["path"][0]), float(data["path"][1])),
-    )

@@ -14,8 +14,9 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.fitting import choose_axes, slope_prior, start_surface
+from metaopt_hpo.scaling.checks import choose_axes
 from metaopt_hpo.scaling.ordered import Centre
+from metaopt_hpo.scaling.pointfit import slope_prior, start_surface
 from metaopt_hpo.scaling.solver import solve
 from metaopt_hpo.scaling.surface import Array
 

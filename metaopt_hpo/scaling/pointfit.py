@@ -1,0 +1,112 @@
+"""The surface without intervals: where a fit starts, what it believes beforehand, and the fit in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from metaopt_hpo.scaling.cells import Cells
+from metaopt_hpo.scaling.checks import batch_varies, check_bowl, choose_axes
+from metaopt_hpo.scaling.estimates import LawRefused
+from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.ordered import Centre
+from metaopt_hpo.scaling.solver import Prior, solve
+from metaopt_hpo.scaling.surface import Array, Axes, Surface
+
+EXTRA_SPREAD = 0.3
+"""Prior standard deviation of an exponent in a further coordinate, which size often confounds."""
+
+INTERCEPT_SPREAD = 1.5
+"""Prior standard deviation, ln units, of an optimum about the best runs: keeps a flat bowl's centre near its grid."""
+
+SLOPE_PRIOR = {"lr": {"size": -0.4, "tokens": 0.0}, "batch": {"size": 0.0, "tokens": 0.5}}
+
+SLOPE_SPREAD = {"lr": {"size": 0.4, "tokens": 0.4}, "batch": {"size": 0.4, "tokens": 0.3}}
+"""Weak prior on the exponents (mean and standard deviation over published laws): matters for tiny tables only."""
+
+
+@dataclass(frozen=True)
+class PointFit:
+    """A fit without intervals: axes, surface and the robust scale of one run about it (ln loss)."""
+
+    axes: Axes
+    surface: Surface
+    scale: float
+
+    def centre(self, size: float, tokens: float) -> tuple[float, float]:
+        """(ln lr*, ln B*)."""
+        x, y = self.surface.centre(self.axes.design(size, tokens))
+        return float(x), float(y)
+
+
+def point_fit(cells: Cells, prior: Law | None = None) -> PointFit:
+    """The optimum without intervals: milliseconds, for searches and validation.
+
+    Raises:
+        LawRefused: the runs show no minimum.
+    """
+    axes, _ = choose_axes(cells)
+    start = start_surface(cells, axes, batch_varies(cells))
+    design = axes.design(cells.size, cells.tokens, cells.extra)
+    solution = solve(cells, design, start, prior=slope_prior(axes, start, prior))
+    check_bowl(solution.surface)
+    return PointFit(axes, solution.surface, solution.scale)
+
+
+def centre_fitter(prior: Law | None) -> Callable[[Cells], Centre | None]:
+    """`point_fit` for ordered validation: None where the cells cannot bear a fit."""
+
+    def fit_centre(cells: Cells) -> Centre | None:
+        try:
+            return point_fit(cells, prior).centre
+        except (LawRefused, np.linalg.LinAlgError):
+            return None
+
+    return fit_centre
+
+
+def start_surface(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
+    """First guess: ridge regression of each cell's best run."""
+    best = np.array(
+        [np.flatnonzero(cells.cell == j)[np.argmin(cells.z[cells.cell == j])] for j in range(cells.k)]
+    )
+    design = axes.design(cells.cell_size, cells.cell_tokens, cells.cell_extra())
+    ridge = np.diag([1e-9] + [0.3] * len(axes.names))
+    gram = design.T @ design + ridge
+
+    def regress(values: Array, key: str) -> Array:
+        mean = np.array([0.0] + [SLOPE_PRIOR[key].get(n, 0.0) for n in axes.names])
+        return np.asarray(np.linalg.solve(gram, design.T @ values + ridge @ mean))
+
+    a = regress(cells.x[best], "lr")
+    if has_batch:
+        b = regress(cells.y[best], "batch")
+    else:
+        mean = np.bincount(cells.cell, cells.y, minlength=cells.k) / np.bincount(
+            cells.cell, minlength=cells.k
+        )
+        b = np.asarray(np.linalg.lstsq(design, mean, rcond=None)[0])
+    return Surface(a, b, np.array([0.02, 0.0, 0.02]), 0.0, has_batch)
+
+
+def slope_prior(axes: Axes, start: Surface, prior: Law | None) -> Prior:
+    """Weak Gaussian prior on the centre's coefficients; tighter where a prior law knows the exponent."""
+    value: list[float] = []
+    precision: list[float] = []
+    for key, used in (("lr", True), ("batch", start.has_batch)):
+        if not used:
+            continue
+        value.append(float((start.a if key == "lr" else start.b)[0]))
+        precision.append(1.0 / INTERCEPT_SPREAD**2)
+        for name in axes.names:
+            mean, spread = SLOPE_PRIOR[key].get(name, 0.0), SLOPE_SPREAD[key].get(name, EXTRA_SPREAD)
+            if prior is not None and name in prior.axes.names and (key == "lr" or prior.surface.has_batch):
+                i = 1 + prior.axes.names.index(name)
+                mean = float((prior.surface.a if key == "lr" else prior.surface.b)[i])
+                own = (prior.draws.a if key == "lr" else prior.draws.b)[:, i]
+                spread = max(float(own.std()) * prior.widen[key], 0.02)
+            value.append(mean)
+            precision.append(1.0 / spread**2)
+    return Prior(np.array(value), np.array(precision))
