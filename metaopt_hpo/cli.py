@@ -48,7 +48,7 @@ def compare(
     workload: Annotated[
         str,
         typer.Argument(
-            help="What to train. There is: text-lm (a byte-level transformer on real English text)."
+            help="What to train: text-lm (real text), cifar10, continual, imagenet, tinystories, tabular, regression."
         ),
     ],
     out: Annotated[
@@ -61,14 +61,13 @@ def compare(
         ),
     ] = "grid,tpe,metaoptimize,law",
     widths: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Model widths, ascending; the last is the target, the others are pilots for the law."
+            help="Model widths, ascending, e.g. 16,24,32,64; the last is the target, the others are pilots for the "
+            "law. [default: the workload's own]"
         ),
-    ] = "16,24,32,64",
-    steps: Annotated[
-        int, typer.Option(help="Optimizer steps of every run, 1,024 tokens each.", min=16)
-    ] = 512,
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of every run.", min=16)] = 512,
     runs: Annotated[
         int, typer.Option(help="Budget of each method and seed, in full runs at the target width.", min=1)
     ] = 5,
@@ -99,7 +98,7 @@ def compare(
     from metaopt_hpo.comparison.protocol import compare as run_comparison
     from metaopt_hpo.console import ComparisonProgress
 
-    objective, sizes, batch = _workload(workload, _numbers("--widths", widths, int), device)
+    objective, sizes, batch = _workload(workload, widths, device)
     low, high = _range("--lr", lr)
     names = tuple(m.strip() for m in methods.split(",") if m.strip())
     plan = Plan(
@@ -150,11 +149,11 @@ def _write_report(folder: Path) -> None:
     typer.echo(f"report written to {report_from_folder(folder)}")
 
 
-def _workload(name: str, widths: list[int], device: str) -> tuple[TrainObjective, list[float], int]:
+def _workload(name: str, widths: str | None, device: str) -> tuple[TrainObjective, list[float], int]:
     from metaopt_hpo.comparison.objective import TrainObjective
     from metaopt_hpo.workloads import members
 
-    family = members(name, widths)
+    family = members(name, None if widths is None else _numbers("--widths", widths, int))
     return TrainObjective(family, device=device), [float(m.size) for m in family], family[0].batch
 
 

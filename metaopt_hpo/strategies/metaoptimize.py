@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from metaopt_hpo.optim import AdamW, MetaOptimize
+from metaopt_hpo.optim.blocks import BlockSpec
 from metaopt_hpo.strategies.base import (
     LRRun,
     LRStrategy,
@@ -46,7 +47,8 @@ class MetaOptimizeStrategy(LRStrategy):
         meta_lr: step size η of the meta update. None follows the horizon: 20 / steps, held within
             [1e-3, 5e-2]; the paper's 1e-3 is far too slow for runs of a few thousand steps.
         gamma: discount γ of the eligibility trace (1 in the paper for stationary tasks).
-        blocks: which weights share a step size: "scalar", "layer", "tensor", "weight" or a function.
+        blocks: which weights share a step size: "scalar", "layer", "tensor", "weight", or a function
+            from a parameter's name to its block's.
         warmup: fraction of the run over which the step size is multiplied by a rising ramp.
         find: fraction of the run after which the step size is committed to: its geometric mean over the last
             third of that time, times `correction`. 1 keeps adapting until the cooldown.
@@ -60,7 +62,7 @@ class MetaOptimizeStrategy(LRStrategy):
     meta: str = "adam"
     meta_lr: float | None = None
     gamma: float = 1.0
-    blocks: str = "scalar"
+    blocks: BlockSpec = "scalar"
     warmup: float = 0.1
     find: float = 0.3
     correction: float = SHORT_SIGHT

@@ -60,7 +60,9 @@ def load(path: str | os.PathLike[str], map_location: Any = None) -> dict[str, An
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {path}") from error
     except Exception as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of metaopt-hpo")
     if state["version"] > VERSION:

@@ -34,6 +34,13 @@ def test_help_of_every_command_shows_an_example() -> None:
         assert shown.exit_code == 0, name
 
 
+def test_help_names_every_workload() -> None:
+    from metaopt_hpo.workloads import available_workloads
+
+    shown = CliRunner().invoke(cli.app, ["compare", "--help"], env={"COLUMNS": "200"}).stdout
+    assert all(name in shown for name in available_workloads())
+
+
 def test_help_and_the_lazy_face_import_nothing_heavy() -> None:
     code = (
         "import sys; from metaopt_hpo import cli; import metaopt_hpo;"
