@@ -142,3 +142,31 @@ def test_loading_into_another_dtype_keeps_float32_state() -> None:
     assert torch.equal(other.state[half.weight]["h"], opt.state[model.weight]["h"])
     assert other.state[half.weight]["m"].dtype == torch.float32
     assert torch.equal(other.step_sizes(), opt.step_sizes())
+
+
+def test_a_state_of_an_older_version_loads_and_is_saved_as_todays(monkeypatch: pytest.MonkeyPatch) -> None:
+    from metaopt_hpo.optim import kept_state
+
+    _, old = model_and_opt()
+    state = old.state_dict()
+    monkeypatch.setattr(kept_state, "STATE_VERSION", kept_state.STATE_VERSION + 1)
+    _, opt = model_and_opt()
+    opt.load_state_dict(state)
+    assert opt.state_dict()["param_groups"][0]["state_version"] == kept_state.STATE_VERSION
+    assert torch.equal(opt.step_sizes(), old.step_sizes())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_state_saved_on_one_device_goes_on_on_another() -> None:
+    model, opt = model_and_opt()
+    moved = torch.nn.Linear(3, 2).cuda()
+    moved.load_state_dict(model.state_dict())
+    other = MetaOptimize(moved.named_parameters(), lr=1e-2)
+    other.load_state_dict(opt.state_dict())
+    for m, o, device in ((model, opt, "cpu"), (moved, other, "cuda")):
+        o.zero_grad()
+        m(torch.ones(4, 3, device=device)).square().mean().backward()
+        o.step()
+    assert other.step_sizes().device.type == "cuda"
+    assert other.step_sizes().cpu() == pytest.approx(opt.step_sizes(), rel=1e-5)
+    assert torch.allclose(moved.weight.cpu(), model.weight, rtol=1e-5)
