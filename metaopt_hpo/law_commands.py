@@ -34,6 +34,20 @@ def fit(
     units: Units = None,
     sequence_length: SequenceLength = None,
     out: Annotated[Path | None, typer.Option(help="Write the law here, as JSON.")] = None,
+    use: Annotated[
+        str,
+        typer.Option(
+            help="Whose lr counts: fixed (schedules), plateau (what adaptive runs settled on) or all."
+        ),
+    ] = "fixed",
+    strategy: Annotated[str | None, typer.Option(help="Only trials of this strategy.")] = None,
+    extra: Annotated[
+        list[str] | None, typer.Option(help="A hyperparameter that moves the optimum too, e.g. weight_decay.")
+    ] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="A fitted law of the library, or a law's JSON file, to lean on.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the law's figures here, as HTML.")] = None,
     allow_weak: Annotated[
         bool, typer.Option(help="Fit although the table cannot bear it; the law then carries warnings.")
     ] = False,
@@ -45,13 +59,39 @@ def fit(
 
     Example: metaopt-hpo fit trials.csv --map size=params --out law.json
     """
+    from metaopt_hpo.scaling import Law, library
     from metaopt_hpo.scaling import fit as fit_table
 
-    law = fit_table(_read_table(table, columns, units, sequence_length), allow_weak=allow_weak, seed=seed)
+    if use not in ("fixed", "plateau", "all"):
+        raise MetaOptError(f"--use must be fixed, plateau or all, got {use!r}")
+    trials = _read_table(table, columns, units, sequence_length)
+    lean_on = None
+    if prior is not None:
+        lean_on = Law.from_json(Path(prior)) if Path(prior).is_file() else library.prior(prior)
+    law = fit_table(
+        trials,
+        use=use,  # type: ignore[arg-type]
+        strategy=strategy,
+        extra=tuple(extra or ()),
+        prior=lean_on,
+        allow_weak=allow_weak,
+        seed=seed,
+    )
     typer.echo(law.describe())
     if out is not None:
         law.to_json(out)
         typer.echo(f"law written to {out}")
+    if page is not None:
+        from metaopt_hpo.report import law_figures
+
+        figures = [
+            ("Loss against learning rate", law_figures.surface_slices(law, trials)),
+            ("Where the optimum moves", law_figures.optimum_against(law, trials)),
+            ("Residuals", law_figures.residuals(law, trials)),
+        ]
+        typer.echo(
+            f"page written to {law_figures.law_page(f'Law fitted to {table.name}', law, figures, page)}"
+        )
 
 
 def predict(

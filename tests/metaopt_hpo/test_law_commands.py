@@ -1,4 +1,4 @@
-"""The commands laws and replay: what they print is what the library and the replay say."""
+"""The commands fit, laws and replay: what they print is what the library and the replay say."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling import Law, library
 
 app = typer.Typer()
+app.command()(law_commands.fit)
 app.command()(law_commands.laws)
 app.command()(law_commands.replay)
 runner = CliRunner()
@@ -95,3 +96,40 @@ def test_replay_of_a_file(tmp_path: Path) -> None:
     assert page.exists()
     far = runner.invoke(app, [*base, "--size", "5e8"])
     assert "no cell near" in str(far.exception)
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    rows = [
+        {
+            "params": n,
+            "tokens": 20 * n,
+            "batch": 2**16,
+            "lr": lr,
+            "loss": 2 * n**-0.05 * math.exp(0.03 * math.log(lr * n**0.3) ** 2),
+        }
+        for n in (1e6, 4e6, 16e6)
+        for lr in (n**-0.3 * math.exp(x) for x in (-2, -1, 0, 1, 2))
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    return tmp_path / "table.csv"
+
+
+def test_fit_recovers_a_planted_law_and_writes_it_with_its_page(planted: Path) -> None:
+    out, page = planted.with_name("law.json"), planted.with_name("law.html")
+    args = ["fit", str(planted), "--map", "size=params", "--out", str(out), "--page", str(page)]
+    result = runner.invoke(app, args)
+    assert result.exit_code == 0, result.output
+    law = Law.from_json(out)
+    assert law.predict(size=64e6, tokens=20 * 64e6).lr.value == pytest.approx(64e6**-0.3, rel=0.1)
+    assert "Where the optimum moves" in page.read_text(encoding="utf-8")
+
+
+def test_fit_leans_on_a_prior_by_name_or_file_and_refuses_an_unknown_use(planted: Path) -> None:
+    two_sizes = pd.read_csv(planted).query("params < 1e7")
+    two_sizes.to_csv(planted, index=False)
+    args = ["fit", str(planted), "--map", "size=params"]
+    assert runner.invoke(app, args).exit_code != 0
+    assert runner.invoke(app, [*args, "--prior", "fitted-step-law"]).exit_code == 0
+    wrong = runner.invoke(app, [*args, "--use", "best"])
+    assert isinstance(wrong.exception, MetaOptError)
