@@ -15,10 +15,10 @@ from optuna.trial import BaseTrial, Trial
 from torch import Tensor, nn
 
 from metaopt_hpo.strategies.base import LRStrategy
+from metaopt_hpo.training.distributed import from_rank_0, is_distributed, min_over_ranks, rank
 from metaopt_hpo.training.run import EXPLODED, RunDiverged, RunStopped, TrainingRun
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna import _compat
-from metaopt_hpo_optuna.distributed import from_rank_0, is_distributed, min_over_ranks, rank
 from metaopt_hpo_optuna.fields import CHECKPOINT, FLOPS_PER_TOKEN, REASON, RECORD, plain
 from metaopt_hpo_optuna.leases import Lease, patiently
 from metaopt_hpo_optuna.pruner import ScalingLawPruner
