@@ -32,9 +32,10 @@ def demo_results(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     protocol.compare(Parabola(), PLAN, folder, workers=1)
 
 
-@pytest.mark.parametrize(
-    "path", [d for d in DOCUMENTS if blocks(d)], ids=lambda p: p.relative_to(ROOT).as_posix()
-)
+RUN_HERE = [d for d in DOCUMENTS if blocks(d) and not d.name.startswith(OWN_TESTS)]
+
+
+@pytest.mark.parametrize("path", RUN_HERE, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_python_blocks_run_in_order(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "results/demo" in path.read_text(encoding="utf-8"):
         demo_results(monkeypatch, tmp_path / "results" / "demo")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -173,6 +174,14 @@ def trial_seed(seed: int, made: int) -> int:
     return int(np.random.SeedSequence([seed & 0xFFFFFFFF, made]).generate_state(1)[0])
 
 
+def _cmaes(seed: int) -> BaseSampler:
+    if find_spec("cmaes") is None:
+        raise EngineError(
+            "method 'cmaes' needs the package 'cmaes'; run: pip install \"metaopt-hpo[baselines]\""
+        )
+    return CmaEsSampler(seed=seed, warn_independent_sampling=False)
+
+
 def _tpe(seed: int, startup: int) -> BaseSampler:
     return TPESampler(seed=seed, n_startup_trials=startup)
 
@@ -181,7 +190,7 @@ SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
     "random": lambda seed, startup: RandomSampler(seed=seed),
     "tpe": _tpe,
     "gp": lambda seed, startup: GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=False),
-    "cmaes": lambda seed, startup: CmaEsSampler(seed=seed, warn_independent_sampling=False),
+    "cmaes": lambda seed, startup: _cmaes(seed),
     "median": _tpe,
     "hyperband": _tpe,
     "asha": lambda seed, startup: RandomSampler(seed=seed),

@@ -238,3 +238,11 @@ def test_found_by_entry_point_and_law_finds_the_optimum(pilots: list[TrialRecord
     records = get_engine("optuna").search(method("law"), task(Bowl(), 3, evidence=tuple(pilots)), study="s")
     # seven points a cell pin the optimum to about a third
     assert records[0].lr == pytest.approx(0.05 * 10**-0.3, rel=0.4)
+
+
+def test_a_method_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from metaopt_hpo_optuna import proposers
+
+    monkeypatch.setattr(proposers, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"metaopt-hpo\[baselines\]"):
+        proposers.SAMPLERS["cmaes"](0, 3)
