@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +14,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 
 from metaopt_hpo.strategies import LRStrategy, get
-
-LOG_OPTIONS = ("lr", "meta_lr")
-"""Options whose ranges are searched in the logarithm."""
+from metaopt_hpo.strategies.space import Choice, Range, check_space, entry_name, read_option
 
 
 def suggest_strategy(
@@ -47,37 +44,17 @@ def suggest_strategy(
         UnknownStrategy: a name that is not registered.
         ValueError: an empty space, an unknown option, an empty range, or a strategy that needs an lr and has none.
     """
-    if not space:
-        raise ValueError(
-            'the space of strategies is empty; name at least one: suggest_strategy(trial, {"metaoptimize": {}})'
-        )
-    for choice, options in space.items():
-        _check(choice, options)
+    check_space(space, _example, call="suggest_strategy(trial, ")
     choice = str(trial.suggest_categorical(name, list(space)))
-    options = space[choice]
     values = {
-        option: _suggest(trial, option if option == "lr" else f"{choice}.{option}", option, spec)
-        for option, spec in options.items()
+        option: _suggest(trial, entry_name(choice, option), _distribution(choice, option, spec), spec)
+        for option, spec in space[choice].items()
     }
     return get(choice).from_options(**values)
 
 
-def _check(choice: str, options: Mapping[str, Any]) -> None:
-    """Say what is wrong with a strategy before any trial runs it, not when a sampler happens to choose it."""
-    strategy = get(choice)
-    if not isinstance(options, Mapping):
-        raise ValueError(f"options of strategy {choice!r} must be a mapping, got {options!r}")
-    if not strategy.tunes_lr and "lr" not in options:
-        raise ValueError(
-            f"strategy {choice!r} needs a learning rate: give it a range, "
-            f'{{"{choice}": {{"lr": (1e-4, 1e-1)}}}}, or a number'
-        )
-    strategy.from_options(**{o: _example(choice, o, spec) for o, spec in options.items()})
-
-
 def _example(choice: str, option: str, spec: Any) -> Any:
-    """A value of the range, with which the strategy checks the option's name and type."""
-    distribution = _distribution(option, spec, choice)
+    distribution = _distribution(choice, option, spec)
     if distribution is None:
         return spec
     if isinstance(distribution, CategoricalDistribution):
@@ -86,39 +63,20 @@ def _example(choice: str, option: str, spec: Any) -> Any:
     return distribution.high
 
 
-def _distribution(option: str, spec: Any, choice: str) -> BaseDistribution | None:
+def _distribution(choice: str, option: str, spec: Any) -> BaseDistribution | None:
     if isinstance(spec, BaseDistribution):
         return spec
-    if isinstance(spec, list):
-        if not spec:
-            raise ValueError(f"the choices of {option!r} of strategy {choice!r} are empty; give at least one")
-        return CategoricalDistribution(spec)
-    if not _is_range(option, spec):
-        return None
-    low, high = spec
-    log = option in LOG_OPTIONS
-    if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0):
-        bound = "0 < low < high" if log else "low < high"
-        raise ValueError(
-            f"the range of {option!r} of strategy {choice!r} must be finite with {bound}, got {spec!r}"
-        )
-    if isinstance(low, int) and isinstance(high, int) and not log:
-        return IntDistribution(low, high)
-    return FloatDistribution(float(low), float(high), log=log)
+    read = read_option(choice, option, spec)
+    if isinstance(read, Choice):
+        return CategoricalDistribution(read.values)
+    if isinstance(read, Range):
+        if read.whole:
+            return IntDistribution(int(read.low), int(read.high))
+        return FloatDistribution(float(read.low), float(read.high), log=read.log)
+    return None
 
 
-def _is_range(option: str, spec: Any) -> bool:
-    # betas is itself a pair of numbers
-    return (
-        option != "betas"
-        and isinstance(spec, tuple)
-        and len(spec) == 2
-        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in spec)
-    )
-
-
-def _suggest(trial: BaseTrial, parameter: str, option: str, spec: Any) -> Any:
-    d = _distribution(option, spec, parameter)
+def _suggest(trial: BaseTrial, parameter: str, d: BaseDistribution | None, spec: Any) -> Any:
     if d is None:
         return spec
     if isinstance(d, CategoricalDistribution):

@@ -10,10 +10,8 @@ from ray import tune
 from ray.tune.search.sample import Domain
 
 from metaopt_hpo.strategies import LRStrategy, get
+from metaopt_hpo.strategies.space import Choice, Range, check_space, entry_name, read_option
 from metaopt_hpo_ray.columns import look_up, positive
-
-LOG_OPTIONS = ("lr", "meta_lr")
-"""Options whose ranges are searched in the logarithm."""
 
 GPU_SHARES = 8
 """A GPU is shared in eighths: finer shares leave less memory than a CUDA context needs to be worth it."""
@@ -44,15 +42,13 @@ def strategy_space(space: Mapping[str, Mapping[str, Any]], *, name: str = "strat
         UnknownStrategy: a name that is not registered.
         ValueError: an empty space, an unknown option, an empty range, or a strategy that needs an lr and has none.
     """
-    if not space:
-        raise ValueError(
-            'the space of strategies is empty; name at least one: strategy_space({"metaoptimize": {}})'
-        )
-    for choice, options in space.items():
-        _check(choice, options)
+    check_space(space, _example, call="strategy_space(")
     if len(space) == 1:
         ((choice, options),) = space.items()
-        return {name: choice, **{_entry(choice, o): _domain(o, spec, choice) for o, spec in options.items()}}
+        return {
+            name: choice,
+            **{entry_name(choice, o): _domain(o, spec, choice) for o, spec in options.items()},
+        }
     out: dict[str, Any] = {name: tune.choice(list(space))}
     lrs = {c: _domain("lr", o["lr"], c) for c, o in space.items() if "lr" in o}
     if lrs:
@@ -61,7 +57,7 @@ def strategy_space(space: Mapping[str, Mapping[str, Any]], *, name: str = "strat
         for option, spec in options.items():
             if option != "lr":
                 only = {choice: _domain(option, spec, choice)}
-                out[_entry(choice, option)] = tune.sample_from(Conditional(name, only))
+                out[entry_name(choice, option)] = tune.sample_from(Conditional(name, only))
     return out
 
 
@@ -96,30 +92,13 @@ class Conditional:
         return chosen.sample() if isinstance(chosen, Domain) else chosen
 
 
-def _entry(choice: str, option: str) -> str:
-    return option if option == "lr" else f"{choice}.{option}"
-
-
 def _plain(value: Any) -> Any:
     item = getattr(value, "item", None)
     return item() if callable(item) and not isinstance(value, str | int | float | bool) else value
 
 
-def _check(choice: str, options: Mapping[str, Any]) -> None:
-    """Say what is wrong with a strategy before any trial runs it, not when a sampler happens to choose it."""
-    strategy = get(choice)
-    if not isinstance(options, Mapping):
-        raise ValueError(f"options of strategy {choice!r} must be a mapping, got {options!r}")
-    if not strategy.tunes_lr and "lr" not in options:
-        raise ValueError(
-            f"strategy {choice!r} needs a learning rate: give it a range, "
-            f'{{"{choice}": {{"lr": (1e-4, 1e-1)}}}}, or a number'
-        )
-    strategy.from_options(**{o: _example(_domain(o, spec, choice)) for o, spec in options.items()})
-
-
-def _example(domain: Any) -> Any:
-    """A value of the domain, with which the strategy checks the option's name and type."""
+def _example(choice: str, option: str, spec: Any) -> Any:
+    domain = _domain(option, spec, choice)
     return _plain(domain.sample()) if isinstance(domain, Domain) else domain
 
 
@@ -129,27 +108,14 @@ def _domain(option: str, spec: Any, choice: str) -> Any:
             f"{option!r} of strategy {choice!r} must be a value, a range (low, high), a list of choices or a "
             f"domain such as tune.loguniform, got {spec!r}"
         )
-    if isinstance(spec, list):
-        if not spec:
-            raise ValueError(f"the choices of {option!r} of strategy {choice!r} are empty; give at least one")
-        return tune.choice(spec)
-    # betas is itself a pair of numbers
-    if option == "betas" or not (isinstance(spec, tuple) and len(spec) == 2 and all(map(_number, spec))):
-        return spec
-    low, high = spec
-    log = option in LOG_OPTIONS
-    if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0):
-        bound = "0 < low < high" if log else "low < high"
-        raise ValueError(
-            f"the range of {option!r} of strategy {choice!r} must be finite with {bound}, got {spec!r}"
-        )
-    if isinstance(low, int) and isinstance(high, int) and not log:
-        return tune.randint(low, high + 1)
-    return tune.loguniform(low, high) if log else tune.uniform(low, high)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    read = read_option(choice, option, spec)
+    if isinstance(read, Choice):
+        return tune.choice(list(read.values))
+    if isinstance(read, Range):
+        if read.whole:
+            return tune.randint(int(read.low), int(read.high) + 1)
+        return tune.loguniform(read.low, read.high) if read.log else tune.uniform(read.low, read.high)
+    return spec
 
 
 def resources_by_size(
