@@ -59,7 +59,7 @@ def attribute(
         typer.Option(
             min=0,
             max=3,
-            help="0: quadratics and a regression (3 CPU minutes); 1: tiny language models (20); "
+            help="0: quadratics and a regression (4 CPU minutes); 1: tiny language models (10); "
             "2: the same on a GPU; 3: through an engine.",
         ),
     ] = 0,

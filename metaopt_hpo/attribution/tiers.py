@@ -117,7 +117,7 @@ def tier_jobs(tier: int, *, device: str | None = None) -> list[Job]:
     """The worlds of a tier.
 
     * 0: quadratics and logistic regression, every factor and level; minutes on one core.
-    * 1: a neural bigram model and a tiny `text-lm` transformer with real minibatches; about 20 minutes on two cores.
+    * 1: a neural bigram model and a tiny `text-lm` transformer with real minibatches; about 10 CPU minutes.
     * 2: a larger `text-lm` on one GPU (device "cuda" unless said).
     * 3: the same through an engine (`run_tier(3, engine="optuna")`): real optimizers, one trial a run.
 
