@@ -72,6 +72,10 @@ class Cells:
             self.cautions,
         )
 
+    def cell_weight(self) -> Array:
+        """What a cell's floor counts for: its runs over ten, at most 1."""
+        return np.minimum(np.bincount(self.cell, minlength=self.k), 10.0) / 10.0
+
     def cell_extra(self) -> dict[str, Array]:
         """Each further hyperparameter, one value a cell."""
         first = np.searchsorted(self.cell, np.arange(self.k))

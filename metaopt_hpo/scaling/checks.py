@@ -27,14 +27,17 @@ OPEN_VALLEY = Caution(
 
 
 def choose_axes(cells: Cells) -> tuple[Axes, tuple[float, float] | None]:
-    """The axes that the cells can tell apart, and the path tokens = c·size^k where they cannot."""
+    """The axes along which the cells vary, and the path tokens = c·size^k where they cannot tell them apart.
+
+    On a path both axes stay: along it the data decide, across it the prior of the exponents alone.
+    """
     n, d = np.log(cells.cell_size), np.log(cells.cell_tokens)
     moves_n, moves_d = np.ptp(n) > 0.05, np.ptp(d) > 0.05
     if moves_n and moves_d:
         if np.corrcoef(n, d)[0, 1] ** 2 > COLLINEAR:
             slope = float(np.cov(n, d)[0, 1] / n.var(ddof=1))
             path = (float(d.mean() - slope * n.mean()), slope)
-            return _axes(cells, {"size": n}), path
+            return _axes(cells, {"size": n, "tokens": d}), path
         return _axes(cells, {"size": n, "tokens": d}), None
     if moves_n:
         return _axes(cells, {"size": n}), None
@@ -129,7 +132,8 @@ def axis_cautions(
         out.append(
             Caution(
                 "tokens-follow-size",
-                f"tokens grew as size^{path[1]:.3g} in every trial: only that path is known",
+                f"tokens grew as size^{path[1]:.3g} in every trial: only that path is known, what lies off it rests on "
+                "published exponents",
             )
         )
     elif "tokens" not in axes.names and axes.names:

@@ -21,18 +21,19 @@ from metaopt_hpo.scaling.checks import (
     refusals,
 )
 from metaopt_hpo.scaling.estimates import LawRefused
-from metaopt_hpo.scaling.floor import fit_floor
+from metaopt_hpo.scaling.floor import Floor, fit_floor, recentre
+from metaopt_hpo.scaling.floor_error import loss_factor
 from metaopt_hpo.scaling.law import Domain, Draws, Law
-from metaopt_hpo.scaling.ordered import loss_rate, measure_trust
+from metaopt_hpo.scaling.ordered import measure_trust
 from metaopt_hpo.scaling.pointfit import centre_fitter, slope_prior, start_surface
-from metaopt_hpo.scaling.solver import solve
+from metaopt_hpo.scaling.running import measure_fall
+from metaopt_hpo.scaling.solver import Solution, solve
 from metaopt_hpo.scaling.surface import Array
 from metaopt_hpo.scaling.uncertainty import (
     bootstrap,
     curvature_cautions,
     measure_curvature,
     measure_scatter,
-    recentre,
     small_sample,
 )
 
@@ -84,7 +85,7 @@ def fit(
         reason = "the trials leave the surface undetermined: vary lr, and batch if its optimum is wanted, in more cells"
         raise LawRefused("no-minimum", reason) from e
     options = {"use": use, "strategy": strategy, "extra": list(extra)}
-    return replace(law, settings=law.settings | options)
+    return replace(law, settings=law.settings | options, fall=measure_fall(table, law.axes, law.surface))
 
 
 def refit(law: Law, table: TrialTable) -> Law:
@@ -103,26 +104,16 @@ def refit(law: Law, table: TrialTable) -> Law:
     has_batch = batch_varies(cells)
     grown = cells.n > REFIT_GROWTH * o["trials"] or cells.n < 50
     if grown or axes.names != law.axes.names or has_batch != law.surface.has_batch:
-        return replace(
-            fit_cells(
-                cells, allow_weak=o["allow_weak"], draws=len(law.draws.a), level=law.level, seed=o["seed"]
-            ),
-            settings=o | {"trials": cells.n},
+        again = fit_cells(
+            cells, allow_weak=o["allow_weak"], draws=len(law.draws.a), level=law.level, seed=o["seed"]
         )
+        fall = measure_fall(table, again.axes, again.surface)
+        return replace(again, settings=o | {"trials": cells.n}, fall=fall)
     axes = law.axes  # the centre stays, so that old draws mean what they meant
     design = axes.design(cells.size, cells.tokens, cells.extra)
     solution = solve(cells, design, law.surface, prior=slope_prior(axes, law.surface, None), iterations=24)
     check_bowl(solution.surface)
-    per_cell = np.bincount(cells.cell, minlength=cells.k).astype(float)
-    floor = fit_floor(
-        law.floor.names,
-        np.log(cells.cell_size),
-        np.log(cells.cell_tokens),
-        solution.floors,
-        np.minimum(per_cell, 10.0) / 10.0,
-        start=law.floor,
-        noise=solution.scale,
-    )
+    floor = _floor(law.floor.names, cells, solution, start=law.floor)
     draws = Draws(
         law.draws.a + (solution.surface.a - law.surface.a),
         law.draws.b + (solution.surface.b - law.surface.b),
@@ -136,12 +127,7 @@ def refit(law: Law, table: TrialTable) -> Law:
         draws=draws,
         domain=_domain(cells),
         noise=max(solution.scale, 1e-6),
-        cells={
-            "size": cells.cell_size,
-            "tokens": cells.cell_tokens,
-            "log_loss": solution.floors,
-            "trials": per_cell,
-        },
+        cells=_listed(cells, solution),
         trials=cells.n,
         path=path,
         _cache={},
@@ -170,14 +156,12 @@ def fit_cells(
     check_bowl(solution.surface)
     open_valley = in_open_valley(cells, axes, solution.surface)
     cautions += [OPEN_VALLEY] if open_valley else []
-    per_cell = np.bincount(cells.cell, minlength=cells.k).astype(float)
-    cell_weight = np.minimum(per_cell, 10.0) / 10.0
-    names = axes.scale_names or ("size",)
-    ln_size, ln_tokens = np.log(cells.cell_size), np.log(cells.cell_tokens)
-    floor = fit_floor(names, ln_size, ln_tokens, solution.floors, cell_weight, noise=solution.scale)
+    # on a path the loss cannot be shared out between size and tokens
+    names = ("size",) if path is not None else axes.scale_names or ("size",)
+    floor = _floor(names, cells, solution)
     rng = np.random.default_rng(seed)
-    result = bootstrap(cells, design, solution, slopes, floor, per_cell, rng, draws)
-    curvature = measure_curvature(cells, axes, solution, slopes, level)
+    result = bootstrap(cells, design, solution, slopes, floor, rng, draws)
+    curvature = measure_curvature(cells, axes, solution, slopes, level) if path is None else {}
     cautions += exponent_cautions(axes, result, has_batch)
     cautions += curvature_cautions(curvature)
     trust = {n: measure_trust(cells, n, centre_fitter(prior)) for n in axes.scale_names}
@@ -188,17 +172,11 @@ def fit_cells(
         draws=result,
         domain=_domain(cells),
         noise=max(solution.scale, 1e-6),
-        cells={
-            "size": cells.cell_size,
-            "tokens": cells.cell_tokens,
-            "log_loss": solution.floors,
-            "trials": per_cell,
-        },
+        cells=_listed(cells, solution),
         trials=cells.n,
         level=level,
-        widen=small_sample(cells, axes),
+        widen=small_sample(cells, axes) | {"loss": loss_factor(cells, solution, floor.names, seed)},
         scatter=measure_scatter(cells, axes, solution.surface),
-        loss_rate=loss_rate(names, cells, solution.floors, cell_weight, solution.scale),
         trust=trust,
         curvature=curvature,
         warnings=tuple(cautions),
@@ -206,6 +184,28 @@ def fit_cells(
         settings={"allow_weak": allow_weak or prior is not None, "seed": seed, "trials": cells.n},
         path=path,
     )
+
+
+def _floor(names: tuple[str, ...], cells: Cells, solution: Solution, start: Floor | None = None) -> Floor:
+    return fit_floor(
+        names,
+        np.log(cells.cell_size),
+        np.log(cells.cell_tokens),
+        solution.floors,
+        cells.cell_weight(),
+        start=start,
+        noise=solution.scale,
+    )
+
+
+def _listed(cells: Cells, solution: Solution) -> dict[str, Array]:
+    """What a law keeps of its cells: one value a cell."""
+    return {
+        "size": cells.cell_size,
+        "tokens": cells.cell_tokens,
+        "log_loss": solution.floors,
+        "trials": np.bincount(cells.cell, minlength=cells.k).astype(float),
+    }
 
 
 def _domain(cells: Cells) -> Domain:

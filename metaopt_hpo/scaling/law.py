@@ -15,8 +15,10 @@ import numpy as np
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, positive
-from metaopt_hpo.scaling.floor import Floor
+from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
+from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
 from metaopt_hpo.scaling.ordered import Trust
+from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from metaopt_hpo.scaling.policy import Verdict
     from metaopt_hpo.trials.table import TrialTable
 
-LAW_VERSION = 1
+LAW_VERSION = 2
 EXTRAPOLATION_LIMIT = 16.0
 """Beyond this factor outside the fitted sizes or tokens a prediction carries a caution."""
 
@@ -71,7 +73,7 @@ class Draws:
     slope: Array
     """d ln lr* / d ln B at a fixed size and tokens (the valley's direction), one value a draw."""
     floor: Array
-    """ln loss at the optimum is not linear in the floor's parameters, so each draw keeps (E, coefs, exponents)."""
+    """ln loss at the optimum is not linear in the floor's parameters, so each draw keeps `Floor.parameters`."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,6 @@ class Law:
         default_factory=lambda: {"lr": 0.0, "batch": 0.0, "lr_given_batch": 0.0}
     )
     """Standard deviation, ln units, of a cell's best run about the law: part of the intervals, not of the law."""
-    loss_rate: float = 0.01
-    """Standard deviation of ln loss that each e-fold of extrapolation adds."""
     trust: dict[str, Trust] = field(default_factory=dict)
     """By axis, how much of an extrapolated way is copied from the range's edge (`scaling.ordered`)."""
     curvature: dict[str, Estimate] = field(default_factory=dict)
@@ -115,6 +115,8 @@ class Law:
     """Options of `fit`, and `trials`, the number of them at the last fit with a bootstrap: what `refit` needs."""
     path: tuple[float, float] | None = None
     """(ln coefficient, exponent) of tokens = c·size^k where the table held only such pairs."""
+    fall: Fall | None = None
+    """How far unfinished runs still fall, where the table holds enough curves."""
     _cache: dict[tuple[float, float], tuple[float, float, float, float, float, float]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -171,7 +173,7 @@ class Law:
         shift = self.margin(float(dx.var()))
         value = min(max(lr.value * math.exp(shift), lr.low), lr.high)
         lr = Estimate(value, lr.low, lr.high)
-        loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter(size, tokens))
+        loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter())
         sx, sy = float(dx.std()) * self.widen["lr"], float(dy.std()) * self.widen["batch"]
         rho = float(np.mean(dx * dy) / (dx.std() * dy.std())) if dx.std() > 0 and dy.std() > 0 else 0.0
         return Prediction(
@@ -239,12 +241,9 @@ class Law:
                 f"extra holds {unknown[0]!r}, which is no coordinate of this law; there are: {known}"
             )
 
-    def _floor_scatter(self, size: float, tokens: float) -> float:
-        """Standard deviation of ln loss beside the bootstrap's: cells about the floor, and extrapolation."""
-        beyond = 0.0
-        for value, (low, high) in ((size, self.domain.size), (tokens, self.domain.tokens)):
-            beyond += max(math.log(value / high), math.log(low / value), 0.0)
-        return math.hypot(self.floor.scatter, self.loss_rate * beyond)
+    def _floor_scatter(self) -> float:
+        """Standard deviation of ln loss beside the draws': a new cell's own, its size's and its tokens'."""
+        return math.hypot(self.floor.scatter, LEVEL_ERROR * math.sqrt(len(self.floor.names)))
 
     @cached_property
     def scalars(self) -> Scalars:
@@ -261,7 +260,7 @@ class Law:
             x, y = float(row @ self.surface.a), float(row @ self.surface.b)
             dx, dy = self.optimum_draws(size, tokens)
             df = self._floor_draws(size, tokens)
-            var_f = (df.std() * self.widen["loss"]) ** 2 + self._floor_scatter(size, tokens) ** 2
+            var_f = (df.std() * self.widen["loss"]) ** 2 + self._floor_scatter() ** 2
             var_y = float(dy.var()) if self.surface.has_batch else 0.0
             found = (x, y, float(self.floor.log_loss(size, tokens)), float(var_f), float(dx.var()), var_y)
             if len(self._cache) > 4096:
@@ -278,13 +277,7 @@ class Law:
         return dx, dy if self.surface.has_batch else np.full_like(dx, y)
 
     def _floor_draws(self, size: float, tokens: float) -> Array:
-        k = len(self.floor.names)
-        d = self.draws.floor
-        total = d[:, 0].copy()
-        for i, name in enumerate(self.floor.names):
-            t = math.log(size if name == "size" else tokens) - self.floor.centre[i]
-            total += d[:, 1 + i] * np.exp(-d[:, 1 + k + i] * t)
-        return np.asarray(np.log(np.maximum(total, 1e-300)))
+        return log_loss_of_draws(self.draws.floor, self.floor, size, tokens)
 
     def _estimate(self, value: float, deviation: Array, widen: float, scatter: float) -> Estimate:
         tail = 0.5 * (1.0 - self.level)
@@ -307,18 +300,17 @@ class Law:
             )
             out.append(Caution("extrapolation", message))
         low, high = self.domain.tokens
-        if "tokens" not in self.axes.names:
-            if self.path is not None:
-                expected = math.exp(self.path[0] + self.path[1] * math.log(size))
-                if not 1 / 1.5 < tokens / expected < 1.5:
-                    message = (
-                        f"all trials had tokens tied to size; at this size that is {expected:.3g} tokens, and "
-                        f"nothing is known of {tokens:.3g}"
-                    )
-                    out.append(Caution("tokens-off-path", message))
-            elif not low / 1.5 < tokens < high * 1.5:
-                message = f"all trials saw about {high:.3g} tokens; nothing is known of {tokens:.3g}"
-                out.append(Caution("tokens-not-varied", message))
+        if self.path is not None:
+            expected = math.exp(self.path[0] + self.path[1] * math.log(size))
+            if not 1 / 1.5 < tokens / expected < 1.5:
+                message = (
+                    f"all trials had tokens tied to size; at this size that is {expected:.3g} tokens: lr and batch at "
+                    f"{tokens:.3g} rest on published exponents, and the loss is that of the path"
+                )
+                out.append(Caution("tokens-off-path", message))
+        elif "tokens" not in self.axes.names and not low / 1.5 < tokens < high * 1.5:
+            message = f"all trials saw about {high:.3g} tokens; nothing is known of {tokens:.3g}"
+            out.append(Caution("tokens-not-varied", message))
         if batch is not None and not self.domain.batch[0] / 1.01 <= batch <= self.domain.batch[1] * 1.01:
             low, high = self.domain.batch
             out.append(
@@ -397,14 +389,10 @@ class Law:
                 low, high = np.quantile(draws[:, i] - coef[i], [tail, 1 - tail]) * self.widen[key] + coef[i]
                 parts.append(f"{name}^{coef[i]:.3f} [{low:.3f}, {high:.3f}]")
             lines.append(f"{label} ∝ " + " · ".join(parts) if parts else f"{label} constant")
-        terms = [
-            f"{c:.4g}·({n}/{math.exp(m):.3g})^-{e:.3f}"
-            for n, m, c, e in zip(
-                self.floor.names, self.floor.centre, self.floor.coefficient, self.floor.exponent, strict=True
-            )
-        ]
-        lines.append("loss* = " + " + ".join([f"{self.floor.level:.4g}", *terms]))
+        lines.append(f"loss* = {self.floor.formula()}")
         lines.append(f"one run scatters by {100 * self.noise:.2g} % about the surface")
+        if self.fall is not None:
+            lines.append(f"running losses are judged by the curves of {self.fall.runs} finished runs")
         for name, t in self.trust.items():
             if t.cells:
                 scored = (
@@ -454,7 +442,7 @@ class Law:
             raise MetaOptError("not a law: the JSON has no format 'metaopt-hpo law'")
         if data.get("version") != LAW_VERSION:
             raise MetaOptError(
-                f"this law has version {data.get('version')}, this release reads {LAW_VERSION}"
+                f"this law has version {data.get('version')}, this release reads {LAW_VERSION}: fit it again"
             )
         try:
             return decode(data)

@@ -1,7 +1,5 @@
 """Ordered cross-validation: fit on smaller sizes (fewer tokens), score on the next. What it decides:
-
-- how much of the way beyond the fitted range is copied from its edge rather than extrapolated;
-- how fast the floor's error grows with extrapolation, for the loss's interval.
+how much of the way beyond the fitted range is copied from its edge rather than extrapolated.
 
 Random splits would answer another question: interpolation.
 """
@@ -16,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.floor import fit_floor
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.scaling.surface import Array
 
@@ -25,9 +22,6 @@ COPYING = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 MIN_SCORED = 6
 """Held-out cells below which the choice is noise and extrapolation stays."""
-
-LOSS_RATE = 0.01
-"""Floor error per e-fold of extrapolation (ln loss) where it cannot be measured: about what the tables here show."""
 
 Centre = Callable[[float, float], tuple[float, float]]
 
@@ -96,29 +90,3 @@ def cell_grid(cells: Cells, j: int) -> CellGrid:
     """The measured losses of one cell."""
     rows = cells.cell == j
     return CellGrid(np.exp(cells.x[rows]), np.exp(cells.y[rows]), np.exp(cells.z[rows]))
-
-
-def loss_rate(names: tuple[str, ...], cells: Cells, floors: Array, weight: Array, noise: float) -> float:
-    """Root mean square error of the extrapolated floor per e-fold beyond the range (ln loss)."""
-    ln = {"size": np.log(cells.cell_size), "tokens": np.log(cells.cell_tokens)}
-    rates: list[float] = []
-    for axis in names:
-        distinct = np.unique(ln[axis])
-        if distinct.size < 3:
-            continue
-        start = distinct[max(2, distinct.size // 2) - 1]
-        train = ln[axis] <= start
-        test = ~train
-        if train.sum() < 1 + 2 * len(names) or not test.any():
-            continue
-        f = fit_floor(
-            names, ln["size"][train], ln["tokens"][train], floors[train], weight[train], noise=noise
-        )
-        error = floors[test] - f.log_loss(cells.cell_size[test], cells.cell_tokens[test])
-        distance = np.maximum(ln[axis][test] - start, 0.5)
-        rates += list(np.abs(error) / distance)
-    if len(rates) < 2:
-        return LOSS_RATE
-    measured = float(np.sqrt(np.mean(np.square(rates))))
-    n = len(rates)
-    return (n * measured + 4.0 * LOSS_RATE) / (n + 4.0)  # few held-out cells shrink to what other tables show

@@ -12,6 +12,7 @@ from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.floor import Floor
 from metaopt_hpo.scaling.law import Domain, Draws, Law
 from metaopt_hpo.scaling.ordered import Trust
+from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
 
@@ -54,6 +55,7 @@ def decode(data: dict[str, Any]) -> Law:
             arr(f["coefficient"]),
             arr(f["exponent"]),
             float(f["scatter"]),
+            float(f["power"]),
         ),
         draws=Draws(arr(d["a"]), arr(d["b"]), arr(d["slope"]), arr(d["floor"])),
         domain=Domain(**pairs, sizes=tuple(float(v) for v in m["sizes"])),
@@ -63,7 +65,6 @@ def decode(data: dict[str, Any]) -> Law:
         level=float(data["level"]),
         widen={k: float(v) for k, v in data["widen"].items()},
         scatter={k: float(v) for k, v in data["scatter"].items()},
-        loss_rate=float(data["loss_rate"]),
         trust={
             k: Trust(float(v["copying"]), tuple(float(x) for x in v["scores"]), int(v["cells"]))
             for k, v in data["trust"].items()
@@ -76,5 +77,11 @@ def decode(data: dict[str, Any]) -> Law:
         origin=str(data["origin"]),
         open_valley=bool(data["open_valley"]),
         settings=dict(data["settings"]),
+        fall=None if data["fall"] is None else _fall(data["fall"]),
         path=None if data["path"] is None else (float(data["path"][0]), float(data["path"][1])),
     )
+
+
+def _fall(data: dict[str, Any]) -> Fall:
+    left, mean, spread = (np.asarray(data[k], dtype=float) for k in ("left", "mean", "spread"))
+    return Fall(left, mean, spread, int(data["runs"]))

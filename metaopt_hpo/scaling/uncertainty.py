@@ -10,7 +10,8 @@ from scipy import stats
 
 from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.estimates import Caution, Estimate
-from metaopt_hpo.scaling.floor import Floor, fit_floor
+from metaopt_hpo.scaling.floor import Floor
+from metaopt_hpo.scaling.floor_error import draw_floor
 from metaopt_hpo.scaling.law import Draws
 from metaopt_hpo.scaling.ordered import cell_grid
 from metaopt_hpo.scaling.solver import Prior, Solution, solve
@@ -34,13 +35,12 @@ def bootstrap(
     solution: Solution,
     slopes: Prior,
     floor: Floor,
-    per_cell: Array,
     rng: np.random.Generator,
     draws: int,
 ) -> Draws:
-    """Parameters fitted to reweighted sizes, cells and runs; floors are re-expressed about one centre."""
+    """Parameters fitted to reweighted sizes, cells and runs."""
     a, b, valley, floors = [], [], [], []
-    ln_size, ln_tokens = np.log(cells.cell_size), np.log(cells.cell_tokens)
+    per_cell = np.bincount(cells.cell, minlength=cells.k)
     for _ in range(draws):
         weight = bootstrap_weights(cells, rng)
         s = solve(
@@ -52,22 +52,13 @@ def bootstrap(
             scale=solution.scale,
             iterations=6,
         )
-        share = np.bincount(cells.cell, weight, minlength=cells.k) / np.maximum(per_cell, 1.0)
-        f = fit_floor(
-            floor.names,
-            ln_size,
-            ln_tokens,
-            s.floors,
-            np.minimum(per_cell, 10.0) / 10.0 * share,
-            start=floor,
-            noise=s.scale,
-        )
-        shift = np.exp(f.exponent * (f.centre - floor.centre))
+        share = np.bincount(cells.cell, weight, minlength=cells.k) / np.maximum(per_cell, 1)
+        f = draw_floor(floor, cells.cell_size, cells.cell_tokens, s.floors, cells.cell_weight() * share, rng)
         a.append(s.surface.a)
         b.append(s.surface.b)
         slope = -float(s.surface.h[1]) / max(float(s.surface.h[0]), 1e-3 * float(solution.surface.h[0]))
         valley.append(min(max(slope, -STEEPEST_VALLEY), STEEPEST_VALLEY))
-        floors.append(np.concatenate([[f.level], f.coefficient * shift, f.exponent]))
+        floors.append(f.parameters())
     return Draws(np.array(a), np.array(b), np.array(valley), np.array(floors))
 
 
@@ -96,18 +87,6 @@ def small_sample(cells: Cells, axes: Axes) -> dict[str, float]:
     k, p = cells.k, 1 + len(axes.names)
     factor = math.sqrt(k / max(k - p, 0.5))
     return {"lr": factor, "batch": factor, "loss": factor}
-
-
-def recentre(draws: Array, old: Floor, new: Floor) -> Array:
-    """Floor draws about another centre, moved so that their middle is the new fit."""
-    k = len(old.names)
-    out = draws.copy()
-    out[:, 1 : 1 + k] *= np.exp(-draws[:, 1 + k :] * (new.centre - old.centre))
-    was = old.coefficient * np.exp(-old.exponent * (new.centre - old.centre))
-    out[:, 0] += new.level - old.level
-    out[:, 1 : 1 + k] += new.coefficient - was
-    out[:, 1 + k :] += new.exponent - old.exponent
-    return out
 
 
 def measure_scatter(cells: Cells, axes: Axes, surface: Surface) -> dict[str, float]:

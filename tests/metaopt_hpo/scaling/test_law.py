@@ -70,11 +70,11 @@ def test_json_round_trip(law: Law, tmp_path: object) -> None:
     assert again.predict(*TARGET) == law.predict(*TARGET)
     assert again.describe() == law.describe()
     assert again.to_json() == law.to_json()
-    for text in ("{}", '{"a": 1}', "{nonsense", json.dumps({"format": "metaopt-hpo law", "version": 1})):
+    for text in ("{}", '{"a": 1}', "{nonsense", json.dumps({"format": "metaopt-hpo law", "version": 2})):
         with pytest.raises(MetaOptError, match=r"not a law"):
             Law.from_json(text)
     with pytest.raises(MetaOptError, match="version 99"):
-        Law.from_json(law.to_json().replace('"version": 1', '"version": 99'))
+        Law.from_json(law.to_json().replace('"version": 2', '"version": 99'))
     with pytest.raises(MetaOptError, match="cannot read"):
         Law.from_json("no/such/file.json")
 
