@@ -153,9 +153,11 @@ class ScalingLawPruner(BasePruner):
             reached = _expected_end(known, step, tokens, sign * trial.intermediate_values[step])
             if reached is None:
                 return None
-            # the forecast compares with a run planned for `step` tokens, which has cooled down by then
-            longer = known.law.loss(size, tokens, batch, lr)
-            curve = [(float(step), reached * float(known.law.loss(size, step, batch, lr) / longer))]
+            curve = [(float(step), sign * trial.intermediate_values[step])]
+            if known.law.fall is None:
+                # without curves the forecast compares with a run planned for `step` tokens, which has cooled down
+                longer = known.law.loss(size, tokens, batch, lr)
+                curve = [(float(step), reached * float(known.law.loss(size, step, batch, lr) / longer))]
         goal = incumbent(known, size, tokens)
         if goal is None:
             # nobody has finished here: stop only what would end above all the law holds possible for the best

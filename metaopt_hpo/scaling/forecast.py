@@ -1,8 +1,11 @@
 """Final loss of a configuration, before it starts and while it runs: the law plus the run's own curve so far.
 
-A running loss is compared with the law *at the same tokens and batch*, never with another run's loss at other
-tokens: large batches win late, and early ranks mislead. The run's offset from the law there carries over to
-its end in part; the part and its uncertainty shrink and grow with ln(T/t).
+A running loss is never compared with another run's loss at other tokens: large batches win late, and early ranks
+mislead. Where the table holds curves, what finished runs of like lr and batch still fell from the same part of
+their way (`scaling.running`) turns it into a second opinion on the end, weighed against the law's by their
+variances. Without curves the run is compared with the law *at the same tokens and batch*; its offset there carries over
+to its end in part, less and less sure with ln(T/t). Where neither curves nor the law say what tokens do to the
+loss, a run is taken to fall as runs usually do, with so wide a margin that only a hopeless one is seen as such.
 """
 
 from __future__ import annotations
@@ -36,6 +39,11 @@ CARRY = 0.5
 
 DRIFT = 0.04
 """Standard deviation of ln loss that an unfinished run may still move against the law, per √ln(T/t)."""
+
+
+USUAL_FALL = (0.08, 0.06)
+"""Mean and standard deviation of how much ln loss still falls per e-fold of tokens, where no curve was ever seen:
+finished language models gain 0.03 to 0.05 per e-fold here, and an unfinished run's lr has yet to decay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +82,44 @@ def forecast(
         positive(name, value)
     mean, variance, excess = log_loss(law, size, tokens, lr, batch)
     seen = last_point(curve)
-    if seen is not None and seen[0] < tokens:
-        t, observed = seen
-        then, then_variance, _ = log_loss(law, size, t, lr, batch)
-        left = math.log(tokens / t)
-        carry = math.exp(-CARRY * left)
-        mean += carry * (observed - then)
-        variance = (1.0 - carry) ** 2 * min(variance, then_variance + variance) + DRIFT**2 * left
-    elif seen is not None:
+    if seen is not None and seen[0] >= tokens:
         mean, variance = seen[1], 0.0
+    elif seen is not None:
+        mean, variance = _with_curve(law, (size, tokens, lr, batch), seen, mean, variance)
     sd = math.sqrt(variance + law.noise**2)
     z = _quantile(law.level)
     estimate = Estimate(math.exp(mean), math.exp(mean - z * sd), math.exp(mean + z * sd))
     return Forecast(estimate, mean, sd, excess, law.domain.factor(size, tokens))
+
+
+def _with_curve(
+    law: Law,
+    config: tuple[float, float, float, float],
+    seen: tuple[float, float],
+    mean: float,
+    variance: float,
+) -> tuple[float, float]:
+    """(mean, variance) of the final ln loss once `seen`, (tokens, ln loss), is known."""
+    size, tokens, lr, batch = config
+    t, observed = seen
+    left = math.log(tokens / t)
+    if law.fall is not None:
+        x, y, *_ = law.at(size, tokens)
+        fall = law.fall.at(left, math.log(lr) - x, math.log(batch) - y if law.surface.has_batch else 0.0)
+        if fall is None:  # earlier than curves reach
+            return mean, variance
+    elif "tokens" not in law.floor.names:
+        fall = USUAL_FALL[0] * left, math.hypot(USUAL_FALL[1] * left, DRIFT * math.sqrt(left))
+    else:
+        then, then_variance, _ = log_loss(law, size, t, lr, batch)
+        carry = math.exp(-CARRY * left)
+        spread = (1.0 - carry) ** 2 * min(variance, then_variance + variance) + DRIFT**2 * left
+        return mean + carry * (observed - then), spread
+    own = fall[1] ** 2 + law.noise**2
+    gap = observed - fall[0] - mean
+    variance = max(variance, gap * gap - own)  # a run far off the law's interval shows the law wrong there
+    share = variance / (variance + own)
+    return mean + share * gap, share * own
 
 
 def log_loss(law: Law, size: float, tokens: float, lr: float, batch: float) -> tuple[float, float, float]:
