@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord
 
 if TYPE_CHECKING:
+    from metaopt_hpo.comparison.live import LiveRun
     from metaopt_hpo.workloads.base import Workload
 
 Report = Callable[[int, float], str | None]
@@ -113,10 +115,9 @@ class TrainObjective:
             def should_stop(self) -> str | None:
                 return self.decision
 
-        strategy = make(configuration.strategy, lr=configuration.lr, **configuration.options)
         run = train(
             self._workload(configuration),
-            strategy,
+            make(configuration.strategy, lr=configuration.lr, **configuration.options),
             tokens=configuration.tokens,
             seed=configuration.seed,
             device=self._device,
@@ -124,6 +125,39 @@ class TrainObjective:
             report_stride=self._report_stride,
         )
         return replace(run.record(), params=dict(configuration.options))
+
+    @property
+    def changes_lr(self) -> bool:
+        """True: weights and optimizer go on at whatever peak lr the schedule is given."""
+        return True
+
+    def stops_at(self, configuration: Configuration, tokens: float) -> float:
+        """The end of the step in which `tokens` are seen."""
+        return math.ceil(min(tokens, configuration.tokens) / configuration.batch) * configuration.batch
+
+    def open(self, configuration: Configuration, saved: Path | None = None) -> LiveRun:
+        """A training run that can be halted, saved, and gone on with, also at another lr; see `comparison.live`.
+
+        Raises:
+            ObjectiveError: no such size.
+            CheckpointError: the file is damaged or foreign.
+        """
+        from metaopt_hpo.comparison.live import LiveTraining
+        from metaopt_hpo.strategies import make
+        from metaopt_hpo.workloads.base import begin, steps
+
+        c = configuration
+        workload = self._workload(c)
+        run = begin(
+            workload,
+            make(c.strategy, lr=c.lr, **c.options),
+            tokens=c.tokens,
+            seed=c.seed,
+            device=self._device,
+            report_stride=self._report_stride,
+            params=dict(c.options),
+        )
+        return LiveTraining(run, lambda made: steps(workload, made, c.seed), saved)
 
     def _workload(self, configuration: Configuration) -> Workload:
         try:

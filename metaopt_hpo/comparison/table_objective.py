@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from metaopt_hpo.comparison.live import LiveReplay
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError, Report, no_report
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.trials.record import Curve, TrialRecord
@@ -130,6 +132,24 @@ class TableObjective:
             params=dict(c.options),
             curve=Curve(tuple(t for t, _ in seen), tuple(v for _, v in seen)),
         )
+
+    @property
+    def changes_lr(self) -> bool:
+        """False: the table holds no run whose lr changed midway."""
+        return False
+
+    def stops_at(self, configuration: Configuration, tokens: float) -> float:
+        """Tokens of the first row of the run's curve, or of the first cell that knows it, at or above `tokens`."""
+        known = (t for t, _ in self._points(configuration) if t >= tokens * (1.0 - SAME))
+        return min(known, default=configuration.tokens)
+
+    def open(self, configuration: Configuration, saved: Path | None = None) -> LiveReplay:
+        """A replayed run that can be halted and gone on with; see `comparison.live`.
+
+        Raises:
+            ObjectiveError: no such configuration, or what was saved is another's.
+        """
+        return LiveReplay(self.run(configuration), saved)
 
     def _points(self, c: Configuration) -> Sequence[tuple[float, float]]:
         """(tokens, loss) before the end: the run's own curve, else the cells at fewer tokens that know it."""

@@ -73,6 +73,11 @@ class Recorder:
         """Wall-clock seconds of the run, earlier parts of a resumed run included."""
         return self._seconds_before + time.perf_counter() - self._start
 
+    @property
+    def last_tokens(self) -> float:
+        """Tokens of the last point; 0 before the first."""
+        return self._rows["tokens"][-1] if self._rows["tokens"] else 0.0
+
     def report(self, tokens: float, loss: float, *, step_size: float, grad_norm: float) -> None:
         """Append one point; a replayed point (after a resume) replaces the old one and what came after it."""
         while self._rows["tokens"] and self._rows["tokens"][-1] >= tokens:

@@ -264,6 +264,17 @@ class TrainingRun:
         self.state, self.reason = "diverged", reason
         raise RunDiverged(reason)
 
+    def report_now(self) -> None:
+        """Evaluate and report at the tokens seen so far, on the token grid or off it; once for each.
+
+        For a loop that halts between two points of the grid, where somebody compares runs.
+
+        Raises:
+            RunDiverged, RunStopped: as `step`.
+        """
+        if not (self._reports and self.recorder.last_tokens == round(self.tokens)):
+            self._report(round(self.tokens), self.steps_taken >= self.horizon)
+
     # -- the framework's side ------------------------------------------------------------------------------
 
     def report(self, tokens: int, loss: float) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -107,8 +108,36 @@ def train(
         run_class: what makes the run; integrations pass their own.
         options: passed on to it (checkpoint, report_stride, params …).
     """
+    run = begin(
+        workload,
+        strategy,
+        tokens=tokens,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        run_class=run_class,
+        **options,
+    )
+    with contextlib.suppress(RunStopped):
+        for _ in steps(workload, run, seed):
+            pass
+    return run
+
+
+def begin(
+    workload: Workload,
+    strategy: LRStrategy,
+    *,
+    tokens: float,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    run_class: Callable[..., TrainingRun] = TrainingRun,
+    **options: Any,
+) -> TrainingRun:
+    """The run of a workload before its first step; arguments as `train`."""
     model = workload.model(seed).to(device=device, dtype=dtype)
-    run = run_class(
+    return run_class(
         model,
         strategy,
         size=workload.size,
@@ -120,13 +149,18 @@ def train(
         workload=workload.name,
         **options,
     )
-    try:
-        with run:
-            for step in run:
-                run.step(*workload.losses(model, step, seed, 2 if run.wants_halves else 1))
-    except RunStopped:
-        pass
-    return run
+
+
+def steps(workload: Workload, run: TrainingRun, seed: int) -> Iterator[None]:
+    """Take the steps of a run that remain, yielding after each, so that the caller may halt it anywhere.
+
+    Raises:
+        RunDiverged, RunStopped: as `TrainingRun.step`.
+    """
+    with run:
+        for step in run:
+            run.step(*workload.losses(run.model, step, seed, 2 if run.wants_halves else 1))
+            yield
 
 
 def measured_flops(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
