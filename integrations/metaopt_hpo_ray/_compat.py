@@ -73,6 +73,30 @@ def in_trial() -> bool:
     return bool(_in_tune_session())
 
 
+def latest_checkpoint(trial: Any) -> Any:
+    """What Tune will make a trial go on from (`checkpoint` and `metrics`), or None."""
+    return trial.run_metadata.checkpoint_manager.latest_checkpoint_result
+
+
+def kept_checkpoints(trial: Any) -> list[Any]:
+    """A trial's own checkpoints that Tune has kept, the newest first."""
+    kept = trial.run_metadata.checkpoint_manager.best_checkpoint_results
+    return sorted(kept, key=lambda r: -int(r.metrics.get("training_iteration", 0)))
+
+
+def go_on_from(trial: Any, result: Any) -> None:
+    """Make a trial that is about to start go on from another checkpoint, or, with None, from its beginning.
+
+    Tune's own population based training does the same to hand one trial's weights to another.
+    """
+    trial.run_metadata.checkpoint_manager._latest_checkpoint_result = result
+
+
+def will_checkpoint(result: Any) -> bool:
+    """True where a trial's report came with a checkpoint, which Tune registers after its callbacks."""
+    return bool(result.get("should_checkpoint"))
+
+
 def asha_state(asha: AsyncHyperBandScheduler) -> dict[str, Any]:
     """The rungs of an ASHA scheduler as plain data."""
     brackets = asha._brackets

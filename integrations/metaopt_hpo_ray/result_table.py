@@ -21,9 +21,11 @@ from ray.tune.experiment import Trial
 
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
+from metaopt_hpo_ray.lost import make_good
 from metaopt_hpo_ray.reports import describe, outcome, report, why_failed
-from metaopt_hpo_ray.state import BookError, TrialBook, header
+from metaopt_hpo_ray.state import BookError, Entry, TrialBook, header
 
 if TYPE_CHECKING:
     from metaopt_hpo_ray.scheduler import ScalingLawScheduler
@@ -49,6 +51,8 @@ class CurveKeeper(Callback):
         metric, progress: results that hold the loss and the tokens; of the scheduler where there is one.
         maximize: True where the metric is maximised; the table holds it negated.
         size, tokens, batch, lr: as `ScalingLawScheduler`; of the scheduler where there is one.
+        pauses: name of a scheduler that pauses trials, to warn of a trial that reports without a checkpoint
+            before it is paused; "" for one that does not.
     """
 
     def __init__(
@@ -62,8 +66,10 @@ class CurveKeeper(Callback):
         tokens: str | float = "tokens",
         batch: str | float = "batch",
         lr: str = "lr",
+        pauses: str = "",
     ) -> None:
         self._scheduler = scheduler
+        self._pauses = pauses
         self._metric = metric
         self._progress = progress
         self._maximize = maximize
@@ -171,6 +177,14 @@ class CurveKeeper(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """One point of a curve."""
+        if self._pauses and not _compat.latest_checkpoint(trial) and not _compat.will_checkpoint(result):
+            pauses, self._pauses = self._pauses, ""
+            logger.warning(
+                "trial %s reports without a checkpoint, and %s pauses trials: each time Tune will silently start it "
+                "again at its first step; pass checkpoint= to tune.report, or use TrialRun",
+                trial.trial_id,
+                pauses,
+            )
         if self._scheduler is None:
             self._know(trial)
             tokens, loss = result.get(self._progress), result.get(self._metric)
@@ -180,10 +194,23 @@ class CurveKeeper(Callback):
         self.flush()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial runs, or runs again after a failure."""
+        """A trial is about to run, or to run again after a failure, a pause or a restore, from its checkpoint."""
         if self._scheduler is None:
             self._know(trial)
+        entry = self.book.entries.get(trial.trial_id)
+        if entry is not None:
+            self._make_good(trial, entry)
         self.flush()
+
+    def _make_good(self, trial: Trial, entry: Entry) -> None:
+        try:
+            done = make_good(trial, reported=bool(entry.points))
+        except Exception:  # Tune's own refusal is the worse outcome, and it comes by itself
+            logger.exception("the checkpoint of trial %s cannot be looked at", trial.trial_id)
+            return
+        if done:
+            logger.warning("trial %s: %s", trial.trial_id, done)
+            self.book.note(trial.trial_id, done)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial has ended."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState
@@ -22,6 +22,9 @@ VERSION = 1
 
 DONE = 0.99
 """A trial that ends by itself after this fraction of its planned tokens has completed: the last step may fall short."""
+
+LR_PATH = "lr_path"
+"""Parameter of a trial whose lr was changed during its run: "tokens:lr" of each, in order; `lr` is the last."""
 
 Event = dict[str, Any]
 
@@ -66,6 +69,8 @@ class Entry:
     """Further fields of the trial record, as last reported."""
     state: TrialState = "running"
     reason: str = ""
+    note: str = ""
+    """What happened to it on the way: a checkpoint that was lost, say."""
     launched: bool = False
     """False while it has never been given resources."""
 
@@ -102,7 +107,7 @@ class Entry:
             engine="ray",
             strategy=self.strategy,
             state=self.state,
-            reason=self.reason,
+            reason="; ".join(x for x in (self.note, self.reason) if x),
             seed=self.seed,
             target_tokens=self.tokens,
             cost=self.cost,
@@ -181,10 +186,10 @@ class TrialBook:
             "t": float(tokens),
             "loss": float(loss),
             "p": process,
-            "work": None if work is None else float(work),
-            "cost": float(cost),
-            "step": float(step_size),
-            "norm": float(grad_norm),
+            "work": work,
+            "cost": cost,
+            "step": step_size,
+            "norm": grad_norm,
         }
         if extra:
             event["extra"] = dict(extra)
@@ -195,6 +200,10 @@ class TrialBook:
         entry = self.entries[trial]
         if not entry.closed or (entry.state == "failed" and state != "failed"):
             self.apply({"k": "state", "id": trial, "state": state, "reason": reason})
+
+    def note(self, trial: str, text: str) -> None:
+        """Something that happened to the trial and belongs in its row; what was noted before stands too."""
+        self.apply({"k": "note", "id": trial, "text": text})
 
     # -- the one mutator -----------------------------------------------------------------------------------
 
@@ -223,11 +232,13 @@ class TrialBook:
         entry = self.entries[event["id"]]
         tokens, loss, process = event["t"], event["loss"], event["p"]
         spent = self._work(entry, event)
+        extra = event.get("extra")
+        if extra:
+            self._note_lr(entry, extra)
         entry.points[tokens] = (loss, event["step"], event["norm"], event["cost"])
         entry.last = (tokens, loss)
         entry.work[process] = max(spent, entry.work.get(process, 0.0))
         entry.launched = True
-        extra = event.get("extra")
         if extra:
             entry.extra = {k: v for k, v in extra.items() if k in _RECORDED}
             for name in ("size", "batch", "lr"):
@@ -235,6 +246,16 @@ class TrialBook:
                     setattr(entry, name, float(extra[name]))
             entry.strategy = extra.get("strategy", entry.strategy)
             entry.seed = extra.get("seed", entry.seed)
+
+    @staticmethod
+    def _note_lr(entry: Entry, extra: Mapping[str, Any]) -> None:
+        """Keep where a trial's lr was changed during its run, as population based training does."""
+        lr = extra.get("lr")
+        if lr is None or not lr > 0 or not entry.lr > 0 or math.isclose(lr, entry.lr, rel_tol=1e-9):
+            return
+        path = entry.params.get(LR_PATH, f"0:{entry.lr:.6g}")
+        entry.params = {**entry.params, LR_PATH: f"{path} {entry.last[0]:g}:{lr:.6g}"}
+        entry.lr = float(lr)
 
     @staticmethod
     def _work(entry: Entry, event: Event) -> float:
@@ -260,11 +281,23 @@ class TrialBook:
             if math.isfinite(entry.last[1]):
                 self.best[key] = min(entry.last[1], self.best.get(key, math.inf))
 
+    def _note(self, event: Event) -> None:
+        entry, text = self.entries[event["id"]], str(event["text"])
+        if text not in entry.note:
+            entry.note = f"{entry.note}; {text}" if entry.note else text
+
     def _snapshot(self, event: Event) -> None:
         self.load_state(event["state"])
         self.events -= 1  # the snapshot is no event of its own
 
-    _APPLY = {"snapshot": _snapshot, "add": _add, "launch": _launch, "report": _report, "state": _state}  # noqa: RUF012  a table, not state
+    _APPLY: ClassVar[dict[str, Callable[[TrialBook, Event], None]]] = {
+        "snapshot": _snapshot,
+        "add": _add,
+        "launch": _launch,
+        "report": _report,
+        "state": _state,
+        "note": _note,
+    }
 
     # -- as data -------------------------------------------------------------------------------------------
 
@@ -369,6 +402,7 @@ def _entry_state(e: Entry) -> dict[str, Any]:
         "extra": dict(e.extra),
         "state": e.state,
         "reason": e.reason,
+        "note": e.note,
         "launched": e.launched,
     }
 

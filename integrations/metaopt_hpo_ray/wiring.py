@@ -9,7 +9,12 @@ from typing import Any
 
 import ray
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
-from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import (
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, TuneWarning
@@ -22,6 +27,10 @@ KEEP = 2
 
 
 SAFE_FOR_PBT = 4
+"""Checkpoints to keep of each trial where others copy them."""
+
+PAUSING = (HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining)
+"""Schedulers that pause running trials, which then go on from a checkpoint, or without one from their beginning."""
 
 
 def tuner_configs(
@@ -92,6 +101,7 @@ def tuner_configs(
         metric=metric,
         maximize=mode == "max",
         progress=scheduler.progress if isinstance(scheduler, ScalingLawScheduler) else PROGRESS,
+        pauses=type(scheduler).__name__ if isinstance(scheduler, PAUSING) else "",
     )
     run_fields = dict(run_options or {})
     callbacks = [*run_fields.pop("callbacks", ()), keeper]

@@ -49,6 +49,7 @@ def killed(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         "doomed": {"die_at": 300, "deaths": 9},
         "emptied": {"die_at": 700, "forget": "file"},
         "robbed": {"die_at": 700, "forget": "folder"},
+        "shortened": {"die_at": 700, "forget": "last"},
         "diverged": {"nan_at": 300},
     }
     space = {**common, "fate": tune.grid_search(list(fates))}
@@ -100,24 +101,26 @@ def test_three_kills_exhaust_the_retries_and_touch_no_other_trial(killed: dict[s
     assert [killed[f].state for f in ("calm", "killed", "emptied")] == ["complete"] * 3
 
 
-def test_a_checkpoint_that_lost_its_file_starts_the_trial_again_and_counts_both(
+def test_deleted_checkpoints_start_the_trial_again_say_so_and_count_both(
     killed: dict[str, TrialRecord], undisturbed: TrialRecord
 ) -> None:
-    record = killed["emptied"]
+    """The folders, or what is in them: Tune would refuse the first, and the second would go unsaid."""
+    for fate in ("emptied", "robbed"):
+        record = killed[fate]
+        assert record.state == "complete"
+        assert curve(record) == curve(undisturbed)
+        assert record.cost > 1.5 * undisturbed.cost
+        assert "no older one is kept; it started again at its first step" in record.reason
+
+
+def test_an_older_checkpoint_is_taken_where_the_last_was_deleted(
+    killed: dict[str, TrialRecord], undisturbed: TrialRecord
+) -> None:
+    record = killed["shortened"]
     assert record.state == "complete"
     assert curve(record) == curve(undisturbed)
-    assert record.cost > 1.5 * undisturbed.cost
-
-
-def test_a_checkpoint_deleted_under_it_fails_the_trial_by_name_and_keeps_its_curve(
-    killed: dict[str, TrialRecord], undisturbed: TrialRecord
-) -> None:
-    """Tune itself refuses: a silent start at step 0 would be worse."""
-    record = killed["robbed"]
-    assert record.state == "failed"
-    assert "does not exist" in record.reason
-    assert curve(record) == curve(undisturbed)[: len(curve(record))]
-    assert record.cost > 0.5 * undisturbed.cost
+    assert undisturbed.cost < record.cost < 1.5 * undisturbed.cost
+    assert "it went on from the older" in record.reason
 
 
 def test_divergence_ends_a_trial_without_a_retry(killed: dict[str, TrialRecord]) -> None:

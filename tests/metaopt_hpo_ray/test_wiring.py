@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.fs
 import pytest
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
+from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search import ConcurrencyLimiter
 from stub_cluster import StubCluster, result_of, stub_trial
 
@@ -79,6 +79,19 @@ def test_what_cannot_work_is_an_error_before_anything_runs(options: dict[str, An
 def test_what_is_rarely_meant_is_a_warning(options: dict[str, Any], message: str) -> None:
     with pytest.warns(TuneWarning, match=message):
         tuner_configs(**{"param_space": SPACE, **options})
+
+
+@pytest.mark.parametrize("scheduler", [HyperBandScheduler(), FIFOScheduler()])
+def test_a_trial_that_would_be_paused_without_a_checkpoint_is_named_first(
+    scheduler: FIFOScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    configs = tuner_configs(param_space={}, scheduler=scheduler)
+    (keeper,) = configs["run_config"].callbacks
+    trial = stub_trial("t", **{**SPACE, "lr": 0.01})
+    for more in ({"should_checkpoint": True}, {}, {}):
+        keeper.on_trial_result(1, [trial], trial, result_of(trial, 8, 1.0, **more))
+    warned = caplog.text.count("silently start it again at its first step; pass checkpoint= to tune.report")
+    assert warned == isinstance(scheduler, HyperBandScheduler)
 
 
 def test_a_limited_searcher_is_fine() -> None:

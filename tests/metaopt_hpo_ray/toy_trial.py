@@ -54,7 +54,8 @@ def train(config: dict[str, Any]) -> None:
     """The trainable. Entries of the config that are not the run's own tell it how to end.
 
     `die_at`: tokens at which it is killed; `deaths`: how often; `forget`: what of its checkpoints it deletes
-    before ("folder" or "file"); `nan_at`: tokens from which its loss is NaN; `seconds`: how long a step takes.
+    before ("folder", "file", or "last", the newest folder alone); `nan_at`: tokens from which its loss is NaN;
+    `seconds`: how long a step takes.
     """
     run, loss = build(config, lambda *a, **k: TrialRun(config, *a, **k))
     with run:
@@ -78,8 +79,9 @@ def _maybe_die(config: dict[str, Any]) -> None:
     (folder / str(deaths)).touch()
     if config.get("forget"):
         own = f"*/*{tune.get_context().get_trial_id()}*/checkpoint_*"
-        for path in Path(config["storage"]).glob(own):
-            if config["forget"] == "folder":
+        found = sorted(Path(config["storage"]).glob(own))
+        for path in found[-1:] if config["forget"] == "last" else found:
+            if config["forget"] != "file":
                 shutil.rmtree(path)
             else:
                 (path / "run.pt").unlink()
