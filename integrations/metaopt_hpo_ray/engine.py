@@ -6,16 +6,14 @@ nothing finished is run again, and what was running counts as failed with what i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import re
-import socket
-import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +23,27 @@ from ray.tune.experiment import Trial
 
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
 from metaopt_hpo.comparison.methods import Method
-from metaopt_hpo.comparison.objective import Configuration, Objective
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_ray.columns import METRIC, PROCESS, PROGRESS, REASON, STATE, WORK
+from metaopt_hpo_ray import populations
+from metaopt_hpo_ray.columns import METRIC
+from metaopt_hpo_ray.populations import Population
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer, make_scheduler
-from metaopt_hpo_ray.reports import EXTRA
 from metaopt_hpo_ray.result_table import JOURNAL, CurveKeeper
 from metaopt_hpo_ray.state import BookError, TrialBook
+from metaopt_hpo_ray.trainables import halted_run, whole_run
+from metaopt_hpo_ray.wiring import SAFE_FOR_PBT
 
 TASK = "task.json"
 """Beside the trials: what they were run for."""
 
-PENALTY = 2.0
-"""A diverged trial counts as this multiple of the untrained model's loss: what training calls exploded."""
-
 
 class RayEngine:
-    """Runs grid, random, TPE, median, Hyperband, ASHA, MetaOptimize and law-guided search as Tune experiments.
+    """Runs grid, random, TPE, median, Hyperband, ASHA, PBT, PB2, MetaOptimize and law-guided search with Tune.
 
     Bayesian search is Tune's own OptunaSearch and stopping its own schedulers, so that a comparison shows what
-    a Ray user has today. Hyperband is the asynchronous one with three brackets: the synchronous one pauses
-    trials, and a trial of an arbitrary objective has no checkpoint to resume from.
+    a Ray user has today. "hyperband" is the asynchronous one with three brackets. "hyperband-sync", "pbt" and
+    "pb2" halt trials and go on with them, which an objective must be able to do (`comparison.live`); PBT and PB2
+    change the learning rate midway as well, which a table has no run of.
 
     Args:
         concurrency: trials of one search that run at once (default 1: then a search is a function of its
@@ -62,7 +60,29 @@ class RayEngine:
     @property
     def methods(self) -> frozenset[str]:
         """Names of the methods this engine implements."""
-        return frozenset(METHODS)
+        return frozenset((*METHODS, *populations.METHODS))
+
+    @contextlib.contextmanager
+    def shared(self, cpus: int) -> Iterator[None]:
+        """One cluster for searches in several processes started meanwhile; each would start its own without.
+
+        Nothing is done where RAY_ADDRESS names a cluster already.
+
+        Args:
+            cpus: torch threads of all the searches together.
+        """
+        if os.environ.get("RAY_ADDRESS"):
+            yield
+            return
+        mine = not ray.is_initialized()
+        _start_ray(self._concurrency * cpus)
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        try:
+            yield
+        finally:
+            del os.environ["RAY_ADDRESS"]
+            if mine:
+                ray.shutdown()
 
     def search(
         self,
@@ -85,9 +105,9 @@ class RayEngine:
         Raises:
             EngineError: an unknown method, a corrupt or foreign store, or a trial that raised.
         """
-        if method.name not in METHODS:
+        if method.name not in self.methods:
             raise EngineError(
-                f"engine 'ray' has no method {method.name!r}; it has {', '.join(sorted(METHODS))}"
+                f"engine 'ray' has no method {method.name!r}; it has {', '.join(sorted(self.methods))}"
             )
         if store is not None:
             return self._search(method, task, _folder(store, study), study, progress)
@@ -97,6 +117,8 @@ class RayEngine:
     def _search(
         self, method: Method, task: SearchTask, folder: Path, study: str, progress: Progress | None
     ) -> list[TrialRecord]:
+        if method.name in populations.METHODS:
+            populations.check(method, task)
         threads = _threads()
         _claim(folder, method, task)
         parts = sorted(folder.glob("part-*"), key=lambda p: int(p.name.removeprefix("part-")))
@@ -107,38 +129,79 @@ class RayEngine:
         if progress is not None:
             for record in done:
                 progress(record)
-        search = BudgetSearch(make_proposer(method, task), task, done)
         _start_ray(self._concurrency * threads)
-        keeper = CurveKeeper()
-        told = _Tell(keeper, own, len(done), progress)
-        trainable = tune.with_resources(
-            tune.with_parameters(_run, objective=task.objective, threads=threads), {"cpu": threads}
-        )
-        tuner = tune.Tuner(
+        run = _Experiments(method, task, folder, study, threads, self._concurrency, progress)
+        number = len(parts)
+        if method.name not in populations.METHODS:
+            return [*done, *run.one_by_one(f"part-{number}", done)]
+        while (population := populations.plan(method, task, done)) is not None:
+            done += run.together(f"part-{number}", done, population)
+            number += 1
+        return done
+
+
+@dataclasses.dataclass(frozen=True)
+class _Experiments:
+    """Tune experiments of one search, each in a part of its folder."""
+
+    method: Method
+    task: SearchTask
+    folder: Path
+    study: str
+    threads: int
+    concurrency: int
+    progress: Progress | None
+
+    def one_by_one(self, part: str, done: list[TrialRecord]) -> list[TrialRecord]:
+        """Trials that a searcher proposes while the budget lasts."""
+        search = BudgetSearch(make_proposer(self.method, self.task), self.task, done)
+        trainable = tune.with_parameters(whole_run, objective=self.task.objective, threads=self.threads)
+        return self._fit(
+            part,
+            len(done),
             trainable,
-            param_space={},
-            tune_config=tune.TuneConfig(
-                metric=METRIC,
-                mode="min",
-                search_alg=search,
-                scheduler=make_scheduler(method, task),
-                num_samples=-1,
-                max_concurrent_trials=self._concurrency,
-                reuse_actors=True,
-            ),
+            {},
+            search_alg=search,
+            scheduler=make_scheduler(self.method, self.task),
+            num_samples=-1,
+            max_concurrent_trials=self.concurrency,
+        )
+
+    def together(self, part: str, done: list[TrialRecord], population: Population) -> list[TrialRecord]:
+        """Trials that wait for each other; as many run at once as the cluster has room for."""
+        trainable = tune.with_parameters(
+            halted_run,
+            objective=self.task.objective,
+            threads=self.threads,
+            milestones=population.milestones,
+            turns=population.turns,
+        )
+        with populations.seeded(self.task, len(done)):
+            return self._fit(part, len(done), trainable, population.space, scheduler=population.scheduler)
+
+    def _fit(
+        self, part: str, first: int, trainable: Any, space: dict[str, Any], **options: Any
+    ) -> list[TrialRecord]:
+        keeper = CurveKeeper()
+        told = _Tell(keeper, _Own(self.method, self.study, self.task.objective.name), first, self.progress)
+        results = tune.Tuner(
+            tune.with_resources(trainable, {"cpu": self.threads}),
+            param_space=space,
+            tune_config=tune.TuneConfig(metric=METRIC, mode="min", reuse_actors=True, **options),
             run_config=tune.RunConfig(
-                name=f"part-{len(parts)}",
-                storage_path=str(folder),
+                name=part,
+                storage_path=str(self.folder),
                 callbacks=[keeper, told],
+                # a paused trial is taken up again from its last checkpoint, or from another's
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=SAFE_FOR_PBT),
                 verbose=0,
             ),
-        )
-        results = tuner.fit()
+        ).fit()
         for error in results.errors:
             raise EngineError(
-                f"a trial of {study!r} failed: {str(error).strip().splitlines()[-1]}"
+                f"a trial of {self.study!r} failed: {str(error).strip().splitlines()[-1]}"
             ) from error
-        return [*done, *told.records]
+        return told.records
 
 
 class _Tell(tune.Callback):
@@ -167,46 +230,6 @@ class _Tell(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         # Tune writes its callbacks to the experiment's folder; who listens is not a part of it
         return {**self.__dict__, "_progress": None}
-
-
-def _run(config: dict[str, Any], *, objective: Objective, threads: int) -> None:
-    """One trial: run the configuration, hand on its reports, and say at the end how it went."""
-    import torch
-
-    torch.set_num_threads(threads)
-    configuration = Configuration(**config)
-    per_token = objective.cost(configuration) / configuration.tokens
-    process = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-
-    def report(tokens: int, loss: float) -> None:
-        # Tune stops a trial from outside: there is nothing to ask
-        if math.isfinite(loss):
-            tune.report({METRIC: loss, PROGRESS: tokens, WORK: per_token * tokens, PROCESS: process})
-
-    record = objective.run(configuration, report)
-    loss, state, reason = record.loss, record.state, record.reason
-    if state == "complete" and not math.isfinite(loss):
-        state, reason = "diverged", f"the final loss is {loss}"
-    if state == "diverged":
-        # searchers choke on NaN: OptunaSearch leaves such a trial running for ever
-        loss = _penalty(record)
-    tune.report(
-        {
-            METRIC: float(loss),
-            PROGRESS: record.tokens,
-            WORK: record.cost if math.isfinite(record.cost) else per_token * record.tokens,
-            PROCESS: process,
-            STATE: state,
-            REASON: reason,
-            **{name: getattr(record, name) for name in EXTRA},
-        }
-    )
-
-
-def _penalty(record: TrialRecord) -> float:
-    """A finite loss for a diverged run, worse than any it has reported."""
-    seen = (PENALTY * record.initial_loss, record.initial_loss, *(record.curve.loss if record.curve else ()))
-    return max((x for x in seen if math.isfinite(x)), default=sys.float_info.max)
 
 
 # -- the store -----------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class _Law:
             tokens=task.tokens,
             lr_bounds=task.lr_bounds,
             batch_bounds=(task.batch, task.batch),
-            rng=np.random.default_rng(_seed(task, made)),
+            rng=np.random.default_rng(task_seed(task, made)),
         )
         return lr
 
@@ -117,7 +117,7 @@ class _TPE:
             space={"lr": tune.loguniform(*task.lr_bounds)},
             metric=METRIC,
             mode="min",
-            sampler=optuna.samplers.TPESampler(seed=_seed(task, 0), n_startup_trials=startup),
+            sampler=optuna.samplers.TPESampler(seed=task_seed(task, 0), n_startup_trials=startup),
         )
 
     def propose(self, key: str, made: int) -> float | None:
@@ -143,7 +143,7 @@ def make_proposer(method: Method, task: SearchTask) -> Proposer:
         points = grid_points(*task.lr_bounds, count) if count else []
         return _Points(lambda made: points[made] if made < len(points) else None)
     if method.name in ("random", "asha"):
-        return _Points(lambda made: _random_lr(task, made))
+        return _Points(lambda made: random_lr(task, made))
     if method.strategy is not None:
         from metaopt_hpo.strategies import get
 
@@ -253,11 +253,11 @@ class BudgetSearch(Searcher):
         """Nothing; see `save`."""
 
 
-def _seed(task: SearchTask, made: int) -> int:
+def task_seed(task: SearchTask, made: int) -> int:
     """A seed for one proposal: a function of the task's seed and the proposal's number alone."""
     return int(np.random.SeedSequence([task.seed & 0xFFFFFFFF, made]).generate_state(1)[0])
 
 
-def _random_lr(task: SearchTask, made: int) -> float:
+def random_lr(task: SearchTask, made: int) -> float:
     low, high = task.lr_bounds
-    return float(low * (high / low) ** np.random.default_rng(_seed(task, made)).random())
+    return float(low * (high / low) ** np.random.default_rng(task_seed(task, made)).random())

@@ -37,6 +37,9 @@ _METHODS = {
         Method("median", "TPE + median pruning", "external"),
         Method("hyperband", "TPE + Hyperband", "external"),
         Method("asha", "Random + ASHA", "external"),
+        Method("hyperband-sync", "Random + HyperBand (synchronous)", "external"),
+        Method("pbt", "Population based training", "external"),
+        Method("pb2", "PB2 (population based bandits)", "external"),
         Method("metaoptimize", "MetaOptimize", "self-tuning", strategy="metaoptimize"),
         Method("law", "Law from smaller models", "law"),
     )

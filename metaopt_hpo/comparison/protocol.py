@@ -16,6 +16,7 @@ import queue
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -251,6 +252,10 @@ class _Runner:
                 job.study: _search(self._engine, job, self._store, self._threads, self._progress)
                 for job in jobs
             }
+        with _shared(self._engine, min(workers, len(jobs)) * self._threads):
+            return self._in_processes(jobs, workers)
+
+    def _in_processes(self, jobs: list[_Job], workers: int) -> dict[str, list[TrialRecord]]:
         context = multiprocessing.get_context("spawn")
         messages: Any = context.Queue()
         pool = ProcessPoolExecutor(
@@ -287,6 +292,12 @@ class _Runner:
                 return
             if self._progress is not None:
                 self._progress(study, record)
+
+
+def _shared(engine: SearchEngine, cpus: int) -> AbstractContextManager[Any]:
+    """What the engine's searches in several processes have in common, where it has such a thing: a cluster."""
+    share = getattr(engine, "shared", None)
+    return nullcontext() if share is None else share(cpus)
 
 
 _messages: Any = None

@@ -30,6 +30,9 @@ _LOOKS = {
     "median": Look("#b0609a", "longdashdot", "cross"),
     "hyperband": Look("#8b6bd1", "dot", "hexagon"),
     "asha": Look("#c05a5a", "dash", "pentagon"),
+    "hyperband-sync": Look("#7a5cc7", "solid", "hexagon2"),
+    "pbt": Look("#2e8b57", "longdash", "triangle-left"),
+    "pb2": Look("#b8651b", "dot", "triangle-right"),
     "metaoptimize": Look("#009e73", "solid", "diamond"),
     "law": Look("#b5529f", "dashdot", "triangle-up"),
 }

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+HELPERS = (Path(__file__).parent, Path(__file__).resolve().parents[1] / "metaopt_hpo" / "comparison")
+sys.path[:0] = map(str, HELPERS)
 
 CPUS = 2
 
@@ -41,7 +42,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ):
         os.environ.setdefault(name, "0")
     # the workers import the suite's own helpers
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    paths = os.pathsep.join([*map(str, HELPERS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     info = ray.init(
         "local",
         num_cpus=CPUS,

@@ -106,7 +106,8 @@ class StubCluster:
     def _report(self, trial: Trial, point: int) -> None:
         curve = self._curve(trial)
         tokens, loss = curve[point]
-        result = result_of(trial, tokens, loss, training_iteration=point + 1, hostname="h", pid=1)
+        more = {"training_iteration": point + 1, "percent": 100 * tokens / curve[-1][0]}
+        result = result_of(trial, tokens, loss, hostname="h", pid=1, **more)
         decision = self.scheduler.on_trial_result(self, trial, result)  # type: ignore[arg-type]
         self.decisions.append(decision)
         trial.run_metadata.last_result = result

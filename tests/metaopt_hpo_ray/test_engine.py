@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import ray_processes
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask, get_engine
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError, Report, no_report
+from metaopt_hpo.comparison.protocol import Plan, compare
+from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.trials.record import Curve, TrialRecord
+from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import RayEngine
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer
 from metaopt_hpo_ray.result_table import JOURNAL
@@ -175,3 +180,33 @@ def test_divergence_is_recorded_and_an_objective_that_raises_is_an_error(cluster
     assert all(math.isnan(r.loss) and r.reason == "the loss exploded" for r in records)
     with pytest.raises(EngineError, match="no such lr"):
         engine().search(method("grid"), task(runs=1, lr_bounds=(0.5, 0.5)), study="raises")
+
+
+@pytest.mark.slow
+def test_searches_in_several_processes_share_one_cluster(cluster: str, tmp_path: Path) -> None:
+    losses = [(n, lr, 3 + math.log(lr / 1e-2) ** 2) for n in (10, 20) for lr in (1e-3, 1e-2, 1e-1)]
+    table = TrialTable.from_records(
+        [TrialRecord(size=n, tokens=8, batch=1, lr=lr, loss=v, trial=f"{n}-{lr}") for n, lr, v in losses]
+    )
+    plan = Plan(
+        workload="table",
+        methods=("grid",),
+        seeds=(0, 1),
+        size=20.0,
+        pilot_sizes=(),
+        tokens=8,
+        batch=1,
+        lr_bounds=(1e-3, 1e-1),
+        runs=2,
+        pilot_runs=1,
+        engine="ray",
+    )
+    clusters: list[int] = []
+
+    def look(study: str, record: TrialRecord) -> None:
+        clusters.append(sum("gcs_server" in " ".join(p.cmdline()[:1]) for p in ray_processes()))
+
+    result = compare(TableObjective(table), plan, tmp_path / "out", workers=2, progress=look)
+    assert list(result.table.frame["state"]) == ["complete"] * 4
+    assert clusters == [1] * 4
+    assert "RAY_ADDRESS" not in os.environ
