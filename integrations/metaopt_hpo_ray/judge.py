@@ -45,6 +45,10 @@ class Decision:
     reason: str
 
 
+NO_LAW = Decision("abstain", "there is no law yet")
+NOT_NOW = Decision("keep", "")
+
+
 class Judge:
     """Decides from a book.
 
@@ -207,10 +211,12 @@ class Judge:
             return Decision("stop", f"diverged: the loss is {loss} after {tokens:g} tokens")
         law = self.law
         if law is None or not entry.known:
-            return Decision("abstain", "there is no law yet")
+            return NO_LAW
+        if tokens < self._grace * entry.tokens:
+            return NOT_NOW
         point = math.floor(GRID_POINTS_PER_OCTAVE * math.log2(max(tokens, 1.0))) // JUDGE_EVERY
-        if tokens < self._grace * entry.tokens or self._judged.get(trial) == point:
-            return Decision("keep", "")
+        if self._judged.get(trial) == point:
+            return NOT_NOW
         self._judged[trial] = point
         v = self._verdict(entry, (entry.last,))
         if v.action == "stop":

@@ -27,6 +27,8 @@ EXTRA = (
 )
 """Results that become fields of the trial record."""
 
+_EXTRA = frozenset(EXTRA)
+
 REASON_LENGTH = 300
 
 
@@ -47,18 +49,18 @@ def report(book: TrialBook, key: str, tokens: float, loss: float, result: Mappin
     """Enter one of Tune's results in the book; what `TrialRun` adds to it is used where it is there."""
     if result.get(STATE) == "diverged":
         loss = math.nan  # what was reported is a finite stand-in for searchers
-    work = result.get(WORK)
-    process = result.get(PROCESS) or f"{result.get('hostname', '')}-{result.get('pid', '')}"
+    get = result.get
+    work = get(WORK)
     book.report(
         key,
         tokens,
         loss,
-        process=str(process),
-        work=None if work is None or not is_finite(work) else float(work),
-        cost=_number(result.get(COST)),
-        step_size=_number(result.get("step_size")),
-        grad_norm=_number(result.get("grad_norm")),
-        extra={k: result[k] for k in EXTRA if k in result},
+        process=str(get(PROCESS) or f"{get('hostname', '')}-{get('pid', '')}"),
+        work=float(work) if work is not None and is_finite(work) else None,
+        cost=_number(get(COST)),
+        step_size=_number(get("step_size")),
+        grad_norm=_number(get("grad_norm")),
+        extra={k: result[k] for k in _EXTRA & result.keys()},
     )
 
 
@@ -90,8 +92,10 @@ def why_failed(trial: Any) -> str:
 
 def is_finite(value: Any) -> bool:
     """True for a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if value is None:
+        return False
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    return math.nan if value is None or not isinstance(value, (int, float)) else float(value)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from metaopt_hpo.scaling.estimates import Estimate, positive
@@ -153,6 +154,7 @@ def last_point(curve: CurveLike | None) -> tuple[float, float] | None:
     return None
 
 
+@cache
 def _quantile(level: float) -> float:
     """z with P(|Z| < z) = level."""
     from statistics import NormalDist
