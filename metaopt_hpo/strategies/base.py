@@ -44,12 +44,16 @@ class LRRun:
         """
         self._before_step(self.steps_taken, loss)
         self._measure_and_clip()
+        self._before_update(self.steps_taken)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_taken += 1
 
     def _before_step(self, step: int, loss: Tensor | None) -> None:
         """Set the learning rate of step number `step` (0 is the first)."""
+
+    def _before_update(self, step: int) -> None:
+        """Called between clipping and the update, for what depends on the gradients that will be used."""
 
     def _measure_and_clip(self) -> None:
         grads = [p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
@@ -196,8 +200,12 @@ def check_fraction(config: object, *names: str) -> None:
 
 def check_horizon(horizon: int) -> int:
     """Return the horizon as an int, or raise ValueError."""
-    if isinstance(horizon, bool) or int(horizon) != horizon or horizon < 1:
-        raise ValueError(f"horizon must be a positive whole number of optimizer steps, got {horizon!r}")
+    whole = isinstance(horizon, int | float) and not isinstance(horizon, bool) and math.isfinite(horizon)
+    if not whole or int(horizon) != horizon or horizon < 1:
+        raise ValueError(
+            f"horizon must be a positive whole number of optimizer steps, got {horizon!r}; where it is not known, "
+            "give the steps you mean to take: past them the last step size stays in force"
+        )
     return int(horizon)
 
 

@@ -51,9 +51,10 @@ class Continual:
     name: ClassVar[str] = "continual"
     default_widths: ClassVar[tuple[int, ...]] = (8, 16, 32)
     recommended: ClassVar[dict[str, dict[str, Any]]] = {
-        "metaoptimize": {"gamma": 0.999, "find": 1.0, "cooldown": 0.0}
+        "metaoptimize": {"gamma": 0.999, "find": 1.0, "cooldown": 0.0, "guard": False}
     }
-    """Options of strategies that suit a stream: the paper's discount, no commitment and no cooldown."""
+    """Options of strategies that suit a stream: the paper's discount, no commitment, no cooldown, and no guard, as
+    the loss jumps with every task."""
 
     width: int = 16
     network: str = "resnet8"

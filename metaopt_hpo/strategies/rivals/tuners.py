@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt_hpo.strategies.base import LRRun, StrategyError, check_positive
+from metaopt_hpo.strategies.processes import mean_over_processes
 from metaopt_hpo.strategies.registry import register
 from metaopt_hpo.strategies.rivals.base import RivalRun, ScheduledRival
 
@@ -141,7 +142,7 @@ class MoMoRun(RivalRun):
             before.append((p, None if p is None else p.detach().double()))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="More than one param group")
-            self.optimizer.step(loss=_mean_over_processes(loss.detach()))
+            self.optimizer.step(loss=mean_over_processes(loss.detach()))
         self._taken = [
             old if p is None or start is None else self._measured(group, p, start)
             for group, old, (p, start) in zip(self.optimizer.param_groups, self._taken, before, strict=True)
@@ -165,13 +166,3 @@ class MoMoRun(RivalRun):
         for name in self._FORGOTTEN:
             setattr(self.optimizer, name, state["momo"][name])
         self._taken = list(state["taken"])
-
-
-def _mean_over_processes(loss: Tensor) -> Tensor:
-    """The loss of the whole batch: gradients are averaged over processes, and the step size must agree."""
-    d = torch.distributed
-    if not (d.is_available() and d.is_initialized()) or d.get_world_size() == 1:
-        return loss
-    loss = loss.clone()
-    d.all_reduce(loss)
-    return loss / d.get_world_size()
