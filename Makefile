@@ -1,6 +1,7 @@
 # make demo   the comparison and its report, in results/demo/report.html
 # make test   everything CI checks: format, lint, types, contracts, tests
 # make lint   the first four only
+# make study  one run against tuned schedules and every rival: hours, resumable; make study SHORT=--short in minutes
 # make bench  speed, as ratios taken in one run (keep the machine quiet)
 # Each makes .venv when it is missing, and reinstalls only when the packaging files have changed.
 
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGING := pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint study bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -23,6 +24,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+study: $(VENV)/.installed-dev
+	$(BIN)/metaopt-hpo study --out docs/results/study.parquet --page results/study.html $(SHORT)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds -s

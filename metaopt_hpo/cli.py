@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo import law_commands, theory_commands
+from metaopt_hpo import law_commands, study_commands, theory_commands
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ for command in (
     law_commands.laws,
     theory_commands.verify_rule,
     theory_commands.attribute,
+    study_commands.study,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 

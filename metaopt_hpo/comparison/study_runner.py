@@ -1,0 +1,151 @@
+"""Runs the cells of a study in several processes, keeps every finished one at once, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from metaopt_hpo.comparison.study import Cell, StudyError
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+
+TABLE_FILE = "study.parquet"
+STUDY = "one-run"
+SAVE_EVERY = 20.0
+"""Seconds between two writes of the table: at most so much work is lost."""
+
+REPORTS = 4
+"""Points of a run's curve: each is an evaluation, and the study reads the last."""
+
+Progress = Callable[[int, int, TrialRecord], None]
+
+
+def read(out: str | os.PathLike[str]) -> TrialTable:
+    """The trials kept so far.
+
+    Raises:
+        StudyError: there are none.
+    """
+    path = table_path(out)
+    if not path.exists():
+        raise StudyError(f"there is no study in {path.parent}; run: metaopt-hpo study --out {path.parent}")
+    return TrialTable.read(path)
+
+
+def table_path(out: str | os.PathLike[str]) -> Path:
+    """The table's file: `out` itself where it is one, else the usual name in that folder."""
+    path = Path(out)
+    return path if path.suffix == ".parquet" else path / TABLE_FILE
+
+
+def run(
+    cells: Sequence[Cell],
+    out: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    minutes: float | None = None,
+    progress: Progress | None = None,
+) -> TrialTable:
+    """Run what is not there yet, in order, and return the table.
+
+    Runs that fail or diverge are kept with their reason, and are not repeated. Cases whose data are not on this
+    machine are left out, with a failed trial that says why, and are tried again next time.
+
+    Args:
+        cells: the design.
+        out: folder, or Parquet file, of the results.
+        workers: processes, one thread each (default: CPUs).
+        minutes: start no further run after so long; None runs everything.
+        progress: called with (done, all, record).
+    """
+    path = table_path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [r for r in TrialTable.read(path).records() if r.reason != NO_DATA] if path.exists() else []
+    have = {r.trial for r in kept}
+    todo = [cell for cell in cells if cell.key not in have]
+    done = len(cells) - len(todo)
+    workers = workers or os.cpu_count() or 1
+    stop = None if minutes is None else time.monotonic() + 60 * minutes
+    saved = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max(1, min(workers, len(todo))), mp_context=context) as pool:
+        waiting = iter(todo)
+        pending = {pool.submit(run_cell, cell) for cell in islice(waiting, 2 * workers)}
+        try:
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    record = future.result()
+                    kept.append(record)
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(cells), record)
+                    if stop is None or time.monotonic() < stop:
+                        pending |= {pool.submit(run_cell, cell) for cell in islice(waiting, 1)}
+                if time.monotonic() - saved > SAVE_EVERY:
+                    TrialTable.from_records(kept).write(path)
+                    saved = time.monotonic()
+        finally:
+            for future in pending:
+                future.cancel()
+            if kept:
+                TrialTable.from_records(kept).write(path)
+    if not kept:
+        raise StudyError("the study has no finished run yet; give it more minutes")
+    return TrialTable.from_records(kept)
+
+
+NO_DATA = "the data of this case are not on this machine"
+
+
+def run_cell(cell: Cell) -> TrialRecord:
+    """Train one cell; never raises for what a strategy or a workload refuses, whose record says so."""
+    import torch
+
+    from metaopt_hpo.strategies import make
+    from metaopt_hpo.workloads.base import WorkloadError, scores, train
+
+    torch.set_num_threads(1)
+    params = {"case": cell.case.name, **dict(cell.options)}
+    named = {"trial": cell.key, "study": STUDY, "method": cell.strategy, "engine": "study"}
+    missing = TrialRecord(
+        size=1.0,
+        tokens=1.0,
+        batch=1.0,
+        lr=cell.lr or 1.0,
+        loss=float("nan"),
+        workload=cell.case.workload,
+        strategy=cell.strategy,
+        state="failed",
+        seed=cell.seed,
+        params=params,
+        trial=cell.key,
+        study=STUDY,
+    )
+    try:
+        job = cell.case.job()
+        if hasattr(job, "images"):
+            job.images()
+    except WorkloadError:
+        return replace(missing, reason=NO_DATA)
+    tokens = cell.case.steps * job.batch
+    try:
+        strategy = make(cell.strategy, **cell.strategy_options())
+        run = train(job, strategy, tokens=tokens, seed=cell.seed, max_reports=REPORTS)
+    except (MetaOptError, ValueError, RuntimeError) as error:
+        return replace(
+            missing, size=float(job.size), tokens=float(tokens), batch=float(job.batch), reason=str(error)
+        )
+    found = {} if run.state == "diverged" else scores(job, run)
+    kept = {k: v for k, v in found.items() if "task" not in k}
+    guard = getattr(run.lr_run, "guard", None)
+    if guard is not None and guard.total:
+        kept["brought_back"] = guard.total
+    return run.record(params={**params, **kept}, **named)

@@ -1,0 +1,254 @@
+"""The study's page, and the same tables as Markdown: one run against tuned schedules, rivals and its own starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from metaopt_hpo.comparison.statistics import Difference
+from metaopt_hpo.comparison.study import ONE_RUN, STARTS, Case
+from metaopt_hpo.comparison.study_outcome import Results, StudyOutcome, judge
+from metaopt_hpo.report import sections
+from metaopt_hpo.report.axes import empty_figure, log_axis
+from metaopt_hpo.report.palette import NEUTRAL, of_rank
+from metaopt_hpo.report.words import DASH, scientific
+from metaopt_hpo.trials.table import TrialTable
+
+Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+"""Title, head, rows."""
+
+
+def tables(outcome: StudyOutcome) -> list[Table]:
+    """Every table of the study; those without rows are left out."""
+    every = [
+        _against_schedules(outcome),
+        _against_rivals(outcome),
+        _from_starts(outcome),
+        _sensitivity(outcome),
+        _transfers(outcome),
+        _stream(outcome),
+    ]
+    return [t for t in every if t[2]]
+
+
+def markdown(outcome: StudyOutcome) -> str:
+    """The tables as Markdown."""
+    out = []
+    for title, head, rows in tables(outcome):
+        out.append(f"### {title}\n")
+        out.append("| " + " | ".join(head) + " |")
+        out.append("|---" * len(head) + "|")
+        out += ["| " + " | ".join(row) + " |" for row in rows]
+        out.append("")
+    return "\n".join(out)
+
+
+def render(table: TrialTable) -> str:
+    """The page of a study, about 5 MB of HTML."""
+    outcome = judge(table)
+    parts = []
+    for title, head, rows in tables(outcome):
+        extra = []
+        if title.startswith("One run against"):
+            extra.append(sections.figure(landscape(table, [o.case for o in outcome.cases]), "landscape"))
+        if title.startswith("From twelve"):
+            extra.append(sections.figure(starts_figure(outcome), "starts"))
+        parts.append(sections.section(title, sections.table(head, rows), *extra))
+    intro = (
+        f"{outcome.runs} runs, {outcome.flops:.3g} training FLOPs. Differences are of the held-out loss, paired by "
+        "seed, with 90 % intervals; a minus sign is in favour of the one run."
+    )
+    return sections.page([sections.words(intro), *parts], title="One run instead of a grid")
+
+
+def percent(d: Difference | None) -> str:
+    """`+0.3 % (−0.4 … +1.0)`."""
+    if d is None:
+        return DASH
+    mean = f"{100 * math.expm1(d.mean):+.1f} %"
+    if not math.isfinite(d.low):
+        return f"{mean} (one seed)".replace("-", "−")
+    return f"{mean} ({100 * math.expm1(d.low):+.1f} … {100 * math.expm1(d.high):+.1f})".replace("-", "−")
+
+
+def _against_schedules(outcome: StudyOutcome) -> Table:
+    head = (
+        "case", "seeds", "one run", "its lr", "best WSD", "at lr", "best cosine", "at lr",
+        "against the best of all, seed by seed", "against the best on average", "seed noise",
+    )  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for o in outcome.cases:
+        schedules = [
+            text
+            for name in ("wsd", "cosine")
+            for text in (
+                _loss(o.schedule_loss.get(name, math.nan)),
+                scientific(o.schedule_lr.get(name, math.nan)),
+            )
+        ]
+        rows.append(
+            (
+                o.case.name,
+                str(len(o.seeds)),
+                _loss(o.loss),
+                scientific(o.lr),
+                *schedules,
+                f"{percent(o.against_best)} of {o.runs}",
+                percent(o.against_chosen),
+                f"{100 * o.noise:.1f} %" if math.isfinite(o.noise) else DASH,
+            )
+        )
+    if rows:
+        rows.append(
+            (
+                "mean of cases with most seeds",
+                *[""] * 7,
+                percent(outcome.mean_against_best),
+                percent(outcome.mean_against_chosen),
+                "",
+            )
+        )
+    return "One run against tuned schedules", head, rows
+
+
+def _against_rivals(outcome: StudyOutcome) -> Table:
+    head = ("rival, at its defaults", "better in", "median difference", "p (over cases)", "its failures")
+    rows: list[tuple[str, ...]] = [
+        (
+            r.name,
+            f"{r.wins} of {r.pairs} ({r.wins / r.pairs:.0%})",
+            f"{100 * math.expm1(r.difference):+.1f} %".replace("-", "−")
+            if math.isfinite(r.difference)
+            else DASH,
+            f"{r.p:.3f}" if math.isfinite(r.p) else DASH,
+            str(r.failed),
+        )
+        for r in outcome.rivals
+    ]
+    if rows:
+        rows.append(
+            ("all", f"{outcome.wins} of {outcome.pairs} ({outcome.wins / outcome.pairs:.0%})", "", "", "")
+        )
+    return "One run against one run of every rival", head, rows
+
+
+def _from_starts(outcome: StudyOutcome) -> Table:
+    head = ("case", "seeds", "spread, 1e-5 … 3e-2", "spread, 1e-6 … 1e-1", *(scientific(s) for s in STARTS))
+    rows: list[tuple[str, ...]] = [
+        (
+            s.case.name,
+            str(len(s.seeds)),
+            f"{100 * s.spread:.1f} %",
+            f"{100 * s.full_spread:.1f} %",
+            *(_loss(x) for x in s.losses),
+        )
+        for s in outcome.starts
+    ]
+    return "From twelve starts", head, rows
+
+
+def _sensitivity(outcome: StudyOutcome) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (v.label, percent(v.difference), str(v.difference.pairs)) for v in outcome.sensitivity
+    ]
+    return "One option changed, against the defaults", ("change", "loss", "seeds"), rows
+
+
+def _transfers(outcome: StudyOutcome) -> Table:
+    head = ("to", "from widths below", "predicted lr", "tuned lr", "ratio", "excess loss")
+    rows: list[tuple[str, ...]] = [
+        (
+            t.case.name,
+            str(t.sizes),
+            scientific(t.predicted),
+            scientific(t.found),
+            f"{t.ratio:.2f}",
+            f"{100 * t.excess:.2f} %",
+        )
+        for t in outcome.transfers
+    ]
+    return "A law through MetaOptimize's own step sizes", head, rows
+
+
+def _stream(outcome: StudyOutcome) -> Table:
+    head = (
+        "case",
+        "seeds",
+        "one run",
+        "best constant lr",
+        "at lr",
+        "against the best, seed by seed",
+        "on average",
+    )
+    if (o := outcome.stream) is None:
+        return "A stream of tasks", head, []
+    row = (
+        o.case.name,
+        str(len(o.seeds)),
+        _loss(o.loss),
+        _loss(o.schedule_loss["constant"]),
+        scientific(o.schedule_lr["constant"]),
+        percent(o.against_best),
+        percent(o.against_chosen),
+    )
+    return "A stream of tasks", head, [row]
+
+
+def landscape(table: TrialTable, cases: Sequence[Case]) -> go.Figure:
+    """Tuned schedules' loss against lr, relative to the best, with the single run's step size and loss."""
+    results = Results(table)
+    plot = empty_figure()
+    for rank, case in enumerate(cases):
+        look = of_rank(rank, len(cases))
+        means = []
+        for lr in case.grid:
+            losses = [x for s in results.seeds() if math.isfinite(x := results.run(case, "wsd", s, lr))]
+            means.append(sum(losses) / len(losses) if losses else math.nan)
+        if not any(math.isfinite(m) for m in means):
+            continue
+        best = min(m for m in means if math.isfinite(m))
+        plot.add_scatter(
+            x=list(case.grid), y=[m / best - 1 for m in means], mode="lines+markers", name=case.name,
+            line={"color": look.colour}, legendgroup=case.name,
+        )  # fmt: skip
+        own = [
+            r
+            for r in results.records.values()
+            if r.params.get("case") == case.name
+            and r.strategy == ONE_RUN
+            and r.trial.startswith(f"{case.name}/{case.steps}/{ONE_RUN}/default//")
+        ]
+        good = [r for r in own if r.state == "complete" and r.plateau_lr > 0]
+        if good:
+            at = math.exp(sum(math.log(r.plateau_lr) for r in good) / len(good))
+            plot.add_scatter(
+                x=[at], y=[sum(r.loss for r in good) / len(good) / best - 1], mode="markers", showlegend=False,
+                marker={"color": look.colour, "symbol": "star", "size": 13}, legendgroup=case.name,
+                name=f"{case.name}, one run",
+            )  # fmt: skip
+    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=440)
+    log_axis(plot.update_xaxes, 5e-4, 6.4e-2, "Peak lr of WSD (stars: step size a single run committed to)")
+    plot.update_yaxes(title_text="Loss over the grid's best − 1", tickformat=".0%", range=[-0.03, 0.25])
+    return plot
+
+
+def starts_figure(outcome: StudyOutcome) -> go.Figure:
+    """Loss against start, relative to the best start."""
+    plot = empty_figure()
+    for rank, s in enumerate(outcome.starts):
+        least = min(s.losses)
+        plot.add_scatter(
+            x=list(STARTS), y=[x / least - 1 for x in s.losses], mode="lines+markers", name=s.case.name,
+            line={"color": of_rank(rank, len(outcome.starts)).colour},
+        )  # fmt: skip
+    plot.add_hline(y=0.01, line={"width": 1, "dash": "dot", "color": NEUTRAL.colour})
+    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=360)
+    log_axis(plot.update_xaxes, STARTS[0], STARTS[-1], "Start")
+    plot.update_yaxes(title_text="Loss over the best start − 1", tickformat=".1%")
+    return plot
+
+
+def _loss(x: float) -> str:
+    return f"{x:.4f}" if math.isfinite(x) else DASH

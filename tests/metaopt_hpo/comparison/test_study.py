@@ -1,0 +1,189 @@
+"""The study: a design without repeats, runs that resume, and a judge that finds what was planted."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from metaopt_hpo.cli import app
+from metaopt_hpo.comparison import study_runner
+from metaopt_hpo.comparison.study import (
+    CASES,
+    MAIN,
+    ONE_RUN,
+    RIVALS,
+    SENSITIVITY,
+    STARTS,
+    TEXT,
+    Cell,
+    StudyError,
+    case_named,
+    cells,
+    single,
+    tuned,
+)
+from metaopt_hpo.comparison.study_outcome import judge
+from metaopt_hpo.report.study_page import markdown, render
+from metaopt_hpo.strategies import make
+from metaopt_hpo.strategies.registry import available
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+
+SMALL = case_named("regression")
+
+
+def record(cell: Cell, loss: float, plateau: float = math.nan) -> TrialRecord:
+    return TrialRecord(
+        size=1000.0 * cell.case.width,
+        tokens=1e4,
+        batch=10.0,
+        lr=cell.lr or 1e-3,
+        loss=loss,
+        plateau_lr=plateau,
+        strategy=cell.strategy,
+        seed=cell.seed,
+        trial=cell.key,
+        study=study_runner.STUDY,
+        params={"case": cell.case.name, **dict(cell.options)},
+    )
+
+
+def bowl(lr: float, optimum: float) -> float:
+    return 2.0 * (1 + 0.02 * math.log(lr / optimum) ** 2)
+
+
+def planted(ours: float, seeds: int = 3, optimum: float = 8e-3) -> TrialTable:
+    """WSD with a bowl around `optimum`, cosine 5 % worse, our run at `ours` times the loss of the optimum."""
+    records = []
+    for seed in range(seeds):
+        noise = 1 + 0.01 * seed
+        for case in MAIN:
+            at = optimum * 64 / case.width
+            for cell in tuned(case, seed, ("wsd", "cosine")):
+                assert cell.lr is not None
+                worse = 1.05 if cell.strategy == "cosine" else 1.0
+                records.append(record(cell, worse * noise * bowl(cell.lr, at)))
+            (own,) = single(case, seed, (ONE_RUN,))
+            records.append(record(own, ours * noise * 2.0, plateau=at))
+            records += [record(c, 1.1 * noise * 2.0) for c in single(case, seed, RIVALS)]
+    return TrialTable.from_records(records)
+
+
+def test_the_design_names_every_run_once_and_knows_its_strategies() -> None:
+    for design in (cells(), cells(short=True), cells(seeds=1)):
+        keys = [c.key for c in design]
+        assert len(set(keys)) == len(keys)
+    assert {c.case.name for c in cells()} == {c.name for c in CASES}
+    assert set(RIVALS) <= set(available())
+    for cell in [
+        *cells(seeds=1),
+        *(Cell(case=SMALL, strategy=ONE_RUN, seed=0, options=o) for _, o in SENSITIVITY),
+    ]:
+        make(cell.strategy, **cell.strategy_options())
+
+
+def test_twelve_starts_span_the_promise() -> None:
+    assert len(STARTS) == 12
+    assert STARTS[0] == pytest.approx(1e-6)
+    assert STARTS[-1] == pytest.approx(1e-1)
+
+
+@pytest.mark.parametrize("ours", [0.97, 1.0, 1.04])
+def test_a_planted_difference_is_found(ours: float) -> None:
+    outcome = judge(planted(ours))
+    assert outcome.mean_against_best is not None
+    # the grid does not hold the optimum exactly, so that its best lies up to a third of an octave's bowl above
+    assert math.log(ours) - 0.003 <= outcome.mean_against_best.mean <= math.log(ours) + 1e-9
+    for case in outcome.cases:
+        assert case.runs == 14
+        assert case.schedule_loss["cosine"] == pytest.approx(1.05 * case.schedule_loss["wsd"])
+
+
+def test_rivals_are_counted_in_pairs() -> None:
+    outcome = judge(planted(1.0))
+    assert (outcome.wins, outcome.pairs) == (len(RIVALS) * len(MAIN) * 3,) * 2
+    assert all(r.difference == pytest.approx(-math.log(1.1)) for r in outcome.rivals)
+    assert all(r.p < 0.05 for r in outcome.rivals)
+
+
+def test_a_rival_that_diverges_loses_its_pairs() -> None:
+    table = planted(1.0)
+    records = [
+        replace(r, state="diverged", loss=math.nan) if r.strategy == "momo" else r for r in table.records()
+    ]
+    momo = next(r for r in judge(TrialTable.from_records(records)).rivals if r.name == "momo")
+    assert momo.failed == momo.pairs == momo.wins
+    assert math.isnan(momo.difference)
+
+
+def test_a_law_that_holds_transfers_without_loss() -> None:
+    transfers = judge(planted(1.0)).transfers
+    # planted as 1/width, and size is proportional to width
+    assert [t.case for t in transfers] == list(TEXT[2:])
+    for t in transfers:
+        assert t.ratio == pytest.approx(1.0, abs=0.02)
+        assert t.excess < 1e-3
+
+
+def test_a_table_that_is_not_finished_yields_what_it_holds() -> None:
+    table = planted(1.0)
+    some = [r for r in table.records() if r.seed < 2 or r.params["case"] != "digits"]
+    some = [r for r in some if r.params["case"] != "cifar10" or r.lr < 5e-3]
+    outcome = judge(TrialTable.from_records(some))
+    seeds = {o.case.name: len(o.seeds) for o in outcome.cases}
+    assert seeds["digits"] == 2
+    assert seeds["text-lm 64"] == 3
+    assert "cifar10" not in seeds
+    assert outcome.mean_against_best is not None
+
+
+def test_the_page_and_the_tables_say_the_same_and_need_no_network() -> None:
+    table = planted(1.01)
+    text, html = markdown(judge(table)), render(table)
+    assert "text-lm 64" in text
+    assert "text-lm 64" in html
+    body = html.split("</script>", 1)[1]
+    assert "src=" not in body
+    assert render(table) == html
+
+
+def test_runs_are_kept_resumed_and_not_repeated(tmp_path: Path) -> None:
+    design = list(single(SMALL, 0, (ONE_RUN, "constant")))
+    design += [Cell(case=SMALL, strategy="wsd", lr=lr, seed=0) for lr in SMALL.grid]
+    first = study_runner.run(design[:1], tmp_path, workers=1)
+    stamp = first.records()[0]
+    again = study_runner.run(design, tmp_path, workers=1)
+    assert [r.trial for r in again.records()] == [c.key for c in design]  # every one, in order
+    assert again.records()[0].seconds == stamp.seconds
+    assert again.records()[0].params["r2"] == stamp.params["r2"]
+    assert study_runner.run_cell(design[0]).loss == stamp.loss
+
+
+def test_missing_data_are_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAOPT_HPO_DATA", str(tmp_path))
+    cell = Cell(case=case_named("cifar10"), strategy=ONE_RUN, seed=0)
+    kept = study_runner.run_cell(cell)
+    assert (kept.state, kept.reason) == ("failed", study_runner.NO_DATA)
+
+
+def test_what_a_strategy_refuses_is_a_failed_run_with_its_reason() -> None:
+    kept = study_runner.run_cell(Cell(case=SMALL, strategy="gdtuo", seed=0, options={"weight_decay": 0.1}))
+    assert kept.state == "failed"
+    assert "weight_decay" in kept.reason
+
+
+def test_an_empty_folder_and_an_unknown_case_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="metaopt-hpo study"):
+        study_runner.read(tmp_path)
+    with pytest.raises(StudyError, match="no case"):
+        case_named("mnist")
+
+
+def test_the_command_writes_its_page_from_kept_runs(tmp_path: Path) -> None:
+    planted(1.0).write(tmp_path / "study.parquet")
+    result = CliRunner().invoke(app, ["study", "--report-only", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "One run against tuned schedules" in result.output
+    assert (tmp_path / "study.html").stat().st_size > 1e6
