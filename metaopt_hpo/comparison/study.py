@@ -246,12 +246,13 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
         return _once(out)
     cheap = (*small, TEXT[2])
     dear = (CIFAR, TEXT[3])
-    for seed in range(seeds):
-        for case in cheap:
-            out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, ("wsd", "cosine"))]
-    for seed in range(seeds):
-        for case in cheap:
-            out += single(case, seed, RIVALS)
+    for some in (small, (TEXT[2],)):
+        for seed in range(seeds):
+            for case in some:
+                out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, ("wsd", "cosine"))]
+        for seed in range(seeds):
+            for case in some:
+                out += single(case, seed, RIVALS)
     for seed in range(min(3, seeds)):
         out += [*started(TEXT[1], seed), *started(DIGITS, seed)]
     for seed in range(seeds):
