@@ -82,12 +82,15 @@ class LMOBound:
     Args:
         delta: Δ, initial loss gap f(w₀) − inf f, in loss units; > 0.
         smoothness: L of ‖∇f(w)−∇f(v)‖* ≤ L‖w−v‖, loss per weight²; > 0.
-        noise: rs, dual-norm standard deviation of the gradient of one `unit` of batch; >= 0. Measure it in the dual
-            norm (`attribution.estimate_constants`), never as (norm equivalence) × σ.
+        noise: rs of one `unit` of batch; >= 0. The bound needs E‖Σ c_j ξ_j‖* <= rs·(Σ c_j²)^½ for sums of independent
+            gradient noise ξ. That is proved for (norm equivalence) × σ, and for signSGD for the sum of coordinates'
+            standard deviations; E‖ξ‖* itself is too small where noise is sparse. Measured, take the dual norm of
+            differences of whole batches (`attribution.estimate_constants`): norm equivalence overstates it by up to √d.
         e0: E‖m₀ − ∇f(w₀)‖*, initial momentum error, same units as `noise`; default 0 (exact first gradient).
         q: noise falls like B^-q; 1/2 for finite variance (default), (p−1)/p when only the p-th moment exists.
-        kind: nonconvex (value = avg ‖∇f‖*), frank-wolfe (alias weight-decay; value = duality gap), star-convex
-            (alias kl; value = last loss gap) or power-law (the (s, r) proxy; value = loss gap).
+        kind: nonconvex (value = avg ‖∇f‖*), frank-wolfe (alias weight-decay; value = duality gap; it assumes a start
+            inside the ball and λη <= 1), star-convex (alias kl; value = last loss gap) or power-law (the (s, r) proxy;
+            value = loss gap).
         form: simplified (Λ = 2L/a), tight (Λ = L[1/2 + 2(1−a)/a], noise √(a/((2−a)B))) or kovalev
             (Λ = L(7/2 + 2/a)). The three have different ridges, so results always state the form.
         init: "given" takes `e0` as it is; "first-gradient" sets E₀ = noise·B^-q, Kovalev's m₀ = g₀.
@@ -216,10 +219,14 @@ class LMOBound:
             )
         slope, floor, start = self.slope(a), self.noise_floor(a, b), self.start_error(b)
         if self.kind == "star-convex":
-            decay, keep = np.exp(-h / self.radius), 1 - a
-            gap = np.where(np.abs(decay - keep) < 1e-9, 1.0, decay - keep)
-            carried = np.where(gap == 1.0, k * decay ** (k - 1), (decay**k - keep**k) / gap)
-            return self.delta * decay**k + self.radius * (slope * h + floor) + 2 * h * start * carried
+            # exp(−hK), never exp(−h)^K: at small steps exp(−h) rounds to 1.
+            x = h / self.radius
+            decay, apart = np.exp(-x * k), a + np.expm1(-x)
+            # Σ e^(−x(K−1−j)) (1−a)^j, whose closed form is 0/0 where both bases are equal.
+            same = np.abs(apart) < 1e-9
+            carried = (decay - (1 - a) ** k) / np.where(same, 1.0, apart)
+            carried = np.where(same, k * np.exp(-x * (k - 1)), carried)
+            return self.delta * decay + self.radius * (slope * h + floor) + 2 * h * start * carried
         f = schedule_factors(self.schedule)
         total = (self.delta / h + 2 * start / a) / (k * f.mean) + slope * h * f.mean_square / f.mean + floor
         return total / self.weight_decay if self.kind == "frank-wolfe" else total
@@ -227,8 +234,8 @@ class LMOBound:
     def best_lr(self, momentum: ArrayLike, batch: ArrayLike, steps: ArrayLike) -> Any:
         """η*(a, B, K), exact: √(Δ/(KΛ mean s²)); (R/K)·ln(ΔK/(R²Λ)) star-convex; from τ* for the power law.
 
-        Star-convex: the E₀ term is left out of η* (it decays exponentially), and where even the first step does not
-        pay (the logarithm would be negative) η* is R/K.
+        Star-convex: the E₀ term, which decays exponentially, is left out of η* (of relative weight 2RE₀/(aKΔ)); where
+        no step pays (ΔK <= R²Λ, a vacuous bound) η* vanishes, and 1e-9·R/K stands for it.
         """
         _, a, b, k = self._checked(1.0, momentum, batch, steps)
         if self.kind == "power-law":
@@ -238,7 +245,7 @@ class LMOBound:
             return tau / self.drift_time(1.0, a, b, k)
         if self.kind == "star-convex":
             log = np.log(self.delta * k / (self.radius**2 * self.slope(a)))
-            return self.radius / k * np.maximum(log, 1.0)
+            return self.radius / k * np.maximum(log, 1e-9)
         return np.sqrt(self.delta / (k * self.slope(a) * schedule_factors(self.schedule).mean_square))
 
     def optimum(self, tokens: float, *, batch: float | None = None, momentum: float | None = None) -> Optimum:
@@ -268,11 +275,11 @@ class LMOBound:
         return Optimum(lr, float(momentum), float(batch), float(tokens), value, own)
 
     def critical_batch(self, tokens: ArrayLike) -> Any:
-        """B_c, where the simplified form's tuned momentum reaches 1 (derived).
+        """B_c, where the simplified form's tuned momentum reaches 1 at E₀ = 0 (derived).
 
-        nonconvex, frank-wolfe: a/B = (√(2ΔL/D)/(2q·rs))^(1/(q+1/2)) on the ridge, so B_c = rs√(D/(2ΔL)) at q = 1/2
-        (Frank–Wolfe with 2L for L). star-convex: the batch that minimises the simplified bound at a = 1 (numeric).
-        The tight form's own optimum at a = 1 is 2·B_c.
+        nonconvex, frank-wolfe: a/B = (φ√(2ΔL/D)/(2q·rs))^(1/(q+1/2)) on the ridge, so B_c = rs√(D/(2ΔL))/φ at q = 1/2
+        (Frank–Wolfe with 2L for L; φ is the schedule's value factor, 1 when constant). star-convex: the batch that
+        minimises the simplified bound at a = 1 (numeric). The tight form's own optimum at a = 1 is 2·B_c.
         """
         d = np.asarray(tokens, dtype=float)
         if self.kind == "power-law":
@@ -290,6 +297,7 @@ class LMOBound:
             best = np.array([plain._best_batch(float(t), 1.0) for t in d.ravel()])
             return best.reshape(d.shape)[()]
         wide = 2.0 if self.kind == "frank-wolfe" else 1.0
+        wide *= schedule_factors(self.schedule).value ** 2
         ratio = np.sqrt(2 * self.delta * self.smoothness * wide / d) / (2 * self.q * self.noise)
         return ratio ** (-1 / (self.q + 0.5))
 
@@ -315,11 +323,7 @@ class LMOBound:
         return np.asarray(self.value(self.best_lr(momentum, batch, steps), momentum, batch, steps))
 
     def _best_momentum(self, batch: Array, tokens: float) -> Array:
-        exact = (
-            self.form == "simplified"
-            and self.kind in ("nonconvex", "frank-wolfe")
-            and self.schedule == "constant"
-        )
+        exact = self.form == "simplified" and self.kind in ("nonconvex", "frank-wolfe")
         if exact and self.e0 == 0 and self.init == "given" and self.noise > 0:
             return np.asarray(np.clip(batch / self.critical_batch(tokens), batch / tokens, 1.0))
         low = np.log(batch / tokens)

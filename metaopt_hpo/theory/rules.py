@@ -6,10 +6,13 @@ as fractions so that what is concluded from them can be proved rather than appro
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+
+from metaopt_hpo.theory._notation import plain
 
 SCALES = {"tokens": "D", "width": "n", "depth": "l", "size": "N"}
 """What may grow, and the letter it is written with."""
@@ -17,7 +20,7 @@ CONTROLS = {"lr": "lr", "momentum": "a", "batch": "B"}
 CONSTANTS = {"smoothness": "L", "delta": "Δ", "noise": "σ", "e0": "E0"}
 
 _ALIASES = {
-    "lr": "lr eta η learning_rate",
+    "lr": "lr LR eta η learning_rate",
     "momentum": "a momentum",
     "batch": "B batch batch_size",
     "tokens": "D tokens",
@@ -31,9 +34,13 @@ _ALIASES = {
 }
 _NAMES = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
 _TOKEN = re.compile(
-    r"\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|([^\W\d]\w*)|(\*\*|[-+^*/()·√]))"
+    r"\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|([^\W\d]\w*)|(\*\*|[-+^*/()√]))"
 )
-_SYNTAX = "write clauses such as 'lr ~ B^0.5 D^-0.5, B ~ D^0.571' (variables lr, a, B; scales D, n, l, N)"
+_SYNTAX = (
+    "write clauses such as 'lr ~ B^0.5 D^-0.5, B ~ D^0.571' (variables lr, a, B; scales D, n, l, N; K is D/B)"
+)
+MAX_EXPONENT = 100
+"""Larger exponents are slips of the pen, and their powers overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,8 @@ class Clause:
 def parse_rule(text: str) -> dict[str, Clause]:
     """Parse clauses separated by commas or semicolons, keyed by canonical variable name.
 
-    Powers may be decimals or fractions ("D^-1/4" reads as D^(-1/4)); sqrt(…) and √(…) work; juxtaposition multiplies.
+    Powers may be decimals, fractions ("D^-1/4" reads as D^(-1/4)) or arithmetic in brackets ("D^((0.571-1)/2)");
+    sqrt(…) and √(…) work; juxtaposition multiplies. Pasted signs are understood: unicode minus, ×, superscripts, LaTeX.
 
     Raises:
         ValueError: quoting what could not be read and showing what a rule looks like.
@@ -81,13 +89,14 @@ def parse_rule(text: str) -> dict[str, Clause]:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the rule is empty: {_SYNTAX}")
     clauses: dict[str, Clause] = {}
-    for part in re.split(r"[,;]", text):
+    for part in re.split(r"[,;]", plain(text).strip().rstrip(",;.")):
         if not part.strip():
             raise ValueError(f"empty clause in rule {text!r}: {_SYNTAX}")
         sides = re.split(r"~|∝|=", part)
         if len(sides) != 2:
             raise ValueError(f"clause {part.strip()!r} needs exactly one of ~, ∝ or =: {_SYNTAX}")
-        name = _canonical(sides[0].strip(), part)
+        # η* and η^* are names for the optimum, not powers or products.
+        name = _canonical(re.sub(r"\s*\^?\s*\*+$", "", sides[0].strip()), part)
         if name in SCALES:
             raise ValueError(f"clause {part.strip()!r} sets {name}, which is given, not chosen: {_SYNTAX}")
         if name in clauses:
@@ -98,9 +107,9 @@ def parse_rule(text: str) -> dict[str, Clause]:
             raise ValueError(
                 f"clause {part.strip()!r} has a coefficient: write = where it is meant, or drop it"
             )
-        if value.coefficient <= 0:
+        if not (value.coefficient > 0 and math.isfinite(value.coefficient)):
             raise ValueError(
-                f"clause {part.strip()!r} needs a positive coefficient, got {value.coefficient:g}"
+                f"clause {part.strip()!r} needs a positive, finite coefficient, got {value.coefficient:g}"
             )
         if name in value.powers:
             raise ValueError(f"clause {part.strip()!r} defines {name} by itself")
@@ -142,9 +151,14 @@ def resolve(clauses: Mapping[str, Clause]) -> dict[str, Monomial]:
 
 
 def _canonical(name: str, part: str) -> str:
+    name = re.sub(r"\s+", "_", name)
     if name in ("beta", "beta1", "β", "β1", "β₁"):
         raise ValueError(
             f"clause {part.strip()!r}: state momentum as a = 1 − β₁, the weight of the new gradient"
+        )
+    if name in ("log", "ln", "exp", "min", "max"):
+        raise ValueError(
+            f"{name} in {part.strip()!r} is no power law, and exponents are all a rule has here: {_SYNTAX}"
         )
     if name not in _NAMES:
         raise ValueError(f"unknown variable {name!r} in {part.strip()!r}: {_SYNTAX}")
@@ -168,75 +182,116 @@ class _Reader:
         self.at = 0
 
     def read(self) -> Monomial:
-        value = self._product()
+        try:
+            value = self._product()
+        except (ZeroDivisionError, OverflowError):
+            raise ValueError(f"a coefficient in {self.part!r} divides by 0 or overflows: {_SYNTAX}") from None
         if self.at < len(self.tokens):
             raise self._error()
         return value
 
+    def _kind(self) -> str:
+        return self.tokens[self.at][0] if self.at < len(self.tokens) else ""
+
     def _peek(self) -> str:
         return self.tokens[self.at][1] if self.at < len(self.tokens) else ""
 
+    def _taken(self, *signs: str) -> str:
+        """The next token if it is one of `signs`, which is then read; else nothing."""
+        found = self._peek() if self._kind() == "sign" and self._peek() in signs else ""
+        self.at += bool(found)
+        return found
+
     def _error(self) -> ValueError:
-        return ValueError(f"cannot read {self._peek() or 'the end'!r} in {self.part!r}: {_SYNTAX}")
+        hint = ""
+        if self._peek() in ("+", "-"):
+            hint = " (a sum is no power law, and a negative power is written D^-0.5)"
+        return ValueError(f"cannot read {self._peek() or 'the end'!r} in {self.part!r}{hint}: {_SYNTAX}")
 
     def _product(self) -> Monomial:
         value = self._power()
-        while self.at < len(self.tokens) and self._peek() != ")":
-            sign = self._peek()
-            if sign in ("*", "·", "/"):
-                self.at += 1
+        while self.at < len(self.tokens) and self._peek() not in (")", "+", "-"):
+            sign = self._taken("*", "/")
+            if not sign and self._kind() == "number":
+                raise ValueError(
+                    f"{self._peek()} in {self.part!r} is neither a power nor a factor: write ^ or * before it"
+                )
             factor = self._power()
             value = value * (factor ** Fraction(-1) if sign == "/" else factor)
         return value
 
     def _power(self) -> Monomial:
         base = self._atom()
-        if self._peek() in ("^", "**"):
-            self.at += 1
-            return base ** self._exponent()
-        return base
+        return base ** self._exponent() if self._taken("^", "**") else base
 
     def _atom(self) -> Monomial:
-        if self.at >= len(self.tokens):
+        kind, text = self._kind(), self._peek()
+        if kind not in ("number", "name") and text not in ("√", "("):
             raise self._error()
-        kind, text = self.tokens[self.at]
         self.at += 1
         if kind == "number":
             return Monomial({}, float(text))
-        if text == "√" or text == "sqrt":
+        if text in ("√", "sqrt"):
             return self._atom() ** Fraction(1, 2)
+        if text in ("K", "steps"):
+            return Monomial({"tokens": Fraction(1), "batch": Fraction(-1)})
         if kind == "name":
             return Monomial({_canonical(text, self.part): Fraction(1)})
-        if text == "(":
-            value = self._product()
-            self._expect(")")
-            return value
-        self.at -= 1
-        raise self._error()
+        value = self._product()
+        self._expect(")")
+        return value
 
     def _exponent(self) -> Fraction:
-        closing = self._peek() == "("
-        self.at += closing
-        sign = -1 if self._peek() == "-" else 1
-        self.at += self._peek() in ("-", "+")
-        value = self._number()
-        # Only a number after the slash makes a fraction: "D^-1/4" is a quarter, "D^-1/B" divides by B.
-        slash = (
-            self._peek() == "/" and self.at + 1 < len(self.tokens) and self.tokens[self.at + 1][0] == "number"
-        )
-        if slash:
-            self.at += 1
-            below = self._number()
-            if below == 0:
-                raise ValueError(f"an exponent in {self.part!r} divides by 0: {_SYNTAX}")
-            value /= below
-        if closing:
-            self._expect(")")
+        sign = -1 if self._taken("-", "+") == "-" else 1
+        if self._peek() == "(":
+            value = self._arithmetic_atom()
+        else:
+            value = self._number()
+            # Only a number after the slash makes a fraction: "D^-1/4" is a quarter, "D^-1/B" divides by B.
+            below = self.tokens[self.at + 1][0] if self.at + 1 < len(self.tokens) else ""
+            if self._peek() == "/" and below == "number":
+                self.at += 1
+                value = self._divided(value, self._number())
+        if abs(value) > MAX_EXPONENT:
+            raise ValueError(f"an exponent in {self.part!r} exceeds {MAX_EXPONENT}: {_SYNTAX}")
         return sign * value
 
+    def _arithmetic(self) -> Fraction:
+        """A sum of products of numbers, as exponents in brackets may be."""
+        value = self._arithmetic_product()
+        while sign := self._taken("+", "-"):
+            term = self._arithmetic_product()
+            value += term if sign == "+" else -term
+        return value
+
+    def _arithmetic_product(self) -> Fraction:
+        value = self._arithmetic_atom()
+        while sign := self._taken("*", "/"):
+            factor = self._arithmetic_atom()
+            value = value * factor if sign == "*" else self._divided(value, factor)
+        return value
+
+    def _arithmetic_atom(self) -> Fraction:
+        if sign := self._taken("-", "+"):
+            return -self._arithmetic_atom() if sign == "-" else self._arithmetic_atom()
+        if not self._taken("("):
+            return self._number()
+        value = self._arithmetic()
+        self._expect(")")
+        return value
+
+    def _divided(self, value: Fraction, below: Fraction) -> Fraction:
+        if below == 0:
+            raise ValueError(f"an exponent in {self.part!r} divides by 0: {_SYNTAX}")
+        return value / below
+
     def _number(self) -> Fraction:
-        if self.at >= len(self.tokens) or self.tokens[self.at][0] != "number":
+        if self._kind() == "name":
+            raise ValueError(f"the exponent {self._peek()!r} in {self.part!r} must be a number: {_SYNTAX}")
+        if self._kind() != "number":
             raise self._error()
+        if len(self._peek()) > 40 or abs(float(self._peek())) > 1e6:
+            raise ValueError(f"an exponent in {self.part!r} exceeds {MAX_EXPONENT}: {_SYNTAX}")
         self.at += 1
         return Fraction(self.tokens[self.at - 1][1])
 

@@ -36,7 +36,7 @@ def monomials(bound: LMOBound) -> tuple[list[Term], bool]:
     if bound.kind == "power-law":
         return _proxy(bound, q), False
     drift = Term("drift", lr=one, momentum=-one, constants={"smoothness": one})
-    terms = [drift, noise]
+    terms = [drift, noise] if bound.noise > 0 else [drift]
     if bound.form != "simplified":
         terms.append(Term("descent", lr=one, constants={"smoothness": one}))
     star = bound.kind == "star-convex"
@@ -44,7 +44,7 @@ def monomials(bound: LMOBound) -> tuple[list[Term], bool]:
         terms.insert(0, Term("start", lr=-one, batch=one, tokens=-one, constants={"delta": one}))
         if bound.e0 > 0:
             terms.append(Term("momentum", momentum=-one, batch=one, tokens=-one, constants={"e0": one}))
-        if bound.init == "first-gradient":
+        if bound.init == "first-gradient" and bound.noise > 0:
             terms.append(
                 Term("momentum", momentum=-one, batch=one - q, tokens=-one, constants={"noise": one})
             )

@@ -16,13 +16,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-import numpy as np
-from scipy.optimize import minimize_scalar
-
-from metaopt_hpo.theory._linear_program import Solution, minimax
+from metaopt_hpo.theory._constant import Factor, constant_factor
+from metaopt_hpo.theory._rates import Rates, number
 from metaopt_hpo.theory.bounds import LMOBound
 from metaopt_hpo.theory.rules import CONTROLS, SCALES, Clause, Monomial, parse_rule, resolve
-from metaopt_hpo.theory.terms import Term, exact, monomials
+from metaopt_hpo.theory.terms import exact, monomials
 
 Label = Literal["proved", "checked"]
 Verdict = Literal["optimal", "aligned", "unidentified", "misaligned"]
@@ -31,10 +29,8 @@ WIDTH_ADAM = "L ~ n^2"
 """Smoothness of Adam-like (max-norm) steps in width n: n² entries add up. Gives muP's lr ~ 1/n at fixed momentum."""
 WIDTH_MUON = "L ~ n^0"
 """Smoothness in the width-normalised spectral norm does not grow: Muon's lr does not move with width."""
-CHECK_TOKENS = (1e8, 1e14)
-"""Token range over which the constant factor is computed: from small proxies to the largest runs of today."""
-CHECK_MOMENTUM = 0.1
-"""Momentum a held in that computation where the rule names none: β₁ = 0.9."""
+ROUNDING = 1e-9
+"""Rate losses up to this are those of an exponent written in decimals, such as -0.333333333333."""
 
 
 def depth_path(multiplier: float) -> str:
@@ -75,9 +71,9 @@ class RuleCheck:
     """Whether that interval is a single point."""
     label: Label
     """proved: exact program with certificate on a proved or derived bound; checked: the bound itself is heuristic."""
-    constant: float | None
-    """Bound at the rule over the bound at the best lr with the same momentum and batch, worst over `CHECK_TOKENS`
-    (*checked*, never proved); the rule's coefficient is tuned unless it states one. None along other scales."""
+    constant_factor: Factor | None
+    """What the rule costs in the bound itself at finite sizes (*checked*, never proved); None along other scales and
+    where the bound's constants move with tokens."""
     certificate: tuple[tuple[str, Fraction], ...]
     """Exact dual multipliers of the free program."""
     lines: tuple[tuple[str, float, float], ...]
@@ -90,11 +86,16 @@ class RuleCheck:
     def verdict(self) -> Verdict:
         """optimal: no loss even against free (a, B); aligned: none at its own; unidentified: the noise floor hides the
         lr exponent, and on the terms that hold lr the rule loses; misaligned: it loses rate."""
-        if self.rate_loss > 0:
+        if self.rate_loss > ROUNDING:
             return "misaligned"
-        if not self.identified and self.rate_loss_lr_terms > 0:
+        if not self.identified and self.rate_loss_lr_terms > ROUNDING:
             return "unidentified"
-        return "optimal" if self.rate_loss_free == 0 else "aligned"
+        return "optimal" if self.rate_loss_free <= ROUNDING else "aligned"
+
+    @property
+    def constant(self) -> float | None:
+        """Value of `constant_factor`."""
+        return None if self.constant_factor is None else self.constant_factor.value
 
     @property
     def assumptions(self) -> str:
@@ -127,8 +128,9 @@ class RuleCheck:
             ),
             ("identified", "yes" if self.identified else "no: the noise floor hides the lr exponent"),
         ]
-        if self.constant is not None:
-            rows.append(("constant factor (checked)", f"{self.constant:.3g}"))
+        if self.constant_factor is not None:
+            f = self.constant_factor
+            rows.append(("constant factor (checked)", f"{f.value:.3g}, at {f.where}"))
         return rows + [("note", n) for n in self.notes]
 
 
@@ -179,7 +181,7 @@ def verify_rule(
         if s not in known
     )
     checks = [
-        _check(rule, path_text, bound, solved, clauses, s, notes if i == 0 else ())
+        _check(rule, path_text, bound, solved, clauses["lr"].exact, s, notes if i == 0 else ())
         for i, s in enumerate(known)
     ]
     return replace(checks[0], also=tuple(checks[1:]))
@@ -202,7 +204,7 @@ def _check(
     path: str,
     bound: LMOBound,
     solved: Mapping[str, Monomial],
-    clauses: Mapping[str, Clause],
+    stated: bool,
     scale: str,
     notes: tuple[str, ...],
 ) -> RuleCheck:
@@ -210,32 +212,33 @@ def _check(
     drift = {n: m.powers.get(scale, Fraction(0)) for n, m in solved.items() if n not in CONTROLS}
     growth = Fraction(1) if scale == "tokens" else Fraction(0)
     if scale == "tokens":
-        _feasible(rule, own)
+        _feasible(rule, own, {n: solved[n].coefficient for n in own if n in solved})
     terms, decaying = monomials(bound)
     offset = {
         t.name: growth * t.tokens + sum(drift.get(n, 0) * e for n, e in t.constants.items()) for t in terms
     }
+    rates = Rates(tuple(terms), offset, growth, drift.get("delta", Fraction(0)) if decaying else None)
+    if decaying and scale == "tokens" and own["lr"] + growth == own["batch"]:
+        notes = (
+            *notes,
+            "up to a logarithm: with lr ~ B/D exactly a fixed share of Δ remains, lr ~ (B/D)·ln D removes it",
+        )
 
-    free = _program(terms, offset, decaying, growth, None if scale == "tokens" else own["batch"], None, bound)
-    held = _program(terms, offset, decaying, growth, own["batch"], own["momentum"], bound)
-    value = {t.name: _rate(t, offset[t.name], own) for t in terms}
-
-    def value_at_zero(term: Term) -> Fraction:
-        return _rate(term, offset[term.name], {**own, "lr": Fraction(0)})
-
-    stalled = decaying and own["lr"] + growth - own["batch"] < 0
-    if stalled:
-        # lr·K → 0: the run never leaves its start, so the gap stays at Δ.
-        value["start"] = drift.get("delta", Fraction(0))
-    rule_rate = max(value.values())
-    lr_terms = [t for t in terms if t.lr]
-    held_lr = _program(lr_terms, offset, decaying, growth, own["batch"], own["momentum"], bound)
-    lr_rate = max([value[t.name] for t in lr_terms] + ([value["start"]] if stalled else []))
+    free = rates.best(batch=None if scale == "tokens" else own["batch"])
+    held = rates.best(momentum=own["momentum"], batch=own["batch"])
+    held_lr = rates.lr_terms.best(momentum=own["momentum"], batch=own["batch"])
+    rule_rate, lr_rate = rates.of(own), rates.lr_terms.of(own)
     interval = (min(v[0] for v in held.vertices), max(v[0] for v in held.vertices))
 
     names = [n for n in CONTROLS if n != "batch"] if scale != "tokens" else list(CONTROLS)
-    vertices = tuple({n: float(v) for n, v in zip(names, vertex, strict=True)} for vertex in free.vertices)
+    vertices = tuple({n: number(v) for n, v in zip(names, vertex, strict=True)} for vertex in free.vertices)
     face = {n: (min(v[n] for v in vertices), max(v[n] for v in vertices)) for n in names}
+    constant = (
+        constant_factor(bound, own, solved, stated=stated)
+        if scale == "tokens" and not any(drift.values())
+        else None
+    )
+    at_zero = {**own, "lr": Fraction(0)}
     return RuleCheck(
         rule=rule,
         path=path,
@@ -250,91 +253,30 @@ def _check(
         rate_loss=float(rule_rate - held.value),
         rate_loss_free=float(rule_rate - free.value),
         rate_loss_lr_terms=float(lr_rate - held_lr.value),
-        lr_interval=(float(interval[0]), float(interval[1])),
+        lr_interval=(number(interval[0]), number(interval[1])),
         identified=interval[0] == interval[1],
         label="checked" if bound.status == "heuristic" else "proved",
-        constant=_constant(bound, own, clauses) if scale == "tokens" and not drift else None,
+        constant_factor=constant,
         certificate=free.certificate,
-        lines=tuple((t.name, float(t.lr), float(value_at_zero(t))) for t in terms),
+        lines=tuple((t.name, float(t.lr), float(rates.at(t, at_zero))) for t in terms),
         notes=notes,
     )
 
 
-def _program(
-    terms: list[Term],
-    offset: Mapping[str, Fraction],
-    decaying: bool,
-    growth: Fraction,
-    batch: Fraction | None,
-    momentum: Fraction | None,
-    bound: LMOBound,
-) -> Solution:
-    """The best lr, and momentum and batch where they are not given, along one scale.
-
-    Along width, depth or size the other scales are large, so the limits a <= 1 and aK >= 1 are slack there.
-    """
-    zero, one = Fraction(0), Fraction(1)
-    free = [n for n, v in (("momentum", momentum), ("batch", batch)) if v is None]
-    held = {"momentum": momentum or zero, "batch": batch or zero}
-
-    def row(lr: Fraction, a: Fraction, b: Fraction) -> tuple[Fraction, ...]:
-        return (lr, *({"momentum": a, "batch": b}[n] for n in free))
-
-    def known(a: Fraction, b: Fraction) -> Fraction:
-        return sum((c * held[n] for n, c in (("momentum", a), ("batch", b)) if n not in free), zero)
-
-    rows = [
-        (t.name, row(t.lr, t.momentum, t.batch), offset[t.name] + known(t.momentum, t.batch)) for t in terms
-    ]
-    limits = []
-    if decaying:
-        limits.append(("ηK >= 1", row(-one, zero, one), growth - known(zero, one)))
-    if growth and "momentum" in free:
-        limits += [
-            ("a <= 1", row(zero, one, zero), zero),
-            ("aK >= 1", row(zero, -one, one), growth - known(-one, one)),
-        ]
-    if growth and "batch" in free:
-        limits += [("B >= 1", row(zero, zero, -one), zero), ("B <= D", row(zero, zero, one), one)]
-    return minimax(rows, limits, 1 + len(free))
-
-
-def _rate(term: Term, offset: Fraction, own: Mapping[str, Fraction]) -> Fraction:
-    return term.lr * own["lr"] + term.momentum * own["momentum"] + term.batch * own["batch"] + offset
-
-
-def _constant(bound: LMOBound, own: Mapping[str, Fraction], clauses: Mapping[str, Clause]) -> float:
-    tokens = np.geomspace(*CHECK_TOKENS, 61)
-    coefficient = {n: c.value.coefficient for n, c in clauses.items() if c.exact}
-    a0 = coefficient.get("momentum", CHECK_MOMENTUM if own["momentum"] == 0 else 1.0)
-    batch = np.clip(coefficient.get("batch", 1.0) * tokens ** float(own["batch"]), 1.0, tokens)
-    momentum = np.clip(a0 * tokens ** float(own["momentum"]), batch / tokens, 1.0)
-    steps = tokens / batch
-    best = bound.value(bound.best_lr(momentum, batch, steps), momentum, batch, steps)
-    shape = tokens ** float(own["lr"])
-
-    def worst(log_coefficient: float) -> float:
-        with np.errstate(over="ignore"):
-            return float(np.max(bound.value(np.exp(log_coefficient) * shape, momentum, batch, steps) / best))
-
-    if "lr" in coefficient:
-        return worst(float(np.log(coefficient["lr"])))
-    centre = np.log(bound.best_lr(momentum, batch, steps) / shape)
-    found = minimize_scalar(
-        worst, bounds=(float(centre.min()) - 1, float(centre.max()) + 1), method="bounded"
-    )
-    return float(found.fun)
-
-
-def _feasible(rule: str, own: Mapping[str, Fraction]) -> None:
+def _feasible(rule: str, own: Mapping[str, Fraction], coefficient: Mapping[str, float]) -> None:
     a, b = own["momentum"], own["batch"]
+    ca, cb = coefficient.get("momentum", 0.0), coefficient.get("batch", 1.0)
     if b > 1 or b < 0:
         raise ValueError(f"batch ~ D^{float(b):g} leaves 1 <= B <= D in rule {rule!r}: b must lie in [0, 1]")
+    if (b == 1 and cb > 1) or (b == 0 and cb < 1):
+        raise ValueError(f"batch = {cb:g}{' D' if b else ''} leaves 1 <= B <= D in rule {rule!r}")
     if a > 0:
         raise ValueError(
             f"momentum a ~ D^{float(a):g} leaves (0, 1] in rule {rule!r}: its exponent must be <= 0"
         )
-    if a + 1 - b < 0:
+    if a == 0 and ca > 1:
+        raise ValueError(f"momentum a = {ca:g} leaves (0, 1] in rule {rule!r} (it is 1 − β₁)")
+    if a + 1 - b < 0 or (a + 1 - b == 0 and 0 < ca < cb):
         raise ValueError(
             f"momentum a ~ D^{float(a):g} outlives the run in rule {rule!r}: aK >= 1 needs a >= B/D"
         )
@@ -352,4 +294,4 @@ def _start(bound: LMOBound) -> str:
 
 
 def _number(x: float) -> str:
-    return f"{x:.4g}"
+    return f"{x:.4g}".replace("inf", "∞")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from metaopt_hpo.theory import LMOBound
 from metaopt_hpo.theory.bounds import FORMS
+from metaopt_hpo.theory.schedules import schedule_factors
 
 D, B, A, H = sp.symbols("D B a eta", positive=True)
 DELTA, L, RS = sp.symbols("Delta L r", positive=True)
@@ -64,6 +65,25 @@ class TestSymbolic:
     def test_momentum_variance_behind_the_tight_noise_floor(self):
         # m = a Σ (1−a)^j g_j has variance a²/(1−(1−a)²) = a/(2−a).
         assert sp.simplify(A**2 / (1 - (1 - A) ** 2) - A / (2 - A)) == 0
+
+    def test_star_convex_optimum_and_sum(self):
+        radius, k, slope, x = sp.symbols("R K Lambda x", positive=True)
+        value = DELTA * sp.exp(-H * k / radius) + radius * slope * H
+        best = radius / k * sp.log(DELTA * k / (radius**2 * slope))
+        assert sp.simplify(sp.diff(value, H).subs(H, best)) == 0
+        n, j = 7, sp.symbols("j", integer=True)
+        unrolled = sum(x ** (n - 1 - i) * (1 - A) ** i for i in range(n))
+        assert sp.simplify(unrolled - (x**n - (1 - A) ** n) / (x - 1 + A)) == 0
+        # Momentum's start error and drift, summed over steps: Σ (1−a)^(k+1) = (1−a)/a <= 1/a.
+        for a in (sp.Rational(1, 10), sp.Rational(2, 3)):
+            assert sp.summation((1 - a) ** (j + 1), (j, 0, sp.oo)) == (1 - a) / a
+
+    def test_frank_wolfe_slope(self):
+        """Steps of 2η: descent L(2η)²/2 over η, drift twice: Λ = L[2 + 4(1−a)/a], and 4L/a covers it."""
+        bound = LMOBound(1, 1, 1, kind="frank-wolfe", form="tight")
+        a = np.geomspace(1e-3, 1, 20)
+        assert bound.slope(a) == pytest.approx(2 + 4 * (1 - a) / a)
+        assert np.all(LMOBound(1, 1, 1, kind="frank-wolfe").slope(a) >= bound.slope(a))
 
     def test_heavy_tail_exponents(self):
         q, g = sp.symbols("q g", positive=True)
@@ -171,6 +191,21 @@ class TestKnownAnswers:
         numbers = {s: sp.Rational(1, 3), r: sp.Rational(1, 4), DELTA: 2, c: 3, D: 1000}
         assert abs(sp.N(sp.diff(loss, tau).subs(tau, best).subs(numbers))) < 1e-12
 
+    @pytest.mark.parametrize(("lr", "a"), [(0.02, 0.3), (0.3567, 0.3), (1e-3, 1.0), (0.5, 0.1)])
+    def test_star_convex_value_is_its_recursion_unrolled(self, lr, a):
+        """δ⁺ = e^(−η/R)δ + Λη² + ηN + 2η(1−a)^k E₀, whose steady part the closed form sums to infinity."""
+        bound = LMOBound(3.0, 0.7, 0.5, e0=1.2, kind="star-convex", form="tight", radius=1.5)
+        steps, decay = 60, np.exp(-lr / 1.5)
+        gap = bound.delta
+        for k in range(steps):
+            gap = decay * gap + 2 * lr * bound.e0 * (1 - a) ** k
+        steady = 1.5 * (bound.slope(a) * lr + bound.noise_floor(a, 8.0))
+        assert bound.value(lr, a, 8.0, steps) == pytest.approx(gap + steady, rel=1e-9)
+
+    def test_star_convex_survives_steps_below_machine_precision(self):
+        bound = LMOBound(1.0, 1e-30, 0.0, kind="star-convex")
+        assert bound.value(1e-20, 1.0, 1.0, 3e20) == pytest.approx(np.exp(-3), rel=1e-9)
+
     def test_frank_wolfe_lr_does_not_depend_on_weight_decay(self):
         weak, strong = (LMOBound(1, 1, 1, kind="weight-decay", weight_decay=w) for w in (0.1, 0.4))
         first, second = (b.optimum(1e8, momentum=0.1, batch=64) for b in (weak, strong))
@@ -208,11 +243,69 @@ class TestProperties:
     def test_optimum_beats_its_neighbours(self, delta, smoothness, kind, form):
         bound = LMOBound(delta, smoothness, 1.0, kind=kind, form=form)
         best = bound.optimum(1e9)
+        assert 0 < best.momentum <= 1 <= best.batch <= 1e9
         for lr, a, b in ((1.3, 1, 1), (0.7, 1, 1), (1, 0.8, 1), (1, 1, 1.3), (1, 1, 0.7)):
             batch = best.batch * b
             if batch >= 1:
                 other = bound.value(best.lr * lr, best.momentum * a, batch, best.tokens / batch)
                 assert other >= best.value * (1 - 1e-9)
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [
+            ("nonconvex", {}),
+            ("nonconvex", {"schedule": "cosine"}),
+            ("nonconvex", {"q": 0.3, "schedule": "wsd"}),
+            ("nonconvex", {"e0": 5.0}),
+            ("nonconvex", {"init": "first-gradient", "schedule": "linear"}),
+            ("frank-wolfe", {"weight_decay": 0.1, "schedule": "linear"}),
+            ("star-convex", {"radius": 3.0}),
+        ],
+    )
+    def test_optimum_is_the_brute_force_minimum(self, kind, options, form):
+        """A dense grid over (lr, a, B) at one budget finds nothing lower, and comes close to it."""
+        bound = LMOBound(1.7, 0.6, 2.0, kind=kind, form=form, **options)
+        tokens = 1e5
+        best = bound.optimum(tokens)
+        batch = np.geomspace(1, tokens, 61)[:, None, None]
+        momentum = np.geomspace(1e-5, 1, 61)[None, :, None]
+        lr = np.geomspace(1e-5, 1e2, 141)[None, None, :]
+        value = bound.value(lr, momentum, batch, tokens / batch)
+        value = np.where(momentum * tokens >= batch, value, np.inf)
+        assert best.value <= value.min() * (1 + 1e-6)
+        assert value.min() == pytest.approx(best.value, rel=0.02)
+        held = bound.optimum(tokens, batch=64.0, momentum=0.1)
+        assert held.value <= bound.value(np.geomspace(1e-6, 1e2, 4001), 0.1, 64.0, tokens / 64).min() * (
+            1 + 1e-9
+        )
+
+    @pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+    def test_schedules_move_the_critical_batch_by_their_value_factor(self, schedule):
+        plain, shaped = LMOBound(1, 1, 1), LMOBound(1, 1, 1, schedule=schedule)
+        factor = schedule_factors(schedule).value
+        assert plain.critical_batch(1e10) / shaped.critical_batch(1e10) == pytest.approx(factor)
+        at = shaped.optimum(1e10, batch=shaped.critical_batch(1e10) * 0.999)
+        assert at.momentum == pytest.approx(0.999)
+        low = shaped.optimum(1e10, batch=shaped.critical_batch(1e10) / 100)
+        assert low.value == pytest.approx(at.value)
+
+    def test_vacuous_star_convex_bounds_ask_for_no_step(self):
+        bound = LMOBound(1e-6, 10.0, 1.0, kind="star-convex")
+        held = bound.optimum(1e3, batch=64.0, momentum=0.1)
+        lrs = np.geomspace(1e-12, 1e2, 2001)
+        assert held.value <= bound.value(lrs, 0.1, 64.0, 1e3 / 64).min() * (1 + 1e-6)
+
+    def test_dual_norm_deviation_is_not_enough_where_noise_is_sparse(self):
+        """One-hot noise: E‖ξ‖₁ = 1 for one sample, yet means of n fall slower than n^-½ below the sum of deviations."""
+        rng = np.random.default_rng(0)
+        d, n, runs = 400, 25, 2000
+        picks, signs = rng.integers(d, size=(runs, n)), rng.choice([-1.0, 1.0], size=(runs, n))
+        sums = np.zeros((runs, d))
+        np.add.at(sums, (np.arange(runs)[:, None], picks), signs / n)
+        mean_norm = np.abs(sums).sum(1).mean()
+        assert mean_norm > 4 * n**-0.5  # rs = E‖ξ‖₁ = 1 is refuted
+        assert mean_norm <= d * d**-0.5 * n**-0.5  # rs = Σ σ_i = √d holds
 
     def test_the_bound_holds_for_signsgd(self):
         """Average ℓ1 gradient norm of noisy signSGD with momentum on quadratics stays below the tight bound."""
