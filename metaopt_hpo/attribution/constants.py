@@ -6,8 +6,9 @@ a dual norm of differences, never as norm equivalence × standard deviation, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,22 +178,26 @@ def probe_run(
     if steps < probes:
         raise ValueError(f"steps must be at least the {probes} probes, got {steps!r}")
     sizes = list(batches) or [batch, 4 * batch, 16 * batch]
-    generator = torch.Generator().manual_seed(seed)
     w = world.start([seed])[None, None, None].clone()
     out = torch.empty_like(w)
 
-    def stochastic(at: torch.Tensor, size: int, drawn: object) -> torch.Tensor:
-        return world.noisy_gradient(at, noise, [size], drawn, out).clone()
+    def draws(size: int, stream: int) -> Iterator[Any]:
+        key = int(np.random.SeedSequence([seed, size, stream]).generate_state(1)[0])
+        return world.stream(noise, size, 1, torch.Generator().manual_seed(key))
 
-    first = world.draw(noise, [batch], 1, generator)
-    m = stochastic(w, batch, first)
+    def stochastic(at: torch.Tensor, size: int, drawn: object) -> torch.Tensor:
+        return world.noisy_gradient(at, noise, [size], [drawn], out).clone()
+
+    training = draws(batch, 0)
+    probing = {b: draws(b, 1) for b in sizes}
+    m = stochastic(w, batch, next(training))
     start_error = float((m - world.gradient(w)).abs().sum())
     due = set(np.unique(np.linspace(0, steps - 1, probes).astype(int)).tolist())
     losses, at, secants, norms = [], [], [], []
     halves: dict[int, list[float]] = {b: [] for b in sizes}
     pairs: dict[int, list[tuple[float, float]]] = {b: [] for b in sizes}
     for k in range(steps):
-        drawn = world.draw(noise, [batch], 1, generator)
+        drawn = next(training)
         g = stochastic(w, batch, drawn)
         m = torch.lerp(m, g, a)
         following = w - lr * torch.sign(m)
@@ -202,7 +207,7 @@ def probe_run(
             norms.append(float(world.gradient(w).abs().sum()))
             secants.append(float((stochastic(following, batch, drawn) - g).abs().sum()) / lr)
             for b in sizes:
-                g1, g2 = (stochastic(w, b, world.draw(noise, [b], 1, generator)) for _ in range(2))
+                g1, g2 = (stochastic(w, b, next(probing[b])) for _ in range(2))
                 halves[b].append(float((g1 - g2).abs().sum()))
                 pairs[b].append((float((g1 - g2).square().sum()), float((g1 * g2).sum())))
         w = following

@@ -118,12 +118,13 @@ def fit_plane(
     runs = result.of(settings, criterion)[:, ::every]
     if resample.cells.shape[1] != len(runs) or resample.seeds.shape[2] != runs.shape[2]:
         raise AttributionError("the bootstrap was drawn for another grid: draw it for these cells and seeds")
-    drawn = runs[resample.cells]
-    weight = resample.seeds[:, :, None, :]
-    with np.errstate(invalid="ignore"):
-        # 0 · inf: a diverged seed that was not drawn does not count.
-        mean = np.where(weight > 0, drawn, 0.0) * weight
-        log_mean = np.log(mean.sum(axis=-1) / weight.sum(axis=-1))
+    # Diverged runs are infinite, and 0 · inf is no number: they are counted apart, and count only where drawn.
+    finite = np.isfinite(runs)
+    weight = resample.seeds[..., None]
+    mean = (np.where(finite, runs, 0.0)[resample.cells] @ weight)[..., 0] / weight.sum(axis=-2)
+    if not finite.all():
+        mean[((~finite)[resample.cells] @ weight)[..., 0] > 0] = np.inf
+    log_mean = np.log(mean)
     minima = log_parabola(log_lr[resample.cells], log_mean)
     log_d, log_b = np.log(result.tokens), np.log(result.batch)
     design = np.column_stack([np.ones(len(log_d)), log_d, log_b])

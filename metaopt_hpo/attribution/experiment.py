@@ -38,6 +38,7 @@ from metaopt_hpo.attribution.levels import (
 )
 from metaopt_hpo.attribution.stepping import FLOOR_FRACTION, GridResult, World, run_grid
 from metaopt_hpo.attribution.storage import load_grid, save_grid
+from metaopt_hpo.theory.minima import log_parabola
 
 PILOT_LR = 2.0 ** np.arange(-16, 8)
 """Range of the pilot: covers everything from a frozen run to one that jumps across the whole problem."""
@@ -48,6 +49,8 @@ MARGIN = 1.5
 
 
 GRID_SUFFIX = ".grid.piece"
+REVISION = 2
+"""Of the simulation: raised when the same configuration and seeds give other numbers, so that none are mixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +153,8 @@ class ExperimentConfig:
 
     def fingerprint(self, world: str, noise: str, settings: Sequence[Setting]) -> str:
         """Identifies a grid: stored results of another config are never mixed in."""
-        parts = [world, noise, self.tokens, self.batch, self.seeds, self.piece, [s.label for s in settings]]
+        labels = [s.label for s in settings]
+        parts = [REVISION, world, noise, self.tokens, self.batch, self.seeds, self.piece, labels]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -181,30 +185,47 @@ class WorldFinding:
 
 
 def pilot_grid(world: World, settings: Sequence[Setting], config: ExperimentConfig) -> np.ndarray:
-    """Learning rates (cells, lrs) around the optima of a short pilot at the four corner cells: few are censored."""
+    """Learning rates (cells, lrs) around the optima of a pilot, so that few are censored.
+
+    The pilot's four cells lie at the ends of the budgets, and at the largest and a middle batch: the smallest would
+    cost most of it, and ln η* is nearly linear in ln B, so that a plane through a setting's four optima reaches there.
+    """
     d, b = config.cells
-    corners = [(x, y) for x in (d.min(), d.max()) for y in (b.min(), b.max())]
+    middle = b[b <= np.sqrt(b.min() * b.max()) * (1 + 1e-9)].max()
+    corners = np.array([(x, y) for x in (d.min(), d.max()) for y in (middle, b.max())])
     chosen = list(dict.fromkeys([settings[0], settings[-1], *(s for s in settings if s.a == 1.0)]))
     chosen += [s for s in settings if s.schedule != "constant" and s not in chosen][:1]
     pilot = run_grid(
         world,
         chosen,
-        tokens=[c[0] for c in corners],
-        batch=[c[1] for c in corners],
+        tokens=corners[:, 0].tolist(),
+        batch=corners[:, 1].tolist(),
         lr=np.tile(PILOT_LR, (4, 1)),
         seeds=config.seeds[:2],
         device=config.device,
     )
-    log_lr = np.log(PILOT_LR)
-    best = np.stack([log_lr[np.argmin(pilot.of([s], c).mean(-1), axis=1)] for s in chosen for c in CRITERIA])
-    design = np.column_stack([np.ones(4), np.log(corners)])
-    plane = np.linalg.lstsq(design, np.median(best, axis=0), rcond=None)[0]
-    deviation = best - design @ plane
+    optima = []
+    for criterion in CRITERIA:
+        found = [log_parabola(np.log(PILOT_LR), np.log(pilot.of([s], criterion).mean(-1))) for s in chosen]
+        # A criterion that prefers the lowest lr of all wants an idle run: no grid holds its optimum, so none is laid.
+        if not any(np.isneginf(f.low).any() for f in found):
+            optima += [0.5 * (f.low + np.where(np.isinf(f.high), f.low, f.high)) for f in found]
+    if not optima or not np.isfinite(optima).all():
+        raise AttributionError(
+            f"no criterion of {world.name} has an optimum above the pilot's lowest lr, {PILOT_LR[0]:g}: it learns nothing"
+        )
+
+    def design(cells: np.ndarray) -> np.ndarray:
+        return np.column_stack([np.ones(len(cells)), np.log(cells)])
+
+    planes = np.linalg.lstsq(design(corners), np.transpose(optima), rcond=None)[0]
+    centre = np.median(planes, axis=1)
+    ends = design(np.array([(x, y) for x in (d.min(), d.max()) for y in (b.min(), b.max())]))
+    away = ends @ (planes - centre[:, None])
     step = np.log(GRID_RATIO)
-    low, high = deviation.min() - MARGIN * step, deviation.max() + MARGIN * step
+    low, high = away.min() - MARGIN * step, away.max() + MARGIN * step
     offsets = np.arange(low, high + step, step)
-    centre = np.column_stack([np.ones(len(d)), np.log(d), np.log(b)]) @ plane
-    return np.asarray(np.exp(centre[:, None] + offsets))
+    return np.asarray(np.exp((design(np.column_stack([d, b])) @ centre)[:, None] + offsets))
 
 
 @dataclass(frozen=True)
@@ -284,7 +305,6 @@ def _run_pieces(
                 device=config.device,
                 middle_batch=float(np.exp(np.log(b).mean())),
                 floor_lr=FLOOR_FRACTION * float(np.exp(np.median(np.log(lr)))),
-                stream=number,
             )
             if path is not None and config.piece:
                 save_grid(done, path, mark)
@@ -347,16 +367,18 @@ def attribute(runs: WorldRuns, config: ExperimentConfig) -> WorldFinding:
         for c in CRITERIA
         if not np.isfinite(runs.of(ideal).of([ideal], c)).any()
     }
-    measured = [c for c in CRITERIA if c not in unusable]
+    if "avg-grad" not in unusable:
+        rising = max(gradient_norm_rises(runs.of(s), s) for s in (ideal, practice))
+        if rising > 0.5:
+            reason = (
+                f"‖g‖* rises at the loss-optimal lr in {rising:.0%} of cells: its minimum favours idle runs"
+            )
+            unusable = {"avg-grad": reason, "tail-grad": reason}
+    usable = [c for c in CRITERIA if c not in unusable]
     planes: dict[tuple[str, Criterion], Plane] = {}
     for setting in runs.settings:
-        for criterion in measured:
+        for criterion in usable:
             planes[setting.label, criterion] = fit_plane(runs.of(setting), [setting], criterion, resample)
-    corners = (ideal, practice) if "avg-grad" in measured else ()
-    rising = max((gradient_norm_rises(runs.of(s), s) for s in corners), default=0.0)
-    if rising > 0.5:
-        reason = f"‖g‖* rises at the loss-optimal lr in {rising:.0%} of cells: its minimum favours idle runs"
-        unusable = {"avg-grad": reason, "tail-grad": reason}
 
     def corner(changed: frozenset[str]) -> tuple[Setting, Criterion]:
         levels = {f: getattr(PRACTICE, f) for f in changed if f != "criterion"}
@@ -380,7 +402,7 @@ def attribute(runs: WorldRuns, config: ExperimentConfig) -> WorldFinding:
     tuned: dict[Criterion, Plane] = {}
     momenta = [replace(ideal, a=a) for a in TUNED_MOMENTA]
     if all(m in runs.settings for m in momenta):
-        tuned = {c: fit_plane(runs.of(ideal), momenta, c, resample) for c in measured}
+        tuned = {c: fit_plane(runs.of(ideal), momenta, c, resample) for c in usable}
     return WorldFinding(
         world=first.world,
         config=config,

@@ -7,7 +7,7 @@ table of pairs, so that the bounded quantity itself can be measured on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt_hpo.attribution.levels import Noise
 from metaopt_hpo.attribution.stepping import RECORDS
+from metaopt_hpo.attribution.worlds import BLOCK, common
 from metaopt_hpo.workloads.text_lm import TextLM, corpus, next_token_loss
 
 LETTERS = b"abcdefghijklmnopqrstuvwxyz .,\n"
@@ -64,26 +65,25 @@ class Bigram:
     def gradient(self, w: Tensor) -> Tensor:
         return self._backward(w, self.joint.to(w.device))
 
-    def draw(self, noise: Noise, batches: Sequence[int], seeds: int, generator: torch.Generator) -> Any:
+    def stream(self, noise: Noise, batch: int, seeds: int, generator: torch.Generator) -> Iterator[Any]:
         if noise == "gaussian":
-            z = torch.randn(len(batches), 1, 1, seeds, 2 * self.letters * self.width, generator=generator)
-            return z * torch.tensor([self.sigma / math.sqrt(b) for b in batches])[:, None, None, None, None]
-        total = sum(batches) * seeds
-        picks = torch.multinomial(self.joint.flatten(), total, replacement=True, generator=generator)
-        owner = torch.repeat_interleave(
-            torch.arange(len(batches) * seeds), torch.tensor(batches).repeat_interleave(seeds)
-        )
-        table = torch.zeros(len(batches) * seeds, self.letters**2)
-        table.index_put_((owner, picks), torch.ones(total), accumulate=True)
-        table = table.view(len(batches), 1, 1, seeds, self.letters, self.letters)
-        return table / torch.tensor(batches)[:, None, None, None, None, None]
+            while True:
+                z = torch.randn(BLOCK, seeds, 2 * self.letters * self.width, generator=generator)
+                yield from z.mul_(self.sigma / math.sqrt(batch))
+        owner = torch.arange(BLOCK * seeds).repeat_interleave(batch)
+        while True:
+            picks = torch.multinomial(self.joint.flatten(), len(owner), replacement=True, generator=generator)
+            table = torch.zeros(BLOCK * seeds, self.letters**2)
+            table.index_put_((owner, picks), torch.tensor(1 / batch), accumulate=True)
+            yield from table.view(BLOCK, seeds, self.letters, self.letters)
 
     def noisy_gradient(
-        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Any, out: Tensor
+        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Sequence[Any], out: Tensor
     ) -> Tensor:
+        shared = common(drawn, w)
         if noise == "gaussian":
-            return torch.add(self.gradient(w), drawn.to(w.device), out=out)
-        return out.copy_(self._backward(w, drawn.to(w.device)))
+            return torch.add(self.gradient(w), shared, out=out)
+        return out.copy_(self._backward(w, shared))
 
     def _forward(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         half = self.letters * self.width
@@ -160,26 +160,21 @@ class TextWorld:
         with sdpa_kernel(SDPBackend.MATH):
             return torch.cat([run(part, windows) for part in flat.split(self.chunk)]).view(w.shape)
 
-    def draw(self, noise: Noise, batches: Sequence[int], seeds: int, generator: torch.Generator) -> Any:
-        context = self.workload.context
-        starts = torch.randint(
-            len(self.text) - context, (seeds, sum(b // context for b in batches)), generator=generator
-        )
-        return self.text[starts[..., None] + torch.arange(context + 1)].long()
+    def stream(self, noise: Noise, batch: int, seeds: int, generator: torch.Generator) -> Iterator[Any]:
+        context, rows = self.workload.context, batch // self.workload.context
+        while True:
+            starts = torch.randint(len(self.text) - context, (seeds, rows), generator=generator)
+            yield self.text[starts[..., None] + torch.arange(context + 1)].long()
 
     def noisy_gradient(
-        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Any, out: Tensor
+        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Sequence[Any], out: Tensor
     ) -> Tensor:
         run = vmap(vmap(grad(self._mean_loss), in_dims=(0, None)), in_dims=(1, 0), out_dims=1)
-        at = 0
-        for c, b in enumerate(batches):
-            rows = b // self.workload.context
-            windows = drawn[:, at : at + rows].to(w.device)
-            at += rows
+        for c, windows in enumerate(drawn):
             # (settings · lrs, seeds, parameters): the minibatch is common to a seed's settings and learning rates.
             with sdpa_kernel(SDPBackend.MATH):
                 # The plain kernel is the only one that vectorises over runs.
-                out[c] = run(w[c].flatten(0, 1), windows).view(w.shape[1:])
+                out[c] = run(w[c].flatten(0, 1), windows.to(w.device)).view(w.shape[1:])
         return out
 
     def _mean_loss(self, flat: Tensor, windows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ geometric spectrum: the count of converged, noisy directions barely grows (local
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from metaopt_hpo.attribution.stepping import RECORDS
 GEOMETRIC_DECADES = 6
 """Curvatures of the r = 0 spectrum span six decades: slow directions never converge within the budgets used here."""
 LABEL_NOISE = 1.0
+BLOCK = 32
+"""Steps of noise, or rows of minibatches, drawn at a time: one call a step would cost more than the numbers do."""
 
 
 class Quadratic:
@@ -81,43 +83,35 @@ class Quadratic:
     def gradient(self, w: Tensor) -> Tensor:
         return w * self.h.to(w.device)
 
-    def draw(self, noise: Noise, batches: Sequence[int], seeds: int, generator: torch.Generator) -> Any:
-        shape = (len(batches), 1, 1, seeds, len(self.h))
+    def stream(self, noise: Noise, batch: int, seeds: int, generator: torch.Generator) -> Iterator[Any]:
+        dim = len(self.h)
         if noise == "minibatch":
-            # One block for all cells; each cell's rows are a slice of it.
-            rows = torch.randn(seeds, sum(batches), len(self.h), generator=generator) * self.h.sqrt()
-            return rows, torch.randn(seeds, sum(batches), generator=generator) * LABEL_NOISE
-        z = torch.randn(shape, generator=generator)
-        if noise == "heavy":
-            half = torch.full(shape, HEAVY_TAIL / 2)
-            z = z / torch.sqrt(torch._standard_gamma(half, generator=generator) / (HEAVY_TAIL / 2))
+            scale, steps = self.h.sqrt(), max(1, BLOCK // batch)
+            while True:
+                rows = torch.randn(steps, seeds, batch, dim, generator=generator).mul_(scale)
+                labels = torch.randn(steps, seeds, 1, batch, generator=generator).mul_(LABEL_NOISE)
+                yield from zip(rows, labels, strict=True)
+        sample = student_t if noise == "heavy" else torch.randn
         power = 1 - 1 / HEAVY_TAIL if noise == "heavy" else 0.5
-        return z * torch.tensor([self.sigma * b**-power for b in batches])[:, None, None, None, None]
+        while True:
+            yield from sample((BLOCK, seeds, dim), generator=generator).mul_(self.sigma * batch**-power)
 
     def noisy_gradient(
-        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Any, out: Tensor
+        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Sequence[Any], out: Tensor
     ) -> Tensor:
         if noise == "minibatch":
-            rows, labels = drawn
-            return self._least_squares(w, batches, rows, labels, out)
-        z = drawn.to(w.device)
+            return self._least_squares(w, batches, drawn, out)
+        z = common(drawn, w)
         if noise == "state-dependent":
             z = z * torch.sqrt(0.1 + 0.9 * self.loss(w))[..., None]
         return torch.addcmul(z, w, self.h.to(w.device), out=out)
 
-    def _least_squares(
-        self, w: Tensor, batches: Sequence[int], rows: Tensor, labels: Tensor, out: Tensor
-    ) -> Tensor:
-        rows, labels = rows.to(w.device), labels.to(w.device)
-        settings, lrs, seeds, dim = w.shape[1:]
-        at = 0
-        for c, b in enumerate(batches):
-            x, y = rows[:, at : at + b], labels[:, at : at + b]
-            at += b
-            weights = w[c].permute(2, 3, 0, 1).reshape(seeds, dim, -1)
-            residual = torch.bmm(x, weights) + y[:, :, None]
-            g = torch.bmm(x.transpose(1, 2), residual) / b
-            out[c] = g.reshape(seeds, dim, settings, lrs).permute(2, 3, 0, 1)
+    def _least_squares(self, w: Tensor, batches: Sequence[int], drawn: Sequence[Any], out: Tensor) -> Tensor:
+        for c, (b, (x, y)) in enumerate(zip(batches, drawn, strict=True)):
+            rows, labels = x.to(w.device), y.to(w.device)
+            # (R, b): (x·w + y)/b of every run, seeds leading; then its product with the rows is the mean gradient.
+            residual = torch.baddbmm(labels, by_seed(w[c]), rows.mT, beta=1 / b, alpha=1 / b)
+            by_seed(out[c]).copy_(torch.bmm(residual, rows))
         return out
 
 
@@ -153,31 +147,56 @@ class Logistic:
         return losses.mean(-1)
 
     def gradient(self, w: Tensor) -> Tensor:
-        rows = self.rows.to(w.device)
-        return -torch.sigmoid(-(w @ rows.T)) @ rows / len(rows)
+        return self._population(w, w.new_empty(w.shape))
 
-    def draw(self, noise: Noise, batches: Sequence[int], seeds: int, generator: torch.Generator) -> Any:
+    def stream(self, noise: Noise, batch: int, seeds: int, generator: torch.Generator) -> Iterator[Any]:
         if noise == "minibatch":
-            return torch.randint(len(self.rows), (seeds, sum(batches)), generator=generator)
-        z = torch.randn(len(batches), 1, 1, seeds, self.rows.shape[1], generator=generator)
-        return z * torch.tensor([self.sigma / math.sqrt(b) for b in batches])[:, None, None, None, None]
+            while True:
+                picks = torch.randint(len(self.rows), (BLOCK, seeds, batch), generator=generator)
+                yield from self.rows[picks]
+        while True:
+            z = torch.randn(BLOCK, seeds, self.rows.shape[1], generator=generator)
+            yield from z.mul_(self.sigma / math.sqrt(batch))
 
     def noisy_gradient(
-        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Any, out: Tensor
+        self, w: Tensor, noise: Noise, batches: Sequence[int], drawn: Sequence[Any], out: Tensor
     ) -> Tensor:
         if noise == "gaussian":
-            return torch.add(self.gradient(w), drawn.to(w.device), out=out)
-        rows = self.rows.to(w.device)
-        settings, lrs, seeds, dim = w.shape[1:]
-        at = 0
-        for c, b in enumerate(batches):
-            x = rows[drawn[:, at : at + b].to(w.device)]
-            at += b
-            weights = w[c].permute(2, 3, 0, 1).reshape(seeds, dim, -1)
-            slope = -torch.sigmoid(-torch.bmm(x, weights))
-            g = torch.bmm(x.transpose(1, 2), slope) / b
-            out[c] = g.reshape(seeds, dim, settings, lrs).permute(2, 3, 0, 1)
+            return self._population(w, out).add_(common(drawn, w))
+        for c, (b, picked) in enumerate(zip(batches, drawn, strict=True)):
+            x = picked.to(w.device)
+            slope = torch.bmm(by_seed(w[c]), x.mT).neg_().sigmoid_()
+            by_seed(out[c]).copy_(torch.bmm(slope, x)).mul_(-1 / b)
         return out
+
+    def _population(self, w: Tensor, out: Tensor) -> Tensor:
+        """Mean over all examples of −σ(−x·w)·x, written to `out`: two plain matrix products."""
+        rows = self.rows.to(w.device)
+        slope = torch.mm(w.reshape(-1, w.shape[-1]), rows.T).neg_().sigmoid_()
+        torch.mm(slope, rows / -len(rows), out=out.view(-1, w.shape[-1]))
+        return out
+
+
+def common(drawn: Sequence[Tensor], w: Tensor) -> Tensor:
+    """Noise of each cell, shared by its settings and learning rates: (cells, 1, 1, seeds, parameters)."""
+    z = drawn[0][None] if len(drawn) == 1 else torch.stack(list(drawn))
+    return z.to(w.device)[:, None, None]
+
+
+def by_seed(runs: Tensor) -> Tensor:
+    """One cell's runs, (settings, lrs, seeds, …), as a view with seeds first: (seeds, settings · lrs, …)."""
+    return runs.flatten(0, 1).transpose(0, 1)
+
+
+def student_t(shape: Sequence[int], *, generator: torch.Generator) -> Tensor:
+    """Student t with `HEAVY_TAIL` degrees of freedom ν, exactly: √(ν(U^(−2/ν) − 1))·cos 2πV (Bailey 1994).
+
+    Cheaper than a normal over the root of a gamma variate, which is drawn by rejection.
+    """
+    u, v = (torch.rand(*shape, generator=generator) for _ in range(2))
+    # 1 − U lies in (0, 1], so that no variate is infinite.
+    radius: Tensor = torch.special.expm1(torch.log1p(-u) * (-2 / HEAVY_TAIL)).mul_(HEAVY_TAIL).sqrt_()
+    return radius * torch.cos(2 * math.pi * v)
 
 
 def _logistic_minimum(signed: Tensor) -> float:

@@ -112,38 +112,53 @@ def censored_fit(
     y = np.where(usable, y, 0.0)
     exact = usable & ~open_
     good = _rank(x, w * exact) == x.shape[-1]
-    beta = np.where(good[:, None], _least_squares(x, y, w), np.nan)
-    sigma = np.maximum(_root_mean_square(x, y, beta, w, np.zeros_like(y)), 1e-3)
+    solve = _solver(x, w)
+    beta = np.where(good[:, None], _apply(solve, y), np.nan)
     active = np.flatnonzero(good & np.any(open_ & (w > 0), axis=1))
+    # What the iteration reads, of the problems that are still moving: none of it changes from round to round.
+    xs, ws, ys, low_, high_, opened, solver = (v[active] for v in (x, w, y, a, b, open_, solve))
+    sigma = np.maximum(_root_mean_square(xs, ys, beta[active], ws, np.zeros_like(ys)), 1e-3)
     for _ in range(_EM_ROUNDS):
         if not len(active):
             break
-        xs, ws = x[active], w[active]
-        mu = np.einsum("rnp,rp->rn", xs, beta[active])
-        mean, spread = _truncated(mu, sigma[active, None], a[active], b[active])
-        ys, extra = np.where(open_[active], mean, y[active]), np.where(open_[active], spread, 0.0)
-        following = _least_squares(xs, ys, ws)
-        moved = np.max(np.abs(following - beta[active]), axis=1)
+        mu = _apply(xs, beta[active])
+        mean, spread = _truncated(
+            mu[opened], np.broadcast_to(sigma[:, None], mu.shape)[opened], low_[opened], high_[opened]
+        )
+        ys, extra = ys.copy(), np.zeros_like(ys)
+        ys[opened], extra[opened] = mean, spread
+        following = _apply(solver, ys)
+        moving = np.max(np.abs(following - beta[active]), axis=1) > _EM_TOLERANCE
         beta[active] = following
-        sigma[active] = np.maximum(_root_mean_square(xs, ys, following, ws, extra), 1e-3)
-        active = active[moved > _EM_TOLERANCE]
+        sigma = np.maximum(_root_mean_square(xs, ys, following, ws, extra), 1e-3)
+        if not moving.all():
+            active, sigma = active[moving], sigma[moving]
+            xs, ws, ys, low_, high_, opened, solver = (
+                v[moving] for v in (xs, ws, ys, low_, high_, opened, solver)
+            )
     return np.asarray(beta.reshape(shape))
 
 
 def _rank(x: Array, w: Array) -> NDArray[np.intp]:
-    return np.asarray(np.linalg.matrix_rank(np.einsum("...n,...np,...nq->...pq", w, x, x), hermitian=True))
+    return np.asarray(np.linalg.matrix_rank(np.swapaxes(x * w[..., None], -1, -2) @ x, hermitian=True))
 
 
-def _least_squares(x: Array, y: Array, w: Array) -> Array:
-    normal = np.einsum("...n,...np,...nq->...pq", w, x, x)
-    right = np.einsum("...n,...np,...n->...p", w, x, y)
-    good = _rank(x, w) == x.shape[-1]
-    safe = np.where(good[..., None, None], normal, np.eye(x.shape[-1]))
-    return np.asarray(np.where(good[..., None], np.linalg.solve(safe, right[..., None])[..., 0], np.nan))
+def _solver(x: Array, w: Array) -> Array:
+    """(XᵀWX)⁻¹XᵀW, which takes observations to coefficients; NaN where the design is not of full rank."""
+    weighted = np.swapaxes(x * w[..., None], -1, -2)
+    normal = weighted @ x
+    good = (np.linalg.matrix_rank(normal, hermitian=True) == x.shape[-1])[..., None, None]
+    return np.asarray(
+        np.where(good, np.linalg.solve(np.where(good, normal, np.eye(x.shape[-1])), weighted), np.nan)
+    )
+
+
+def _apply(matrix: Array, vector: Array) -> Array:
+    return np.asarray((matrix @ vector[..., None])[..., 0])
 
 
 def _root_mean_square(x: Array, y: Array, beta: Array, w: Array, extra: Array) -> Array:
-    residual = y - np.einsum("...np,...p->...n", x, beta)
+    residual = y - _apply(x, beta)
     return np.asarray(np.sqrt((w * (residual**2 + extra)).sum(axis=-1) / np.maximum(w.sum(axis=-1), 1.0)))
 
 

@@ -7,14 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
+from scipy.stats import t as t_distribution
 
-from metaopt_hpo.attribution import CRITERIA, IDEAL, Setting, run_grid
+from metaopt_hpo.attribution import CRITERIA, IDEAL, Setting, run_grid, stepping
 from metaopt_hpo.attribution.levels import factorial, single_changes
-from metaopt_hpo.attribution.worlds import Logistic, Quadratic, tier0_worlds
+from metaopt_hpo.attribution.worlds import Logistic, Quadratic, student_t, tier0_worlds
 
 SMALL = Quadratic("small", source=0.5, capacity=0.5, dim=6, sigma=1.0)
 GRID = {"tokens": [256, 512, 512], "batch": [4, 8, 16], "seeds": (0, 1)}
 LR = np.geomspace(1e-3, 1e-1, 4) * np.ones((3, 1))
+
+
+def drawn(world, noise, batches, seeds):
+    """The first step's randomness of each batch size."""
+    return [next(world.stream(noise, b, seeds, torch.Generator().manual_seed(b))) for b in batches]
 
 
 def settings():
@@ -38,29 +45,25 @@ class TestLoop:
                     assert result.criteria[c, i, j, :, 3] == pytest.approx(late, rel=1e-4)
 
     def _replay(self, cell, setting, lr, steps):
-        """Replays one run on the grid's noise: cells are drawn together, in the order of their steps."""
-        order = sorted(range(3), key=lambda c: -GRID["tokens"][c] / GRID["batch"][c])
-        length = [GRID["tokens"][c] // GRID["batch"][c] for c in order]
+        """Replays one run on its cell's own stream of noise."""
         from metaopt_hpo.attribution.stepping import _mix
 
-        generator = torch.Generator().manual_seed(_mix((*GRID["seeds"], 0)))
+        d, b = GRID["tokens"][cell], GRID["batch"][cell]
+        noise = SMALL.stream("gaussian", b, 2, torch.Generator().manual_seed(_mix((*GRID["seeds"], d, b))))
         middle = float(np.exp(np.mean(np.log(GRID["batch"]))))
-        a = setting.momentum_at(GRID["batch"][cell], middle)
+        a = setting.momentum_at(b, middle)
         w = SMALL.start(GRID["seeds"]).clone()
         m = SMALL.gradient(w) if setting.init == "gradient" else torch.zeros_like(w)
         shape = setting.multipliers(steps)
         due = set(np.unique(np.arange(64) * steps // 64).tolist())
         norms, late = [], []
         for k in range(steps):
-            active = sum(x > k for x in length)
-            batches = [GRID["batch"][c] for c in order[:active]]
-            z = SMALL.draw("gaussian", batches, 2, generator)[order.index(cell), 0, 0]
             g = SMALL.gradient(w)
             if k in due:
                 norms.append(g.abs().sum(-1).numpy())
                 if k >= 0.75 * steps:
                     late.append(SMALL.loss(w).numpy())
-            m = (1 - a) * m + a * (g + z)
+            m = (1 - a) * m + a * (g + next(noise))
             w = w - lr * float(shape[k]) * torch.sign(m)
         return w, np.mean(norms, axis=0), np.mean(late, axis=0)
 
@@ -73,6 +76,18 @@ class TestLoop:
         alone = run_grid(SMALL, settings()[1:2], lr=LR[:, 1:2], **GRID)
         together = run_grid(SMALL, settings(), lr=LR, **GRID)
         assert alone.criteria[:, 0, 0] == pytest.approx(together.criteria[:, 1, 1], rel=1e-5)
+        cell = run_grid(SMALL, settings(), tokens=[512], batch=[8], seeds=(0, 1), lr=LR[:1], middle_batch=8)
+        assert cell.criteria[0] == pytest.approx(together.criteria[1], rel=1e-5)
+
+    @pytest.mark.parametrize("tile", [1, 10**9])
+    def test_how_cells_are_tiled_changes_nothing(self, tile, monkeypatch):
+        monkeypatch.setattr(stepping, "TILE", tile)
+        for noise in SMALL.noises:
+            mine = [replace(s, noise=noise) for s in settings()]
+            tiled = run_grid(SMALL, mine, lr=LR, **GRID)
+            monkeypatch.undo()
+            assert np.allclose(tiled.criteria, run_grid(SMALL, mine, lr=LR, **GRID).criteria, rtol=1e-5)
+            monkeypatch.setattr(stepping, "TILE", tile)
 
     def test_lowest_over_settings(self):
         result = run_grid(SMALL, settings(), lr=LR, **GRID)
@@ -140,22 +155,28 @@ class TestWorlds:
 
     @pytest.mark.parametrize("noise", ["gaussian", "state-dependent", "minibatch"])
     def test_stochastic_gradients_are_unbiased_and_shrink_with_batch(self, noise):
-        generator = torch.Generator().manual_seed(0)
         w = SMALL.start(range(4000)).expand(2, 1, 1, -1, -1).clone()
-        g = SMALL.noisy_gradient(
-            w, noise, [4, 16], SMALL.draw(noise, [4, 16], 4000, generator), torch.empty_like(w)
-        )
+        g = SMALL.noisy_gradient(w, noise, [4, 16], drawn(SMALL, noise, [4, 16], 4000), torch.empty_like(w))
         error = g - SMALL.gradient(w)
         spread = error.std(dim=3)
         assert (error.mean(dim=3).abs() < 5 * spread / 4000**0.5).all()
         assert (spread[0] / spread[1]).mean() == pytest.approx(2, rel=0.05)
 
+    def test_minibatch_gradient_is_that_of_least_squares_on_its_rows(self):
+        w = torch.randn(1, 2, 3, 4, 6)
+        (batch,) = drawn(SMALL, "minibatch", [5], 4)
+        g = SMALL.noisy_gradient(w, "minibatch", [5], [batch], torch.empty_like(w))
+        rows, labels = batch
+        v = w.clone().requires_grad_()
+        residual = torch.einsum("cslrp,rbp->cslrb", v, rows) + labels[:, 0]
+        (0.5 * residual.square().mean(-1)).sum().backward()
+        assert torch.allclose(g, v.grad, atol=1e-5)
+
     def test_logistic_minibatches_are_unbiased_and_its_floor_is_a_minimum(self):
         world = Logistic(examples=64, dim=5)
-        generator = torch.Generator().manual_seed(0)
         w = 0.3 * torch.ones(1, 1, 1, 4000, 5)
         g = world.noisy_gradient(
-            w, "minibatch", [8], world.draw("minibatch", [8], 4000, generator), torch.empty_like(w)
+            w, "minibatch", [8], drawn(world, "minibatch", [8], 4000), torch.empty_like(w)
         )
         error = (g - world.gradient(w))[0, 0, 0]
         assert (error.mean(0).abs() < 5 * error.std(0) / 4000**0.5).all()
@@ -167,10 +188,20 @@ class TestWorlds:
         assert world.floor <= float(world.loss(x)) + 1e-6
         assert world.floor == pytest.approx(float(world.loss(x)), abs=5e-3)
 
+    def test_logistic_gradient_is_that_of_its_loss(self):
+        world = Logistic(examples=16, dim=5)
+        w = torch.randn(2, 3, 5, requires_grad=True)
+        world.loss(w).sum().backward()
+        assert torch.allclose(world.gradient(w.detach()), w.grad, atol=1e-6)
+
     def test_heavy_noise_shrinks_slower(self):
-        z = SMALL.draw("heavy", [1, 1000], 20000, torch.Generator().manual_seed(0)).abs()
-        ratio = z[0].median() / z[1].median()
-        assert float(ratio) == pytest.approx(1000 ** (1 / 3), rel=0.05)
+        one, many = (z.abs() for z in drawn(SMALL, "heavy", [1, 1000], 20000))
+        assert float(one.median() / many.median()) == pytest.approx(1000 ** (1 / 3), rel=0.05)
+
+    def test_heavy_noise_is_student_t(self):
+        z = student_t((200_000,), generator=torch.Generator().manual_seed(0)).double().numpy()
+        assert kstest(z, t_distribution(1.5).cdf).pvalue > 0.01
+        assert np.isfinite(z).all()
 
     def test_bad_quadratic(self):
         with pytest.raises(ValueError, match="source > 0"):
