@@ -59,7 +59,7 @@ def attribute(
         typer.Option(
             min=0,
             max=3,
-            help="0: quadratics and a regression (4 CPU minutes); 1: tiny language models (10); "
+            help="0: quadratics and a regression (2 CPU minutes); 1: tiny language models (10); "
             "2: the same on a GPU; 3: through an engine.",
         ),
     ] = 0,
@@ -83,6 +83,12 @@ def attribute(
         raise typer.Exit(130) from None
     if result is None:  # only a time budget ends a tier early, and none is given here
         raise MetaOptError(f"tier {tier} did not finish; start the same command again")
+    for name, frame in (
+        ("levels", result.frame()),
+        ("parts", result.parts_frame()),
+        ("proxy", result.proxy_frame()),
+    ):
+        frame.to_parquet(out / f"attribution_tier{tier}_{name}.parquet", index=False)
     for row in result.rows():
         typer.echo("  ".join(f"{name} {value}" for name, value in row.items()))
     _write(

@@ -36,6 +36,7 @@ from metaopt_hpo.attribution.levels import (
     factorial,
     single_changes,
 )
+from metaopt_hpo.attribution.proxy import ProxyCheck, proxy_checks
 from metaopt_hpo.attribution.stepping import FLOOR_FRACTION, GridResult, World, run_grid
 from metaopt_hpo.attribution.storage import load_grid, save_grid
 from metaopt_hpo.theory.minima import log_parabola
@@ -44,6 +45,8 @@ PILOT_LR = 2.0 ** np.arange(-16, 8)
 """Range of the pilot: covers everything from a frozen run to one that jumps across the whole problem."""
 GRID_RATIO = 2.0
 """Ratio of neighbouring learning rates: the log-parabola resolves far below it."""
+EXTENSIONS = 2
+"""How often a grid is widened by two learning rates where a loss is lowest at its edge."""
 MARGIN = 1.5
 """How far beyond the pilot's optima the grid reaches, in ratios."""
 
@@ -178,6 +181,8 @@ class WorldFinding:
     """Momentum tuned in every cell (lower envelope over a grid of a)."""
     coarse: Plane | None = None
     """Practice setting with every other learning rate of the grid: what a coarser grid would report."""
+    proxy: tuple[ProxyCheck, ...] = ()
+    """The generalised proxy's predictions for the final loss, all other assumptions met."""
 
     def plane(self, setting: Setting, criterion: Criterion) -> Plane:
         """The fitted plane of one level."""
@@ -212,7 +217,7 @@ def pilot_grid(world: World, settings: Sequence[Setting], config: ExperimentConf
             optima += [0.5 * (f.low + np.where(np.isinf(f.high), f.low, f.high)) for f in found]
     if not optima or not np.isfinite(optima).all():
         raise AttributionError(
-            f"no criterion of {world.name} has an optimum above the pilot's lowest lr, {PILOT_LR[0]:g}: it learns nothing"
+            f"no criterion of {world.name} has an optimum above the lowest lr, {PILOT_LR[0]:g}: it learns nothing"
         )
 
     def design(cells: np.ndarray) -> np.ndarray:
@@ -287,6 +292,7 @@ def _run_pieces(
     """One grid, piece by piece; pieces are kept beside `whole` until it is complete."""
     d, b = config.cells
     pieces, lr = [], None
+    middle = float(np.exp(np.log(b).mean()))
     kept = [] if whole is None else [whole.with_suffix(GRID_SUFFIX)]
     for number, cells in enumerate(config.pieces()):
         path = None if whole is None else whole.with_suffix(f".{number}.piece")
@@ -303,7 +309,7 @@ def _run_pieces(
                 lr=lr[cells],
                 seeds=config.seeds,
                 device=config.device,
-                middle_batch=float(np.exp(np.log(b).mean())),
+                middle_batch=middle,
                 floor_lr=FLOOR_FRACTION * float(np.exp(np.median(np.log(lr)))),
             )
             if path is not None and config.piece:
@@ -312,11 +318,47 @@ def _run_pieces(
             kept.append(path)
         pieces.append(done)
     grid = _joined(pieces)
+    floor = FLOOR_FRACTION * float(np.exp(np.median(np.log(grid.lr))))
+    for _ in range(EXTENSIONS):
+        more = _beyond(grid)
+        if more is None:
+            break
+        wider = runner(
+            world,
+            settings,
+            tokens=grid.tokens,
+            batch=grid.batch,
+            lr=more,
+            seeds=config.seeds,
+            device=config.device,
+            middle_batch=middle,
+            floor_lr=floor,
+        )
+        grid = _side_by_side(grid, wider)
     if whole is not None:
         save_grid(grid, whole, mark)
         for path in kept:
             path.unlink(missing_ok=True)
     return grid
+
+
+def _beyond(grid: GridResult) -> np.ndarray | None:
+    """Learning rates (cells, 2) past an edge at which a loss is lowest somewhere; None where no optimum is cut off."""
+    losses = np.stack([grid.of([s], c).mean(-1) for s in grid.settings for c in ("final-loss", "tail-loss")])
+    best = np.argmin(losses, axis=-1)
+    ratio = GRID_RATIO ** np.array([1.0, 2.0])
+    if (best == losses.shape[-1] - 1).any():
+        return np.asarray(grid.lr[:, -1:] * ratio)
+    return np.asarray(grid.lr[:, :1] / ratio[::-1]) if (best == 0).any() else None
+
+
+def _side_by_side(first: GridResult, second: GridResult) -> GridResult:
+    """Two grids of the same cells and settings as one, ordered by learning rate."""
+    lr = np.concatenate([first.lr, second.lr], axis=1)
+    order = np.argsort(lr[0])
+    criteria = np.concatenate([first.criteria, second.criteria], axis=2)[:, :, order]
+    growth = np.concatenate([first.growth, second.growth], axis=2)[:, :, order]
+    return replace(first, lr=lr[:, order], criteria=criteria, growth=growth)
 
 
 def _grid_of(
@@ -349,8 +391,13 @@ def _joined(pieces: Sequence[GridResult]) -> GridResult:
     return GridResult(first.world, settings=first.settings, seeds=first.seeds, **arrays)
 
 
-def attribute(runs: WorldRuns, config: ExperimentConfig) -> WorldFinding:
+def attribute(
+    runs: WorldRuns, config: ExperimentConfig, *, source: float | None = None, capacity: float | None = None
+) -> WorldFinding:
     """Planes of every level and criterion, the decomposition of practice's gap, and which criteria mean nothing here.
+
+    Args:
+        source, capacity: the world's s and r where they are planted, for the checks of the proxy.
 
     Raises:
         AttributionError: the runs lack a setting of the factorial, or a plane cannot be fitted.
@@ -415,4 +462,5 @@ def attribute(runs: WorldRuns, config: ExperimentConfig) -> WorldFinding:
         practice=practice,
         tuned=tuned,
         coarse=fit_plane(runs.of(practice), [practice], "final-loss", resample, every=2),
+        proxy=proxy_checks(planes[ideal.label, "final-loss"], source=source, capacity=capacity),
     )

@@ -19,6 +19,12 @@ from metaopt_hpo.attribution.experiment import ExperimentConfig, WorldFinding, W
 from metaopt_hpo.attribution.stepping import World
 
 TIERS = (0, 1, 2, 3)
+TUNED, COARSE, ARGMIN = (
+    "a tuned in every cell",
+    "practice, grid twice as coarse",
+    "practice, joint argmin over (lr, B)",
+)
+"""Levels of the tables that are no setting of their own."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,16 @@ class Attribution:
         return out
 
     def frame(self) -> pd.DataFrame:
-        """Every level as numbers, one row a (world, setting, criterion): estimates, interval ends, censoring, seeds."""
+        """Every level as numbers, one row a (world, setting, criterion): estimates, interval ends, censoring, seeds.
+
+        Levels that are no setting of their own have names: momentum tuned in every cell, practice on a grid twice as
+        coarse, and practice's joint argmins over (lr, batch), whose x is the exponent of lr and y that of the batch.
+        """
         rows: list[dict[str, Any]] = []
         for f in self.findings:
-            for (label, criterion), plane in f.planes.items():
+            named = [*f.planes.items(), *(((TUNED, c), p) for c, p in f.tuned.items())]
+            named += [((COARSE, "final-loss"), f.coarse)] if f.coarse is not None else []
+            for (label, criterion), plane in named:
                 row: dict[str, Any] = {
                     "tier": self.tier,
                     "world": f.world,
@@ -88,6 +100,46 @@ class Attribution:
                     row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
                 row |= {"censored": plane.censored, "usable": criterion not in f.unusable}
                 rows.append(row | {"seeds": len(f.config.seeds), "bootstrap_seed": f.config.seed})
+            x, y = f.joint_argmin
+            rows.append(
+                {
+                    "tier": self.tier,
+                    "world": f.world,
+                    "setting": ARGMIN,
+                    "criterion": "final-loss",
+                    "x": x,
+                    "y": y,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def parts_frame(self) -> pd.DataFrame:
+        """The signed parts as numbers, one row a part, the total last."""
+        rows: list[dict[str, Any]] = []
+        for f in self.findings:
+            for p in f.decomposition.parts:
+                numbers = {"gap": p.phi.value, "low": p.phi.low, "high": p.phi.high}
+                numbers |= {"share": p.share.value, "share_low": p.share.low, "share_high": p.share.high}
+                rows.append({"world": f.world, "part": p.name, **numbers, "verdict": p.verdict})
+            t = f.decomposition.total
+            rows.append({"world": f.world, "part": "total", "gap": t.value, "low": t.low, "high": t.high})
+        return pd.DataFrame(rows)
+
+    def proxy_frame(self) -> pd.DataFrame:
+        """The generalised proxy's checks, one row a prediction."""
+        rows = [
+            {
+                "world": f.world,
+                "check": c.name,
+                "predicted": c.predicted,
+                "measured": c.measured.value,
+                "low": c.measured.low,
+                "high": c.measured.high,
+                "holds": c.holds,
+            }
+            for f in self.findings
+            for c in f.proxy
+        ]
         return pd.DataFrame(rows)
 
     def level_rows(self, b: float | None = None) -> list[dict[str, str]]:
@@ -203,7 +255,9 @@ def run_tier(
         runs = _run(tier, job, folder, engine, deadline)
         if runs is None:
             return None
-        findings.append(attribute(runs, job.config))
+        # Worlds with a planted spectrum say what the proxy must give.
+        planted = {n: getattr(job.world(), n, None) for n in ("source", "capacity")} if tier == 0 else {}
+        findings.append(attribute(runs, job.config, **planted))
     return Attribution(tier, tuple(findings), time.process_time() - start)
 
 
