@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -100,12 +101,12 @@ def _argmin(frame: pd.DataFrame, world: str) -> str:
     return f"{_sign(mine[0]['x'], 2)} (B ~ D^{mine[0]['y']:.2f})".replace("^-", "^−") if mine else "–"
 
 
-def _check(row: Mapping[str, object]) -> str:
+def _check(row: Mapping[Any, Any]) -> str:
     against = f" against {_sign(float(str(row['predicted'])), 3)}"
     return f"{_with(row, 'measured', 3)}{against}: {'holds' if row['holds'] else '**refuted**'}"
 
 
-def _with(row: Mapping[str, object], name: str, digits: int, *, ends: str = "") -> str:
+def _with(row: Mapping[Any, Any], name: str, digits: int, *, ends: str = "") -> str:
     value, low, high = (_sign(float(str(row[k])), digits) for k in (name, f"{ends}low", f"{ends}high"))
     return f"{value} [{low}, {high}]"
 
