@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import sqlalchemy.exc
@@ -29,6 +29,9 @@ from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, plain
 from metaopt_hpo_optuna.proposers import PROPOSERS, Proposal, make_pruner
 from metaopt_hpo_optuna.store import open_store
 from metaopt_hpo_optuna.study_table import record_from_json, record_to_json
+
+if TYPE_CHECKING:
+    from metaopt_hpo.comparison.gain import Race
 
 TASK = "metaopt:task"
 """Study user attribute: the task the study belongs to."""
@@ -85,6 +88,19 @@ class OptunaEngine:
         with _quiet_optuna():
             search = _Search(method, task, _open_study(method, task, store, study), study, progress)
             return search.run()
+
+    @property
+    def race_methods(self) -> tuple[str, ...]:
+        """Methods that race for a target (`metaopt_hpo.comparison.gain`)."""
+        from metaopt_hpo_optuna.race import METHODS
+
+        return tuple(METHODS)
+
+    def race(self, method: str, race: Race) -> Iterator[TrialRecord]:
+        """A method's trials in a race, in a study in memory."""
+        from metaopt_hpo_optuna.race import run_race
+
+        return run_race(method, race)
 
 
 class _Search:

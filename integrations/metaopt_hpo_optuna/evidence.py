@@ -1,18 +1,17 @@
-"""What a study knows so far: finished trials, the best of each size, and the law they bear, fitted once.
+"""What a study knows so far: finished trials, the best of each size, and the law they bear.
 
 A law is a function of the finished trials alone, so that every worker that has seen the same trials decides
 alike: they are taken in the order they finished, and the law is fitted to the first K of them, K growing by a
-tenth at a time. Fits are shared by everything in the process that meets the same trials.
+tenth at a time. Decisions lag by one of these steps: while the law of the last step but one decides, that of the
+last is fitted by a thread (`laws`), so that no report waits for a fit, and none depends on how long one takes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,13 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_optuna import _compat
+from metaopt_hpo_optuna import _compat, laws
 from metaopt_hpo_optuna.fields import Fields, StudyWarning
 from metaopt_hpo_optuna.study_table import check_single_objective, trial_record
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
+    from metaopt_hpo.scaling.proposing import Bowl, Runs
 
 GROWTH = 1.1
 """Evidence grows by this factor before the law is fitted again: the number of fits is logarithmic in trials."""
@@ -36,16 +36,14 @@ GROWTH = 1.1
 EXACT = 20
 """Up to so many trials every new one counts."""
 
-DRAWS = 60
-"""Bootstrap draws of a law behind decisions; intervals for people take more."""
-
-KEPT_LAWS = 32
-
 MAD_TO_SD = 1.4826
 """Median absolute deviation to standard deviation, for normal errors."""
 
 Cell = tuple[float, float]
 """Size and planned tokens."""
+
+Row = tuple[float, float, float, float, float]
+"""Size, planned tokens, batch, lr, final loss or NaN."""
 
 
 @dataclass
@@ -62,9 +60,15 @@ class Known:
     count: int = 0
     law: Law | None = None
     refusal: str = ""
-    fitted: tuple[int, int] = (-1, -1)
+    fitted: tuple[int, ...] = ()
+    ahead: int = -1
+    """Number of trials of the law that is being prepared."""
     sources: list[Known] = field(default_factory=list)
     expected: dict[Cell, tuple[int, float, float]] = field(default_factory=dict)
+    other: dict[int, Row | None] = field(default_factory=dict)
+    """Pruned trials by number: where they were, without a loss."""
+    bowls: dict[str, tuple[tuple[int, int], Bowl | None]] = field(default_factory=dict)
+    """By strategy, the bowl behind proposals and the numbers of trials it was fitted to."""
 
     def fall(self, tokens: float, seen: float) -> tuple[int, float, float]:
         """How much finished trials planned for `tokens` still fell from `seen` tokens on.
@@ -137,24 +141,86 @@ class Evidence:
             ValueError: a multi-objective study, or a source whose direction contradicts the study's.
         """
         with self._lock:
-            known = self._update(study, at_ask)
-            known.sources = sources = [self._update(s, False) for s in self.sources]
-            for source in self.sources:
-                if source.direction != study.direction:
-                    raise ValueError(
-                        f"source study {source.study_name!r} is to {source.direction.name.lower()} and study "
-                        f"{study.study_name!r} to {study.direction.name.lower()}; a law cannot serve both, "
-                        "negate the values of one of them"
-                    )
-            others = sum(len(s.finished) for s in sources)
-            key = (step(len(known.finished)), others)
+            known = self._read(study, at_ask)
+            count = len(known.finished)
+            key = (before(count), *(step(len(s.finished)) for s in known.sources))
             if key != known.fitted:
-                chosen = [r for _, _, r in known.finished[: key[0]]]
-                for other in sources:
-                    chosen += [r for _, _, r in other.finished]
-                known.law, known.refusal = self._fit(chosen)
+                known.law, known.refusal = self._fit(_first(known, key[0], steps=True))
                 known.fitted = key
+            if step(count) != known.ahead:
+                known.ahead = step(count)
+                coming = _first(known, known.ahead, steps=True)
+                if known.ahead > key[0] and len(coming) >= self._need:
+                    laws.prepare(coming, self._allow_weak)
             return known
+
+    def runs(self, study: Study, trial: FrozenTrial) -> tuple[Runs, Bowl | None]:
+        """All runs that began before `trial`, for proposals, and the bowl they show.
+
+        Trials that ended without a loss, or still run, are runs without one. Where the trial has a strategy, runs
+        of others are left out, for the best lr depends on the schedule; so are strategies that find their own lr.
+        The bowl is that of the first K finished trials, K as for laws; it takes milliseconds.
+        """
+        from metaopt_hpo.scaling.cells import ADAPTIVE
+        from metaopt_hpo.scaling.proposing import Runs, bowl_of
+
+        strategy = str(trial.params.get("strategy", trial.user_attrs.get("strategy", "")))
+
+        def counts(other: str) -> bool:
+            return other not in ADAPTIVE and (not strategy or other in ("", strategy))
+
+        with self._lock:
+            known = self._read(study, True)
+            key = (step(len(known.finished)), sum(len(s.finished) for s in known.sources))
+            if strategy not in known.bowls or known.bowls[strategy][0] != key:
+                rows = [_row(r) for r in _first(known, key[0]) if counts(r.strategy)]
+                known.bowls[strategy] = (key, bowl_of(Runs.of(rows)))
+            rows = [_row(r) for r in _first(known, len(known.finished)) if counts(r.strategy)]
+            rows += [row for row, other in self._unfinished(study, trial, known) if counts(other)]
+            return Runs.of(rows), known.bowls[strategy][1]
+
+    def undecided(self, study: Study, trial: FrozenTrial) -> int:
+        """Trials that began before this one and have no learning rate yet: other workers about to ask."""
+        return sum(
+            1
+            for other in _compat.trials_at_ask(study)
+            if other.state == TrialState.RUNNING
+            and other.number < trial.number
+            and self.names.get(other, "lr") is None
+        )
+
+    def _unfinished(self, study: Study, trial: FrozenTrial, known: Known) -> list[tuple[Row, str]]:
+        found = []
+        for other in _compat.trials_at_ask(study):
+            if other.state == TrialState.PRUNED:
+                if other.number not in known.other:
+                    known.other[other.number] = self._place_row(other)
+                row = known.other[other.number]
+            elif other.state == TrialState.RUNNING and other.number != trial.number:
+                row = self._place_row(other)
+            else:
+                continue
+            if row is not None:
+                found.append((row, str(other.params.get("strategy", other.user_attrs.get("strategy", "")))))
+        return found
+
+    def _place_row(self, trial: FrozenTrial) -> Row | None:
+        place, lr = self.place(trial), self.names.get(trial, "lr")
+        if place is None or lr is None:
+            return None
+        return (*place, self.names.get(trial, "batch") or 1.0, lr, math.nan)
+
+    def _read(self, study: Study, at_ask: bool) -> Known:
+        known = self._update(study, at_ask)
+        known.sources = [self._update(s, False) for s in self.sources]
+        for source in self.sources:
+            if source.direction != study.direction:
+                raise ValueError(
+                    f"source study {source.study_name!r} is to {source.direction.name.lower()} and study "
+                    f"{study.study_name!r} to {study.direction.name.lower()}; a law cannot serve both, "
+                    "negate the values of one of them"
+                )
+        return known
 
     def tell_once(self, code: str, message: str) -> None:
         """Warn with a `StudyWarning`, the first time for each code."""
@@ -165,6 +231,8 @@ class Evidence:
     def _update(self, study: Study, at_ask: bool) -> Known:
         storage, study_id = _compat.storage_of(study), _compat.study_id(study)
         known = self._known.setdefault(storage, {}).setdefault(study_id, Known())
+        if not at_ask and _compat.completed_count(study) == known.count:
+            return known
         if at_ask:
             complete = [t for t in _compat.trials_at_ask(study) if t.state == TrialState.COMPLETE]
         else:
@@ -197,7 +265,21 @@ class Evidence:
     def _fit(self, records: list[TrialRecord]) -> tuple[Law | None, str]:
         if len(records) < self._need:
             return None, f"{len(records)} of the {self._need} completed trials a law needs first"
-        return fit_once(records, self._allow_weak)
+        return laws.fit_once(records, self._allow_weak)
+
+
+def _first(known: Known, count: int, *, steps: bool = False) -> list[TrialRecord]:
+    """The first `count` finished trials of the study, and all of its sources' or, by `steps`, as many as count."""
+    chosen = [r for _, _, r in known.finished[:count]]
+    for other in known.sources:
+        last = step(len(other.finished)) if steps else len(other.finished)
+        chosen += [r for _, _, r in other.finished[:last]]
+    return chosen
+
+
+def _row(record: TrialRecord) -> Row:
+    planned = record.target_tokens if math.isfinite(record.target_tokens) else record.tokens
+    return record.size, planned, record.batch, record.lr, record.loss
 
 
 def step(count: int) -> int:
@@ -210,31 +292,6 @@ def step(count: int) -> int:
     return k
 
 
-_laws: OrderedDict[bytes, tuple[Law | None, str]] = OrderedDict()
-_laws_lock = threading.Lock()
-
-
-def fit_once(records: Sequence[TrialRecord], allow_weak: bool) -> tuple[Law | None, str]:
-    """The law of these trials, or None and the reason; equal trials are fitted once in a process."""
-    from metaopt_hpo.scaling import LawRefused, fit
-    from metaopt_hpo.trials.table import TrialTable
-
-    numbers = np.array([(r.size, r.tokens, r.batch, r.lr, r.loss, r.plateau_lr) for r in records])
-    text = "\n".join(r.strategy for r in records)
-    key = hashlib.sha256(numbers.tobytes() + text.encode() + bytes([allow_weak])).digest()
-    with _laws_lock:
-        if key in _laws:
-            _laws.move_to_end(key)
-            return _laws[key]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks about the table are in law.warnings
-            table = TrialTable.from_records(records)
-        found: tuple[Law | None, str] = (fit(table, allow_weak=allow_weak, draws=DRAWS), "")
-    except LawRefused as refused:
-        found = (None, refused.reason)
-    with _laws_lock:
-        _laws[key] = found
-        while len(_laws) > KEPT_LAWS:
-            _laws.popitem(last=False)
-    return found
+def before(count: int) -> int:
+    """The step before `step(count)`: whose law decides when `count` have finished."""
+    return step(step(count) - 1) if count else 0

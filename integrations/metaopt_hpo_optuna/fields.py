@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -41,14 +41,26 @@ class Fields:
         tokens: planned training tokens.
         batch: tokens per optimizer step.
         lr: the knob.
+        models: choices of the parameter `model`, each with its (size, tokens); a trial that has chosen one needs
+            no further attribute.
     """
 
     size: str | float = "size"
     tokens: str | float = "tokens"
     batch: str | float = "batch"
     lr: str = "lr"
+    models: Mapping[Any, tuple[float, float]] = field(default_factory=dict)
+    model: str = "model"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ValueError(f"model must be the name of a parameter, got {self.model!r}")
+        for choice, pair in self.models.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_positive, pair)):
+                raise ValueError(
+                    f"models must map each choice of {self.model!r} to (size, tokens), both numbers > 0, "
+                    f"got {choice!r}: {pair!r}"
+                )
         for name in ("size", "tokens", "batch", "lr"):
             source = getattr(self, name)
             if isinstance(source, str) and source:
@@ -75,6 +87,8 @@ class Fields:
                 f"{source}={attribute!r}; keep one of them, a trial has one {name}"
             )
         value = param if param is not None else attribute
+        if value is None and name in ("size", "tokens") and trial.params.get(self.model) in self.models:
+            return float(self.models[trial.params[self.model]][name == "tokens"])
         if value is None:
             return None
         if not _positive(value):

@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from metaopt_hpo_optuna import _compat
-from metaopt_hpo_optuna.fields import LEASE, REASON
+from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, LEASE, REASON
 
 RENEWALS = 4
 """A lease is renewed this often before it would run out, so that one slow write does not lose it."""
@@ -46,8 +46,12 @@ class Lease:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="metaopt-lease", daemon=True)
 
-    def __enter__(self) -> Lease:
+    def take(self) -> None:
+        """Write the lease once, before anything else of the run is written."""
         patiently(self._renew)
+
+    def __enter__(self) -> Lease:
+        self.take()
         self._thread.start()
         return self
 
@@ -65,8 +69,18 @@ class Lease:
                 self._renew()
 
 
-def retry_lost_trials(study: Study, trial: FrozenTrial | None = None, *, max_retry: int = 3) -> list[int]:
+GRACE = 600.0
+"""Seconds from a trial's beginning to its lease: enough to load data and build a model."""
+
+
+def retry_lost_trials(
+    study: Study, trial: FrozenTrial | None = None, *, max_retry: int = 3, grace: float | None = GRACE
+) -> list[int]:
     """Close running trials whose lease has run out and queue each again, to go on from its checkpoint.
+
+    A worker that is killed between `ask` and `TrialRun` leaves a trial that never had a lease. In a study whose
+    trials take leases, one that is `grace` seconds old and has neither a lease, nor a report, nor what `TrialRun`
+    writes at its start, counts as lost as well.
 
     Call it before each trial, or give it to `study.optimize` as a callback (then `trial` is the one that
     finished). The retry has the parameters and user attributes of the lost trial, the checkpoint's path among
@@ -76,17 +90,23 @@ def retry_lost_trials(study: Study, trial: FrozenTrial | None = None, *, max_ret
         study: the study.
         trial: not used; callbacks are given it.
         max_retry: a trial is queued at most so many times.
+        grace: seconds a trial may take from its beginning to its `TrialRun` (default 600); raise it where
+            preparing a model takes longer, None leaves such trials alone.
 
     Returns:
         Numbers of the trials that were closed.
     """
     if max_retry < 0:
         raise ValueError(f"max_retry must be at least 0, got {max_retry!r}")
+    if grace is not None and not grace > 0:
+        raise ValueError(f"grace must be more than 0 seconds, or None, got {grace!r}")
     now = time.time()
     closed = []
     for lost in study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
         expiry = lost.user_attrs.get(LEASE)
-        if expiry is None or expiry > now:
+        if expiry is None and not _never_began(study, lost, now, grace):
+            continue
+        if expiry is not None and expiry > now:
             continue
         try:
             study.tell(lost.number, state=TrialState.FAIL)
@@ -110,6 +130,15 @@ def retry_lost_trials(study: Study, trial: FrozenTrial | None = None, *, max_ret
             )
         )
     return closed
+
+
+def _never_began(study: Study, trial: FrozenTrial, now: float, grace: float | None) -> bool:
+    """Whether a trial without a lease was asked for, longer than `grace` ago, and no run of it was ever begun."""
+    if grace is None or trial.datetime_start is None or now - trial.datetime_start.timestamp() < grace:
+        return False
+    if trial.intermediate_values or FLOPS_PER_TOKEN in trial.user_attrs:
+        return False  # it is a run without a lease: not known to be lost
+    return any(LEASE in other.user_attrs for other in study.get_trials(deepcopy=False))
 
 
 def patiently(call: Callable[[], T], patience: float = PATIENCE) -> T:

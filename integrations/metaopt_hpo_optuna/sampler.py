@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +24,11 @@ from metaopt_hpo_optuna.fields import Fields
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
-    from metaopt_hpo.scaling.law import Law
-    from metaopt_hpo.scaling.policy import Config
+    from metaopt_hpo.scaling.policy import Context
+    from metaopt_hpo.scaling.proposing import Runs
 
-SAME = 1e-3
-"""Relative difference below which two sizes, or two token counts, are one."""
+USUAL_LR = (1e-4, 1e-1)
+"""Range of lr before any trial has shown one; only its width counts, for what a first pilot may be worth."""
 
 REMEMBERED = 256
 """Trials whose batch was chosen together with lr and is yet to be asked for."""
@@ -37,23 +37,35 @@ REMEMBERED = 256
 class ScalingLawSampler(BaseSampler):
     """Sampler that lets trials of small models choose where large ones search.
 
-    The objective sets the user attributes `size` and `tokens` (and `batch` where it is not searched) before it
-    suggests `lr`; names may differ. Then
+    Which model a trial trains is the sampler's choice where it is told what there is:
 
-    - while no law can be fitted, lr (and batch) fill the range evenly at each size;
-    - at a size below the largest with evidence, they are put where a trial teaches most about the largest;
-    - at the largest size, or a larger one, they are drawn from the law's distribution of the optimum there:
-      first its centre, then with a spread that narrows as evidence grows.
+        sampler = ScalingLawSampler(models={"small": (1e6, 2e7), "medium": (4e6, 8e7), "large": (6.4e7, 1.3e9)})
+        ...
+        model = trial.suggest_categorical("model", ["small", "medium", "large"])
+        batch = trial.suggest_int("batch", 2**14, 2**20, log=True)  # or a user attribute
+        lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+
+    It then buys small runs while they save more runs of the target than they cost, and trains the target where
+    the law of them says. Where your code chooses the model, the objective sets the user attributes `size` and
+    `tokens` (and `batch` where it is not searched) before it suggests `lr`; names may differ. Then
+
+    - a run cheaper than the target goes where it shows its bowl: evenly over the range at first, then evenly
+      around the optimum the law predicts there, as wide as that is unsure;
+    - a run of the target is put at the law's optimum, later ones are drawn from where the optimum may be, which
+      narrows as evidence grows.
 
     Every other parameter, and trials without a size, come from the base sampler.
 
     Args:
         size, tokens, batch, lr: parameter or user attribute that holds the quantity; for the first three a
             number that all trials share.
+        models: choices of the categorical parameter `model`, each with its (size, tokens).
+        model: that parameter's name, "width" for one.
+        target: (size, tokens) whose lr is wanted. By default the dearest of `models`, or of the trials so far.
         source_studies: further studies to learn from, of smaller models or of an earlier search.
         base_sampler: for everything else (default `TPESampler`).
-        seed: of the proposals and of the default base sampler. A proposal depends on the seed, the trial's
-            number and the trials finished before, not on the process that makes it.
+        seed: of the proposals and of the default base sampler. A proposal depends on the seed and the trials
+            before, not on the process that makes it.
 
     Raises:
         ValueError: a bad name; later, a multi-objective study or a source of the other direction.
@@ -66,6 +78,9 @@ class ScalingLawSampler(BaseSampler):
         tokens: str | float = "tokens",
         batch: str | float = "batch",
         lr: str = "lr",
+        models: Mapping[Any, tuple[float, float]] | None = None,
+        model: str = "model",
+        target: tuple[float, float] | None = None,
         source_studies: Sequence[Study] = (),
         base_sampler: BaseSampler | None = None,
         seed: int | None = None,
@@ -76,7 +91,11 @@ class ScalingLawSampler(BaseSampler):
             )
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
             raise ValueError(f"seed must be a whole number >= 0 or None, got {seed!r}")
-        self._evidence = Evidence(Fields(size, tokens, batch, lr), source_studies, allow_weak=False, need=6)
+        if target is not None and not (len(target) == 2 and all(0 < v < math.inf for v in target)):
+            raise ValueError(f"target must be (size, tokens), both > 0, or None, got {target!r}")
+        names = Fields(size, tokens, batch, lr, dict(models or {}), model)
+        self._evidence = Evidence(names, source_studies, allow_weak=False, need=1)
+        self._target = target
         self._base = TPESampler(seed=seed) if base_sampler is None else base_sampler
         self._entropy = _fresh_entropy() if seed is None else seed
         self._chosen: OrderedDict[tuple[str, int], float] = OrderedDict()
@@ -106,13 +125,14 @@ class ScalingLawSampler(BaseSampler):
         self._base.after_trial(study, trial, state, values)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The base sampler's, without lr and batch where a law may set them."""
+        """The base sampler's, without what a law may set."""
         space = self._base.infer_relative_search_space(study, trial)
         ours = self._ours()
         if not ours & space.keys():
             return space
         # a size that is itself a parameter is not known yet when the first parameter is suggested
-        sized = self._evidence.place(trial) is not None or self._evidence.names.size in space
+        names = self._evidence.names
+        sized = bool(names.models) or self._evidence.place(trial) is not None or names.size in space
         return {k: v for k, v in space.items() if k not in ours} if sized else space
 
     def sample_relative(
@@ -125,8 +145,11 @@ class ScalingLawSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """lr and batch from the law where the trial has a size; anything else from the base sampler."""
+        """Model, lr and batch from the law where the trial has a size; anything else from the base sampler."""
         check_single_objective(study, "ScalingLawSampler")
+        names = self._evidence.names
+        if names.models and param_name == names.model:
+            return self._choose_model(study, trial, param_distribution)
         if param_name in self._ours():
             bounds = log_range(param_distribution)
             place = self._evidence.place(trial)
@@ -136,112 +159,105 @@ class ScalingLawSampler(BaseSampler):
         return self._base.sample_independent(study, trial, param_name, param_distribution)
 
     def _ours(self) -> set[str]:
-        return {n for n in (self._evidence.names.lr, self._evidence.names.batch) if isinstance(n, str)}
+        names = self._evidence.names
+        found = {n for n in (names.lr, names.batch) if isinstance(n, str)}
+        return found | {names.model} if names.models else found
+
+    def _choose_model(self, study: Study, trial: FrozenTrial, distribution: BaseDistribution) -> Any:
+        """The choice whose run is the best buy: a pilot, or the target."""
+        from metaopt_hpo.scaling.policy import next_cell
+
+        names = self._evidence.names
+        offered = distribution.choices if isinstance(distribution, CategoricalDistribution) else ()
+        unknown = [c for c in offered if c not in names.models]
+        if not offered or unknown:
+            raise ValueError(
+                f"parameter {names.model!r} must be suggested with suggest_categorical, from the choices given as "
+                f"models; unknown: {', '.join(map(repr, unknown)) or distribution!r}"
+            )
+        cells = {c: _pair(names.models[c]) for c in offered}
+        runs, _ = self._evidence.runs(study, trial)
+        context = self._context(study, trial, runs, tuple(cells.values()), None, None)
+        cell = next_cell(runs, context)
+        dearest = max(cells, key=lambda c: cells[c][0] * cells[c][1])
+        return next((c for c, pair in cells.items() if pair == cell), dearest)
 
     def _propose(
         self, study: Study, trial: FrozenTrial, place: Cell, name: str, bounds: tuple[float, float]
     ) -> float:
+        from metaopt_hpo.scaling.policy import propose_at
+
         names = self._evidence.names
-        batch = names.get(trial, "batch")
         chosen = self._chosen.get((study.study_name, trial.number))
         if name == names.batch and chosen is not None:
             return chosen
-        known = self._evidence.read(study, at_ask=True)
-        lr_bounds = (
-            bounds if name == names.lr else known_range(study, names.lr) or _around(known.law, place, "lr")
+        if name == names.lr and chosen is not None and names.get(trial, "batch") is None:
+            return chosen
+        runs, bowl = self._evidence.runs(study, trial)
+        waiting = self._evidence.undecided(study, trial)
+        runs = runs.with_unfinished(place, waiting)
+        given = names.get(trial, "lr" if name == names.batch else "batch")
+        context = self._context(
+            study,
+            trial,
+            runs,
+            (place,),
+            bounds if name == names.lr else None,
+            bounds
+            if name == names.batch
+            else (given, given)
+            if given is not None and name == names.lr
+            else None,
         )
-        if batch is not None:
-            batch_bounds = (batch, batch)
-        elif name == names.batch:
-            batch_bounds = bounds
-        else:
-            batch_bounds = (isinstance(names.batch, str) and known_range(study, names.batch)) or _around(
-                known.law, place, "batch"
-            )
-        lr, proposed = self._decide(study, trial, place, known.law, lr_bounds, batch_bounds)
-        if name == names.batch:
-            return proposed
-        if batch is None:
-            self._chosen[study.study_name, trial.number] = proposed
+        config = propose_at(runs, place, context, bowl=bowl)
+        if given is None:
+            # lr and batch belong together: the other one is kept until it is asked for
+            self._chosen[study.study_name, trial.number] = config.batch if name == names.lr else config.lr
             while len(self._chosen) > REMEMBERED:
                 self._chosen.popitem(last=False)
-        return lr
+        return config.lr if name == names.lr else config.batch
 
-    def _decide(
+    def _context(
         self,
         study: Study,
         trial: FrozenTrial,
-        place: Cell,
-        law: Law | None,
-        lr_bounds: tuple[float, float],
-        batch_bounds: tuple[float, float],
-    ) -> tuple[float, float]:
-        """(lr, batch) by `scaling.policy`."""
-        from metaopt_hpo.scaling import Context, propose, sample_near_optimum
+        runs: Runs,
+        candidates: tuple[Cell, ...],
+        lr: tuple[float, float] | None,
+        batch: tuple[float, float] | None,
+    ) -> Context:
+        """What may be chosen; a range that the trial has not shown yet is that of trials before it."""
+        from metaopt_hpo.scaling.policy import Context
 
-        size, tokens = place
-        seed = int(np.random.SeedSequence([self._entropy, trial.number]).generate_state(1)[0])
-        there = self._at(study, trial, place)
-        if law is None or size < law.domain.size[1] * (1 - SAME):
-            context = Context(
-                target=place if law is None else (law.domain.size[1], law.domain.tokens[1]),
-                candidates=(place,),
-                lr=lr_bounds,
-                batch=batch_bounds,
-                running=tuple(there),
-                # the even filling of a range needs one seed for all trials
-                seed=self._entropy if law is None else seed,
-            )
-            config = propose(None, context, law=law).config
-            if (config.size, config.tokens) == place:
-                return config.lr, config.batch
-            # nothing more is to be learned at this size: take what the law holds best
-            there = []
-        if law is None:
-            return math.sqrt(lr_bounds[0] * lr_bounds[1]), math.sqrt(batch_bounds[0] * batch_bounds[1])
-        lr, batch = sample_near_optimum(
-            law,
-            size=size,
-            tokens=tokens,
-            lr_bounds=(1e-300, 1e300),
-            batch_bounds=batch_bounds,
-            rng=np.random.default_rng(seed),
-            temperature=1.0 if there else 0.0,
-        )
-        if batch_bounds[0] == batch_bounds[1]:
-            # the batch is given: move along the valley of the bowl to it
-            given, free = law.predict(size, tokens, batch), law.predict(size, tokens)
-            lr *= given.lr.value / free.lr.value
-        return min(max(lr, lr_bounds[0]), lr_bounds[1]), batch
-
-    def _at(self, study: Study, trial: FrozenTrial, place: Cell) -> list[Config]:
-        """Trials of the same size and tokens, running ones included."""
-        from metaopt_hpo.scaling import Config
-
-        found = []
         names = self._evidence.names
-        for other in _compat.trials_at_ask(study):
-            if other.number == trial.number or other.state in (TrialState.WAITING, TrialState.FAIL):
-                continue
-            at = self._evidence.place(other)
-            if at is None or abs(at[0] / place[0] - 1) > SAME or abs(at[1] / place[1] - 1) > SAME:
-                continue
-            lr, batch = names.get(other, "lr"), names.get(other, "batch")
-            if lr is not None:
-                found.append(Config(place[0], place[1], batch or 1.0, lr))
-        return found
+        target = self._target
+        if target is None:
+            known = [_pair(p) for p in names.models.values()]
+            known = known or [*candidates, *zip(runs.size.tolist(), runs.tokens.tolist(), strict=True)]
+            target = max(known, key=lambda c: c[0] * c[1])
+        if batch is None:
+            given = names.get(trial, "batch")
+            found = known_range(study, names.batch) if isinstance(names.batch, str) else None
+            batch = (given, given) if given is not None else found or _seen(runs.batch)
+        return Context(
+            target=target,
+            candidates=candidates,
+            lr=lr or known_range(study, names.lr) or _seen(runs.lr) or USUAL_LR,
+            batch=batch or (1.0, 1.0),
+            seed=self._entropy & 0xFFFFFFFF,
+        )
+
+
+def _pair(pair: Sequence[float]) -> Cell:
+    return float(pair[0]), float(pair[1])
+
+
+def _seen(values: Any) -> tuple[float, float] | None:
+    return (float(values.min()), float(values.max())) if values.size else None
 
 
 def _fresh_entropy() -> int:
     return int(np.random.SeedSequence().generate_state(1)[0])
-
-
-def _around(law: Law | None, place: Cell, what: str) -> tuple[float, float]:
-    """Bounds for a quantity that has no range yet: the law's optimum, or a placeholder nothing depends on."""
-    if law is None:
-        return (1.0, 1.0)
-    value = float(getattr(law.predict(*place), what))
-    return value, value
 
 
 def log_range(distribution: BaseDistribution) -> tuple[float, float] | None:

@@ -96,6 +96,8 @@ class TrialRun(TrainingRun):
             checkpoint=path,
             **options,
         )
+        if self._lease is not None:
+            self._lease.take()
         described = {"size": size, "tokens": tokens, "batch": batch, "lr": strategy.lr}
         for name, value in described.items():
             self._describe(name, plain(value))

@@ -205,7 +205,6 @@ class ScalingLawSearch(Searcher):
             candidates=self._candidates,
             lr=self._lr,
             batch=self._batch,
-            incumbent=self.book.best.get(self._target),
             running=running,
             seed=self._seed + self._made,
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from metaopt_hpo.comparison.law_search import LawSearchOptions, LawSearchTask, law_search
+from metaopt_hpo.comparison.law_search import LawSearchTask, law_search
 from metaopt_hpo.comparison.searchers import Bounds, get_searcher
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.scaling.grid import CellGrid
@@ -90,7 +90,6 @@ def replay(
     seeds: int = 30,
     thresholds: tuple[float, ...] = THRESHOLDS,
     limit: float = 150.0,
-    options: LawSearchOptions | None = None,
 ) -> ReplayResult:
     """Run every method from every seed until it is within the tightest threshold or has spent the limit.
 
@@ -102,7 +101,6 @@ def replay(
         seeds: repetitions.
         thresholds: relative excess loss, ascending.
         limit: target-run equivalents after which a method has failed.
-        options: of the law-guided search.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds!r}")
@@ -114,7 +112,7 @@ def replay(
     for method in methods:
         for seed in range(seeds):
             spent, best = 0.0, math.inf
-            for cost, excess in _events(method, objective, target, grid, pilots, seed, options):
+            for cost, excess in _events(method, objective, target, grid, pilots, seed):
                 spent += cost / unit
                 if excess < best:
                     best = excess
@@ -132,10 +130,9 @@ def _events(
     grid: CellGrid,
     pilots: Sequence[tuple[float, float]],
     seed: int,
-    options: LawSearchOptions | None,
 ) -> Iterator[Event]:
     if method == "law":
-        return _law(objective, target, grid, pilots, seed, options)
+        return _law(objective, target, grid, pilots, seed)
     if method == "grid":
         return _grid(target, grid, seed)
     if method in ("asha", "hyperband"):
@@ -173,12 +170,11 @@ def _law(
     grid: CellGrid,
     pilots: Sequence[tuple[float, float]],
     seed: int,
-    options: LawSearchOptions | None,
 ) -> Iterator[Event]:
     boxes = [bounds(objective.grid(*c)) for c in (*pilots, target)]
     wide = {k: (min(b[k][0] for b in boxes), max(b[k][1] for b in boxes)) for k in ("lr", "batch")}
     task = LawSearchTask(target, tuple(pilots), wide["lr"], wide["batch"], seed)
-    search = law_search(task, options)
+    search = law_search(task)
     config = next(search)
     while True:
         cell = objective.grid(config.size, config.tokens)

@@ -73,6 +73,22 @@ def bootstrap_mean(
     return float(low), float(high)
 
 
+def ratio_of_medians(
+    base: Sequence[float], other: Sequence[float], *, level: float = 0.9, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Median of `base` over median of `other` (more than 1: `other` is cheaper) and a bootstrap interval.
+
+    The two are resampled independently, for different methods' searches share no randomness worth pairing.
+    """
+    a, b = np.asarray(base, dtype=float), np.asarray(other, dtype=float)
+    if not a.size or not b.size:
+        raise ValueError("ratio_of_medians needs at least one value of each")
+    rng = np.random.default_rng(seed)
+    draws = [np.median(v[rng.integers(0, v.size, (resamples, v.size))], axis=1) for v in (a, b)]
+    low, high = np.quantile(draws[0] / draws[1], [0.5 - level / 2, 0.5 + level / 2])
+    return float(np.median(a) / np.median(b)), float(low), float(high)
+
+
 def performance_profile(
     costs: Mapping[str, Sequence[float]], factors: Sequence[float]
 ) -> dict[str, list[float]]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from metaopt_hpo.scaling.estimates import LawRefused, positive
+from metaopt_hpo.scaling.design import Design
+from metaopt_hpo.scaling.estimates import positive
 from metaopt_hpo.scaling.forecast import CurveLike, forecast
 from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.proposing import Bowl, Box, Runs, bowl_of, pilot_point, target_point
 
 if TYPE_CHECKING:
     from metaopt_hpo.trials.table import TrialTable
@@ -28,9 +30,6 @@ TRUST_FACTOR = 64.0
 
 MARGIN = 0.01
 """Without an incumbent a run is measured against the law's own best: within this relative loss counts as good."""
-
-START_LRS = 5
-"""Distinct lr a cell should hold before the next cell is begun, while no law can be fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +107,8 @@ class Context:
         lr: (low, high) bounds.
         batch: (low, high) bounds; equal where the batch is fixed.
         budget: FLOPs left (default unlimited).
-        incumbent: best loss at the target so far.
         running: configurations under way, not to be proposed twice.
-        seed: of the candidates' random lr and batch.
-        patience: stop learning when the target's expected excess through ignorance is below this relative loss
-            (default 0.1 %, about the scatter of one run).
+        seed: of the search; one for all its proposals.
     """
 
     target: tuple[float, float]
@@ -120,10 +116,8 @@ class Context:
     lr: tuple[float, float]
     batch: tuple[float, float]
     budget: float = math.inf
-    incumbent: float | None = None
     running: tuple[Config, ...] = ()
     seed: int = 0
-    patience: float = 1e-3
 
     def __post_init__(self) -> None:
         for pair in (self.target, *self.candidates):
@@ -139,42 +133,81 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The configuration to run next.
-
-    Attributes:
-        config: what to run.
-        gain: expected fall of the target's relative excess loss through this run.
-        gain_per_flop: that, per training FLOP.
-        reason: one sentence.
-    """
+    """The configuration to run next, and why in one sentence."""
 
     config: Config
-    gain: float
-    gain_per_flop: float
     reason: str
 
 
 def propose(table: TrialTable | None, context: Context, *, law: Law | None = None) -> Proposal:
-    """Which configuration teaches, or earns, most per FLOP.
+    """What to run next so that the target's optimum is found for the least compute.
+
+    Pilots are bought while they save more target runs than they cost (`scaling.design`); a pilot goes where it
+    shows its bowl, a run of the target where the optimum probably is (`scaling.proposing`).
 
     Args:
-        table: trials so far; None or too few lead to a space-filling start at the cheapest candidates.
+        table: trials so far; those without a final loss count as runs and teach nothing. None is no trial yet.
         context: what may be chosen.
-        law: a law fitted to `table` already (a sampler keeps one); fitted here when None.
+        law: a law fitted to `table` already; else a bowl is fitted here, without intervals, in milliseconds.
 
     Returns:
         A proposal; equal arguments give an equal proposal.
     """
-    if law is None and table is not None and len(table):
-        from metaopt_hpo.scaling.fitting import fit
+    return propose_next(runs_of(table, context.running), context, law=law)
 
-        try:
-            law = fit(table, allow_weak=True, draws=60, seed=context.seed)
-        except LawRefused:
-            law = None
-    if law is None:
-        return _explore(table, context)
-    return _informed(law, context)
+
+def runs_of(table: TrialTable | None, running: tuple[Config, ...] = ()) -> Runs:
+    """The runs of a table and those under way."""
+    rows: list[tuple[float, float, float, float, float]] = []
+    if table is not None:
+        f = table.frame
+        complete = f["state"].to_numpy() == "complete"
+        loss = np.where(complete, f["loss"].to_numpy(dtype=float), np.nan)
+        columns = (f[c].to_numpy(dtype=float) for c in ("size", "tokens", "batch", "lr"))
+        rows += list(zip(*columns, loss, strict=True))
+    rows += [(c.size, c.tokens, c.batch, c.lr, math.nan) for c in running]
+    return Runs.of(rows)
+
+
+def propose_next(
+    runs: Runs, context: Context, *, law: Law | None = None, bowl: Bowl | None = None
+) -> Proposal:
+    """`propose` from arrays; `bowl` is one fitted to the runs before."""
+    bowl = bowl or bowl_of(runs, law)
+    cell = next_cell(runs, context)
+    config = propose_at(runs, cell, context, bowl=bowl)
+    if cell != context.target:
+        what = "cover the range first" if bowl is None else "where it shows its bowl"
+        return Proposal(config, f"a pilot saves more runs of the target than it costs: {what}")
+    if bowl is None:
+        return Proposal(config, "no bowl is seen yet: cover the range at the target")
+    seen = runs.at(context.target).n
+    return Proposal(config, "the law's optimum" if not seen else "drawn from where the optimum may be")
+
+
+def propose_at(runs: Runs, cell: tuple[float, float], context: Context, *, bowl: Bowl | None) -> Config:
+    """lr and batch of a run whose size and tokens are decided: a pilot's, where it is cheaper than the target."""
+    box = Box(context.lr, context.batch)
+    pilot = cell[0] * cell[1] < context.target[0] * context.target[1] * (1 - 1e-3)
+    point = (pilot_point if pilot else target_point)(runs, cell, box, bowl, context.seed)
+    return Config(cell[0], cell[1], point[1], point[0])
+
+
+def next_cell(runs: Runs, context: Context) -> tuple[float, float]:
+    """(size, tokens) of the next run: a pilot, or the target once pilots cost more than they save.
+
+    A function of the number of runs in each cell alone. Once the target has been run it is run again.
+    """
+    if runs.at(context.target).n:
+        return context.target
+    box = Box(context.lr, context.batch)
+    cost = context.target[0] * context.target[1]
+    spare = min(context.budget / 6.0 - cost, cost)
+    pilots = tuple(
+        c for c in dict.fromkeys(context.candidates) if c != context.target and c[0] * c[1] <= spare
+    )
+    design = Design(runs.counts(), context.target, box.spread)
+    return design.best_pilot(pilots, two=box.two) or context.target
 
 
 def sample_near_optimum(
@@ -203,115 +236,3 @@ def sample_near_optimum(
         float(min(max(math.exp(x), lr_bounds[0]), lr_bounds[1])),
         float(min(max(math.exp(y), low), high)),
     )
-
-
-def spread_points(n: int, seed: int) -> np.ndarray:
-    """n points of an additive recurrence in the unit square (plastic number): even at every length."""
-    g = 1.32471795724474602596
-    alpha = np.array([1.0 / g, 1.0 / g**2])
-    shift = np.random.default_rng(seed).random(2)
-    return np.asarray((shift + np.arange(1, n + 1)[:, None] * alpha) % 1.0)
-
-
-def _between(bounds: tuple[float, float], u: float) -> float:
-    return float(bounds[0] * (bounds[1] / bounds[0]) ** u)
-
-
-def _explore(table: TrialTable | None, context: Context) -> Proposal:
-    """Fill the cheapest candidates with spread-out lr until a law can be fitted."""
-    counts: dict[tuple[float, float], int] = dict.fromkeys(context.candidates, 0)
-    if table is not None:
-        for s, t in zip(table.frame["size"], table.frame["tokens"], strict=True):
-            if (s, t) in counts:
-                counts[s, t] += 1
-    for run in context.running:
-        if (run.size, run.tokens) in counts:
-            counts[run.size, run.tokens] += 1
-    cheap = sorted(counts, key=lambda c: c[0] * c[1])
-    affordable = [c for c in cheap if 6.0 * c[0] * c[1] <= context.budget] or cheap[:1]
-    sizes: set[float] = set()
-    for c in affordable:
-        if c[0] in sizes:
-            continue
-        sizes.add(c[0])
-        if counts[c] < START_LRS:
-            break
-    else:
-        c = min(affordable, key=lambda c: (counts[c], c[0] * c[1]))
-    u = spread_points(counts[c] + 1, context.seed)[-1]
-    config = Config(c[0], c[1], _between(context.batch, u[1]), _between(context.lr, u[0]))
-    return Proposal(
-        config, math.nan, math.nan, "no law can be fitted yet: cover lr at the cheapest sizes first"
-    )
-
-
-def _informed(law: Law, context: Context) -> Proposal:
-    size, tokens = context.target
-    rng = np.random.default_rng(context.seed)
-    x_draws, y_draws = law.optimum_draws(size, tokens)
-    h = law.surface.h
-    ignorance = float(0.5 * (h[0] * x_draws.var() + h[2] * y_draws.var()))
-    target_cost = 6.0 * size * tokens
-    cheapest = min(6.0 * s * t for s, t in context.candidates)
-    busy = any((c.size, c.tokens) == (size, tokens) for c in context.running)
-    if not busy and (ignorance < context.patience or context.budget < target_cost + cheapest):
-        lr, batch = law.best_within(size, tokens, context.lr, context.batch)
-        why = (
-            "the law knows the target's optimum well enough"
-            if ignorance < context.patience
-            else "the budget is nearly spent"
-        )
-        return Proposal(
-            Config(size, tokens, batch, lr), ignorance, ignorance / target_cost, f"{why}: run the target"
-        )
-    best: tuple[float, Config, float] | None = None
-    for s, t in dict.fromkeys((*context.candidates, context.target)):
-        cost = 6.0 * s * t
-        if cost > context.budget:
-            continue
-        lrs, batches = _trial_points(law, s, t, context, rng)
-        gain = _teaching(law, s, t, lrs, batches, x_draws, y_draws)
-        same = sum((c.size, c.tokens) == (s, t) for c in context.running)
-        gain = gain / (1.0 + same)
-        i = int(np.argmax(gain))
-        rate = float(gain[i]) / cost
-        if best is None or rate > best[0]:
-            best = (rate, Config(s, t, float(batches[i]), float(lrs[i])), float(gain[i]))
-    if best is None:
-        s, t = min(context.candidates, key=lambda c: c[0] * c[1])
-        lr, batch = law.best_within(s, t, context.lr, context.batch)
-        return Proposal(
-            Config(s, t, batch, lr), 0.0, 0.0, "nothing affordable is left: the cheapest candidate"
-        )
-    rate, config, gain_value = best
-    reason = f"teaches most per FLOP: the target's expected excess falls by {gain_value:.2%} of loss"
-    return Proposal(config, gain_value, rate, reason)
-
-
-def _trial_points(
-    law: Law, size: float, tokens: float, context: Context, rng: np.random.Generator, n: int = 32
-) -> tuple[np.ndarray, np.ndarray]:
-    """Configurations around the predicted optimum, wide enough to see both slopes of the bowl."""
-    p = law.predict(size=size, tokens=tokens)
-    lr = np.exp(math.log(p.lr.value) + rng.uniform(-1.4, 1.4, n))
-    batch = np.full(n, p.batch.value)
-    if law.surface.has_batch:
-        batch = batch * np.exp(rng.uniform(-1.4, 1.4, n))
-    return np.clip(lr, *context.lr), np.clip(batch, *context.batch)
-
-
-def _teaching(
-    law: Law, size: float, tokens: float, lrs: np.ndarray, batches: np.ndarray, tx: np.ndarray, ty: np.ndarray
-) -> np.ndarray:
-    """Expected fall of the target's excess after seeing each run, by linear regression over the draws."""
-    x, y = law.optimum_draws(size, tokens)
-    z = law.surface.excess(np.log(lrs)[:, None] - x[None, :], np.log(batches)[:, None] - y[None, :])
-    # the floor of a cell is not known to the noise's precision, so part of a lone run's news is lost
-    z = z - z.mean(axis=1, keepdims=True)
-    noise = 2.0 * law.noise**2
-    variance = (z * z).mean(axis=1) + noise
-    out = np.zeros(len(lrs))
-    for target, weight in ((tx, law.surface.h[0]), (ty, law.surface.h[2])):
-        d = target - target.mean()
-        out += 0.5 * weight * (z @ d / d.size) ** 2 / variance
-    return np.asarray(out)

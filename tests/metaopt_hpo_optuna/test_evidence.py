@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+import multiprocessing
+import os
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
-from metaopt_hpo_optuna.evidence import EXACT, GROWTH, Evidence, step
+from metaopt_hpo_optuna.evidence import EXACT, GROWTH, Evidence, before, step
 from metaopt_hpo_optuna.fields import Fields
 
 
@@ -22,6 +24,35 @@ def test_the_schedule_of_fits_is_monotone_and_never_far_behind(count: int) -> No
     assert k <= count
     assert step(k) == k  # a worker that saw only the first k fits the same
     assert count <= EXACT or count < k * GROWTH + 1
+
+
+@given(st.integers(0, 100_000))
+def test_decisions_lag_by_one_step(count: int) -> None:
+    assert before(count) < step(count) or count == 0
+    assert before(step(count)) == before(count)
+
+
+def test_a_law_is_prepared_before_it_decides() -> None:
+    study, known = grown(), evidence()
+    decided = known.read(study).law
+    assert decided is not None
+    add(study, 4e4, 0.02)
+    known.read(study)  # the law of all trials before this one decides; that of this one is under way
+    add(study, 4e4, 0.03)
+    with patch("metaopt_hpo_optuna.laws.prepare"):
+        now = known.read(study).law
+    assert now is not None
+    assert now.trials >= decided.trials
+
+
+def test_a_forked_worker_does_not_wait_for_its_parents_thread() -> None:
+    study = grown()
+    evidence().read(study)  # leaves a fit under way
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=lambda: os._exit(evidence().read(study).law is None))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
 
 
 def test_fits_grow_with_the_logarithm() -> None:
@@ -67,7 +98,7 @@ def test_nothing_is_fitted_while_nothing_finishes() -> None:
     study = grown()
     known = evidence()
     known.read(study)
-    with patch("metaopt_hpo_optuna.evidence.fit_once", side_effect=AssertionError("fitted again")):
+    with patch("metaopt_hpo_optuna.laws._fit", side_effect=AssertionError("fitted again")):
         for _ in range(3):
             study.ask()
             known.read(study)

@@ -148,6 +148,24 @@ def test_a_lost_trial_is_queued_once_and_no_more_than_allowed(
         retry_lost_trials(study, max_retry=-1)
 
 
+def test_a_worker_killed_before_its_run_began_is_noticed(make_storage: Callable[[str], BaseStorage]) -> None:
+    study = optuna.create_study(storage=make_storage("journal"))
+    asked = study.ask()
+    lr = asked.suggest_float("lr", 0.1, 1.0)
+    # nothing says that this study's trials take leases: a trial without one may be anybody's
+    assert retry_lost_trials(study, grace=1e-6) == []
+    other = study.ask()
+    other.set_user_attr("metaopt:lease", time.time() + 60)
+    assert retry_lost_trials(study) == []  # it is younger than ten minutes
+    assert retry_lost_trials(study, grace=None) == []
+    unleased = study.ask()
+    unleased.set_user_attr("metaopt:flops_per_token", 30.0)  # a TrialRun without a lease
+    assert retry_lost_trials(study, grace=1e-6) == [asked.number]
+    assert study.ask().suggest_float("lr", 0.1, 1.0) == lr
+    with pytest.raises(ValueError, match="grace must be more than 0 seconds"):
+        retry_lost_trials(study, grace=0.0)
+
+
 def test_a_lease_is_renewed_while_its_block_runs() -> None:
     study = optuna.create_study()
     trial = study.ask()

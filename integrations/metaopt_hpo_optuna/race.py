@@ -1,0 +1,101 @@
+"""Methods in a race (`metaopt_hpo.comparison.gain`): real studies with Optuna's samplers and pruners, and ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
+from optuna.samplers import BaseSampler, GPSampler, GridSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from metaopt_hpo.comparison.gain import Race
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo_optuna.fields import RECORD
+from metaopt_hpo_optuna.pruner import ScalingLawPruner
+from metaopt_hpo_optuna.sampler import ScalingLawSampler
+from metaopt_hpo_optuna.study_table import record_to_json
+
+FEW = 4
+"""Random trials before a model of few: ten, Optuna's default, is more than most targets here need in all."""
+
+Setup = tuple[BaseSampler, BasePruner]
+
+
+def _law(race: Race) -> BaseSampler:
+    return ScalingLawSampler(models=dict(enumerate((*race.pilots, race.target))), seed=race.seed)
+
+
+def _hyperband(race: Race) -> BasePruner:
+    first = min(race.rungs, default=race.target[1])
+    return HyperbandPruner(min_resource=int(first), max_resource=int(race.target[1]), reduction_factor=3)
+
+
+def _grid(race: Race) -> BaseSampler:
+    """A lattice of at most a factor of two a step over the box, in random order."""
+    return GridSampler({"lr": _steps(race.lr), "batch": _steps(race.batch)}, seed=race.seed)
+
+
+def _steps(bounds: tuple[float, float]) -> list[float]:
+    count = max(1, math.ceil(math.log2(bounds[1] / bounds[0]) - 1e-9))
+    return [bounds[0] * (bounds[1] / bounds[0]) ** (i / count) for i in range(count + 1)]
+
+
+METHODS: dict[str, Callable[[Race], Setup]] = {
+    "law": lambda r: (_law(r), ScalingLawPruner()),
+    "law-no-pruner": lambda r: (_law(r), NopPruner()),
+    "tpe": lambda r: (TPESampler(seed=r.seed), NopPruner()),
+    "tpe-few": lambda r: (TPESampler(seed=r.seed, n_startup_trials=FEW), NopPruner()),
+    "hyperband": lambda r: (TPESampler(seed=r.seed), _hyperband(r)),
+    "gp": lambda r: (GPSampler(seed=r.seed, n_startup_trials=FEW), NopPruner()),
+    "random": lambda r: (RandomSampler(seed=r.seed), NopPruner()),
+    "grid": lambda r: (_grid(r), NopPruner()),
+}
+
+
+def run_race(method: str, race: Race) -> Iterator[TrialRecord]:
+    """Records of one method's study, trial after trial, until the budget is spent."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        sampler, pruner = METHODS[method](race)
+        study = optuna.create_study(study_name=f"{method}-{race.seed}", sampler=sampler, pruner=pruner)
+        cells = (*race.pilots, race.target)
+        spent = 0.0
+        while spent < race.budget:
+            trial = study.ask()
+            cell = race.target
+            if isinstance(sampler, ScalingLawSampler):
+                cell = cells[trial.suggest_categorical("model", range(len(cells)))]
+            trial.set_user_attr("size", cell[0])
+            trial.set_user_attr("tokens", cell[1])
+            batch = _suggest(trial, "batch", race.batch)
+            lr = _suggest(trial, "lr", race.lr)
+
+            def report(tokens: int, loss: float, trial: optuna.Trial = trial) -> str | None:
+                trial.report(loss, step=tokens)
+                return "pruned" if trial.should_prune() else None
+
+            record = race.objective.run(race.configuration(cell, lr, batch), report)
+            trial.set_user_attr(RECORD, record_to_json(record))
+            complete = record.state == "complete"
+            study.tell(
+                trial,
+                record.loss if complete else None,
+                TrialState.COMPLETE if complete else TrialState.PRUNED,
+            )
+            spent += record.cost
+            yield record
+            if isinstance(sampler, GridSampler) and sampler.is_exhausted(study):
+                return
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _suggest(trial: optuna.Trial, name: str, bounds: tuple[float, float]) -> float:
+    low, high = bounds
+    if high > low * (1 + 1e-9):
+        return trial.suggest_float(name, low, high, log=True)
+    trial.set_user_attr(name, low)
+    return low

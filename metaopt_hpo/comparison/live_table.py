@@ -1,0 +1,124 @@
+"""The table of live `text-lm` runs on which methods are compared: `python -m metaopt_hpo.comparison.live_table`.
+
+A dense grid of learning rate, batch and training seed is trained at five small cells and at one target, once, with
+every run's curve; methods are then replayed on it thousands of times. Interpolation is inside the grid only.
+About 40 CPU minutes in all, resumable: what is in the file is not trained again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from metaopt_hpo.comparison.objective import Configuration, TrainObjective
+from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+
+if TYPE_CHECKING:
+    from metaopt_hpo.comparison.gain import Problem
+
+TARGET = (96, 2**18)
+"""(width, tokens) whose learning rate and batch are searched: 24 times the FLOPs of the cheapest cell and more."""
+
+PILOTS = ((16, 2**16), (24, 2**16), (32, 2**16), (16, 2**17), (16, 2**18))
+
+LRS = tuple(2.5e-3 * 2 ** (k / 2) for k in range(11))
+SEQUENCES = (4, 8, 16, 32)
+SEEDS = (0, 1, 2)
+STRATEGY = "wsd"
+
+REPORT_STRIDE = 8
+"""One report an octave of tokens: enough rungs for Hyperband, and evaluation stays a few percent of a run."""
+
+FILE = Path("docs/results/live_text_lm.parquet")
+
+Key = tuple[float, float, float, float, int]
+
+
+def configurations() -> Iterator[Configuration]:
+    """Everything that is trained, seed by seed so that an unfinished table is usable, cheapest cells first."""
+    from metaopt_hpo.workloads import TextLM
+
+    for seed, (width, tokens) in itertools.product(SEEDS, (*PILOTS, TARGET)):
+        job = TextLM(width=width)
+        for sequences, lr in itertools.product(SEQUENCES, LRS):
+            batch = sequences * job.context
+            yield Configuration(
+                size=job.size, tokens=tokens, batch=batch, lr=lr, strategy=STRATEGY, seed=seed
+            )
+
+
+def _key(c: Configuration | TrialRecord) -> Key:
+    tokens = c.tokens if isinstance(c, Configuration) else c.target_tokens
+    return round(c.size), round(tokens), round(c.batch), round(c.lr, 9), c.seed
+
+
+def problem(path: Path = FILE) -> Problem:
+    """The table as a problem: a repetition meets one training seed, the mean over seeds, smoothed, is the truth.
+
+    Raises:
+        MetaOptError: the table is not finished.
+    """
+    from metaopt_hpo.comparison.gain import Problem
+    from metaopt_hpo.comparison.replayed import ReplayedObjective, smoothed
+    from metaopt_hpo.workloads import TextLM
+
+    table = TrialTable.read(path)
+    whole = ReplayedObjective(table, name="text-lm")
+    seeds = sorted(table.frame["seed"].unique())
+    width, tokens = TARGET
+    target = (float(TextLM(width=width).size), float(tokens))
+    if target not in whole.cells:
+        raise MetaOptError(f"{path} has no run of width {width} yet; run: python -m {__spec__.name}")
+    by_seed = [TrialTable.from_records([r for r in table.records() if r.seed == s]) for s in seeds]
+    each = [ReplayedObjective(t, name="text-lm") for t in by_seed]
+    objectives = tuple(o for o in each if o.cells == whole.cells)  # seeds that are not finished wait
+    pilots = tuple(c for c in whole.cells if c != target)
+    truth = smoothed(whole.grid(*target))
+    unit = whole.cost(Configuration(size=target[0], tokens=target[1], batch=1.0, lr=1.0))
+    return Problem(f"live text-lm, width {width}", objectives, target, pilots, truth, unit)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Parquet file of the table; resumed where it exists.")] = FILE,
+    minutes: Annotated[float, typer.Option(help="Stop after so long; run again to go on.")] = 60.0,
+) -> None:
+    """Train what is missing of the table."""
+    from metaopt_hpo.workloads import TextLM
+
+    records = TrialTable.read(out).records() if out.exists() else []
+    done = {_key(r) for r in records}
+    widths = sorted({w for w, _ in (*PILOTS, TARGET)})
+    objective = TrainObjective([TextLM(width=w) for w in widths], report_stride=REPORT_STRIDE)
+    missing = [c for c in configurations() if _key(c) not in done]
+    typer.echo(f"{len(records)} runs in {out}, {len(missing)} to train")
+    begin = saved = time.monotonic()
+    for n, c in enumerate(missing, start=1):
+        record = objective.run(c)
+        records.append(
+            replace(
+                record, study="live-text-lm", trial="/".join(f"{v:g}" for v in _key(c)), workload="text-lm"
+            )
+        )
+        late = time.monotonic() - begin > 60 * minutes
+        if late or n == len(missing) or time.monotonic() - saved > 30:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            temporary = out.with_suffix(".tmp.parquet")
+            TrialTable.from_records(records).write(temporary)
+            os.replace(temporary, out)
+            saved = time.monotonic()
+            typer.echo(f"{len(missing) - n} left after {(saved - begin) / 60:.1f} min")
+        if late:
+            break
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,232 @@
+"""Where in (lr, batch) the next run of a cell goes: around a law's optimum, as wide as it is unsure.
+
+A pilot is put where it shows both slopes of the bowl; a run of the target where the optimum probably is. Both are
+functions of the runs so far and a seed, so that workers that have seen the same runs agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaopt_hpo.scaling.cells import make_cells, thin
+from metaopt_hpo.scaling.design import Cell, Design
+from metaopt_hpo.scaling.estimates import LawRefused
+from metaopt_hpo.scaling.pointfit import PointFit, point_fit
+from metaopt_hpo.scaling.surface import Array, Surface
+
+if TYPE_CHECKING:
+    from metaopt_hpo.scaling.law import Law
+
+Bounds = tuple[float, float]
+
+FIRST = 3
+"""Runs over the whole box before a bowl is believed."""
+
+WIDEST = 500
+"""Runs a fit reads, evenly from all cells; more would cost time and move no proposal."""
+
+REACH = 2.0
+"""Half-width of a pilot's neighbourhood, in standard deviations of the optimum there."""
+
+LEAST_REACH = 0.7
+"""Half-width, ln units, below which a pilot would see its bowl's floor only."""
+
+LOSS_NOISE = 0.0015
+"""Least standard deviation of ln loss about a fitted bowl: no low-order bowl is truer than that."""
+
+RETURN = 4
+"""Runs of the target after which every other one stays near the best so far, should the law's bowl be wrong."""
+
+NEAR = 0.3
+"""Standard deviation, ln units, of those."""
+
+CONSIDERED = 200
+"""Runs of the target that are weighed, the best ones."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs so far, one value each; loss is NaN for one under way, or that gave none."""
+
+    size: Array
+    tokens: Array
+    batch: Array
+    lr: Array
+    loss: Array
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[float, float, float, float, float]]) -> Runs:
+        """From (size, tokens, batch, lr, loss) of each run."""
+        return cls(*np.array(list(rows), dtype=float).reshape(-1, 5).T)
+
+    @property
+    def n(self) -> int:
+        """Number of runs."""
+        return self.size.size
+
+    def counts(self) -> Counter[Cell]:
+        """Runs of each cell."""
+        return Counter(zip(self.size.tolist(), self.tokens.tolist(), strict=True))
+
+    def at(self, cell: Cell) -> Runs:
+        """The runs of one cell; sizes and tokens within 0.1 % are equal."""
+        return self.where(
+            (np.abs(self.size / cell[0] - 1) < 1e-3) & (np.abs(self.tokens / cell[1] - 1) < 1e-3)
+        )
+
+    def with_unfinished(self, cell: Cell, count: int) -> Runs:
+        """And `count` runs of a cell of which nothing is known."""
+        nan = np.full(count, np.nan)
+        more = (np.full(count, cell[0]), np.full(count, cell[1]), nan, nan, nan)
+        columns = (self.size, self.tokens, self.batch, self.lr, self.loss)
+        return Runs(*(np.concatenate([a, b]) for a, b in zip(columns, more, strict=True)))
+
+    def done(self) -> Runs:
+        """The runs with a positive, finite loss."""
+        return self.where(np.isfinite(self.loss) & (self.loss > 0))
+
+    def where(self, mask: NDArray[np.bool_]) -> Runs:
+        """The runs marked."""
+        return Runs(self.size[mask], self.tokens[mask], self.batch[mask], self.lr[mask], self.loss[mask])
+
+
+@dataclass(frozen=True)
+class Bowl:
+    """What a proposal needs of a fit: the centre at a cell, the shape, and the noise about it."""
+
+    surface: Surface
+    scale: float
+    fit: PointFit | Law
+
+    def centre(self, cell: Cell) -> tuple[float, float]:
+        """(ln lr*, ln B*)."""
+        if isinstance(self.fit, PointFit):
+            return self.fit.centre(*cell)
+        return self.fit.at(*cell)[:2]
+
+
+def bowl_of(runs: Runs, law: Law | None = None) -> Bowl | None:
+    """The law's bowl, or one fitted to the finished runs in milliseconds; None where they show none."""
+    if law is not None:
+        return Bowl(law.surface, law.noise, law)
+    done = runs.done()
+    if done.n < FIRST:
+        return None
+    try:
+        fit = point_fit(thin(make_cells(done.size, done.tokens, done.batch, done.lr, done.loss), WIDEST))
+    except (LawRefused, np.linalg.LinAlgError):
+        return None
+    return Bowl(fit.surface, fit.scale, fit)
+
+
+@dataclass(frozen=True)
+class Box:
+    """The searched (lr, batch), its centre and its width."""
+
+    lr: Bounds
+    batch: Bounds
+
+    @property
+    def two(self) -> bool:
+        """Whether the batch is searched too."""
+        return self.batch[1] > self.batch[0] * (1 + 1e-9)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of ln lr over the box; of one octave at least."""
+        return max(math.log(self.lr[1] / self.lr[0]), math.log(2.0)) / math.sqrt(12.0)
+
+    def clip(self, x: float, y: float) -> tuple[float, float]:
+        """(lr, batch) inside, from logarithms."""
+        lr, batch = math.exp(min(max(x, -700.0), 700.0)), math.exp(min(max(y, -700.0), 700.0))
+        return min(max(lr, self.lr[0]), self.lr[1]), min(max(batch, self.batch[0]), self.batch[1])
+
+    def at(self, u: float, v: float) -> tuple[float, float]:
+        """(lr, batch) at fractions of the log range."""
+        return tuple(float(b[0] * (b[1] / b[0]) ** w) for b, w in ((self.lr, u), (self.batch, v)))  # type: ignore[return-value]
+
+
+def spread_points(n: int, seed: int) -> Array:
+    """n points of an additive recurrence in the unit square (plastic number): even at every length."""
+    g = 1.32471795724474602596
+    alpha = np.array([1.0 / g, 1.0 / g**2])
+    shift = np.random.default_rng(seed).random(2)
+    return np.asarray((shift + np.arange(1, n + 1)[:, None] * alpha) % 1.0)
+
+
+def pilot_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) -> tuple[float, float]:
+    """(lr, batch) of the next pilot of a cell.
+
+    Evenly over the box before there is a bowl, then evenly over a neighbourhood of its optimum that is as wide as
+    the optimum is unknown there.
+    """
+    k = runs.at(cell).n
+    key = np.random.SeedSequence([seed & 0xFFFFFFFF, *_words(cell)]).generate_state(1)[0]
+    u, v = (float(w) for w in spread_points(k + 1, int(key))[-1])
+    if bowl is None:
+        return box.at(u, v)
+    x, y = _inside(bowl, cell, box)
+    sd = math.sqrt(Design(runs.counts(), cell, box.spread).variance(cell))
+    reach = max(LEAST_REACH, REACH * sd)
+    return box.clip(x + reach * (2 * u - 1), y + reach * (2 * v - 1))
+
+
+def target_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) -> tuple[float, float]:
+    """(lr, batch) of the next run of the target: the law's optimum first, then draws of where it really is.
+
+    The optimum scatters about the law; its prior is the design's variance from all other cells, and the target's
+    own runs are weighed by the law's bowl (Thompson sampling on a lattice of shifts).
+    """
+    there = runs.at(cell)
+    if bowl is None:
+        return pilot_point(runs, cell, box, None, seed)
+    counts = runs.counts()
+    for key in list(counts):
+        if abs(key[0] / cell[0] - 1) < 1e-3 and abs(key[1] / cell[1] - 1) < 1e-3:
+            del counts[key]
+    sd = math.sqrt(Design(counts, cell, box.spread).variance(cell))
+    x, y = _inside(bowl, cell, box)
+    rng = np.random.default_rng([seed & 0xFFFFFFFF, there.n])
+    done = there.done()
+    if not there.n:
+        return box.clip(x, y)
+    if not done.n:
+        step = sd * rng.standard_normal(2)
+        return box.clip(x + float(step[0]), y + float(step[1]))
+    best = np.argsort(done.loss, kind="stable")[:CONSIDERED]
+    ln_lr, ln_batch, z = np.log(done.lr[best]), np.log(done.batch[best]), np.log(done.loss[best])
+    if done.n >= RETURN and there.n % 2 == 0:
+        step = NEAR * rng.standard_normal(2)
+        return box.clip(float(ln_lr[0] + step[0]), float(ln_batch[0] + step[1]))
+    lattice = np.linspace(-3.0, 3.0, 31) * sd
+    flat = box.two and bowl.surface.has_batch
+    dx, dy = (m.ravel() for m in np.meshgrid(lattice, lattice if flat else np.zeros(1)))
+    residual = z[:, None] - bowl.surface.excess(ln_lr[:, None] - x - dx, ln_batch[:, None] - y - dy)
+    residual = residual - residual.mean(axis=0)
+    noise = max(2.0 * bowl.scale, LOSS_NOISE)
+    energy = 0.5 * (residual**2).sum(axis=0) / noise**2 + 0.5 * (dx**2 + dy**2) / sd**2
+    p = np.exp(energy.min() - energy)
+    i = int(rng.choice(p.size, p=p / p.sum()))
+    jitter = (lattice[1] - lattice[0]) * (rng.random(2) - 0.5) * (1.0, float(flat))
+    return box.clip(x + float(dx[i] + jitter[0]), y + float(dy[i] + jitter[1]))
+
+
+def _inside(bowl: Bowl, cell: Cell, box: Box) -> tuple[float, float]:
+    """The bowl's centre in the box: where the batch is held back, lr moves along the valley with it."""
+    x, y = bowl.centre(cell)
+    held = min(max(y, math.log(box.batch[0])), math.log(box.batch[1]))
+    if bowl.surface.has_batch:
+        x += bowl.surface.lr_given_batch(held - y)
+    return min(max(x, math.log(box.lr[0])), math.log(box.lr[1])), held
+
+
+def _words(cell: Cell) -> list[int]:
+    """A cell as seed words; the same for sizes that differ in the seventh digit."""
+    return [int(w) for v in cell for w in divmod(round(float(f"{v:.6g}")) & (2**64 - 1), 2**32)]

@@ -1,0 +1,121 @@
+"""The gain's bookkeeping: what a method is charged, when it has arrived, and that nothing is run twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metaopt_hpo.comparison import gain
+from metaopt_hpo.comparison.gain import Race, costs, race_all, run, summary, table_problem
+from metaopt_hpo.comparison.replayed import ReplayedObjective, smoothed
+from metaopt_hpo.comparison.statistics import ratio_of_medians
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+
+TARGET = (4e6, 8e7)
+
+
+def table() -> TrialTable:
+    rows = []
+    for n in (1e6, 2e6, 4e6):
+        for d in (4e7, 8e7):
+            for lr in np.geomspace(1e-3, 1e-1, 13):
+                for b in np.geomspace(1e4, 1e5, 5):
+                    x, y = math.log(lr / (0.01 * (n / 1e6) ** -0.4)), math.log(b / 3e4)
+                    loss = (2 + (n / 1e6) ** -0.3 + (d / 1e7) ** -0.3) * math.exp(0.03 * x * x + 0.02 * y * y)
+                    rows.append({"size": n, "tokens": d, "batch": b, "lr": lr, "loss": loss})
+    return TrialTable.from_frame(pd.DataFrame(rows))
+
+
+@pytest.fixture(scope="module")
+def problem() -> gain.Problem:
+    return table_problem("toy", table(), TARGET)
+
+
+class Fixed:
+    """A racer that runs one pilot, a bad and a good run of the target."""
+
+    race_methods = ("fixed", "tpe")
+    calls = 0
+
+    def race(self, method: str, race: Race) -> Iterator[TrialRecord]:
+        type(self).calls += 1
+        best = race.objective.grid(*race.target)  # type: ignore[attr-defined]
+        yield race.objective.run(race.configuration((1e6, 4e7), 1e-2, 3e4))
+        yield race.objective.run(race.configuration(race.target, 9e-2, 3e4), lambda t, loss: "stopped")
+        yield race.objective.run(race.configuration(race.target, best.best_lr, best.best_batch))
+        raise AssertionError("read on after the goal")
+
+
+def test_pilots_and_stopped_runs_cost_what_they_used(problem: gain.Problem) -> None:
+    rows = run(Fixed(), "fixed", problem, seed=0)
+    assert len(rows) == 1
+    assert rows[0]["excess"] == pytest.approx(0.0, abs=1e-9)
+    assert rows[0]["cost"] == pytest.approx(1 / 8 + 1 / 2 + 1)
+    assert rows[0]["pilots"] == pytest.approx(1 / 8)
+    assert rows[0]["runs"] == 3
+
+
+def test_a_search_that_is_held_is_not_repeated(
+    problem: gain.Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gain, "get_engine", lambda name: Fixed())
+    out = tmp_path / "gain.parquet"
+    Fixed.calls = 0
+    first = race_all("fixed", [problem], [], 2, out)
+    assert Fixed.calls == 4
+    again = race_all("fixed", [problem], [], 3, out)
+    assert Fixed.calls == 6
+    assert len(again) == 3 * len(first) // 2
+    found = summary(again)
+    row: dict[str, Any] = found[(found["method"] == "fixed") & (found["within"] == 0.0025)].iloc[0].to_dict()
+    assert row["median"] == pytest.approx(1.625)
+    assert row["ratio"] == pytest.approx(1.0)
+    assert "| toy |" in gain.markdown(found)
+    with pytest.raises(gain.EngineError, match="not magic"):
+        race_all("fixed", [problem], ["magic"], 1, out)
+
+
+def test_a_search_that_never_arrived_counts_as_the_limit() -> None:
+    frame = pd.DataFrame(
+        {
+            "problem": "p",
+            "engine": "e",
+            "method": "tpe",
+            "seed": [0, 1],
+            "cost": [3.0, 40.5],
+            "excess": [1e-4, 0.1],
+        }
+    )
+    assert costs(frame, 0.0025)["tpe"].tolist() == [3.0, gain.LIMIT]
+
+
+def test_any_configuration_of_the_box_is_run_at_the_nearest_known_one() -> None:
+    objective = ReplayedObjective(table())
+    race = table_problem("toy", table(), TARGET).race(0, 10)
+    record = objective.run(race.configuration(TARGET, 1e3, 1.0))
+    assert record.lr == pytest.approx(0.1)
+    assert record.batch == pytest.approx(1e4)
+    assert race.rungs == (4e7,)
+
+
+def test_smoothing_keeps_a_bowl_and_halves_noise() -> None:
+    grid = ReplayedObjective(table()).grid(*TARGET)
+    assert smoothed(grid).loss == pytest.approx(grid.loss, rel=0.02)
+    rng = np.random.default_rng(0)
+    noisy = type(grid)(*np.exp(grid.points.T), grid.loss * np.exp(0.01 * rng.standard_normal(grid.loss.size)))
+    error, smooth = (np.std(np.log(g.loss / grid.loss)) for g in (noisy, smoothed(noisy)))
+    assert smooth < 0.7 * error
+
+
+def test_the_ratio_of_medians_and_its_interval() -> None:
+    ratio, low, high = ratio_of_medians([4.0] * 10, [2.0] * 10)
+    assert (ratio, low, high) == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="at least one"):
+        ratio_of_medians([], [1.0])
