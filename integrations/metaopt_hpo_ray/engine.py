@@ -24,7 +24,7 @@ from ray.tune.experiment import Trial
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_ray import populations
+from metaopt_hpo_ray import populations, race
 from metaopt_hpo_ray.columns import METRIC
 from metaopt_hpo_ray.populations import Population
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer, make_scheduler
@@ -61,6 +61,19 @@ class RayEngine:
     def methods(self) -> frozenset[str]:
         """Names of the methods this engine implements."""
         return frozenset((*METHODS, *populations.METHODS))
+
+    @property
+    def race_methods(self) -> tuple[str, ...]:
+        """Names of the methods in a race (`metaopt_hpo.comparison.gain`)."""
+        return race.METHODS
+
+    def race(self, method: str, found: race.Race) -> Iterator[TrialRecord]:
+        """Records of the runs of a race; see `metaopt_hpo_ray.race`.
+
+        Raises:
+            EngineError: no such method.
+        """
+        return race.race(method, found)
 
     @contextlib.contextmanager
     def shared(self, cpus: int) -> Iterator[None]:
