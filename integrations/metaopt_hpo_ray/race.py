@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
@@ -116,16 +115,22 @@ def _run(
     )
     trial = Trial("__fake", trial_id=key, config=config, stub=True)
     controller.trials = [trial]
+    before = np.random.get_state()  # noqa: NPY002  HyperBand draws a trial's bracket from it
+    np.random.seed([race.seed & 0xFFFFFFFF, int(key[1:])])  # noqa: NPY002
     scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
+    np.random.set_state(before)  # noqa: NPY002
     if scheduler.choose_trial_to_run(controller) is not trial:  # type: ignore[arg-type]
         search.on_trial_complete(key)
         return None
     trial.set_status(Trial.RUNNING)
     per_token = race.objective.cost(c) / c.tokens
+    reports = 0
 
     def result(tokens: float, loss: float) -> dict[str, Any]:
+        nonlocal reports
+        reports += 1
         work = per_token * tokens
-        return {METRIC: loss, PROGRESS: tokens, WORK: work, "trial_id": key, "training_iteration": 1}
+        return {METRIC: loss, PROGRESS: tokens, WORK: work, "trial_id": key, "training_iteration": reports}
 
     def report(tokens: float, loss: float) -> str | None:
         if tokens >= c.tokens:
@@ -178,7 +183,10 @@ def _tpe(race: Race) -> Any:
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return OptunaSearch(
-        space={"lr": tune.loguniform(*race.lr), "batch": tune.loguniform(*race.batch)},
+        space={
+            name: optuna.distributions.FloatDistribution(*bounds, log=True)
+            for name, bounds in (("lr", race.lr), ("batch", race.batch))
+        },
         metric=METRIC,
         mode="min",
         sampler=optuna.samplers.TPESampler(seed=race.seed),
