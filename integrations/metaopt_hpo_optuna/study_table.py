@@ -180,8 +180,9 @@ def _curve(trial: FrozenTrial, sign: float, planned: float) -> Curve | None:
 def add_records(study: Study, records: Iterable[TrialRecord]) -> None:
     """Add trials that were run elsewhere, or published as a table, to a study as finished trials.
 
-    They serve as evidence: pass the study as one of `source_studies`. Trials that failed or still run are
-    added as failed. The learning rate becomes the parameter `lr`; the record is kept whole.
+    They serve as evidence: pass the study as one of `source_studies`. Trials that failed or still run, and a
+    first one whose loss is not finite, are added as failed. The learning rate becomes the parameter `lr`; the
+    record is kept whole.
 
     Raises:
         ValueError: a record's direction contradicts the study's, or a multi-objective study.
@@ -203,10 +204,13 @@ def add_records(study: Study, records: Iterable[TrialRecord]) -> None:
             else {round(t): sign * x for t, x in zip(curve.tokens, curve.loss, strict=True)}
         )
         to = state.get(record.state, TrialState.FAIL)
+        value = None if to == TrialState.FAIL else _value(study, sign, record.loss)
+        if value is None and to == TrialState.COMPLETE:  # a loss that is not finite, and none to stand for it
+            to = TrialState.FAIL
         study.add_trial(
             optuna.create_trial(
                 state=to,
-                value=None if to == TrialState.FAIL else _value(study, sign, record.loss),
+                value=value,
                 params={"lr": record.lr},
                 distributions={"lr": FloatDistribution(record.lr / 2, record.lr * 2, log=True)},
                 user_attrs={

@@ -6,7 +6,7 @@ import math
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage
@@ -53,6 +53,7 @@ def test_a_damaged_record_is_named(data: object) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=5, deadline=None)
 @given(st.lists(records(), min_size=1, max_size=4))
+@example([TrialRecord(size=1.0, tokens=1.0, batch=1.0, lr=1.0, loss=math.inf)])
 def test_records_added_to_a_study_come_back(storage: BaseStorage, found: list[TrialRecord]) -> None:
     study = optuna.create_study(storage=storage)
     add_records(study, found)

@@ -88,13 +88,12 @@ def test_the_loss_of_larger_runs_is_foretold_within_a_percent(
     splits: dict[str, Split], laws: dict[str, Law], name: str
 ) -> None:
     """Every split of three sizes or more; one floor separable in size and tokens is off by 2 % on two of them."""
-    errors, inside = [], []
-    for cell, grid in cells_of(splits[name].test).items():
-        loss = laws[name].predict(*cell).loss
-        errors.append(np.log(loss.value / grid.best))
-        inside.append(grid.best in loss)
+    errors = [
+        np.log(laws[name].predict(*cell).loss.value / grid.best)
+        for cell, grid in cells_of(splits[name].test).items()
+    ]
+    # coverage is asked over all splits: the cells of one share their error, and count as few
     assert np.sqrt(np.mean(np.square(errors))) < 0.01
-    assert np.mean(inside) >= 0.8
 
 
 def test_two_sizes_are_refused(splits: dict[str, Split]) -> None:
