@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaopt_hpo.scaling.design import Design, target_runs
@@ -18,6 +18,7 @@ PILOTS = tuple((n, d) for n in (5e7, 1e8, 2e8) for d in (2e9, 8e9, 5e10))
 counts = st.dictionaries(st.sampled_from(PILOTS), st.integers(0, 12))
 
 
+@settings(deadline=None)
 @given(counts, st.sampled_from(PILOTS), st.integers(1, 6))
 def test_a_run_never_makes_the_target_less_known(
     held: dict[tuple[float, float], int], cell, more: int
@@ -27,6 +28,7 @@ def test_a_run_never_makes_the_target_less_known(
     assert after <= before * (1 + 1e-9)
 
 
+@settings(deadline=None, max_examples=25)
 @given(counts)
 def test_pilots_end_and_cost_less_than_searching_the_target(held: dict[tuple[float, float], int]) -> None:
     running = Counter(held)
