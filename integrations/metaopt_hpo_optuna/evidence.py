@@ -12,13 +12,15 @@ import math
 import threading
 import warnings
 import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.storages import BaseStorage
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.trials.record import TrialRecord
@@ -39,6 +41,9 @@ EXACT = 20
 MAD_TO_SD = 1.4826
 """Median absolute deviation to standard deviation, for normal errors."""
 
+REMEMBERED = 1024
+"""Trials whose place is kept, to notice one that changes."""
+
 Cell = tuple[float, float]
 """Size and planned tokens."""
 
@@ -55,6 +60,8 @@ class Known:
     """Completed trials with a size, by the time they finished."""
     best: dict[Cell, float] = field(default_factory=dict)
     """Lowest final loss of each (size, tokens)."""
+    positive: bool = False
+    """Some finished trial has a loss above 0, which a law can be of."""
     still_to_fall: dict[Cell, list[float]] = field(default_factory=dict)
     """(planned tokens, tokens so far) → ln(final loss / loss so far) of every finished trial."""
     count: int = 0
@@ -117,9 +124,10 @@ class Evidence:
         self._known: weakref.WeakKeyDictionary[BaseStorage, dict[int, Known]] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
         self._told: set[str] = set()
+        self._places: OrderedDict[tuple[str, int, datetime | None], Cell] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_known", "_lock", "_told")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_known", "_lock", "_told", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -129,6 +137,26 @@ class Evidence:
         """Size and planned tokens of a trial, None where it has not both."""
         size, tokens = self.names.get(trial, "size"), self.names.get(trial, "tokens")
         return None if size is None or tokens is None else (size, tokens)
+
+    def place_of(self, study: Study, trial: FrozenTrial) -> Cell | None:
+        """`place` of a trial of this study, after a check that it is what it was when last asked.
+
+        Raises:
+            ValueError: the trial has changed its size or its planned tokens.
+        """
+        place = self.place(trial)
+        if place is None:
+            return None
+        key = (study.study_name, trial.number, trial.datetime_start)
+        before = self._places.setdefault(key, place)
+        if before != place:
+            raise ValueError(
+                f"trial {trial.number} had (size, tokens) = {before} and now has {place}; one trial is one run: "
+                "set them once, and start a new trial for another size"
+            )
+        while len(self._places) > REMEMBERED:
+            self._places.popitem(last=False)
+        return place
 
     def read(self, study: Study, *, at_ask: bool = False) -> Known:
         """The study's finished trials and the law they bear, up to date.
@@ -220,6 +248,16 @@ class Evidence:
                     f"{study.study_name!r} to {study.direction.name.lower()}; a law cannot serve both, "
                     "negate the values of one of them"
                 )
+        finished = sum(len(k.finished) for k in (known, *known.sources))
+        if finished and not any(k.positive for k in (known, *known.sources)):
+            maximize = study.direction == StudyDirection.MAXIMIZE
+            self.tell_once(
+                "direction",
+                f"no law can be fitted to study {study.study_name!r}, for a law is of a loss above 0 and all "
+                f"{finished} finished trials have values {'>=' if maximize else '<='} 0 to "
+                f"{'maximize' if maximize else 'minimize'}; return the loss and minimize it, or for a score "
+                "minimize 1 - score",
+            )
         return known
 
     def tell_once(self, code: str, message: str) -> None:
@@ -251,6 +289,7 @@ class Evidence:
             fresh = True
             known.finished.append((trial.datetime_complete, trial.number, record))
             cell = (record.size, record.target_tokens)
+            known.positive |= record.loss > 0
             known.best[cell] = min(record.loss, known.best.get(cell, record.loss))
             if record.curve is not None and record.loss > 0:
                 for t, loss in zip(record.curve.tokens, record.curve.loss, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +105,10 @@ class Fields:
 
 def _positive(value: Any) -> bool:
     return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+        isinstance(value, numbers.Real)  # NumPy's scalars too, which the in-memory storage keeps as they are
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and float(value) > 0
     )
 
 

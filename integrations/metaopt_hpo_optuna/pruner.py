@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from optuna.pruners import BasePruner, HyperbandPruner
@@ -21,9 +19,6 @@ from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.policy import Verdict
-
-REMEMBERED = 1024
-"""Trials whose size is remembered, to notice one that changes."""
 
 MIN_PEERS = 3
 """Finished trials that must have reported at the same tokens before a running loss says anything."""
@@ -96,7 +91,6 @@ class ScalingLawPruner(BasePruner):
         self._wrapped = wrapped
         self._n_warmup_tokens = n_warmup_tokens
         self._min_size = min_size
-        self._places: OrderedDict[tuple[str, int, datetime | None], tuple[float, float]] = OrderedDict()
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial should stop; see the class."""
@@ -120,7 +114,7 @@ class ScalingLawPruner(BasePruner):
 
     def verdict(self, study: Study, trial: FrozenTrial) -> Verdict | None:
         """The law's verdict on a trial as it stands; None where there is no law or it is not to judge."""
-        place = self._place(study, trial)
+        place = self._evidence.place_of(study, trial)
         if place is None:
             self._evidence.tell_once(
                 "no-size",
@@ -163,21 +157,6 @@ class ScalingLawPruner(BasePruner):
             # nobody has finished here: stop only what would end above all the law holds possible for the best
             goal = known.law.predict(size, tokens, batch).loss.high
         return known.law.verdict(size=size, tokens=tokens, lr=lr, batch=batch, incumbent=goal, curve=curve)
-
-    def _place(self, study: Study, trial: FrozenTrial) -> tuple[float, float] | None:
-        place = self._evidence.place(trial)
-        if place is None:
-            return None
-        key = (study.study_name, trial.number, trial.datetime_start)
-        before = self._places.setdefault(key, place)
-        if before != place:
-            raise ValueError(
-                f"trial {trial.number} had (size, tokens) = {before} and now has {place}; one trial is one run: "
-                "set them once, and start a new trial for another size"
-            )
-        while len(self._places) > REMEMBERED:
-            self._places.popitem(last=False)
-        return place
 
 
 def _expected_end(known: Known, seen: int, tokens: float, loss: float) -> float | None:

@@ -152,7 +152,7 @@ class ScalingLawSampler(BaseSampler):
             return self._choose_model(study, trial, param_distribution)
         if param_name in self._ours():
             bounds = log_range(param_distribution)
-            place = self._evidence.place(trial)
+            place = self._evidence.place_of(study, trial)
             if bounds is not None and place is not None:
                 value = self._propose(study, trial, place, param_name, bounds)
                 return nearest(param_distribution, value)

@@ -370,6 +370,33 @@ def test_directions_may_not_contradict() -> None:
         trial.should_prune()
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_direction_in_which_no_value_is_a_loss_is_said_once(direction: str) -> None:
+    accuracies = optuna.create_study(direction="maximize" if direction == "minimize" else "minimize")
+    fill(accuracies)
+    study = optuna.create_study(direction=direction, pruner=ScalingLawPruner())
+    study.add_trials(accuracies.trials)
+    trial = begin(study, 1.0)
+    trial.report(3.0, GRID[0])
+    with pytest.warns(StudyWarning, match="no law can be fitted.*return the loss and minimize it"):
+        assert trial.should_prune() is False
+    assert trial.should_prune() is False  # a second warning would be an error here
+
+
+def test_numpy_sizes_of_the_in_memory_storage_are_numbers(study: Study) -> None:
+    trial = begin(study, 1.0, size=np.float32(LARGE), tokens=np.int64(TOKENS))
+    assert any(decide(study, trial, [loss_at(LARGE, 1.0, t) for t in GRID]))
+
+
+def test_a_duplicate_report_decides_nothing_anew(study: Study) -> None:
+    trial = begin(study, 0.03 * 10**-0.4)
+    trial.report(loss_at(LARGE, 0.012, GRID[0]), GRID[0])
+    first = trial.should_prune()
+    with pytest.warns(UserWarning, match="already reported"):
+        trial.report(1e6, GRID[0])
+    assert trial.should_prune() is first is False
+
+
 def test_multi_objective_studies_are_refused() -> None:
     study = optuna.create_study(directions=["minimize", "minimize"])
     with pytest.raises(ValueError, match="multi-objective"):

@@ -267,6 +267,23 @@ def test_bad_arguments(options: dict[str, object], message: str) -> None:
         ScalingLawSampler(**options)  # type: ignore[arg-type]
 
 
+def test_a_size_that_changes_between_lr_and_batch_is_an_error() -> None:
+    trial = optuna.create_study(sampler=ScalingLawSampler(seed=0)).ask()
+    trial.set_user_attr("size", SIZES[0])
+    trial.set_user_attr("tokens", TOKENS)
+    trial.suggest_float("lr", 1e-3, 1.0, log=True)
+    trial.set_user_attr("size", SIZES[1])
+    with pytest.raises(ValueError, match="one trial is one run: set them once"):
+        trial.suggest_float("batch", 64, 4096, log=True)
+
+
+def test_a_score_is_searched_without_a_law_and_it_says_so() -> None:
+    study = optuna.create_study(direction="maximize", sampler=ScalingLawSampler(seed=0))
+    with pytest.warns(StudyWarning, match="minimize 1 - score"):
+        learn(study, sizes=SIZES[:1], trials=4)
+    assert all(1e-3 <= lr <= 1.0 for lr in lrs(study))
+
+
 def test_a_size_that_is_no_number_is_named() -> None:
     study = optuna.create_study(sampler=ScalingLawSampler(seed=0))
     trial = study.ask()
