@@ -71,6 +71,18 @@ class Columns:
         sources = (self.size, self.tokens, self.batch, self.lr)
         return [s for s in sources if isinstance(s, str) and look_up(space, s) is None]
 
+    def unusable(self, space: Mapping[str, Any]) -> list[str]:
+        """Entries of a parameter space with a value, fixed or to choose from, that is no positive number."""
+        found = []
+        for source in (self.size, self.tokens, self.batch, self.lr):
+            entry = look_up(space, source) if isinstance(source, str) else None
+            grid = entry.get("grid_search") if isinstance(entry, Mapping) else None
+            values = grid if grid is not None else getattr(entry, "categories", [entry])
+            found += [
+                f"{source}={v!r}" for v in values if isinstance(v, int | float | str) and not positive(v)
+            ]
+        return found
+
     def others(self, config: Mapping[str, Any]) -> dict[str, float | int | str | bool]:
         """Every other plain entry of the config, nested ones with slashes."""
         own = {s for s in (self.size, self.tokens, self.batch, self.lr) if isinstance(s, str)}

@@ -29,6 +29,9 @@ KEEP = 2
 SAFE_FOR_PBT = 4
 """Checkpoints to keep of each trial where others copy them."""
 
+LOCAL = ("file://", "local://")
+"""Storage that is a folder of the machine all the same."""
+
 PAUSING = (HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining)
 """Schedulers that pause running trials, which then go on from a checkpoint, or without one from their beginning."""
 
@@ -79,8 +82,15 @@ def tuner_configs(
         TuneWarning: what may be meant, but rarely is.
     """
     scheduler = ScalingLawScheduler() if scheduler is None else scheduler
+    _check_kinds(scheduler, search_alg)
     if mode not in ("min", "max"):
         raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+    own = getattr(search_alg, "mode", None)
+    if own is not None and own != mode:
+        raise ValueError(
+            f"{type(search_alg).__name__} has mode={own!r} and tuner_configs has mode={mode!r}; leave mode out of "
+            "the searcher, which gets it from here"
+        )
     if isinstance(scheduler, ScalingLawScheduler):
         if mode != "min":
             raise ValueError(
@@ -92,6 +102,11 @@ def tuner_configs(
             raise ValueError(
                 f"param_space has no {', '.join(map(repr, missing))}, without which no law can be fitted; add "
                 "them, or name the entries with ScalingLawScheduler(size=…, tokens=…, batch=…, lr=…)"
+            )
+        if unusable := scheduler.columns.unusable(param_space):
+            raise ValueError(
+                f"param_space has {', '.join(unusable)}, where a law needs numbers > 0; give them so, or name other "
+                "entries with ScalingLawScheduler(size=…, tokens=…, batch=…, lr=…)"
             )
         _check_searcher(search_alg, max_concurrent_trials)
     _check_checkpoints(scheduler, num_to_keep)
@@ -149,6 +164,18 @@ def _known(kind: type, options: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(options or {})
 
 
+def _check_kinds(scheduler: Any, search_alg: Any) -> None:
+    """Optuna's pruners have no place in Tune: OptunaSearch never asks the one of its study."""
+    if callable(getattr(scheduler, "prune", None)) or callable(getattr(search_alg, "prune", None)):
+        pruner = scheduler if callable(getattr(scheduler, "prune", None)) else search_alg
+        raise ValueError(
+            f"{type(pruner).__name__} is an Optuna pruner, which Tune never asks, not even with OptunaSearch; stop "
+            "trials with scheduler=ScalingLawScheduler(…), or another of Tune's schedulers"
+        )
+    if not isinstance(scheduler, TrialScheduler | str):
+        raise ValueError(f"scheduler must be one of Tune's schedulers, got {type(scheduler).__name__}")
+
+
 def _check_searcher(search_alg: Any, max_concurrent_trials: int | None) -> None:
     """Held trials wait as PAUSED, so Tune would ask a searcher for all of them before any has taught it."""
     if search_alg is None or isinstance(search_alg, BasicVariantGenerator | ConcurrencyLimiter | str):
@@ -168,6 +195,13 @@ def _check_checkpoints(scheduler: TrialScheduler, num_to_keep: int | None) -> No
             f"num_to_keep must be at least 1, or None to keep all, got {num_to_keep!r}: without a checkpoint a "
             "trial that is paused or retried silently starts again at its first step"
         )
+    if num_to_keep == 1:
+        warnings.warn(
+            "num_to_keep=1 leaves no older checkpoint: a trial whose only one is lost, or replaced after Tune's last "
+            f"snapshot of the experiment, starts again at its first step; keep {KEEP} or more, or all (None)",
+            TuneWarning,
+            stacklevel=3,
+        )
     if (
         isinstance(scheduler, PopulationBasedTraining)
         and num_to_keep is not None
@@ -182,12 +216,13 @@ def _check_checkpoints(scheduler: TrialScheduler, num_to_keep: int | None) -> No
 
 
 def _check_storage(storage_path: str | None) -> None:
-    if storage_path is not None and "://" in storage_path:
+    if storage_path is not None and "://" in storage_path and not storage_path.startswith(LOCAL):
         return
     nodes = sum(1 for n in ray.nodes() if n.get("Alive")) if ray.is_initialized() else 1
     if nodes > 1:
         warnings.warn(
-            f"the cluster has {nodes} nodes and storage_path={storage_path!r} is a path of this machine: unless "
+            f"the cluster has {nodes} nodes and storage_path={storage_path or '~/ray_results'!r} is a path of this "
+            "machine: unless "
             "every node mounts it, a trial that moves to another node loses its checkpoint and starts again at "
             "its first step; give a URI such as s3://… or a path on shared storage",
             TuneWarning,

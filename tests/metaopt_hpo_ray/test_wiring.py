@@ -10,9 +10,11 @@ from typing import Any
 
 import pyarrow.fs
 import pytest
+from optuna.pruners import MedianPruner
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search.optuna import OptunaSearch
 from stub_cluster import StubCluster, result_of, stub_trial
 
 from metaopt_hpo.errors import MetaOptError
@@ -60,6 +62,13 @@ def test_any_other_scheduler_gets_its_curves_kept() -> None:
         ({"mode": "max"}, "mode='min'"),
         ({"mode": "best"}, "'min' or 'max'"),
         ({"num_to_keep": 0}, "num_to_keep"),
+        ({"param_space": {**SPACE, "size": "7B"}}, "size='7B', where a law needs numbers > 0"),
+        ({"param_space": {**SPACE, "tokens": tune.choice([64, 0])}}, "tokens=0"),
+        ({"param_space": {**SPACE, "batch": {"grid_search": [8, -8]}}}, "batch=-8"),
+        ({"search_alg": OptunaSearch(metric="loss", mode="max")}, "leave mode out of the searcher"),
+        ({"scheduler": MedianPruner()}, "MedianPruner is an Optuna pruner, which Tune never asks"),
+        ({"search_alg": MedianPruner()}, "not even with OptunaSearch; stop trials with"),
+        ({"scheduler": 3}, "one of Tune's schedulers, got int"),
         ({"tune_options": {"metrics": "loss"}}, "no option 'metrics'"),
         ({"run_options": {"storage_path": "/x"}}, "no option 'storage_path'"),
     ],
@@ -74,6 +83,7 @@ def test_what_cannot_work_is_an_error_before_anything_runs(options: dict[str, An
     [
         ({"search_alg": searcher(), "num_samples": 9}, "max_concurrent_trials"),
         ({"scheduler": PopulationBasedTraining(hyperparam_mutations={"lr": [1.0]})}, "fast donor"),
+        ({"num_to_keep": 1}, "leaves no older checkpoint"),
     ],
 )
 def test_what_is_rarely_meant_is_a_warning(options: dict[str, Any], message: str) -> None:
@@ -104,6 +114,10 @@ def test_several_nodes_without_shared_storage(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
     with pytest.warns(TuneWarning, match="2 nodes"):
         tuner_configs(param_space=SPACE, storage_path=str(tmp_path))
+    with pytest.warns(TuneWarning, match="storage_path='~/ray_results' is a path of this machine"):
+        tuner_configs(param_space=SPACE)
+    with pytest.warns(TuneWarning, match="2 nodes"):
+        tuner_configs(param_space=SPACE, storage_path=f"file://{tmp_path}")
     tuner_configs(param_space=SPACE, storage_path="s3://bucket/runs")
 
 
