@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 LR_BOUNDS = (2.0**-13, 2.0**-4)
 """Range of the grid for AdamW on small transformers; edge optima are censored, and said to be."""
 LR_POINTS = 10
+MIN_POINTS = 5
+"""Of the lr grid: its every other point, the protocol's coarse grid, must still hold three."""
 STORE_FILE = "attribution.sqlite"
 
 
@@ -46,13 +48,16 @@ def run_with_engine(
     Args:
         engine: its name, or one.
         workload: trained at each cell's batch; give `objective` instead to look trials up.
-        lr_bounds, points: of the lr grid, the same in every cell.
+        lr_bounds, points: of the lr grid, the same in every cell; at least 5 points.
         store: folder of the engine's store; None keeps it in memory.
 
     Raises:
         AttributionError: factors other than the schedule, or a cell whose grid did not complete.
         EngineError: no such engine.
+        ValueError: fewer points than a coarse grid needs, or nothing to train or look up.
     """
+    if points < MIN_POINTS:
+        raise ValueError(f"points must be at least {MIN_POINTS}, got {points!r}")
     if config.factors != ("schedule",):
         raise AttributionError(
             f"an engine varies the schedule only: set factors=('schedule',), got {config.factors!r}"
