@@ -28,6 +28,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STATES = {"complete": ("#0072B2", "solid"), "pruned": ("#D55E00", "dash"), "diverged": ("#000000", "dot")}
 OTHER_STATE = ("#999999", "dot")
 
+FAINT = 0.4
+"""Opacity of finished runs where pruned ones are to be seen among them."""
+
 DASHBOARD_IDS = ("metaopt-scaling-law", "metaopt-lr-trajectories", "metaopt-pruning")
 
 
@@ -115,7 +118,8 @@ def draw_pruning(info: PruningInfo) -> go.Figure:
         f"Pruned against finished: {info.saved:.0%} of the planned FLOPs not spent", "tokens", "loss"
     )
     shown: set[str] = set()
-    for c in info.curves:
+    # finished runs are many: they are drawn first and faint, so that what was pruned can be seen among them
+    for c in sorted(info.curves, key=lambda c: c.state != "complete"):
         colour, dash = STATES.get(c.state, OTHER_STATE)
         figure.add_trace(
             go.Scatter(
@@ -125,6 +129,7 @@ def draw_pruning(info: PruningInfo) -> go.Figure:
                 name=c.state,
                 legendgroup=c.state,
                 showlegend=c.state not in shown,
+                opacity=FAINT if c.state == "complete" else 1.0,
                 line={"color": colour, "dash": dash, "width": 1.2},
                 # a mark where it ended, and nowhere else
                 marker={"size": [0] * (len(c.tokens) - 1) + [8], "symbol": "x" if c.reason else "circle"},

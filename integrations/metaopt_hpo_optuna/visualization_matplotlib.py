@@ -10,7 +10,7 @@ from optuna.study import Study
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo_optuna.fields import Fields
 from metaopt_hpo_optuna.study_views import pruning_info, scaling_law_info, trajectories_info
-from metaopt_hpo_optuna.visualization import COLOURS, OTHER_STATE, STATES
+from metaopt_hpo_optuna.visualization import COLOURS, FAINT, OTHER_STATE, STATES
 
 LINES = {"solid": "-", "dash": "--", "dot": ":"}
 
@@ -64,8 +64,11 @@ def plot_pruning(study: Study, *, names: Fields | None = None) -> Any:
     for c in info.curves:
         colour, dash = STATES.get(c.state, OTHER_STATE)
         label = c.state if c.state not in shown else "_nolegend_"
-        axes.plot(c.tokens, c.loss, color=colour, linestyle=LINES[dash], linewidth=1.2, label=label)
-        axes.plot(c.tokens[-1:], c.loss[-1:], "x" if c.reason else "o", color=colour, markersize=5)
+        # finished runs are many: they stay behind, so that what was pruned can be seen among them
+        behind = c.state == "complete"
+        look = {"color": colour, "alpha": FAINT if behind else 1.0, "zorder": 2 if behind else 3}
+        axes.plot(c.tokens, c.loss, linestyle=LINES[dash], linewidth=1.2, label=label, **look)
+        axes.plot(c.tokens[-1:], c.loss[-1:], "x" if c.reason else "o", markersize=5, **look)
         shown.add(c.state)
     return _finish(axes, "" if info.curves else "no trial reported between its start and its end")
 

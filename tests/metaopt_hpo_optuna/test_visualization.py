@@ -100,6 +100,17 @@ def test_both_libraries_draw_every_line_of_the_info(study: optuna.Study, name: s
     mpl.pyplot.close("all")
 
 
+def test_what_was_pruned_is_drawn_over_what_finished(study: optuna.Study) -> None:
+    study.add_trial(study.trials[0])  # the pruned one is no longer the last
+    plotly = visualization.plot_pruning(study).data
+    assert [t.name for t in plotly] == ["complete"] * 16 + ["pruned"]
+    assert plotly[0].opacity < plotly[-1].opacity == 1.0
+    lines = visualization_matplotlib.plot_pruning(study).get_lines()
+    above = {line.get_zorder() for line in lines if line.get_alpha() == 1.0}
+    assert min(above) > max(line.get_zorder() for line in lines if line.get_alpha() < 1.0)
+    mpl.pyplot.close("all")
+
+
 @pytest.mark.parametrize("name", PLOTS)
 def test_a_study_without_trials_says_so_in_the_figure(name: str) -> None:
     empty = optuna.create_study()
