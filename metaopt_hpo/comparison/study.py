@@ -250,11 +250,12 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
         for seed in range(seeds):
             for case in some:
                 out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, ("wsd", "cosine"))]
+        if some is small:
+            for seed in range(min(3, seeds)):
+                out += [*started(DIGITS, seed), *started(TEXT[1], seed)]
         for seed in range(seeds):
             for case in some:
                 out += single(case, seed, RIVALS)
-    for seed in range(min(3, seeds)):
-        out += [*started(TEXT[1], seed), *started(DIGITS, seed)]
     for seed in range(seeds):
         for case in dear:
             out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, ("wsd",))]

@@ -14,6 +14,7 @@ line-height:1.45}
 table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}
 th,td{border:1px solid #c8ccd2;padding:.3rem .6rem;text-align:left;vertical-align:top}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
+td.number{white-space:nowrap}
 .table{overflow-x:auto}
 .note{color:#555c66;font-size:.9rem}
 @media (prefers-color-scheme:dark){body{color:#e4e6ea;background:#14171c}th,td{border-color:#444a52}

@@ -16,6 +16,9 @@ from metaopt_hpo.report.palette import NEUTRAL, of_rank
 from metaopt_hpo.report.words import DASH, scientific
 from metaopt_hpo.trials.table import TrialTable
 
+AGAINST_SCHEDULES = "One run against tuned schedules"
+FROM_STARTS = "From twelve starts"
+
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 """Title, head, rows."""
 
@@ -51,9 +54,9 @@ def render(table: TrialTable) -> str:
     parts = []
     for title, head, rows in tables(outcome):
         extra = []
-        if title.startswith("One run against"):
+        if title == AGAINST_SCHEDULES:
             extra.append(sections.figure(landscape(table, [o.case for o in outcome.cases]), "landscape"))
-        if title.startswith("From twelve"):
+        if title == FROM_STARTS:
             extra.append(sections.figure(starts_figure(outcome), "starts"))
         parts.append(sections.section(title, sections.table(head, rows), *extra))
     intro = (
@@ -110,7 +113,7 @@ def _against_schedules(outcome: StudyOutcome) -> Table:
                 "",
             )
         )
-    return "One run against tuned schedules", head, rows
+    return AGAINST_SCHEDULES, head, rows
 
 
 def _against_rivals(outcome: StudyOutcome) -> Table:
@@ -146,7 +149,7 @@ def _from_starts(outcome: StudyOutcome) -> Table:
         )
         for s in outcome.starts
     ]
-    return "From twelve starts", head, rows
+    return FROM_STARTS, head, rows
 
 
 def _sensitivity(outcome: StudyOutcome) -> Table:

@@ -147,6 +147,7 @@ def test_the_page_and_the_tables_say_the_same_and_need_no_network() -> None:
     body = html.split("</script>", 1)[1]
     assert "src=" not in body
     assert render(table) == html
+    assert body.count('id="landscape"') == 1
 
 
 def test_runs_are_kept_resumed_and_not_repeated(tmp_path: Path) -> None:
