@@ -15,7 +15,7 @@ from metaopt_hpo.report.theory_tables import criterion_table, levels_table, part
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 NOISES = {"bigram": ("gaussian", "minibatch"), "text-lm": ("minibatch",)}
-GRIDS = [("bigram", "gaussian"), ("bigram", "minibatch")]
+GRIDS = [("bigram", "gaussian"), ("bigram", "minibatch"), ("text-lm", "minibatch")]
 
 
 def stored(world, noise):
