@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -92,8 +91,8 @@ def _fit(records: Sequence[TrialRecord], allow_weak: bool) -> tuple[Law | None, 
     from metaopt_hpo.trials.table import TrialTable
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks about the table are in law.warnings
-            return fit(TrialTable.from_records(records), allow_weak=allow_weak, draws=DRAWS), ""
+        # remarks about the table are in law.warnings, and catching warnings in a thread would disturb the others
+        table = TrialTable.from_records(records, warn=False)
+        return fit(table, allow_weak=allow_weak, draws=DRAWS), ""
     except LawRefused as refused:
         return None, refused.reason

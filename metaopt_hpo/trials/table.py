@@ -88,8 +88,14 @@ class TrialTable:
         return cls(out, tuple(notes))
 
     @classmethod
-    def from_records(cls, records: Iterable[TrialRecord]) -> TrialTable:
-        """A table of these trials."""
+    def from_records(cls, records: Iterable[TrialRecord], *, warn: bool = True) -> TrialTable:
+        """A table of these trials.
+
+        Args:
+            records: the trials.
+            warn: say what `notes` count as warnings too. Threads pass False: warning filters belong to the whole
+                process, and cannot be silenced in one thread alone.
+        """
         rows = list(records)
         data: dict[str, Any] = {}
         for col in schema.COLUMNS:
@@ -106,7 +112,8 @@ class TrialTable:
                 data[col.name] = _object([getattr(r, col.name) for r in rows])
         notes: list[Note] = []
         frame = _finish(pd.DataFrame(data), notes)
-        schema.issue(notes)
+        if warn:
+            schema.issue(notes)
         return cls(frame, tuple(notes))
 
     @classmethod

@@ -127,3 +127,22 @@ def test_the_best_of_each_size_and_budget() -> None:
     best = evidence().read(study).best
     assert set(best) == {(1e4, 4096), (2e4, 4096), (4e4, 4096)}
     assert best[4e4, 4096] == min(t.value for t in study.trials if t.user_attrs["size"] == 4e4)
+
+
+def test_a_fit_in_a_thread_leaves_the_warning_filters_of_the_process_alone() -> None:
+    import threading
+    import warnings
+
+    from metaopt_hpo.trials.record import TrialRecord
+    from metaopt_hpo_optuna import laws
+
+    before = list(warnings.filters)
+    seen = []
+    record = TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=1e-3, loss=-0.123)  # a table warns of this loss
+    for i in range(20):
+        laws.prepare([record, TrialRecord(size=2e6, tokens=1e8, batch=1e4, lr=1e-3 + i, loss=2.0)], False)
+        seen.append(list(warnings.filters))
+    for thread in threading.enumerate():
+        if thread.name == "metaopt-law":
+            thread.join()
+    assert all(filters == before for filters in [*seen, list(warnings.filters)])
