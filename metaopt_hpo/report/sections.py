@@ -16,9 +16,8 @@ th,td{border:1px solid #c8ccd2;padding:.3rem .6rem;text-align:left;vertical-alig
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
 td.number{white-space:nowrap}
 .table{overflow-x:auto}
-.note{color:#555c66;font-size:.9rem}
 @media (prefers-color-scheme:dark){body{color:#e4e6ea;background:#14171c}th,td{border-color:#444a52}
-.plotly text{fill:#e4e6ea!important}.note{color:#a2a9b3}}
+.plotly text{fill:#e4e6ea!important}}
 """
 
 
@@ -39,9 +38,9 @@ def section(title: str, *parts: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{''.join(parts)}</section>"
 
 
-def words(text: str, *, note: bool = False) -> str:
+def words(text: str) -> str:
     """A paragraph."""
-    return f"<p{' class=note' if note else ''}>{html.escape(text)}</p>"
+    return f"<p>{html.escape(text)}</p>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, numbers_from: int = 1) -> str:

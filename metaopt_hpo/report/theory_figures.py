@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from metaopt_hpo.attribution.estimand import BATCH_EXPONENTS
 from metaopt_hpo.attribution.experiment import WorldFinding
@@ -19,20 +18,12 @@ from metaopt_hpo.attribution.tiers import Attribution
 from metaopt_hpo.report.axes import empty_figure
 from metaopt_hpo.report.figures import plain
 from metaopt_hpo.report.palette import NEUTRAL, of_rank
+from metaopt_hpo.report.sections import figure, page, table
 from metaopt_hpo.theory.exponents import predicted_exponents
 from metaopt_hpo.theory.verify import RuleCheck
 
 MARGIN = 0.4
 """How far the lr axis reaches beyond the rule and the exponents without loss."""
-
-_STYLE = """
-body{font-family:system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1a1d21;background:#fff}
-table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}
-th,td{border:1px solid #c8ccd2;padding:.3rem .6rem;text-align:left;vertical-align:top}
-.theory-table{overflow-x:auto}
-@media (prefers-color-scheme:dark){body{color:#e4e6ea;background:#14171c}th,td{border-color:#444a52}
-.plotly text{fill:#e4e6ea!important}}
-"""
 
 
 def rule_figure(check: RuleCheck) -> go.Figure:
@@ -152,11 +143,7 @@ def attribution_section(attribution: Attribution) -> str:
 
 def theory_page(sections: Sequence[str], *, title: str) -> str:
     """A page of its own, plotly.js inside: about 5 MB, no network."""
-    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{_STYLE}</style>"
-    return (
-        f"<!doctype html><html lang='en'><head>{head}<script>{get_plotlyjs()}</script></head>"
-        f"<body><h1>{html.escape(title)}</h1>{''.join(sections)}</body></html>"
-    )
+    return page(sections, title=title)
 
 
 def _notes(finding: WorldFinding) -> list[str]:
@@ -180,14 +167,8 @@ def _notes(finding: WorldFinding) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(str(h))}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="theory-table"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return table(head, rows, numbers_from=len(head))  # words and intervals in every column
 
 
 def _figure(plot: go.Figure, name: str) -> str:
-    # A fixed id keeps the section the same for the same result.
-    text: str = plot.to_html(full_html=False, include_plotlyjs=False, div_id=f"theory-{name}")
-    return text
+    return figure(plot, f"theory-{name}")
