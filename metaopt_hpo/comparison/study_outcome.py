@@ -27,6 +27,8 @@ from metaopt_hpo.comparison.study import (
     STREAM,
     TEXT,
     Case,
+    Cell,
+    single,
 )
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
@@ -153,9 +155,12 @@ class Results:
         self, case: Case, strategy: str, seed: int, lr: float | None = None, **options: object
     ) -> TrialRecord | None:
         """The record of a run, or None."""
-        from metaopt_hpo.comparison.study import Cell
-
         cell = Cell(case=case, strategy=strategy, seed=seed, lr=lr, options=options)  # type: ignore[arg-type]
+        return self.records.get(cell.key)
+
+    def own(self, case: Case, seed: int) -> TrialRecord | None:
+        """The single run of MetaOptimize as it comes, with what the workload recommends, or None."""
+        (cell,) = single(case, seed, (ONE_RUN,))
         return self.records.get(cell.key)
 
     def seeds(self) -> tuple[int, ...]:
@@ -185,18 +190,11 @@ def judge(table: TrialTable) -> StudyOutcome:
     )
 
 
-def _own(results: Results, case: Case, seed: int) -> TrialRecord | None:
-    from metaopt_hpo.comparison.study import single
-
-    (cell,) = single(case, seed, (ONE_RUN,))
-    return results.records.get(cell.key)
-
-
 def _complete_seeds(results: Results, case: Case, schedules: Sequence[str]) -> tuple[int, ...]:
     return tuple(
         s
         for s in results.seeds()
-        if _own(results, case, s) is not None
+        if results.own(case, s) is not None
         and all(not math.isnan(results.run(case, name, s, lr)) for name in schedules for lr in case.grid)
     )
 
@@ -220,7 +218,7 @@ def _case(
     if not present or not seeds:
         return None
     tuned = _losses(results, case, present, seeds)
-    records = [r for s in seeds if (r := _own(results, case, s)) is not None]
+    records = [r for s in seeds if (r := results.own(case, s)) is not None]
     own = [r.loss if r.state == "complete" else math.inf for r in records]
     best = tuned.min(axis=0)
     means = np.log(tuned).mean(axis=1)
@@ -265,7 +263,7 @@ def _mean(results: Results, cases: Sequence[CaseOutcome], *, chosen: bool) -> Di
         present = tuple(outcome.schedule_loss)
         tuned = _losses(results, outcome.case, present, seeds)
         theirs = tuned[int(np.argmin(np.log(tuned).mean(axis=1)))] if chosen else tuned.min(axis=0)
-        ours = [r.loss if (r := _own(results, outcome.case, s)) is not None else math.nan for s in seeds]
+        ours = [r.loss if (r := results.own(outcome.case, s)) is not None else math.nan for s in seeds]
         rows.append(np.log(ours) - np.log(theirs))
     per_seed = np.array(rows).mean(axis=0)
     return paired_difference(per_seed.tolist(), [0.0] * len(seeds)) if np.isfinite(per_seed).all() else None
@@ -278,7 +276,7 @@ def _rival(results: Results, name: str) -> RivalOutcome | None:
         differences = []
         for seed in results.seeds():
             theirs = results.run(case, name, seed)
-            own = _own(results, case, seed)
+            own = results.own(case, seed)
             if math.isnan(theirs) or own is None:
                 continue
             ours = own.loss if own.state == "complete" else math.inf
@@ -321,7 +319,7 @@ def _sensitivity(results: Results) -> list[Variation]:
         pairs = []
         for seed in results.seeds():
             changed = results.run(SENSITIVITY_CASE, ONE_RUN, seed, None, **options)
-            own = _own(results, SENSITIVITY_CASE, seed)
+            own = results.own(SENSITIVITY_CASE, seed)
             if own is not None and math.isfinite(changed):
                 pairs.append((math.log(changed), math.log(own.loss)))
         if pairs:
@@ -337,7 +335,7 @@ def _transfers(results: Results) -> list[Transfer]:
         rates = [
             math.log(r.plateau_lr)
             for s in results.seeds()
-            if (r := _own(results, case, s)) is not None and r.plateau_lr > 0
+            if (r := results.own(case, s)) is not None and r.plateau_lr > 0
         ]
         seeds = [
             s

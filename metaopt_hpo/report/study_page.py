@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from metaopt_hpo.comparison.statistics import Difference
-from metaopt_hpo.comparison.study import ONE_RUN, STARTS, Case
+from metaopt_hpo.comparison.study import STARTS, Case
 from metaopt_hpo.comparison.study_outcome import Results, StudyOutcome, judge
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
@@ -216,13 +216,7 @@ def landscape(table: TrialTable, cases: Sequence[Case]) -> go.Figure:
             x=list(case.grid), y=[m / best - 1 for m in means], mode="lines+markers", name=case.name,
             line={"color": look.colour}, legendgroup=case.name,
         )  # fmt: skip
-        own = [
-            r
-            for r in results.records.values()
-            if r.params.get("case") == case.name
-            and r.strategy == ONE_RUN
-            and r.trial.startswith(f"{case.name}/{case.steps}/{ONE_RUN}/default//")
-        ]
+        own = [r for seed in results.seeds() if (r := results.own(case, seed)) is not None]
         good = [r for r in own if r.state == "complete" and r.plateau_lr > 0]
         if good:
             at = math.exp(sum(math.log(r.plateau_lr) for r in good) / len(good))
