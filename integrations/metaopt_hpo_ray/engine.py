@@ -22,6 +22,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
+from metaopt_hpo.comparison.gain import Race
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import populations, race
@@ -67,7 +68,7 @@ class RayEngine:
         """Names of the methods in a race (`metaopt_hpo.comparison.gain`)."""
         return race.METHODS
 
-    def race(self, method: str, found: race.Race) -> Iterator[TrialRecord]:
+    def race(self, method: str, found: Race) -> Iterator[TrialRecord]:
         """Records of the runs of a race; see `metaopt_hpo_ray.race`.
 
         Raises:

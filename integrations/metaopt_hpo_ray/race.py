@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from metaopt_hpo.comparison.engine import EngineError
-from metaopt_hpo.comparison.objective import Configuration, Objective
+from metaopt_hpo.comparison.gain import Race
+from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, WORK
 from metaopt_hpo_ray.proposers import RUNGS
@@ -26,33 +27,11 @@ from metaopt_hpo_ray.result_table import CurveKeeper
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
 from metaopt_hpo_ray.searcher import ScalingLawSearch
 
-Cell = tuple[float, float]
-"""(size, tokens)."""
-
 METHODS = ("random", "tpe", "asha", "hyperband", "tpe+asha", "law", "law+scheduler")
 """PBT and PB2 are missing: they change lr midway, and a table holds no such run."""
 
 IDLE = 200
 """Trials in a row that were not launched, after which a search has nothing more to run."""
-
-
-class Race(Protocol):
-    """What is searched, under what budget (`metaopt_hpo.comparison.gain`)."""
-
-    @property
-    def objective(self) -> Objective: ...
-    @property
-    def target(self) -> Cell: ...
-    @property
-    def pilots(self) -> Sequence[Cell]: ...
-    @property
-    def lr(self) -> tuple[float, float]: ...
-    @property
-    def batch(self) -> tuple[float, float]: ...
-    @property
-    def budget(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
 
 
 class _Controller:
