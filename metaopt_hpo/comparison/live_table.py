@@ -8,7 +8,6 @@ About 40 CPU minutes in all, resumable: what is in the file is not trained again
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -111,9 +110,7 @@ def main(
         late = time.monotonic() - begin > 60 * minutes
         if late or n == len(missing) or time.monotonic() - saved > 30:
             out.parent.mkdir(parents=True, exist_ok=True)
-            temporary = out.with_suffix(".tmp.parquet")
-            TrialTable.from_records(records).write(temporary)
-            os.replace(temporary, out)
+            TrialTable.from_records(records).write(out)
             saved = time.monotonic()
             typer.echo(f"{len(missing) - n} left after {(saved - begin) / 60:.1f} min")
         if late:
