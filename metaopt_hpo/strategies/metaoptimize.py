@@ -34,8 +34,8 @@ META_LR_BOUNDS = (1e-3, 5e-2)
 
 SHORT_SIGHT = 2.0
 """How far below the best peak rate of a cooled-down run the adapted step size settles: learned, on byte-level
-transformers of widths 24, 48 and 96 (ratios 1.4 to 2.1 after a fifth of the run), and in line with a rough
-derivation (see `MetaOptimizeStrategy`)."""
+transformers of widths 24, 48 and 96, and in line with a rough derivation (see `MetaOptimizeStrategy`). The study varies
+it (`metaopt-hpo study`, "correction")."""
 
 GUARD_WINDOWS = 100
 """Windows of the guard in a run; one is at least `LEAST_WINDOW` steps."""

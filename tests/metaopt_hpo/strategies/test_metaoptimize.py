@@ -183,7 +183,6 @@ def test_past_the_horizon_the_last_step_size_stays() -> None:
 
 def test_parameters_without_gradients_and_zero_weights_do_not_stop_it() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    model[1].requires_grad_(True)
     with torch.no_grad():
         model[0].weight.zero_()
     run = make("metaoptimize", lr=1e-3).build(model, 20)
