@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.comparison.gain import Race
 from metaopt_hpo.trials.record import TrialRecord
@@ -34,7 +35,16 @@ def _hyperband(race: Race) -> BasePruner:
 
 def _grid(race: Race) -> BaseSampler:
     """A lattice of at most a factor of two a step over the box, in random order."""
-    return GridSampler({"lr": _steps(race.lr), "batch": _steps(race.batch)}, seed=race.seed)
+    return _Grid({"lr": _steps(race.lr), "batch": _steps(race.batch)}, seed=race.seed)
+
+
+class _Grid(GridSampler):
+    """GridSampler for ask and tell: after its last point it stops `Study.optimize`, and there is none."""
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Nothing; the race asks `is_exhausted`."""
 
 
 def _steps(bounds: tuple[float, float]) -> list[float]:

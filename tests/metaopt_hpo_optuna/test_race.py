@@ -47,3 +47,8 @@ def test_ours_buys_pilots_and_then_hits_the_target(problem: Problem) -> None:
             break
     assert spent < 2.5
     assert excess[-1] < 0.005
+
+
+def test_a_grid_ends_after_its_last_point(problem: Problem) -> None:
+    points = [(r.lr, r.batch) for r in OptunaEngine().race("grid", problem.race(0, 1000.0))]
+    assert len(points) == len(set(points)) > 10
