@@ -1,16 +1,13 @@
 """ScalingLawSearch: what to run next, from a law across sizes: pilots while it learns, then the optimum it predicts.
 
-Every proposal is `scaling.policy.propose`'s. What is added is the book of what Tune has run, when to fit, and the
-spread of further runs at the target.
+Every proposal is `scaling.policy.propose_next`'s. What is added is the book of what Tune has run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,28 +16,27 @@ import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.sample import Domain, Function
 
-from metaopt_hpo.scaling import Config, Context, Law, LawRefused, fit, propose, sample_near_optimum
+from metaopt_hpo.scaling import Config, Context, Law
+from metaopt_hpo.scaling.cells import ADAPTIVE
 from metaopt_hpo.scaling.fitting import MIN_SIZES
+from metaopt_hpo.scaling.policy import propose_next
+from metaopt_hpo.scaling.proposing import Runs
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns
-from metaopt_hpo_ray.judge import FIT_DRAWS
-from metaopt_hpo_ray.reports import describe, is_finite, outcome, report
+from metaopt_hpo_ray.reports import describe, outcome, report
 from metaopt_hpo_ray.result_table import trial_table
 from metaopt_hpo_ray.state import BookError, TrialBook
 
 Pair = tuple[float, float]
-GROWTH = 1.1
-"""A law is fitted again when completed trials have grown by this factor, and by one at least."""
 
 
 class ScalingLawSearch(Searcher):
     """Suggests sizes, tokens, batch and lr: what teaches most about the target per FLOP, then the target itself.
 
-    While no law can be fitted, learning rates are spread over the cheapest sizes. Then each suggestion is the
-    run from which the target's optimum is learnt most cheaply; once that is known well enough, the target at
-    the predicted optimum, and further runs there drawn from the prediction's own spread. A trial that a
-    scheduler stopped is not taken for a finished one.
+    Pilots are suggested while they save more runs of the target than they cost; then the target at the predicted
+    optimum, and further runs there drawn from where the optimum may be. A trial that a scheduler stopped is not
+    taken for a finished one.
 
         search = ScalingLawSearch(candidates=[(1e6, 2e7), (2e6, 4e7), (4e6, 8e7)], target=(3.2e7, 6.4e8),
                                   lr=(1e-4, 1e-1), batch=32768)
@@ -53,7 +49,7 @@ class ScalingLawSearch(Searcher):
         batch: (low, high) in tokens, or a number.
         sources: what is known already: trial tables, lists of records, results of `Tuner.fit`, or folders of
             experiments. An Optuna study comes as the table `metaopt_hpo_optuna.trial_table(study)` makes of it.
-        law: a law to begin with.
+        law: a law to begin with, until trials of three sizes have finished.
         metric, mode: of the trials; a loss, so mode is "min". From `TuneConfig` where not given.
         size, tokens, batch_name, lr_name: entries of the config the four numbers are written to.
         progress: result that counts tokens.
@@ -96,13 +92,12 @@ class ScalingLawSearch(Searcher):
         self._seed = seed
         self._space: dict[str, Any] = {}
         self._made = 0
-        self._fitted_at = -1
+        self._law = law
         self.book = TrialBook()
-        self.law = law
         self.reasons: dict[str, str] = {}
         """trial id → why it was suggested."""
         self._evidence = [r for source in sources for r in read_records(source)]
-        self._context(())  # says now, and not in the first trial, what is out of range
+        self._context()  # says now, and not in the first trial, what is out of range
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
@@ -128,7 +123,6 @@ class ScalingLawSearch(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next configuration; its reason is in `reasons`."""
-        self._learn()
         config, reason = self._next()
         rng = np.random.default_rng([self._seed & 0xFFFFFFFF, self._made, 1])
         self._made += 1
@@ -178,66 +172,31 @@ class ScalingLawSearch(Searcher):
     # -- deciding ------------------------------------------------------------------------------------------
 
     def _next(self) -> tuple[Config, str]:
-        running = tuple(
-            Config(e.size, e.tokens, e.batch, e.lr)
-            for e in self.book.entries.values()
-            if not e.closed and e.known
-        )
-        table = self._table() if self.law is not None else self._counts()
-        proposal = propose(table, self._context(running), law=self.law)
-        config = proposal.config
-        there = [e for e in self.book.entries.values() if (e.size, e.tokens) == self._target]
-        if self.law is not None and (config.size, config.tokens) == self._target and there:
-            lr, batch = sample_near_optimum(
-                self.law,
-                size=config.size,
-                tokens=config.tokens,
-                lr_bounds=self._lr,
-                batch_bounds=self._batch,
-                rng=np.random.default_rng([self._seed & 0xFFFFFFFF, self._made]),
-            )
-            return Config(config.size, config.tokens, batch, lr), "drawn from the prediction's spread"
-        return config, proposal.reason
+        runs = self._runs()
+        taught = len(set(runs.done().size.tolist())) >= MIN_SIZES
+        proposal = propose_next(runs, self._context(), law=None if taught else self._law)
+        return proposal.config, proposal.reason
 
-    def _context(self, running: tuple[Config, ...]) -> Context:
+    def _context(self) -> Context:
         return Context(
             target=self._target,
             candidates=self._candidates,
             lr=self._lr,
             batch=self._batch,
-            running=running,
-            seed=self._seed + self._made,
+            seed=self._seed,
         )
 
-    def _table(self) -> TrialTable | None:
-        records = [*self._evidence, *(e.record(study="ray") for e in self._usable())]
-        return TrialTable.from_records(records) if records else None
+    def _runs(self) -> Runs:
+        """All runs so far; one that is under way, was stopped, diverged or failed counts and teaches nothing.
 
-    def _counts(self) -> TrialTable | None:
-        """The trials without their results: the policy would fit a law to two sizes, where a third comes next."""
-        table = self._table()
-        if table is None:
-            return None
-        return TrialTable.from_records([replace(r, state="running") for r in table.records()])
-
-    def _usable(self) -> list[Any]:
-        return [
-            e
-            for e in self.book.entries.values()
-            if e.state == "complete" and e.known and is_finite(e.last[1])
-        ]
-
-    def _learn(self) -> None:
-        done = self.book.completed + len(self._evidence)
-        if done <= max(self._fitted_at, 0) * GROWTH or done == self._fitted_at:
-            return
-        table = self._table()
-        if table is None:
-            return
-        self._fitted_at = done
-        with contextlib.suppress(LawRefused):  # the policy spreads learning rates until a law can be fitted
-            few = len({s for s, _ in (*self._candidates, self._target)}) < MIN_SIZES
-            self.law = fit(table, allow_weak=few, draws=FIT_DRAWS, seed=self._seed)
+        Runs whose strategy finds its own lr are left out.
+        """
+        records = [*self._evidence, *(e.record() for e in self.book.entries.values() if e.known)]
+        return Runs.of(
+            (r.size, r.target_tokens, r.batch, r.lr, r.loss if r.state == "complete" else math.nan)
+            for r in records
+            if r.strategy not in ADAPTIVE
+        )
 
     def _enter(self, trial_id: str, result: Mapping[str, Any]) -> None:
         tokens, loss = result.get(self._progress), result.get(self._metric or METRIC)
@@ -254,9 +213,7 @@ class ScalingLawSearch(Searcher):
         """Everything a restored search needs, as plain data."""
         return {
             "book": self.book.to_state(),
-            "law": None if self.law is None else self.law.to_json(),
             "made": self._made,
-            "fitted_at": self._fitted_at,
             "reasons": dict(self.reasons),
         }
 
@@ -267,8 +224,7 @@ class ScalingLawSearch(Searcher):
             BookError: not such a state.
         """
         self.book.load_state(state["book"])
-        self.law = None if state["law"] is None else Law.from_json(state["law"])
-        self._made, self._fitted_at = int(state["made"]), int(state["fitted_at"])
+        self._made = int(state["made"])
         self.reasons = dict(state["reasons"])
 
     def save(self, checkpoint_path: str) -> None:

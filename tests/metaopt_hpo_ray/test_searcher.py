@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 from ray import cloudpickle, tune
 from stub_cluster import world_loss
 
+from metaopt_hpo.comparison.law_search import LawSearchTask, law_search
+from metaopt_hpo.scaling import fit
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import ScalingLawSearch, strategy_space
@@ -17,6 +20,11 @@ from metaopt_hpo_ray.state import BookError
 
 PILOTS = [(1e6, 2e7), (2e6, 4e7), (4e6, 8e7)]
 TARGET = (1.6e7, 3.2e8)
+RECORDS = [
+    TrialRecord(size=n, tokens=d, batch=1e4, lr=lr, loss=world_loss(n, d, lr), trial=f"{n}{lr}")
+    for n, d in PILOTS
+    for lr in (1e-3, 3e-3, 1e-2, 3e-2)
+]
 
 
 def search(**options: Any) -> ScalingLawSearch:
@@ -55,17 +63,40 @@ def test_pilots_teach_and_the_target_is_run_at_its_optimum() -> None:
 
 
 def test_earlier_work_is_learnt_from_at_once() -> None:
-    table = TrialTable.from_records(
-        [
-            TrialRecord(size=n, tokens=d, batch=1e4, lr=lr, loss=world_loss(n, d, lr), trial=f"{n}{lr}")
-            for n, d in PILOTS
-            for lr in (1e-3, 3e-3, 1e-2, 3e-2)
-        ]
-    )
+    table = TrialTable.from_records(RECORDS)
     s = search(sources=[table, table.records()[:0]])
-    s.suggest("t0")
-    assert s.law is not None
-    assert s.law.trials == 12
+    optimum = 6e-3 * 16**-0.35
+    assert search().suggest("t0")["size"] < TARGET[0]
+    for i in range(10):
+        config = s.suggest(f"t{i}")
+        if (config["size"], config["tokens"]) == TARGET:
+            break
+        end(s, f"t{i}", config)
+    assert i < 8  # without the table it buys more pilots than that
+    assert abs(math.log(config["lr"] / optimum)) < 0.4
+
+
+def test_every_suggestion_is_the_policys() -> None:
+    s = search(seed=4)
+    policy = law_search(LawSearchTask(TARGET, tuple(PILOTS), (1e-4, 1e-1), (1e4, 1e4), seed=4))
+    config, seen = next(policy), set()
+    for i in range(40):
+        told = s.suggest(f"t{i}")
+        assert (told["size"], told["tokens"], told["lr"]) == (config.size, config.tokens, config.lr)
+        end(s, f"t{i}", told)
+        seen.add(config.size)
+        config = policy.send((config, world_loss(config.size, config.tokens, config.lr)))
+    assert TARGET[0] in seen
+
+
+def test_a_law_to_begin_with_says_where_the_first_pilots_go() -> None:
+    law = fit(TrialTable.from_records(RECORDS), draws=20)
+    wide = {"lr": (1e-6, 1e-1)}
+    for options, near in (({"law": law}, True), ({}, False)):
+        asked = [search(**wide, **options, seed=k).suggest("t") for k in range(31)]
+        size, tokens = asked[0]["size"], asked[0]["tokens"]
+        away = median(math.log(c["lr"] / float(law.predict(size, tokens, 1e4).lr)) for c in asked)
+        assert (abs(away) < 1.5) == near  # the middle of the range is e^3 away
 
 
 def test_a_restored_search_goes_on_as_it_would_have(tmp_path: Path) -> None:
@@ -87,8 +118,11 @@ def test_a_trial_that_was_stopped_is_not_taken_for_a_finished_one() -> None:
     s = search()
     for i in range(20):
         end(s, f"t{i}", s.suggest(f"t{i}"), fraction=0.5)
-    assert s.law is None
     assert {e.state for e in s.book.entries.values()} == {"pruned"}
+    assert set(s.reasons.values()) <= {
+        "a pilot saves more runs of the target than it costs: cover the range first",
+        "no bowl is seen yet: cover the range at the target",
+    }
 
 
 def test_errors_and_nan_teach_nothing_and_do_no_harm() -> None:
@@ -105,14 +139,12 @@ def test_errors_and_nan_teach_nothing_and_do_no_harm() -> None:
 
 
 def test_points_evaluated_elsewhere_count() -> None:
-    s = search()
-    for n, d in PILOTS:
-        for lr in (1e-3, 3e-3, 1e-2, 3e-2):
-            s.add_evaluated_point(
-                {"size": n, "tokens": d, "batch": 1e4, "lr": lr}, world_loss(n, d, lr), pruned=lr > 1
-            )
-    s.suggest("t")
-    assert s.law is not None
+    s, same = search(), search(sources=[RECORDS])
+    for r in RECORDS:
+        point = {"size": r.size, "tokens": r.tokens, "batch": r.batch, "lr": r.lr}
+        s.add_evaluated_point(point, r.loss)
+        s.add_evaluated_point({**point, "lr": 0.5}, 1e-3, pruned=True)
+    assert s.suggest("t") == same.suggest("t") != search().suggest("t")
 
 
 def test_the_rest_of_the_space_is_sampled_by_the_seed() -> None:
