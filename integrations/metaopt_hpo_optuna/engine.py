@@ -31,7 +31,7 @@ from metaopt_hpo_optuna.store import open_store
 from metaopt_hpo_optuna.study_table import record_from_json, record_to_json
 
 if TYPE_CHECKING:
-    from metaopt_hpo.comparison.gain import Race
+    from metaopt_hpo.comparison.race import Race
 
 TASK = "metaopt:task"
 """Study user attribute: the task the study belongs to."""
@@ -91,7 +91,7 @@ class OptunaEngine:
 
     @property
     def race_methods(self) -> tuple[str, ...]:
-        """Methods that race for a target (`metaopt_hpo.comparison.gain`)."""
+        """Methods that race for a target (`metaopt_hpo.comparison.race`)."""
         from metaopt_hpo_optuna.race import METHODS
 
         return tuple(METHODS)

@@ -1,4 +1,4 @@
-"""Methods in a race (`metaopt_hpo.comparison.gain`): real studies with Optuna's samplers and pruners, and ours."""
+"""Methods in a race (`metaopt_hpo.comparison.race`): real studies with Optuna's samplers and pruners, and ours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler, GPSampler, GridSampler, RandomSampler, 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from metaopt_hpo.comparison.gain import Race
+from metaopt_hpo.comparison.race import Race
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna.fields import RECORD
 from metaopt_hpo_optuna.pruner import ScalingLawPruner

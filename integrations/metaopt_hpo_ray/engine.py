@@ -22,8 +22,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
-from metaopt_hpo.comparison.gain import Race
 from metaopt_hpo.comparison.methods import Method
+from metaopt_hpo.comparison.race import Race
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import populations, race
 from metaopt_hpo_ray.columns import METRIC
@@ -65,7 +65,7 @@ class RayEngine:
 
     @property
     def race_methods(self) -> tuple[str, ...]:
-        """Names of the methods in a race (`metaopt_hpo.comparison.gain`)."""
+        """Names of the methods in a race (`metaopt_hpo.comparison.race`)."""
         return race.METHODS
 
     def race(self, method: str, found: Race) -> Iterator[TrialRecord]:

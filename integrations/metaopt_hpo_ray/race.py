@@ -18,8 +18,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from metaopt_hpo.comparison.engine import EngineError
-from metaopt_hpo.comparison.gain import Race
 from metaopt_hpo.comparison.objective import Configuration
+from metaopt_hpo.comparison.race import Race
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, WORK
 from metaopt_hpo_ray.proposers import RUNGS

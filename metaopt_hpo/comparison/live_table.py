@@ -12,17 +12,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from metaopt_hpo.comparison.objective import Configuration, TrainObjective
-from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-
-if TYPE_CHECKING:
-    from metaopt_hpo.comparison.gain import Problem
 
 TARGET = (96, 2**18)
 """(width, tokens) whose learning rate and batch are searched: 24 times the FLOPs of the cheapest cell and more."""
@@ -58,32 +54,6 @@ def configurations() -> Iterator[Configuration]:
 def _key(c: Configuration | TrialRecord) -> Key:
     tokens = c.tokens if isinstance(c, Configuration) else c.target_tokens
     return round(c.size), round(tokens), round(c.batch), round(c.lr, 9), c.seed
-
-
-def problem(path: Path = FILE) -> Problem:
-    """The table as a problem: a repetition meets one training seed, the mean over seeds, smoothed, is the truth.
-
-    Raises:
-        MetaOptError: the table is not finished.
-    """
-    from metaopt_hpo.comparison.gain import Problem
-    from metaopt_hpo.comparison.replayed import ReplayedObjective, smoothed
-    from metaopt_hpo.workloads import TextLM
-
-    table = TrialTable.read(path)
-    whole = ReplayedObjective(table, name="text-lm")
-    seeds = sorted(table.frame["seed"].unique())
-    width, tokens = TARGET
-    target = (float(TextLM(width=width).size), float(tokens))
-    if target not in whole.cells:
-        raise MetaOptError(f"{path} has no run of width {width} yet; run: python -m {__spec__.name}")
-    by_seed = [TrialTable.from_records([r for r in table.records() if r.seed == s]) for s in seeds]
-    each = [ReplayedObjective(t, name="text-lm") for t in by_seed]
-    objectives = tuple(o for o in each if o.cells == whole.cells)  # seeds that are not finished wait
-    pilots = tuple(c for c in whole.cells if c != target)
-    truth = smoothed(whole.grid(*target))
-    unit = whole.cost(Configuration(size=target[0], tokens=target[1], batch=1.0, lr=1.0))
-    return Problem(f"live text-lm, width {width}", objectives, target, pilots, truth, unit)
 
 
 def main(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 
@@ -73,20 +74,41 @@ def bootstrap_mean(
     return float(low), float(high)
 
 
+def bootstrap_median(
+    values: Sequence[float], *, level: float = 0.9, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the median."""
+    x = np.asarray(values, dtype=float)
+    if not x.size:
+        raise ValueError("bootstrap_median needs at least one value")
+    medians = np.median(x[_draws(x.size, resamples, seed)], axis=1)
+    low, high = np.quantile(medians, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
 def ratio_of_medians(
     base: Sequence[float], other: Sequence[float], *, level: float = 0.9, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Median of `base` over median of `other` (more than 1: `other` is cheaper) and a bootstrap interval.
 
-    The two are resampled independently, for different methods' searches share no randomness worth pairing.
+    Args:
+        base, other: values of the two methods on the same seeds, in the same order; seeds are resampled, both
+            values of one together.
+
+    Raises:
+        ValueError: lengths differ or are zero.
     """
     a, b = np.asarray(base, dtype=float), np.asarray(other, dtype=float)
-    if not a.size or not b.size:
-        raise ValueError("ratio_of_medians needs at least one value of each")
-    rng = np.random.default_rng(seed)
-    draws = [np.median(v[rng.integers(0, v.size, (resamples, v.size))], axis=1) for v in (a, b)]
-    low, high = np.quantile(draws[0] / draws[1], [0.5 - level / 2, 0.5 + level / 2])
+    if a.size != b.size or not a.size:
+        raise ValueError(f"paired samples must be of equal, positive length, got {a.size} and {b.size}")
+    draws = _draws(a.size, resamples, seed)
+    ratios = np.median(a[draws], axis=1) / np.median(b[draws], axis=1)
+    low, high = np.quantile(ratios, [0.5 - level / 2, 0.5 + level / 2])
     return float(np.median(a) / np.median(b)), float(low), float(high)
+
+
+def _draws(count: int, resamples: int, seed: int) -> NDArray[np.intp]:
+    return np.random.default_rng(seed).integers(0, count, (resamples, count))
 
 
 def performance_profile(

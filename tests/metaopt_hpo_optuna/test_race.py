@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metaopt_hpo.comparison.gain import Problem, table_problem
+from metaopt_hpo.comparison.problems import Problem, table_problem
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_optuna import OptunaEngine
 

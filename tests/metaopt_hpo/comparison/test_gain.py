@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metaopt_hpo.comparison import gain
-from metaopt_hpo.comparison.gain import Race, costs, race_all, run, summary, table_problem
+from metaopt_hpo.comparison import gain, live_table
+from metaopt_hpo.comparison.gain import race_all, run
+from metaopt_hpo.comparison.gain_summary import LIMIT, costs, markdown, summary
+from metaopt_hpo.comparison.problems import Problem, live_problem, table_problem
+from metaopt_hpo.comparison.race import Race
 from metaopt_hpo.comparison.replayed import ReplayedObjective, smoothed
-from metaopt_hpo.comparison.statistics import ratio_of_medians
+from metaopt_hpo.comparison.statistics import bootstrap_median, ratio_of_medians
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -34,7 +37,7 @@ def table() -> TrialTable:
 
 
 @pytest.fixture(scope="module")
-def problem() -> gain.Problem:
+def problem() -> Problem:
     return table_problem("toy", table(), TARGET)
 
 
@@ -53,7 +56,7 @@ class Fixed:
         raise AssertionError("read on after the goal")
 
 
-def test_pilots_and_stopped_runs_cost_what_they_used(problem: gain.Problem) -> None:
+def test_pilots_and_stopped_runs_cost_what_they_used(problem: Problem) -> None:
     rows = run(Fixed(), "fixed", problem, seed=0)
     assert len(rows) == 1
     assert rows[0]["excess"] == pytest.approx(0.0, abs=1e-9)
@@ -63,7 +66,7 @@ def test_pilots_and_stopped_runs_cost_what_they_used(problem: gain.Problem) -> N
 
 
 def test_a_search_that_is_held_is_not_repeated(
-    problem: gain.Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gain, "get_engine", lambda name: Fixed())
     out = tmp_path / "gain.parquet"
@@ -76,8 +79,9 @@ def test_a_search_that_is_held_is_not_repeated(
     found = summary(again)
     row: dict[str, Any] = found[(found["method"] == "fixed") & (found["within"] == 0.0025)].iloc[0].to_dict()
     assert row["median"] == pytest.approx(1.625)
+    assert row["median_low"] == row["median_high"] == row["median"]
     assert row["ratio"] == pytest.approx(1.0)
-    assert "| toy |" in gain.markdown(found)
+    assert "| toy |" in markdown(found)
     with pytest.raises(gain.EngineError, match="not magic"):
         race_all("fixed", [problem], ["magic"], 1, out)
 
@@ -93,7 +97,7 @@ def test_a_search_that_never_arrived_counts_as_the_limit() -> None:
             "excess": [1e-4, 0.1],
         }
     )
-    assert costs(frame, 0.0025)["tpe"].tolist() == [3.0, gain.LIMIT]
+    assert costs(frame, 0.0025)["tpe"].tolist() == [3.0, LIMIT]
 
 
 def test_any_configuration_of_the_box_is_run_at_the_nearest_known_one() -> None:
@@ -117,5 +121,26 @@ def test_smoothing_keeps_a_bowl_and_halves_noise() -> None:
 def test_the_ratio_of_medians_and_its_interval() -> None:
     ratio, low, high = ratio_of_medians([4.0] * 10, [2.0] * 10)
     assert (ratio, low, high) == (2.0, 2.0, 2.0)
-    with pytest.raises(ValueError, match="at least one"):
+    # what a seed does to both leaves no doubt about the ratio: pairs are kept together
+    hard = [1.0, 2.0, 3.0, 5.0, 8.0, 13.0]
+    ratio, low, high = ratio_of_medians([2 * v for v in hard], hard)
+    assert (ratio, low, high) == pytest.approx((2.0, 2.0, 2.0))
+    low, high = bootstrap_median(hard)
+    assert 1.0 < low < 4.0 < high < 13.0
+    with pytest.raises(ValueError, match="equal, positive length"):
         ratio_of_medians([], [1.0])
+
+
+def test_the_kept_live_table_is_a_problem_of_its_finished_seeds() -> None:
+    found = live_problem(Path(__file__).parents[3] / live_table.FILE)
+    race = found.race(len(found.objectives), 10.0)
+    assert race.objective is found.objectives[0]
+    assert found.target not in found.pilots
+    assert len(found.pilots) == len(live_table.PILOTS)
+    assert len(race.rungs) >= 3
+    record = race.objective.run(race.configuration(found.target, found.truth.best_lr, found.truth.best_batch))
+    assert record.cost == pytest.approx(found.unit)
+    assert found.excess(record) == pytest.approx(0.0, abs=1e-9)
+    pilot = race.objective.run(race.configuration(found.pilots[0], 0.01, 1024))
+    assert math.isnan(found.excess(pilot))
+    assert pilot.cost < found.unit / 20
