@@ -9,11 +9,12 @@ here want γ near ½: their separable fits leave residuals of ±1.5 % that chang
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from metaopt_hpo.scaling.floor_solver import FloorBatch, prior_of
 from metaopt_hpo.scaling.surface import Array
 
 PRIOR = {
@@ -117,128 +118,100 @@ def fit_floor(
     Args:
         names: terms to use, of "size" and "tokens".
         log_size, log_tokens, log_loss, weight: one value a cell.
-        start: where to begin (a bootstrap's point estimate); its scatter then sets how much a cell counts.
+        start: where to begin; its scatter then sets how much a cell counts.
         noise: ln-loss scale of a cell's own error.
         prior: as `PRIOR`.
         steps: iterations at most.
     """
-    axes = {"size": log_size, "tokens": log_tokens}
-    centre = np.array([float(np.mean(axes[n])) for n in names])
-    t = np.stack([axes[n] - c for n, c in zip(names, centre, strict=True)], axis=1)
+    t, centre = _coordinates(names, log_size, log_tokens)
     mean = float(np.average(log_loss, weights=np.maximum(weight, 1e-12)))
-    problem = _Problem(t, log_loss - mean, weight, prior)
+    value, precision = prior_of(prior, len(names))
+
+    def problem(count: int, sigma: float) -> FloorBatch:
+        z, w, mu, q = (np.tile(v, (count, 1)) for v in (log_loss - mean, weight, value, precision))
+        return FloorBatch(t, z, w, mu, q, max(sigma, MODEL_ERROR))
+
     if start is None:
-        sigma = max(noise, MODEL_ERROR)
-        theta = min(
-            (problem.solve(q, sigma, steps) for q in problem.starts()), key=lambda q: problem.cost(q, sigma)
-        )
+        starts = _starts(value, len(names))
+        batch = problem(len(starts), noise)
+        found = batch.minimise(starts, steps)
+        theta = found[[int(batch.cost(found).argmin())]]
         for _ in range(2):
-            sigma = max(problem.scatter(theta), MODEL_ERROR)
-            theta = problem.solve(theta, sigma, steps)
+            batch = problem(1, float(batch.take(np.array([0])).scatter(theta)[0]))
+            theta = batch.minimise(theta, steps)
     else:
-        sigma = max(start.scatter, MODEL_ERROR)
-        theta = problem.solve(problem.encode(start, centre, mean), sigma, steps)
-    k = len(names)
-    power = math.exp(theta[-1]) if k > 1 else 1.0
-    return Floor(
-        names,
-        centre,
-        math.exp(mean + theta[0]),
-        np.exp(theta[1 : 1 + k] + mean / power),
-        np.exp(theta[1 + k : 1 + 2 * k]) / power,
-        max(problem.scatter(theta), 1e-6),
-        power,
+        batch = problem(1, start.scatter)
+        theta = batch.minimise(_encode(start, centre, np.array([mean])), steps)
+    level, coefficient, exponent, power = _decode(theta, np.array([mean]), len(names))
+    scatter = max(float(batch.take(np.array([0])).scatter(theta)[0]), 1e-6)
+    return Floor(names, centre, float(level[0]), coefficient[0], exponent[0], scatter, float(power[0]))
+
+
+def refit_floors(
+    floor: Floor,
+    log_size: Array,
+    log_tokens: Array,
+    log_loss: Array,
+    weight: Array,
+    priors: Sequence[Mapping[str, tuple[float, float]]],
+    *,
+    steps: int,
+) -> Array:
+    """Floors of the same cells with other losses, weights and priors, all at once, each begun at `floor`.
+
+    Args:
+        floor: fitted to these cells; its scatter sets how much a cell counts.
+        log_size, log_tokens: one value a cell.
+        log_loss, weight: (fits × cells).
+        priors: one a fit.
+        steps: iterations at most.
+
+    Returns:
+        `Floor.parameters` of each, about the centre of the cells.
+    """
+    t, centre = _coordinates(floor.names, log_size, log_tokens)
+    mean = np.average(log_loss, axis=1, weights=np.maximum(weight, 1e-12))
+    value, precision = (
+        np.array(v) for v in zip(*(prior_of(p, len(floor.names)) for p in priors), strict=True)
     )
+    batch = FloorBatch(t, log_loss - mean[:, None], weight, value, precision, max(floor.scatter, MODEL_ERROR))
+    theta = batch.minimise(_encode(floor, centre, mean), steps)
+    level, coefficient, exponent, power = _decode(theta, mean, len(floor.names))
+    return np.column_stack([level, coefficient, exponent, power])
 
 
-class _Problem:
-    """Penalised robust least squares over (ln E, ln coefficients, ln effective exponents[, ln γ]), mean loss 1."""
+def _coordinates(names: tuple[str, ...], log_size: Array, log_tokens: Array) -> tuple[Array, Array]:
+    """(cells × names) logarithms about their mean over the cells, and that mean."""
+    t = np.stack([log_size if n == "size" else log_tokens for n in names], axis=1)
+    centre = t.mean(axis=0)
+    return t - centre, centre
 
-    def __init__(self, t: Array, z: Array, weight: Array, prior: Mapping[str, tuple[float, float]]) -> None:
-        self.t, self.z, self.weight = t, z, weight
-        k = self.k = t.shape[1]
-        gamma = prior["power"][0] if k > 1 else 0.0
-        # a coefficient c is a term of c^γ in the loss
-        share = prior["share"][0] / math.exp(gamma), prior["share"][1] / math.exp(gamma)
-        rows = [prior["level"], *([share] * k), *([prior["exponent"]] * k)] + (
-            [prior["power"]] if k > 1 else []
-        )
-        self.value = np.array([r[0] for r in rows])
-        self.precision = np.array([1.0 / r[1] ** 2 for r in rows])
 
-    def starts(self) -> list[Array]:
-        """Where a fit without a start begins: Hoffmann's form, and one of strong interaction."""
-        if self.k == 1:
-            return [self.value.copy()]
-        first, second = self.value.copy(), self.value.copy()
-        first[1 : 1 + self.k], first[-1] = math.log(0.25), 0.0
-        second[-1] = -1.0
-        second[1 : 1 + self.k] = math.log(0.25) / math.exp(-1.0)
-        return [first, second]
+def _starts(value: Array, terms: int) -> Array:
+    """Where a fit without a start begins: Hoffmann's form, and one of strong interaction."""
+    if terms == 1:
+        return value[None].copy()
+    starts = np.tile(value, (2, 1))
+    starts[:, -1] = 0.0, -1.0
+    starts[:, 1 : 1 + terms] = math.log(0.25) / np.exp(starts[:, -1:])
+    return starts
 
-    def encode(self, floor: Floor, centre: Array, mean: float) -> Array:
-        """Parameters of `floor`."""
-        shifted = np.log(np.maximum(floor.coefficient, 1e-12)) - floor.exponent * (centre - floor.centre)
-        exponent = np.log(np.maximum(floor.exponent * floor.power, 1e-6))
-        level = math.log(max(floor.level, 1e-12)) - mean
-        power = [math.log(floor.power)] if self.k > 1 else []
-        return np.array([level, *(shifted - mean / floor.power), *exponent, *power])
 
-    def model(self, theta: Array) -> tuple[Array, Array]:
-        """(ln loss, its Jacobian)."""
-        k = self.k
-        gamma = math.exp(theta[-1]) if k > 1 else 1.0
-        exponent = np.exp(theta[1 + k : 1 + 2 * k]) / gamma
-        with np.errstate(over="ignore"):
-            terms = np.exp(np.clip(theta[1 : 1 + k] - exponent * self.t, -200.0, 200.0))
-        inside = terms.sum(axis=1)
-        power = inside**gamma
-        level = math.exp(theta[0])
-        total = level + power
-        share = (gamma * power / (total * inside))[:, None] * terms
-        columns = [np.full((len(self.z), 1), level) / total[:, None], share, -share * exponent * self.t]
-        if k > 1:
-            by_gamma = power / total * gamma * np.log(inside) + (share * exponent * self.t).sum(axis=1)
-            columns.append(by_gamma[:, None])
-        return np.log(total), np.hstack(columns)
+def _encode(floor: Floor, centre: Array, mean: Array) -> Array:
+    """Parameters of `floor` in fits of these mean ln losses (fits × parameters)."""
+    shifted = np.log(np.maximum(floor.coefficient, 1e-12)) - floor.exponent * (centre - floor.centre)
+    exponent = np.log(np.maximum(floor.exponent * floor.power, 1e-6))
+    power = [math.log(floor.power)] if len(floor.names) > 1 else []
+    theta = np.tile([math.log(max(floor.level, 1e-12)), *shifted, *exponent, *power], (len(mean), 1))
+    theta[:, 0] -= mean
+    theta[:, 1 : 1 + len(shifted)] -= mean[:, None] / floor.power
+    return theta
 
-    def _robust(self, r: Array, sigma: float) -> Array:
-        return np.asarray(self.weight / np.sqrt(1.0 + (r / (2.0 * sigma)) ** 2))
 
-    def cost(self, theta: Array, sigma: float) -> float:
-        """Soft-L1 of the residuals over `sigma`, plus the prior's penalty."""
-        r = (self.z - self.model(theta)[0]) / sigma
-        loss = float(self.weight @ (8.0 * (np.sqrt(1.0 + 0.25 * r * r) - 1.0)))
-        return loss + float(self.precision @ (theta - self.value) ** 2)
-
-    def solve(self, theta: Array, sigma: float, steps: int) -> Array:
-        """Levenberg–Marquardt from `theta`."""
-        theta, damping = theta.astype(np.float64), 1e-2
-        cost = self.cost(theta, sigma)
-        for _ in range(steps):
-            f, jac = self.model(theta)
-            r = self.z - f
-            w = self._robust(r, sigma) / sigma**2
-            normal = jac.T @ (w[:, None] * jac) + np.diag(self.precision)
-            gradient = jac.T @ (w * r) - self.precision * (theta - self.value)
-            moved = 0.0
-            for _ in range(6):
-                delta = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), gradient)
-                trial = theta + np.clip(delta, -1.0, 1.0)
-                found = self.cost(trial, sigma)
-                if found <= cost:
-                    moved = cost - found
-                    theta, cost = trial, found
-                    break
-                damping *= 5.0
-            damping = max(damping / 5.0, 1e-9)
-            if moved < 1e-6 * (1.0 + cost):
-                break
-        return theta
-
-    def scatter(self, theta: Array) -> float:
-        """Robust standard deviation of the cells about the floor, inflated for the parameters spent."""
-        r = self.z - self.model(theta)[0]
-        spread = 1.4826 * float(np.median(np.abs(r)))
-        n = len(r)
-        return spread * math.sqrt(n / max(n - theta.size, 0.25 * n))
+def _decode(theta: Array, mean: Array, terms: int) -> tuple[Array, Array, Array, Array]:
+    """(E, coefficients, exponents, γ) of each fit."""
+    power = np.exp(theta[:, -1]) if terms > 1 else np.ones(len(theta))
+    level = np.exp(mean + theta[:, 0])
+    coefficient = np.exp(theta[:, 1 : 1 + terms] + (mean / power)[:, None])
+    exponent = np.exp(theta[:, 1 + terms : 1 + 2 * terms]) / power[:, None]
+    return level, coefficient, exponent, power

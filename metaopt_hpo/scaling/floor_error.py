@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, log_loss_of_draws
+from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, log_loss_of_draws, refit_floors
 from metaopt_hpo.scaling.ordered import splits
 from metaopt_hpo.scaling.solver import Solution
 from metaopt_hpo.scaling.surface import Array
@@ -28,12 +30,21 @@ PSEUDO_LEVELS = 3.0
 
 CALIBRATION_DRAWS = 30
 
+DRAW_STEPS = 12
+"""Iterations of a draw's fit, which begins at the point estimate."""
 
-def draw_floor(
-    floor: Floor, size: Array, tokens: Array, log_loss: Array, weight: Array, rng: np.random.Generator
-) -> Floor:
-    """A floor fitted to cells whose sizes and tokens were moved by `LEVEL_ERROR`, its prior drawn anew."""
-    moved = log_loss.copy()
+
+@dataclass(frozen=True)
+class Doubt:
+    """What one draw of a floor starts from: how far each cell's ln loss was moved, and the prior drawn anew."""
+
+    moved: Array
+    prior: dict[str, tuple[float, float]]
+
+
+def draw_doubt(floor: Floor, size: Array, tokens: Array, rng: np.random.Generator) -> Doubt:
+    """Whole sizes and whole numbers of tokens moved by `LEVEL_ERROR`, exponents' and γ's priors drawn anew."""
+    moved = np.zeros(size.size)
     for name, values in (("size", size), ("tokens", tokens)):
         if name in floor.names:
             _, level = np.unique(values, return_inverse=True)
@@ -42,11 +53,31 @@ def draw_floor(
         name: (mean if name == "share" else mean + sd * rng.standard_normal(), sd)
         for name, (mean, sd) in PRIOR.items()
     }
+    return Doubt(moved, prior)
+
+
+def draw_floors(
+    floor: Floor, size: Array, tokens: Array, log_loss: Array, weight: Array, doubts: Sequence[Doubt]
+) -> Array:
+    """`Floor.parameters` of floors fitted to cells moved by each doubt, one row a draw.
+
+    Args:
+        floor: fitted to these cells.
+        size, tokens: one value a cell.
+        log_loss, weight: one value a cell, or (draws × cells).
+        doubts: one a draw.
+    """
+    moved = log_loss + np.array([d.moved for d in doubts])
     start = dataclasses.replace(floor, scatter=max(floor.scatter, LEVEL_ERROR))
-    found = fit_floor(
-        floor.names, np.log(size), np.log(tokens), moved, weight, start=start, prior=prior, steps=12
+    return refit_floors(
+        start,
+        np.log(size),
+        np.log(tokens),
+        moved,
+        np.broadcast_to(weight, moved.shape),
+        [d.prior for d in doubts],
+        steps=DRAW_STEPS,
     )
-    return dataclasses.replace(found, scatter=floor.scatter)
 
 
 def loss_factor(cells: Cells, solution: Solution, names: tuple[str, ...], seed: int) -> float:
@@ -66,12 +97,8 @@ def loss_factor(cells: Cells, solution: Solution, names: tuple[str, ...], seed: 
                 continue
             size, tokens, z = cells.cell_size[train], cells.cell_tokens[train], solution.floors[train]
             floor = fit_floor(names, np.log(size), np.log(tokens), z, weight[train], noise=solution.scale)
-            draws = np.array(
-                [
-                    draw_floor(floor, size, tokens, z, weight[train], rng).parameters()
-                    for _ in range(CALIBRATION_DRAWS)
-                ]
-            )
+            doubts = [draw_doubt(floor, size, tokens, rng) for _ in range(CALIBRATION_DRAWS)]
+            draws = draw_floors(floor, size, tokens, z, weight[train], doubts)
             own = floor.scatter**2 + len(names) * LEVEL_ERROR**2
             squares = []
             for j in np.flatnonzero(test):

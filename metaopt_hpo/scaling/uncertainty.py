@@ -11,7 +11,7 @@ from scipy import stats
 from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.floor import Floor
-from metaopt_hpo.scaling.floor_error import draw_floor
+from metaopt_hpo.scaling.floor_error import draw_doubt, draw_floors
 from metaopt_hpo.scaling.law import Draws
 from metaopt_hpo.scaling.ordered import cell_grid
 from metaopt_hpo.scaling.solver import Prior, Solution, solve
@@ -39,7 +39,7 @@ def bootstrap(
     draws: int,
 ) -> Draws:
     """Parameters fitted to reweighted sizes, cells and runs."""
-    a, b, valley, floors = [], [], [], []
+    a, b, valley, bottoms, shares, doubts = [], [], [], [], [], []
     per_cell = np.bincount(cells.cell, minlength=cells.k)
     for _ in range(draws):
         weight = bootstrap_weights(cells, rng)
@@ -53,13 +53,17 @@ def bootstrap(
             iterations=6,
         )
         share = np.bincount(cells.cell, weight, minlength=cells.k) / np.maximum(per_cell, 1)
-        f = draw_floor(floor, cells.cell_size, cells.cell_tokens, s.floors, cells.cell_weight() * share, rng)
         a.append(s.surface.a)
         b.append(s.surface.b)
         slope = -float(s.surface.h[1]) / max(float(s.surface.h[0]), 1e-3 * float(solution.surface.h[0]))
         valley.append(min(max(slope, -STEEPEST_VALLEY), STEEPEST_VALLEY))
-        floors.append(f.parameters())
-    return Draws(np.array(a), np.array(b), np.array(valley), np.array(floors))
+        bottoms.append(s.floors)
+        shares.append(cells.cell_weight() * share)
+        doubts.append(draw_doubt(floor, cells.cell_size, cells.cell_tokens, rng))
+    floors = draw_floors(
+        floor, cells.cell_size, cells.cell_tokens, np.array(bottoms), np.array(shares), doubts
+    )
+    return Draws(np.array(a), np.array(b), np.array(valley), floors)
 
 
 def _jitter(prior: Prior, intercepts: Sequence[int], rng: np.random.Generator) -> Prior:

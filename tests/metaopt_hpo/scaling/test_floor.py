@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metaopt_hpo.scaling.floor import PRIOR, Floor, _Problem, fit_floor, log_loss_of_draws, recentre
-from metaopt_hpo.scaling.floor_error import LEVEL_ERROR, draw_floor
+from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, log_loss_of_draws, recentre, refit_floors
+from metaopt_hpo.scaling.floor_error import LEVEL_ERROR, draw_doubt, draw_floors
+from metaopt_hpo.scaling.floor_solver import FloorBatch, prior_of
 
 BOTH = ("size", "tokens")
 SIZES, TOKENS = np.geomspace(4e7, 6e8, 4), np.geomspace(4e9, 2e11, 6)
@@ -45,14 +46,32 @@ def test_a_separable_floor_cannot_do_what_the_power_does() -> None:
 @pytest.mark.parametrize("names", [BOTH, ("tokens",)])
 def test_jacobian(names: tuple[str, ...]) -> None:
     t = np.random.default_rng(1).normal(size=(7, len(names)))
-    problem = _Problem(t, np.zeros(7), np.ones(7), PRIOR)
-    theta = problem.value + 0.1
-    _, jac = problem.model(theta)
-    for i in range(theta.size):
-        step = np.zeros(theta.size)
-        step[i] = 1e-6
-        numeric = (problem.model(theta + step)[0] - problem.model(theta - step)[0]) / 2e-6
-        assert jac[:, i] == pytest.approx(numeric, abs=1e-7)
+    value, precision = (np.tile(v, (2, 1)) for v in prior_of(PRIOR, len(names)))
+    batch = FloorBatch(t, np.zeros((2, 7)), np.ones((2, 7)), value, precision, 1e-3)
+    theta = value + np.array([[0.1], [-0.2]])
+    f, jac = batch.model(theta)
+    assert f == pytest.approx(batch.log_loss(theta))
+    for i in range(theta.shape[1]):
+        step = np.zeros_like(theta)
+        step[:, i] = 1e-6
+        numeric = (batch.log_loss(theta + step) - batch.log_loss(theta - step)) / 2e-6
+        assert jac[:, :, i] == pytest.approx(numeric, abs=1e-7)
+
+
+@pytest.mark.parametrize("names", [BOTH, ("size",)])
+def test_floors_fitted_together_are_those_fitted_alone(names: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(4)
+    z = known(0.5).log_loss(SIZE, TOKEN)
+    floor = fit_floor(names, np.log(SIZE), np.log(TOKEN), z, np.ones(z.size))
+    losses = z + 3e-3 * rng.standard_normal((5, z.size))
+    weights = rng.gamma(1.0, 1.0, (5, z.size))
+    priors = [PRIOR | {"exponent": (-1.4 + 0.1 * i, 0.5)} for i in range(5)]
+    together = refit_floors(floor, np.log(SIZE), np.log(TOKEN), losses, weights, priors, steps=12)
+    for row, loss, weight, prior in zip(together, losses, weights, priors, strict=True):
+        alone = fit_floor(
+            names, np.log(SIZE), np.log(TOKEN), loss, weight, start=floor, prior=prior, steps=12
+        )
+        assert row == pytest.approx(alone.parameters(), rel=1e-6)
 
 
 def test_units_change_nothing() -> None:
@@ -95,8 +114,9 @@ def test_draws_cover_laws_whose_sizes_and_tokens_lie_off_them() -> None:
             _, level = np.unique(values, return_inverse=True)
             z = z + LEVEL_ERROR * rng.standard_normal(level.max() + 1)[level]
         floor = fitted(z)
-        rows = [draw_floor(floor, SIZE, TOKEN, z, np.ones(SIZE.size), rng).parameters() for _ in range(40)]
-        spread = log_loss_of_draws(np.array(rows), floor, *at)
+        doubts = [draw_doubt(floor, SIZE, TOKEN, rng) for _ in range(40)]
+        rows = draw_floors(floor, SIZE, TOKEN, z, np.ones(SIZE.size), doubts)
+        spread = log_loss_of_draws(rows, floor, *at)
         low, high = np.quantile(spread, [0.05, 0.95])
         inside.append(low <= float(truth.log_loss(*at)) <= high)
     assert np.mean(inside) >= 0.75

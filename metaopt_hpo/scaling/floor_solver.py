@@ -1,0 +1,147 @@
+"""Many loss floors fitted at once: Levenberg–Marquardt on a batch, one row a fit.
+
+A fit has a few dozen cells and five parameters, so one by one they cost a thousand array calls each and the
+bootstrap of a law some seconds; together they cost what one does. All fits of a batch share their cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metaopt_hpo.scaling.surface import Array
+
+FIRST_DAMPING = 1e-2
+LEAST_DAMPING = 1e-9
+TRIES = 6
+"""Dampings tried in one step, each five times the last."""
+
+
+@dataclass(frozen=True)
+class FloorBatch:
+    """Penalised robust least squares over (ln E, ln coefficients, ln effective exponents[, ln γ]), mean loss 1.
+
+    Attributes:
+        t: (cells × terms) ln size and ln tokens about their centre.
+        z: (fits × cells) ln loss.
+        weight: (fits × cells).
+        value, precision: (fits × parameters) Gaussian prior.
+        sigma: residual scale of the soft-L1 loss.
+    """
+
+    t: Array
+    z: Array
+    weight: Array
+    value: Array
+    precision: Array
+    sigma: float
+
+    def take(self, rows: NDArray[np.intp]) -> FloorBatch:
+        """Some of the fits."""
+        return FloorBatch(
+            self.t, self.z[rows], self.weight[rows], self.value[rows], self.precision[rows], self.sigma
+        )
+
+    def _terms(self, theta: Array) -> tuple[Array, Array, Array, Array]:
+        """(E, γ, exponents, terms inside the power), the terms as fits × cells × names."""
+        k = self.t.shape[1]
+        gamma = np.exp(theta[:, -1:]) if k > 1 else np.ones((len(theta), 1))
+        exponent = np.exp(theta[:, 1 + k : 1 + 2 * k]) / gamma
+        power = theta[:, None, 1 : 1 + k] - exponent[:, None, :] * self.t
+        with np.errstate(over="ignore"):
+            return np.exp(theta[:, :1]), gamma, exponent, np.exp(np.clip(power, -200.0, 200.0))
+
+    def log_loss(self, theta: Array) -> Array:
+        """(fits × cells)."""
+        level, gamma, _, terms = self._terms(theta)
+        return np.asarray(np.log(level + terms.sum(axis=2) ** gamma))
+
+    def model(self, theta: Array) -> tuple[Array, Array]:
+        """(ln loss, its Jacobian as fits × cells × parameters)."""
+        k = self.t.shape[1]
+        level, gamma, exponent, terms = self._terms(theta)
+        inside = terms.sum(axis=2)
+        power = inside**gamma
+        total = level + power
+        jac = np.empty((*total.shape, theta.shape[1]))
+        jac[:, :, 0] = level / total
+        share = jac[:, :, 1 : 1 + k]
+        np.multiply((gamma * power / (total * inside))[:, :, None], terms, out=share)
+        slope = np.multiply(share, exponent[:, None, :] * self.t, out=jac[:, :, 1 + k : 1 + 2 * k])
+        if k > 1:
+            jac[:, :, -1] = power / total * gamma * np.log(inside) + slope.sum(axis=2)
+        np.negative(slope, out=slope)
+        return np.log(total), jac
+
+    def cost(self, theta: Array) -> Array:
+        """Soft-L1 of the residuals over `sigma`, plus the prior's penalty; one value a fit."""
+        r = (self.z - self.log_loss(theta)) / self.sigma
+        loss = (self.weight * (8.0 * (np.sqrt(1.0 + 0.25 * r * r) - 1.0))).sum(axis=1)
+        return np.asarray(loss + (self.precision * (theta - self.value) ** 2).sum(axis=1))
+
+    def minimise(self, theta: Array, steps: int) -> Array:
+        """Levenberg–Marquardt from `theta` (fits × parameters); a fit that no longer moves is left alone."""
+        theta = theta.astype(np.float64)
+        cost, damping = self.cost(theta), np.full(len(theta), FIRST_DAMPING)
+        active = np.arange(len(theta))
+        for _ in range(steps):
+            batch = self.take(active)
+            moved = batch._step(theta, cost, damping, active)
+            active = active[moved >= 1e-6 * (1.0 + cost[active])]
+            if not active.size:
+                break
+        return theta
+
+    def _step(self, theta: Array, cost: Array, damping: Array, active: NDArray[np.intp]) -> Array:
+        """One step of the fits `active`, whose batch this is: how far their cost fell.
+
+        Writes into `theta`, `cost` and `damping`.
+        """
+        at = theta[active]
+        f, jac = self.model(at)
+        r = self.z - f
+        w = self.weight / np.sqrt(1.0 + (r / (2.0 * self.sigma)) ** 2) / self.sigma**2
+        weighted = (jac * w[:, :, None]).transpose(0, 2, 1)
+        normal = weighted @ jac
+        diagonal = np.einsum("bii->bi", normal)  # a view
+        diagonal += self.precision
+        gradient = (weighted @ r[:, :, None])[:, :, 0] - self.precision * (at - self.value)
+        moved = np.zeros(len(active))
+        waiting = np.arange(len(active))
+        for _ in range(TRIES):
+            rows = active[waiting]
+            damped = normal[waiting]
+            np.einsum("bii->bi", damped)[...] *= 1.0 + damping[rows, None]
+            delta = np.linalg.solve(damped, gradient[waiting][:, :, None])[:, :, 0]
+            trial = at[waiting] + np.clip(delta, -1.0, 1.0)
+            found = self.take(waiting).cost(trial)
+            better = found <= cost[rows]
+            moved[waiting[better]] = cost[rows[better]] - found[better]
+            theta[rows[better]], cost[rows[better]] = trial[better], found[better]
+            waiting = waiting[~better]
+            damping[active[waiting]] *= 5.0
+            if not waiting.size:
+                break
+        damping[active] = np.maximum(damping[active] / 5.0, LEAST_DAMPING)
+        return moved
+
+    def scatter(self, theta: Array) -> Array:
+        """Robust standard deviation of the cells about each floor, inflated for the parameters spent."""
+        spread = 1.4826 * np.median(np.abs(self.z - self.log_loss(theta)), axis=1)
+        n = self.z.shape[1]
+        return np.asarray(spread * np.sqrt(n / max(n - theta.shape[1], 0.25 * n)))
+
+
+def prior_of(prior: Mapping[str, tuple[float, float]], terms: int) -> tuple[Array, Array]:
+    """(value, precision) over the parameters of a floor with one or two terms, from `floor.PRIOR`'s names."""
+    gamma = np.exp(prior["power"][0] if terms > 1 else 0.0)
+    share = (
+        prior["share"][0] / gamma,
+        prior["share"][1] / gamma,
+    )  # a coefficient c is a term of c^γ in the loss
+    rows = [prior["level"], *([share] * terms), *([prior["exponent"]] * terms)]
+    mean, sd = np.array([*rows, *([prior["power"]] if terms > 1 else [])], dtype=float).T
+    return mean, 1.0 / sd**2
