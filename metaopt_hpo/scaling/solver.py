@@ -46,15 +46,23 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class _Linear:
-    """The linear part solved at one centre."""
+class _Columns:
+    """What the linear part is made of at one centre, one row a column: loss, then the bowl's terms."""
 
+    rows: Array
+    u: Array
+    v: Array
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """The linear part solved at one centre under one set of weights; `basis` holds one row a coefficient."""
+
+    columns: _Columns
     h: Array
     residual: Array
     basis: Array
     gram: Array
-    u: Array
-    v: Array
 
 
 def solve(
@@ -97,57 +105,69 @@ class _Problem:
     def __init__(
         self, cells: Cells, design: Array, has_batch: bool, prior: Prior, weight: Array | None
     ) -> None:
-        self.cells, self.design, self.has_batch, self.prior = cells, design, has_batch, prior
+        self.cells, self.has_batch, self.prior = cells, has_batch, prior
+        self.across = np.ascontiguousarray(design.T)
         self.p = design.shape[1]
         count = np.bincount(cells.cell, minlength=cells.k)
-        self.count = count
         self.first = np.concatenate([[0], np.cumsum(count)[:-1]])  # trials are sorted by cell
         # a cell of 120 runs knows its optimum no √3 better than one of 40: cells scatter about the law
         balance = np.sqrt(np.median(count) / count)[cells.cell]
         self.base = balance if weight is None else balance * weight
 
-    def demean(self, m: Array, w: Array) -> Array:
-        """Weighted cell means taken out of each column."""
+    def demean(self, rows: Array, w: Array) -> Array:
+        """Weighted cell means taken out of each row."""
         total = np.maximum(np.add.reduceat(w, self.first), 1e-12)
-        mean = np.add.reduceat(w[:, None] * m, self.first, axis=0) / total[:, None]
-        return np.asarray(m - np.repeat(mean, self.count, axis=0))
+        mean = np.add.reduceat(w * rows, self.first, axis=1) / total
+        return np.asarray(rows - mean[:, self.cells.cell])
 
-    def linear(self, theta: Array, w: Array, skew_ridge: float) -> _Linear:
-        """Bowl coefficients (h₁₁, h₁₂, h₂₂, c), or (h₁₁, c) without batch, at the centre `theta`."""
-        u = self.cells.x - self.design @ theta[: self.p]
-        if self.has_batch:
-            v = self.cells.y - self.design @ theta[self.p :]
-            raw = np.column_stack([self.cells.z, 0.5 * u * u, u * v, 0.5 * v * v, u**3])
-        else:
-            v = np.zeros_like(u)
-            raw = np.column_stack([self.cells.z, 0.5 * u * u, u**3])
-        columns = self.demean(raw, w)
-        z, basis = columns[:, 0], columns[:, 1:]
-        gram = basis.T @ (w[:, None] * basis)
-        gram[np.diag_indices_from(gram)] += 1e-12 * max(float(gram.trace()), 1e-300)
+    def columns(self, theta: Array) -> _Columns:
+        """The terms of (h₁₁, h₁₂, h₂₂, c), or of (h₁₁, c) without batch, at the centre `theta`.
+
+        Rows, not columns, for a row is contiguous: the solver spends its time here.
+        """
+        u = self.cells.x - theta[: self.p] @ self.across
+        square = u * u
+        if not self.has_batch:
+            return _Columns(np.stack([self.cells.z, 0.5 * square, square * u]), u, np.zeros_like(u))
+        v = self.cells.y - theta[self.p :] @ self.across
+        return _Columns(np.stack([self.cells.z, 0.5 * square, u * v, 0.5 * v * v, square * u]), u, v)
+
+    def linear(self, columns: _Columns, w: Array, skew_ridge: float) -> _Linear:
+        """The bowl's coefficients under the weights `w`."""
+        rows = self.demean(columns.rows, w)
+        z, basis = rows[0], rows[1:]
+        weighted = w * basis
+        gram = weighted @ basis.T
+        gram.flat[:: len(gram) + 1] += 1e-12 * max(float(gram.trace()), 1e-300)
         gram[-1, -1] += skew_ridge
-        h = np.linalg.solve(gram, basis.T @ (w * z)).astype(np.float64)
-        return _Linear(h, z - basis @ h, basis, gram, u, v)
+        h = np.linalg.solve(gram, weighted @ z).astype(np.float64)
+        return _Linear(columns, h, z - h @ basis, basis, gram)
 
     def jacobian(self, lin: _Linear, w: Array) -> Array:
-        """Derivative of the residual by the centre, projected off the linear part."""
-        h = lin.h
+        """Derivative of the residual by the centre, one row a coefficient, projected off the linear part."""
+        h, u, v = lin.h, lin.columns.u, lin.columns.v
         c = h[-1]
         if self.has_batch:
-            slope_u = h[0] * lin.u + h[1] * lin.v + 3.0 * c * lin.u**2
-            slope_v = h[1] * lin.u + h[2] * lin.v
-            raw = np.hstack([-slope_u[:, None] * self.design, -slope_v[:, None] * self.design])
+            slope_u = h[0] * u + h[1] * v + 3.0 * c * (u * u)
+            slope_v = h[1] * u + h[2] * v
+            rows = np.vstack([-slope_u * self.across, -slope_v * self.across])
         else:
-            raw = -(h[0] * lin.u + 3.0 * c * lin.u**2)[:, None] * self.design
-        jac = self.demean(raw, w)
-        return np.asarray(jac - lin.basis @ np.linalg.solve(lin.gram, lin.basis.T @ (w[:, None] * jac)))
+            rows = -(h[0] * u + 3.0 * c * (u * u)) * self.across
+        jac = self.demean(rows, w)
+        return np.asarray(jac - np.linalg.solve(lin.gram, (w * lin.basis) @ jac.T).T @ lin.basis)
+
+    def objective(self, theta: Array, lin: _Linear, w: Array, noise: float, ridge: float) -> float:
+        """Weighted squares of the residual and the priors' penalties."""
+        off = theta - self.prior.value
+        penalty = noise * float(self.prior.precision @ off**2) + ridge * float(lin.h[-1]) ** 2
+        return float(w @ lin.residual**2) + penalty
 
     def run(self, start: Surface, scale: float | None, iterations: int) -> Solution:
         theta = np.concatenate([start.a, start.b]) if self.has_batch else start.a.copy()
         prior = self.prior
         sigma = np.inf if scale is None else scale
         near = np.ones(self.cells.n) if scale is None else nearness(self.cells, scale)
-        lin = self.linear(theta, self.base * near, 0.0)
+        lin = self.linear(self.columns(theta), self.base * near, 0.0)
         damping = 1e-3
         settle = 0 if scale is not None else 14  # steps over which scale and weights may still move
         for step in range(iterations):
@@ -157,23 +177,17 @@ class _Problem:
             w = self.base * near / np.sqrt(1.0 + (lin.residual / (1.5 * sigma)) ** 2)
             noise = sigma * sigma
             ridge = noise / (SKEW_SPREAD * max(abs(float(lin.h[0])), 1e-6)) ** 2
-
-            def objective(theta: Array, lin: _Linear, w: Array, noise: float, ridge: float) -> float:
-                off = theta - prior.value
-                penalty = noise * float(prior.precision @ off**2) + ridge * float(lin.h[-1]) ** 2
-                return float(w @ lin.residual**2) + penalty
-
-            lin = self.linear(theta, w, ridge)
-            current = objective(theta, lin, w, noise, ridge)
+            lin = self.linear(lin.columns, w, ridge)
+            current = self.objective(theta, lin, w, noise, ridge)
             jac = self.jacobian(lin, w)
-            normal = jac.T @ (w[:, None] * jac) + noise * np.diag(prior.precision)
-            gradient = jac.T @ (w * lin.residual) - noise * prior.precision * (theta - prior.value)
+            normal = (w * jac) @ jac.T + noise * np.diag(prior.precision)
+            gradient = jac @ (w * lin.residual) - noise * prior.precision * (theta - prior.value)
             moved = 0.0
             for _ in range(8):
                 damped = normal + damping * np.diag(np.diag(normal) + 1e-12)
                 delta = np.clip(np.linalg.solve(damped, gradient), -0.5, 0.5)
-                trial = self.linear(theta + delta, w, ridge)
-                if objective(theta + delta, trial, w, noise, ridge) <= current:
+                trial = self.linear(self.columns(theta + delta), w, ridge)
+                if self.objective(theta + delta, trial, w, noise, ridge) <= current:
                     theta, lin = theta + delta, trial
                     moved = float(np.max(np.abs(delta)))
                     break
@@ -185,12 +199,11 @@ class _Problem:
 
     def finish(self, theta: Array, lin: _Linear, start: Surface, near: Array, sigma: float) -> Solution:
         h = lin.h
+        bowl = h @ lin.columns.rows[1:]
         if self.has_batch:
             surface = Surface(theta[: self.p], theta[self.p :], h[:3], float(h[3]), True)
-            bowl = 0.5 * h[0] * lin.u**2 + h[1] * lin.u * lin.v + 0.5 * h[2] * lin.v**2 + h[3] * lin.u**3
         else:
             surface = Surface(theta, start.b, np.array([h[0], 0.0, 0.0]), float(h[1]), False)
-            bowl = 0.5 * h[0] * lin.u**2 + h[1] * lin.u**3
         cells = self.cells
         w = self.base * near / np.sqrt(1.0 + (lin.residual / (1.5 * sigma)) ** 2)
         total = np.maximum(np.bincount(cells.cell, w, minlength=cells.k), 1e-12)
