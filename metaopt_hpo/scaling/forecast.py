@@ -66,7 +66,7 @@ class Forecast:
 
     def probability_below(self, loss: float) -> float:
         """P(final loss < `loss`)."""
-        return 0.5 * math.erfc((self.mean - math.log(loss)) / (self.sd * math.sqrt(2.0)))
+        return chance_below(loss, self.mean, self.sd)
 
 
 def forecast(
@@ -79,18 +79,32 @@ def forecast(
         size, tokens, lr, batch: the configuration, `tokens` being those it will see in all.
         curve: what it has reported so far; points without a finite, positive loss are passed over.
     """
-    for name, value in (("size", size), ("tokens", tokens), ("lr", lr), ("batch", batch)):
-        positive(name, value)
+    mean, sd, excess = distribution(law, size, tokens, lr, batch, curve)
+    z = _quantile(law.level)
+    estimate = Estimate(math.exp(mean), math.exp(mean - z * sd), math.exp(mean + z * sd))
+    return Forecast(estimate, mean, sd, excess, law.domain.factor(size, tokens))
+
+
+def distribution(
+    law: Law, size: float, tokens: float, lr: float, batch: float, curve: CurveLike | None
+) -> tuple[float, float, float]:
+    """(mean, standard deviation, excess) of a forecast as plain floats, which is what a verdict needs."""
+    positive("size", size)
+    positive("tokens", tokens)
+    positive("lr", lr)
+    positive("batch", batch)
     mean, variance, excess = log_loss(law, size, tokens, lr, batch)
-    seen = last_point(curve)
+    seen = None if curve is None else last_point(curve)
     if seen is not None and seen[0] >= tokens:
         mean, variance = seen[1], 0.0
     elif seen is not None:
         mean, variance = _with_curve(law, (size, tokens, lr, batch), seen, mean, variance)
-    sd = math.sqrt(variance + law.noise**2)
-    z = _quantile(law.level)
-    estimate = Estimate(math.exp(mean), math.exp(mean - z * sd), math.exp(mean + z * sd))
-    return Forecast(estimate, mean, sd, excess, law.domain.factor(size, tokens))
+    return mean, math.sqrt(variance + law.noise**2), excess
+
+
+def chance_below(loss: float, mean: float, sd: float) -> float:
+    """P(final loss < `loss`) of a normal ln loss."""
+    return 0.5 * math.erfc((mean - math.log(loss)) / (sd * math.sqrt(2.0)))
 
 
 def _with_curve(
@@ -139,10 +153,8 @@ def log_loss(law: Law, size: float, tokens: float, lr: float, batch: float) -> t
     return f + excess + blur, variance, excess + blur
 
 
-def last_point(curve: CurveLike | None) -> tuple[float, float] | None:
+def last_point(curve: CurveLike) -> tuple[float, float] | None:
     """(tokens, ln loss) of the last finite point of a curve."""
-    if curve is None:
-        return None
     if isinstance(curve, Sequence):
         pairs: Sequence[tuple[float, float]] = curve
         points = reversed(pairs)

@@ -48,10 +48,8 @@ class Domain:
 
     def factor(self, size: float, tokens: float) -> float:
         """How far outside (size, tokens) lies, as the larger factor; 1 inside."""
-        out = 1.0
-        for value, (low, high) in ((size, self.size), (tokens, self.tokens)):
-            out = max(out, value / high, low / value)
-        return out
+        (least, most), (fewest, longest) = self.size, self.tokens
+        return max(1.0, size / most, least / size, tokens / longest, fewest / tokens)
 
 
 class Scalars(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 
 from metaopt_hpo.scaling.design import Design
 from metaopt_hpo.scaling.estimates import positive
-from metaopt_hpo.scaling.forecast import CurveLike, forecast
+from metaopt_hpo.scaling.forecast import CurveLike, chance_below, distribution
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.proposing import Bowl, Box, Runs, bowl_of, pilot_point, target_point
 
@@ -64,22 +64,22 @@ def verdict(
     """
     if incumbent is not None:
         positive("incumbent", incumbent)
-    f = forecast(law, size=size, tokens=tokens, lr=lr, batch=batch, curve=curve)
-    started = curve is not None
-    if f.factor > TRUST_FACTOR:
-        return Verdict("abstain", 0.5, f"{f.factor:.3g} times outside the fitted sizes or tokens")
+    mean, sd, excess = distribution(law, size, tokens, lr, batch, curve)
+    factor = law.domain.factor(size, tokens)
+    if factor > TRUST_FACTOR:
+        return Verdict("abstain", 0.5, f"{factor:.3g} times outside the fitted sizes or tokens")
     if incumbent is None:
         own = math.log1p(MARGIN)
-        sd = math.sqrt(max(f.excess, 0.0) * 0.5 * own + law.noise**2)
-        p = 0.5 * math.erfc((f.excess - own) / (sd * math.sqrt(2.0)))
+        sd = math.sqrt(max(excess, 0.0) * 0.5 * own + law.noise**2)
+        p = 0.5 * math.erfc((excess - own) / (sd * math.sqrt(2.0)))
         goal = f"within {MARGIN:.0%} of the best at this size"
     else:
-        p = f.probability_below(incumbent)
+        p = chance_below(incumbent, mean, sd)
         goal = f"a loss below {incumbent:.4g}"
     if p < stop_below:
-        return Verdict("stop", p, f"{p:.1%} chance of {goal}; {f.loss.value:.4g} expected")
-    action: Action = "keep" if started else "launch"
-    return Verdict(action, p, f"{p:.0%} chance of {goal}; {f.loss.value:.4g} expected")
+        return Verdict("stop", p, f"{p:.1%} chance of {goal}; {math.exp(mean):.4g} expected")
+    action: Action = "launch" if curve is None else "keep"
+    return Verdict(action, p, f"{p:.0%} chance of {goal}; {math.exp(mean):.4g} expected")
 
 
 @dataclass(frozen=True, slots=True)
