@@ -1,4 +1,8 @@
-"""Speed of laws: fit of 2,000 trials, refit after one more, forecast, verdict from a cached law."""
+"""Speed of laws: fit of 2,000 trials, refit after one more, forecast, verdict from a cached law.
+
+On a shared machine measure processor time too: `pytest tests/benchmarks/test_law_speed.py
+--benchmark-timer=time.process_time`.
+"""
 
 from __future__ import annotations
 
