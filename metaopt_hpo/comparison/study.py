@@ -142,6 +142,8 @@ SENSITIVITY: tuple[tuple[str, Options], ...] = (
     ("γ = 0.9", {"gamma": 0.9}),
     ("layer blocks", {"blocks": "layer"}),
     ("tensor blocks", {"blocks": "tensor"}),
+    ("trace L", {"trace": "l"}),
+    ("trace 2×2", {"trace": "2x2"}),
     ("meta rule Lion", {"meta": "lion"}),
     ("meta rule RMSprop", {"meta": "rmsprop"}),
     ("base Lion", {"base": "lion"}),
@@ -262,12 +264,12 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
         out += [*single(STREAM, seed, (ONE_RUN,)), *tuned(STREAM, seed, ("constant",))]
     for seed in range(min(3, seeds)):
         out += [*varied(SENSITIVITY_CASE, seed), *started(TEXT[2], seed)]
+    out += [*single(RESNET18, 0, (ONE_RUN,)), *tuned(RESNET18, 0, ("wsd",))]
     for seed in range(seeds):
         for case in cheap:
             out += tuned(case, seed, ("constant",))
         for case in dear:
             out += [*tuned(case, seed, ("cosine",)), *single(case, seed, RIVALS)]
-    out += [*single(RESNET18, 0, (ONE_RUN,)), *tuned(RESNET18, 0, ("wsd",))]
     return _once(out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -36,16 +37,32 @@ class LRRun:
         self.grad_norm: Tensor | None = None
         """Norm of the last gradient before clipping, a 0-d tensor on its device."""
 
-    def step(self, loss: Tensor | None = None) -> None:
+    @property
+    def needs_graph(self) -> bool:
+        """True where the step differentiates the gradient: `step` takes the loss before any `backward()`."""
+        return False
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """What a forward pass runs in; only strategies that need a graph need it."""
+        return nullcontext()
+
+    def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """Take one optimizer step with the gradients now in `.grad`, then clear them.
 
         Args:
             loss: the training loss of this step (0-d); strategies that need it say so when it is missing.
+            scaler: the loss scale the gradients were made with (`scaler.scale(loss).backward()`); they are unscaled
+                here, a step that overflowed changes no weight, and the scale is updated. Give the loss itself unscaled.
         """
         self._before_step(self.steps_taken, loss)
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
         self._measure_and_clip()
-        self._before_update(self.steps_taken)
-        self.optimizer.step()
+        if scaler is None or (self.grad_norm is not None and math.isfinite(float(self.grad_norm))):
+            self._before_update(self.steps_taken)
+            self._optimizer_step(loss)
+        if scaler is not None:
+            scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_taken += 1
 
@@ -54,6 +71,10 @@ class LRRun:
 
     def _before_update(self, step: int) -> None:
         """Called between clipping and the update, for what depends on the gradients that will be used."""
+
+    def _optimizer_step(self, loss: Tensor | None) -> None:
+        """Let the optimizer update the weights."""
+        self.optimizer.step()
 
     def _measure_and_clip(self) -> None:
         grads = [p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from metaopt_hpo.optim import AdamW, MetaOptimize
 from metaopt_hpo.optim.blocks import BlockSpec
+from metaopt_hpo.optim.metaoptimize import TRACES
 from metaopt_hpo.optim.rules import Rule, base_rule
 from metaopt_hpo.strategies.base import (
     LRRun,
@@ -20,10 +21,8 @@ from metaopt_hpo.strategies.base import (
     check_positive,
     decay_groups,
 )
-from metaopt_hpo.strategies.guard import Guard
+from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
 from metaopt_hpo.strategies.registry import register
-from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
-from metaopt_hpo.strategies.start import relative_step
 
 LOG_TRAVEL = 20.0
 """How far ln α may move in one run, nats, when `meta_lr` is not given: meta-Adam moves it by at most about
@@ -36,11 +35,6 @@ SHORT_SIGHT = 2.0
 """How far below the best peak rate of a cooled-down run the adapted step size settles: learned, on byte-level
 transformers of widths 24, 48 and 96, and in line with a rough derivation (see `MetaOptimizeStrategy`). The study varies
 it (`metaopt-hpo study`, "correction")."""
-
-GUARD_WINDOWS = 100
-"""Windows of the guard in a run; one is at least `LEAST_WINDOW` steps."""
-
-LEAST_WINDOW = 5
 
 
 @register("metaoptimize")
@@ -74,6 +68,9 @@ class MetaOptimizeStrategy(LRStrategy):
         gamma: discount γ of the eligibility trace (1 in the paper for stationary tasks).
         blocks: which weights share a step size: "scalar", "layer", "tensor", "weight", or a function
             from a parameter's name to its block's.
+        trace: how the influence of past step sizes is followed: "hessian_free", or "l", "2x2" or "exact" with
+            Hessian-vector products. Those take the loss before `backward()`, from a forward pass inside
+            `run.forward()`, and cost several times a step (`make bench`); the study says what they bring.
         limit: the largest first step, as RMS of an update over RMS of the weights (median over matrices), before the
             ramp. 0.01 is below what damages a fresh network and, under the ramp, above what wastes time. None
             takes `lr` as it is, which suits fine-tuning, where even the limit may be too much.
@@ -96,6 +93,7 @@ class MetaOptimizeStrategy(LRStrategy):
     meta_lr: float | None = None
     gamma: float = 1.0
     blocks: BlockSpec = "scalar"
+    trace: str = "hessian_free"
     limit: float | None = 0.01
     warmup: float = 0.1
     find: float = 0.2
@@ -107,6 +105,8 @@ class MetaOptimizeStrategy(LRStrategy):
         super().__post_init__()
         if self.meta_lr is not None and self.meta_lr != 0:
             check_positive(self, "meta_lr")
+        if self.trace not in TRACES:
+            raise ValueError(f"trace={self.trace!r} is not known: use one of {', '.join(TRACES)}")
         if self.limit is not None:
             check_positive(self, "limit")
         if self.expected is not None:
@@ -152,110 +152,7 @@ class MetaOptimizeStrategy(LRStrategy):
             gamma=self.gamma,
             blocks=self.blocks,
             beta_bounds=bounds,
+            trace=self.trace,
+            max_grad_norm=None if self.trace == TRACES[0] else self.max_grad_norm,
         )
         return MetaOptimizeRun(self, optimizer, horizon, model)
-
-
-class MetaOptimizeRun(LRRun):
-    """A run under MetaOptimize: find, hold, cool down; and back, where the loss says so."""
-
-    optimizer: MetaOptimize
-
-    def __init__(
-        self,
-        strategy: MetaOptimizeStrategy,
-        optimizer: MetaOptimize,
-        horizon: int,
-        model: nn.Module | list[nn.Parameter],
-    ) -> None:
-        super().__init__(optimizer, horizon=horizon, max_grad_norm=strategy.max_grad_norm)
-        self._strategy = strategy
-        self._lr = float(optimizer.defaults["lr"])
-        self._factor = 1.0
-        self._warmup_steps = round(strategy.warmup * horizon)
-        self._cooldown_steps = round(strategy.cooldown * horizon)
-        stable = horizon - self._cooldown_steps
-        self._commit_step = min(stable, max(1, round(strategy.find * horizon)))
-        self._meta_lr = strategy.horizon_meta_lr(horizon)
-        self._corrected = strategy.find < 1 and self._meta_lr > 0
-        self._limited = strategy.limit is not None and strategy.expected is None and self._meta_lr > 0
-        self._limit = math.inf
-        """Largest first step size; known from the first gradients on."""
-        self._average_from = self._commit_step - max(1, self._commit_step // 3)
-        self._log_sum: Tensor | None = None
-        self._committed: Tensor | None = None
-        window = max(LEAST_WINDOW, horizon // GUARD_WINDOWS)
-        self.guard = Guard(model, optimizer, window) if strategy.guard else None
-
-    def step(self, loss: Tensor | None = None) -> None:
-        """See `LRRun.step`; a step on which the guard brings the run back takes no update."""
-        if self.guard is not None and loss is not None and self.guard.look(loss):
-            self._slow_down(0.5**self.guard.returns)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.steps_taken += 1
-            return
-        super().step(loss)
-
-    def _slow_down(self, factor: float) -> None:
-        """After a return: a fraction of the step size the snapshot had, or of the one committed to since."""
-        if self._committed is None:
-            self.optimizer.scale_step_size(factor)
-            if self._log_sum is not None:  # what was averaged so far belongs to a run that went wrong
-                count = max(0, min(self.steps_taken, self._commit_step) - self._average_from)
-                self._log_sum = self.optimizer.step_sizes().log() * count
-        else:
-            self._committed = self._committed * 0.5
-            self.optimizer.set_step_size(self._committed)
-
-    def _before_step(self, step: int, loss: Tensor | None) -> None:
-        step = min(step, self.horizon - 1)
-        ramp = warmup_factor(step, self._warmup_steps)
-        self._factor = ramp * cooldown_factor(step, self.horizon, self._cooldown_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr * self._factor
-        self.optimizer.meta_lr = self._meta_lr if step < self._commit_step else 0.0
-        if self._average_from <= step < self._commit_step:
-            logs = self.optimizer.step_sizes().log()
-            self._log_sum = logs if self._log_sum is None else self._log_sum + logs
-        elif step >= self._commit_step and self._committed is None and self._corrected:
-            self._commit()
-
-    def _commit(self) -> None:
-        if self._log_sum is None:
-            return
-        mean = self._log_sum / (self._commit_step - self._average_from)
-        self._committed = mean.exp() * self._strategy.correction
-        self.optimizer.set_step_size(self._committed)
-
-    def _before_update(self, step: int) -> None:
-        if not self._limited:
-            return
-        if step == 0 and self._strategy.limit is not None:
-            params = [p for group in self.optimizer.param_groups for p in group["params"]]
-            self._limit = self._strategy.limit * relative_step(params, self._strategy.base_rule().as_base())
-            if self._lr > self._limit:
-                self.optimizer.set_step_size(self._limit)
-        elif self._lr * 2.0 ** (step - 1) < self._limit < math.inf:
-            floor = min(self._limit, self._lr * 2.0**step)
-            self.optimizer.set_step_size(self.optimizer.step_sizes().clamp(min=floor))
-
-    def step_sizes(self) -> Tensor:
-        """Step sizes of the last step, ramps included: one value a block."""
-        return self.optimizer.step_sizes() * self._factor
-
-    def _extra_state(self) -> dict[str, Any]:
-        return {
-            "meta_lr": self.optimizer.meta_lr,
-            "factor": self._factor,
-            "limit": self._limit,
-            "log_sum": self._log_sum,
-            "committed": self._committed,
-            "guard": None if self.guard is None else self.guard.state_dict(),
-        }
-
-    def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.meta_lr = float(state["meta_lr"])
-        self._factor, self._limit = float(state["factor"]), float(state["limit"])
-        self._log_sum, self._committed = state["log_sum"], state["committed"]
-        if self.guard is not None and state["guard"] is not None:
-            self.guard.load_state_dict(state["guard"])

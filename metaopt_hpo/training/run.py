@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -53,6 +54,10 @@ class TrainingRun:
                 run.step(loss(model, data(step)))
         record = run.record()
 
+    Training in float16 takes `scaler=torch.amp.GradScaler()`: losses are given unscaled, and a step that overflows
+    changes no weight. Strategies that differentiate the gradient (`trace="2x2"` …) need the loss made inside
+    `with run.forward():`.
+
     Args:
         model: what is trained; its state is checkpointed.
         strategy: how lr is set; see `metaopt_hpo.strategies`.
@@ -67,6 +72,7 @@ class TrainingRun:
         report_stride: report at every n-th point of the shared token grid t_k = ceil(2^(k/8)) (default 2,
             four an octave); strides that are equal or divide each other share points.
         max_reports: at most this many reports; early ones are left out (default 100).
+        scaler: loss scale for float16, or None; its state is checkpointed.
         seed, workload, params: written to the record.
 
     Raises:
@@ -89,6 +95,7 @@ class TrainingRun:
         checkpoint_every: int = 1,
         report_stride: int = 2,
         max_reports: int = 100,
+        scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
         workload: str = "",
         params: Mapping[str, float | int | str | bool] | None = None,
@@ -123,6 +130,7 @@ class TrainingRun:
         self._seed = seed
         self._workload = workload
         self._params = dict(params or {})
+        self._scaler = scaler
         self._reports = 0
         end = self.horizon * self.batch
         self._grid = token_grid(end, start=self.batch, stride=report_stride, max_points=max_reports)
@@ -148,7 +156,11 @@ class TrainingRun:
     @property
     def wants_halves(self) -> bool:
         """True when the coming step should be given as two half-batch losses, `run.step(first, second)`."""
-        return self.steps_taken % NOISE_EVERY == 0
+        return self.steps_taken % NOISE_EVERY == 0 and not self.lr_run.needs_graph
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """What the forward pass of a step runs in; it matters only to strategies that differentiate the gradient."""
+        return self.lr_run.forward()
 
     def __enter__(self) -> Self:
         if self._checkpoint is not None and self._checkpoint.exists():
@@ -185,8 +197,9 @@ class TrainingRun:
         """
         if not losses:
             raise ValueError("step needs at least one loss: run.step(loss)")
-        loss = self._backward(losses)
-        self.lr_run.step(loss)
+        loss = torch.stack(losses).mean() if self.lr_run.needs_graph else self._backward(losses)
+        self.lr_run.step(loss, scaler=self._scaler)
+        loss = loss.detach()
         self.recorder.cost += self._flops_per_token * self.batch
         self._watch(loss)
         point = None
@@ -201,19 +214,22 @@ class TrainingRun:
 
     def _backward(self, losses: tuple[Tensor, ...]) -> Tensor:
         parts = len(losses)
-        total = losses[0].detach() / parts
-        (losses[0] / parts if parts > 1 else losses[0]).backward()
-        small = self._squared_norm() * parts**2 if parts > 1 else None
-        for loss in losses[1:]:
-            (loss / parts).backward()
-            total = total + loss.detach() / parts
+        total = torch.zeros_like(losses[0])
+        small = None
+        for loss in losses:
+            part = loss / parts if parts > 1 else loss
+            (part if self._scaler is None else self._scaler.scale(part)).backward()
+            total = total + part.detach()
+            if parts > 1 and small is None:
+                small = self._squared_norm() * parts**2
         if small is not None:
             self.recorder.noise.update(small, self._squared_norm(), self.batch / parts, self.batch)
         return total
 
     def _squared_norm(self) -> Tensor:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return nn.utils.get_total_norm(grads) ** 2
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        return (nn.utils.get_total_norm(grads) / scale) ** 2
 
     def _watch(self, loss: Tensor) -> None:
         finite = torch.isfinite(loss)
@@ -310,6 +326,7 @@ class TrainingRun:
                 "batch": self.batch,
             },
             "random": checkpoints.random_state(),
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -331,6 +348,8 @@ class TrainingRun:
         self._reports, self.state = int(counters["reports"]), counters["state"]
         self._next_point = sum(t <= self.tokens for t in self._grid)
         checkpoints.set_random_state(state["random"])
+        if self._scaler is not None and state.get("scaler"):
+            self._scaler.load_state_dict(state["scaler"])
 
     def record(self, **fields: Any) -> TrialRecord:
         """The trial record so far.

@@ -159,7 +159,9 @@ def steps(workload: Workload, run: TrainingRun, seed: int) -> Iterator[None]:
     """
     with run:
         for step in run:
-            run.step(*workload.losses(run.model, step, seed, 2 if run.wants_halves else 1))
+            with run.forward():
+                losses = workload.losses(run.model, step, seed, 2 if run.wants_halves else 1)
+            run.step(*losses)
             yield
 
 

@@ -125,24 +125,17 @@ class RivalRun(LRRun):
             group.setdefault("initial_lr", group["lr"])
         self.train()
 
-    def step(self, loss: Tensor | None = None) -> None:
+    def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """See `LRRun.step`.
 
         Raises:
             StrategyError: no parameter has a gradient.
         """
-        self._before_step(self.steps_taken, loss)
         if all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             raise StrategyError("no parameter has a gradient; call loss.backward() before run.step(loss)")
-        self._measure_and_clip()
         # entered with gradients on, and left so even if the package raises half-way
         with torch.enable_grad():
-            self._optimizer_step(loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps_taken += 1
-
-    def _optimizer_step(self, loss: Tensor | None) -> None:
-        self.optimizer.step()
+            super().step(loss, scaler=scaler)
 
     def _before_step(self, step: int, loss: Tensor | None) -> None:
         factor = self.rival.multiplier(min(step, self.horizon - 1), self.horizon)

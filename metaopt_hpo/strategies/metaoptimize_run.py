@@ -1,0 +1,166 @@
+"""A run under the `metaoptimize` strategy: find, hold, cool down; and back, where the loss says so."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from metaopt_hpo.optim import MetaOptimize
+from metaopt_hpo.optim.metaoptimize import TRACES
+from metaopt_hpo.strategies.base import LRRun, StrategyError
+from metaopt_hpo.strategies.guard import Guard
+from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
+from metaopt_hpo.strategies.start import relative_step
+
+if TYPE_CHECKING:
+    from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
+
+GUARD_WINDOWS = 100
+"""Windows of the guard in a run; one is at least `LEAST_WINDOW` steps."""
+
+LEAST_WINDOW = 5
+
+
+class MetaOptimizeRun(LRRun):
+    """One run; `MetaOptimizeStrategy` says what its parts are."""
+
+    optimizer: MetaOptimize
+
+    def __init__(
+        self,
+        strategy: MetaOptimizeStrategy,
+        optimizer: MetaOptimize,
+        horizon: int,
+        model: nn.Module | list[nn.Parameter],
+    ) -> None:
+        super().__init__(optimizer, horizon=horizon, max_grad_norm=strategy.max_grad_norm)
+        self._strategy = strategy
+        self._lr = float(optimizer.defaults["lr"])
+        self._factor = 1.0
+        self._warmup_steps = round(strategy.warmup * horizon)
+        self._cooldown_steps = round(strategy.cooldown * horizon)
+        stable = horizon - self._cooldown_steps
+        self._commit_step = min(stable, max(1, round(strategy.find * horizon)))
+        self._meta_lr = strategy.horizon_meta_lr(horizon)
+        self._corrected = strategy.find < 1 and self._meta_lr > 0
+        self._limited = strategy.limit is not None and strategy.expected is None and self._meta_lr > 0
+        self._limit = math.nan if self._limited else math.inf
+        """Largest first step size; NaN until the first gradients that did not overflow."""
+        self._average_from = self._commit_step - max(1, self._commit_step // 3)
+        self._log_sum: Tensor | None = None
+        self._committed: Tensor | None = None
+        window = max(LEAST_WINDOW, horizon // GUARD_WINDOWS)
+        self.guard = Guard(model, optimizer, window) if strategy.guard else None
+
+    @property
+    def needs_graph(self) -> bool:
+        return self._strategy.trace != TRACES[0]
+
+    def forward(self) -> AbstractContextManager[Any]:
+        # fused attention has no second derivative
+        return sdpa_kernel(SDPBackend.MATH) if self.needs_graph else nullcontext()
+
+    def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
+        """See `LRRun.step`; a step on which the guard brings the run back takes no update."""
+        if self.guard is not None and loss is not None and self.guard.look(loss):
+            self._slow_down(0.5**self.guard.returns)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.steps_taken += 1
+        elif self.needs_graph:
+            self._step_with_graph(loss, scaler)
+        else:
+            super().step(loss, scaler=scaler)
+
+    def _step_with_graph(self, loss: Tensor | None, scaler: torch.amp.GradScaler | None) -> None:
+        if scaler is not None:
+            raise StrategyError(
+                f"trace={self._strategy.trace!r} cannot be used with a loss scale: train in float32 or bfloat16"
+            )
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if loss is None or not loss.requires_grad or any(p.grad is not None for p in params):
+            raise StrategyError(
+                f"trace={self._strategy.trace!r} differentiates the gradient: call step(loss) with the loss of the "
+                "whole batch, computed inside run.forward(), and do not call backward()"
+            )
+        self._before_step(self.steps_taken, loss)
+        if math.isnan(self._limit):
+            grads = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+            for p, g in zip(params, grads, strict=True):
+                p.grad = g
+            self._measure_and_clip()
+        self._before_update(self.steps_taken)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(lambda: loss)
+        self.grad_norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps_taken += 1
+
+    def _slow_down(self, factor: float) -> None:
+        """After a return: a fraction of the step size the snapshot had, or of the one committed to since."""
+        if self._committed is None:
+            self.optimizer.scale_step_size(factor)
+            if self._log_sum is not None:  # what was averaged so far belongs to a run that went wrong
+                count = max(0, min(self.steps_taken, self._commit_step) - self._average_from)
+                self._log_sum = self.optimizer.step_sizes().log() * count
+        else:
+            self._committed = self._committed * 0.5
+            self.optimizer.set_step_size(self._committed)
+
+    def _before_step(self, step: int, loss: Tensor | None) -> None:
+        step = min(step, self.horizon - 1)
+        ramp = warmup_factor(step, self._warmup_steps)
+        self._factor = ramp * cooldown_factor(step, self.horizon, self._cooldown_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr * self._factor
+        self.optimizer.meta_lr = self._meta_lr if step < self._commit_step else 0.0
+        if self._average_from <= step < self._commit_step:
+            logs = self.optimizer.step_sizes().log()
+            self._log_sum = logs if self._log_sum is None else self._log_sum + logs
+        elif step >= self._commit_step and self._committed is None and self._corrected:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self._log_sum is None:
+            return
+        mean = self._log_sum / (self._commit_step - self._average_from)
+        self._committed = mean.exp() * self._strategy.correction
+        self.optimizer.set_step_size(self._committed)
+
+    def _before_update(self, step: int) -> None:
+        if not self._limited:
+            return
+        if math.isnan(self._limit):
+            assert self._strategy.limit is not None
+            params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self._limit = self._strategy.limit * relative_step(params, self._strategy.base_rule().as_base())
+            if self._lr > self._limit:
+                self.optimizer.set_step_size(self._limit)
+        elif self._lr * 2.0 ** (step - 1) < self._limit < math.inf:
+            floor = min(self._limit, self._lr * 2.0**step)
+            self.optimizer.set_step_size(self.optimizer.step_sizes().clamp(min=floor))
+
+    def step_sizes(self) -> Tensor:
+        """Step sizes of the last step, ramps included: one value a block."""
+        return self.optimizer.step_sizes() * self._factor
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {
+            "meta_lr": self.optimizer.meta_lr,
+            "factor": self._factor,
+            "limit": self._limit,
+            "log_sum": self._log_sum,
+            "committed": self._committed,
+            "guard": None if self.guard is None else self.guard.state_dict(),
+        }
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.meta_lr = float(state["meta_lr"])
+        self._factor, self._limit = float(state["factor"]), float(state["limit"])
+        self._log_sum, self._committed = state["log_sum"], state["committed"]
+        if self.guard is not None and state["guard"] is not None:
+            self.guard.load_state_dict(state["guard"])
