@@ -61,6 +61,37 @@ def paired_difference(a: Sequence[float], b: Sequence[float], *, level: float = 
     return Difference(mean, mean - half, mean + half, p, n)
 
 
+def mean_of_means(samples: Sequence[Sequence[float]], *, level: float = 0.9) -> Difference:
+    """Mean over groups (cases) of the mean of paired differences within each (seeds): of these groups, not of others.
+
+    Groups are independent and may differ in size and noise; the interval is Student's with Welch's degrees of
+    freedom. A group of one has no variance, and then the mean has no interval.
+
+    Args:
+        samples: differences, group by group.
+        level: coverage of the interval.
+
+    Raises:
+        ValueError: no group, or an empty one.
+    """
+    if not samples or not all(len(x) for x in samples):
+        raise ValueError("mean_of_means needs at least one group, and a value in each")
+    groups = [np.asarray(x, dtype=float) for x in samples]
+    mean = float(np.mean([x.mean() for x in groups]))
+    pairs = sum(len(x) for x in groups)
+    if any(len(x) == 1 for x in groups):
+        return Difference(mean, -math.inf, math.inf, math.nan, pairs)
+    parts = np.array([x.var(ddof=1) / len(x) for x in groups]) / len(groups) ** 2
+    error = math.sqrt(parts.sum())
+    if error == 0:
+        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0, pairs)
+    freedom = parts.sum() ** 2 / sum(v * v / (len(x) - 1) for v, x in zip(parts, groups, strict=True))
+    half = float(stats.t.ppf(0.5 + level / 2, freedom)) * error
+    return Difference(
+        mean, mean - half, mean + half, 2 * float(stats.t.sf(abs(mean) / error, freedom)), pairs
+    )
+
+
 def bootstrap_mean(
     values: Sequence[float], *, level: float = 0.9, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

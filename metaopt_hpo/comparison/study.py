@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from metaopt_hpo.workloads.base import Workload
 
 ONE_RUN = "metaoptimize"
-SCHEDULES = ("wsd", "cosine", "constant")
+TUNED = ("wsd", "cosine")
+"""Schedules a grid is searched with."""
+
+SCHEDULES = (*TUNED, "constant")
 RIVALS = (
     "prodigy",
     "prodigy-schedule-free",
@@ -60,6 +63,7 @@ class Case:
         workload, width, settings: what is trained; `settings` are further fields of the workload.
         steps: optimizer steps.
         grid: learning rates at which schedules are tuned.
+        seeds: how many times the study's seeds it gets: more where seeds differ much and a run is cheap.
         note: what a reader should know.
     """
 
@@ -69,6 +73,7 @@ class Case:
     steps: int
     grid: tuple[float, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 1
     note: str = ""
 
     def job(self) -> Workload:
@@ -92,6 +97,7 @@ DIGITS = Case(
     width=64,
     steps=135,
     grid=octaves(5e-4),
+    seeds=4,
     note="three passes over the rows",
 )
 REGRESSION = Case(
@@ -100,6 +106,7 @@ REGRESSION = Case(
     width=64,
     steps=55,
     grid=octaves(5e-4),
+    seeds=4,
     note="five passes over the rows",
 )
 CIFAR = Case(
@@ -243,7 +250,7 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
     if short:
         for seed in range(min(seeds, 2)):
             for case in small:
-                out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, ("wsd", "cosine"))]
+                out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, TUNED)]
             out += [*single(DIGITS, seed, RIVALS), *started(DIGITS, seed)]
         return _once(out)
     cheap = (*small, TEXT[2])
@@ -251,7 +258,7 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
     for some in (small, (TEXT[2],)):
         for seed in range(seeds):
             for case in some:
-                out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, ("wsd", "cosine"))]
+                out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, TUNED)]
         if some is small:
             for seed in range(min(3, seeds)):
                 out += [*started(DIGITS, seed), *started(TEXT[1], seed)]
@@ -262,6 +269,9 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
         for case in dear:
             out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, ("wsd",))]
         out += [*single(STREAM, seed, (ONE_RUN,)), *tuned(STREAM, seed, ("constant",))]
+    for case in small:
+        for seed in range(seeds, case.seeds * seeds):
+            out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, TUNED)]
     for seed in range(min(3, seeds)):
         out += [*varied(SENSITIVITY_CASE, seed), *started(TEXT[2], seed)]
     out += [*single(RESNET18, 0, (ONE_RUN,)), *tuned(RESNET18, 0, ("wsd",))]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from metaopt_hpo.comparison.statistics import Difference, paired_difference
+from metaopt_hpo.comparison.statistics import Difference, mean_of_means, paired_difference
 from metaopt_hpo.comparison.study import (
     CASES,
     MAIN,
@@ -26,6 +26,7 @@ from metaopt_hpo.comparison.study import (
     STARTS,
     STREAM,
     TEXT,
+    TUNED,
     Case,
     Cell,
     single,
@@ -33,9 +34,11 @@ from metaopt_hpo.comparison.study import (
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
-TUNED = ("wsd", "cosine")
 SENSIBLE = (1e-5, 3e-2)
 """Starts whose spread is reported apart from the full range."""
+
+CLAIM = 5
+"""Seeds a case needs to count in a mean over cases."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ class CaseOutcome:
     against_best: Difference | None
     """Against the best of all tuned runs of the same seed: what a grid of 14 runs would have kept."""
     against_chosen: Difference | None
-    """Against the schedule and lr that are best on average over seeds: chosen without looking at the seed."""
+    """Against the schedule and lr that are best on average over the other seeds: chosen without looking at this one."""
+    luck: Difference | None
+    """That choice against the best of all of the same seed: what the grid's best owes to its luck."""
     runs: int
     """Tuned runs a seed."""
     noise: float
@@ -72,7 +77,10 @@ class RivalOutcome:
     difference: float
     """Median over cases of the mean ln(our loss / its loss)."""
     p: float
-    """Wilcoxon's signed-rank test over cases (two-sided), the mean over seeds being one case's value; NaN below 5."""
+    """Two-sided, of the mean over these cases, whose seeds were drawn; NaN where a case has one seed."""
+    p_cases: float
+    """Wilcoxon's signed-rank test over cases (two-sided), the mean over seeds being one case's value: as if the cases
+    had been drawn too; NaN below 5."""
     failed: int
     """Of its runs, those that diverged or failed; a pair lost by a failure counts as ours."""
 
@@ -126,8 +134,11 @@ class StudyOutcome:
     flops: float
     cases: tuple[CaseOutcome, ...]
     mean_against_best: Difference | None
-    """Mean over the cases that have every seed; paired by seed."""
+    """Mean over the cases with enough seeds (`CLAIM`)."""
     mean_against_chosen: Difference | None
+    mean_luck: Difference | None
+    counted: int
+    """Cases in those means."""
     rivals: tuple[RivalOutcome, ...]
     wins: int
     pairs: int
@@ -172,14 +183,18 @@ def judge(table: TrialTable) -> StudyOutcome:
     """Judge what a table of the study holds."""
     results = Results(table)
     cases = tuple(o for case in MAIN if (o := _case(results, case, TUNED)) is not None)
-    stream = _case(results, STREAM, ("constant",), recommended=True)
+    stream = _case(results, STREAM, ("constant",))
     rivals = tuple(r for name in RIVALS if (r := _rival(results, name)) is not None)
+    counted = [o.case for o in cases if len(o.seeds) >= CLAIM]
+    gaps = [_gaps(results, case, TUNED) for case in counted]
     return StudyOutcome(
         runs=len(table),
         flops=table.cost(),
         cases=cases,
-        mean_against_best=_mean(results, cases, chosen=False),
-        mean_against_chosen=_mean(results, cases, chosen=True),
+        mean_against_best=_mean([g.best for g in gaps]),
+        mean_against_chosen=_mean([g.chosen for g in gaps]),
+        mean_luck=_mean([g.luck for g in gaps]),
+        counted=len(counted),
         rivals=rivals,
         wins=sum(r.wins for r in rivals),
         pairs=sum(r.pairs for r in rivals),
@@ -206,29 +221,51 @@ def _losses(results: Results, case: Case, schedules: Sequence[str], seeds: Seque
     )
 
 
-def _case(
-    results: Results, case: Case, schedules: Sequence[str], *, recommended: bool = False
-) -> CaseOutcome | None:
+@dataclass(frozen=True)
+class _Gaps:
+    """Differences of ln loss on the seeds a case has in full."""
+
+    seeds: tuple[int, ...]
+    tuned: np.ndarray
+    """Losses, (schedules × learning rates, seeds)."""
+    own: np.ndarray
+    """Losses of the single run; inf where it failed."""
+    best: np.ndarray
+    chosen: np.ndarray
+    luck: np.ndarray
+
+
+def _gaps(results: Results, case: Case, schedules: Sequence[str]) -> _Gaps:
+    seeds = _complete_seeds(results, case, schedules)
+    tuned = _losses(results, case, schedules, seeds)
+    records = [r for s in seeds if (r := results.own(case, s)) is not None]
+    own = np.array([r.loss if r.state == "complete" else math.inf for r in records])
+    logs = np.log(tuned)
+    least = logs.min(axis=0)
+    others = (logs.sum(axis=1, keepdims=True) - logs) if len(seeds) > 1 else logs
+    chosen = logs[others.argmin(axis=0), np.arange(len(seeds))]
+    return _Gaps(seeds, tuned, own, np.log(own) - least, np.log(own) - chosen, chosen - least)
+
+
+def _case(results: Results, case: Case, schedules: Sequence[str]) -> CaseOutcome | None:
     present = [
         name
         for name in schedules
         if any(not math.isnan(results.run(case, name, s, case.grid[0])) for s in results.seeds())
     ]
-    seeds = _complete_seeds(results, case, present)
-    if not present or not seeds:
+    if not present or not _complete_seeds(results, case, present):
         return None
-    tuned = _losses(results, case, present, seeds)
-    records = [r for s in seeds if (r := results.own(case, s)) is not None]
-    own = [r.loss if r.state == "complete" else math.inf for r in records]
-    best = tuned.min(axis=0)
+    gaps = _gaps(results, case, present)
+    tuned = gaps.tuned
     means = np.log(tuned).mean(axis=1)
-    chosen = tuned[int(np.argmin(means))]
     count = len(case.grid)
+    records = [r for s in gaps.seeds if (r := results.own(case, s)) is not None]
     plateaus = [math.log(r.plateau_lr) for r in records if r.plateau_lr > 0]
+    noise = np.log(tuned[int(np.argmin(means))])
     return CaseOutcome(
         case=case,
-        seeds=seeds,
-        loss=statistics.fmean(own),
+        seeds=gaps.seeds,
+        loss=float(gaps.own.mean()),
         schedule_loss={
             n: float(tuned[i * count : (i + 1) * count].min(axis=0).mean()) for i, n in enumerate(present)
         },
@@ -236,42 +273,26 @@ def _case(
             n: case.grid[int(np.argmin(means[i * count : (i + 1) * count]))] for i, n in enumerate(present)
         },
         lr=math.exp(statistics.fmean(plateaus)) if plateaus else math.nan,
-        against_best=_log_difference(own, best),
-        against_chosen=_log_difference(own, chosen),
+        against_best=_difference(gaps.best),
+        against_chosen=_difference(gaps.chosen),
+        luck=_difference(gaps.luck),
         runs=len(tuned),
-        noise=float(np.log(chosen).std(ddof=1)) if len(seeds) > 1 else math.nan,
+        noise=float(noise.std(ddof=1)) if len(noise) > 1 else math.nan,
     )
 
 
-def _log_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference | None:
-    a, b = np.log(np.asarray(ours, dtype=float)), np.log(np.asarray(theirs, dtype=float))
-    return paired_difference(a.tolist(), b.tolist()) if np.isfinite(a - b).all() else None
+def _difference(gaps: np.ndarray) -> Difference | None:
+    return paired_difference(gaps.tolist(), [0.0] * len(gaps)) if np.isfinite(gaps).all() else None
 
 
-def _mean(results: Results, cases: Sequence[CaseOutcome], *, chosen: bool) -> Difference | None:
-    """Mean over cases for each seed that all of them have, then over seeds."""
-    if not cases:
-        return None
-    # cases with few seeds would throw the others' away
-    most = max(len(c.seeds) for c in cases)
-    whole = [c for c in cases if len(c.seeds) == most]
-    seeds = sorted(set.intersection(*(set(c.seeds) for c in whole)))
-    if not seeds:
-        return None
-    rows = []
-    for outcome in whole:
-        present = tuple(outcome.schedule_loss)
-        tuned = _losses(results, outcome.case, present, seeds)
-        theirs = tuned[int(np.argmin(np.log(tuned).mean(axis=1)))] if chosen else tuned.min(axis=0)
-        ours = [r.loss if (r := results.own(outcome.case, s)) is not None else math.nan for s in seeds]
-        rows.append(np.log(ours) - np.log(theirs))
-    per_seed = np.array(rows).mean(axis=0)
-    return paired_difference(per_seed.tolist(), [0.0] * len(seeds)) if np.isfinite(per_seed).all() else None
+def _mean(gaps: Sequence[np.ndarray]) -> Difference | None:
+    finite = all(np.isfinite(g).all() for g in gaps)
+    return mean_of_means([g.tolist() for g in gaps]) if gaps and finite else None
 
 
 def _rival(results: Results, name: str) -> RivalOutcome | None:
     wins = pairs = failed = 0
-    means = []
+    groups = []
     for case in MAIN:
         differences = []
         for seed in results.seeds():
@@ -286,15 +307,17 @@ def _rival(results: Results, name: str) -> RivalOutcome | None:
             if math.isfinite(theirs) and math.isfinite(ours):
                 differences.append(math.log(ours / theirs))
         if differences:
-            means.append(statistics.fmean(differences))
+            groups.append(differences)
     if not pairs:
         return None
+    means = [statistics.fmean(g) for g in groups]
     return RivalOutcome(
         name=name,
         wins=wins,
         pairs=pairs,
         difference=statistics.median(means) if means else math.nan,
-        p=float(stats.wilcoxon(means).pvalue) if len(means) >= 5 else math.nan,
+        p=mean_of_means(groups).p if groups else math.nan,
+        p_cases=float(stats.wilcoxon(means).pvalue) if len(means) >= 5 else math.nan,
         failed=failed,
     )
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from metaopt_hpo.comparison.statistics import Difference
 from metaopt_hpo.comparison.study import STARTS, Case
-from metaopt_hpo.comparison.study_outcome import Results, StudyOutcome, judge
+from metaopt_hpo.comparison.study_outcome import CLAIM, Results, StudyOutcome, judge
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import NEUTRAL, of_rank
@@ -79,7 +79,7 @@ def percent(d: Difference | None) -> str:
 def _against_schedules(outcome: StudyOutcome) -> Table:
     head = (
         "case", "seeds", "one run", "its lr", "best WSD", "at lr", "best cosine", "at lr",
-        "against the best of all, seed by seed", "against the best on average", "seed noise",
+        "against the best of all, seed by seed", "of which luck", "against the best on other seeds", "seed noise",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for o in outcome.cases:
@@ -99,6 +99,7 @@ def _against_schedules(outcome: StudyOutcome) -> Table:
                 scientific(o.lr),
                 *schedules,
                 f"{percent(o.against_best)} of {o.runs}",
+                percent(o.luck),
                 percent(o.against_chosen),
                 f"{100 * o.noise:.1f} %" if math.isfinite(o.noise) else DASH,
             )
@@ -106,9 +107,10 @@ def _against_schedules(outcome: StudyOutcome) -> Table:
     if rows:
         rows.append(
             (
-                "mean of cases with most seeds",
+                f"mean of the {outcome.counted} cases with {CLAIM} seeds or more",
                 *[""] * 7,
                 percent(outcome.mean_against_best),
+                percent(outcome.mean_luck),
                 percent(outcome.mean_against_chosen),
                 "",
             )
@@ -117,7 +119,9 @@ def _against_schedules(outcome: StudyOutcome) -> Table:
 
 
 def _against_rivals(outcome: StudyOutcome) -> Table:
-    head = ("rival, at its defaults", "better in", "median difference", "p (over cases)", "its failures")
+    head = (
+        "rival, at its defaults", "better in", "median difference", "p, these cases", "p, cases drawn", "its failures",
+    )  # fmt: skip
     rows: list[tuple[str, ...]] = [
         (
             r.name,
@@ -125,14 +129,15 @@ def _against_rivals(outcome: StudyOutcome) -> Table:
             f"{100 * math.expm1(r.difference):+.1f} %".replace("-", "−")
             if math.isfinite(r.difference)
             else DASH,
-            f"{r.p:.3f}" if math.isfinite(r.p) else DASH,
+            _probability(r.p),
+            _probability(r.p_cases),
             str(r.failed),
         )
         for r in outcome.rivals
     ]
     if rows:
         rows.append(
-            ("all", f"{outcome.wins} of {outcome.pairs} ({outcome.wins / outcome.pairs:.0%})", "", "", "")
+            ("all", f"{outcome.wins} of {outcome.pairs} ({outcome.wins / outcome.pairs:.0%})", "", "", "", "")
         )
     return "One run against one run of every rival", head, rows
 
@@ -183,7 +188,7 @@ def _stream(outcome: StudyOutcome) -> Table:
         "best constant lr",
         "at lr",
         "against the best, seed by seed",
-        "on average",
+        "against the best on other seeds",
     )
     if (o := outcome.stream) is None:
         return "A stream of tasks", head, []
@@ -245,6 +250,12 @@ def starts_figure(outcome: StudyOutcome) -> go.Figure:
     log_axis(plot.update_xaxes, STARTS[0], STARTS[-1], "Start")
     plot.update_yaxes(title_text="Loss over the best start − 1", tickformat=".1%")
     return plot
+
+
+def _probability(p: float) -> str:
+    if not math.isfinite(p):
+        return DASH
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _loss(x: float) -> str:

@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from metaopt_hpo.comparison.engine import EngineError, get_engine
 from metaopt_hpo.comparison.methods import available_methods, coarse_to_fine, grid_points, method, starts
-from metaopt_hpo.comparison.statistics import bootstrap_mean, paired_difference, performance_profile
+from metaopt_hpo.comparison.statistics import (
+    bootstrap_mean,
+    mean_of_means,
+    paired_difference,
+    performance_profile,
+)
 
 
 def test_t_interval_covers_at_its_level_with_three_pairs() -> None:
@@ -32,6 +38,20 @@ def test_one_pair_has_no_interval_and_ties_are_ties() -> None:
     for bad in (([1.0], [1.0, 2.0]), ([], [])):
         with pytest.raises(ValueError, match="equal, positive length"):
             paired_difference(*bad)
+
+
+def test_a_mean_of_means_is_welchs_test() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(0.3, 1.0, 5), rng.normal(0.1, 4.0, 20)
+    one, plain = mean_of_means([a]), paired_difference(a, np.zeros(5))
+    assert (one.mean, one.low, one.high, one.p) == pytest.approx((plain.mean, plain.low, plain.high, plain.p))
+    two, welch = mean_of_means([a, b]), stats.ttest_ind(a, -b, equal_var=False)
+    assert two.p == pytest.approx(welch.pvalue)
+    low, high = welch.confidence_interval(0.9)
+    assert (two.low, two.high) == pytest.approx((low / 2, high / 2))
+    assert mean_of_means([a, [1.0]]).high == math.inf
+    with pytest.raises(ValueError, match="at least one group"):
+        mean_of_means([])
 
 
 def test_bootstrap_interval_holds_the_mean_and_repeats() -> None:
