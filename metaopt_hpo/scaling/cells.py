@@ -181,7 +181,9 @@ def from_table(
             cautions.append(Caution(f"left-out-{name}", f"{n} {name} trials were left out of the fit"))
     strategies = f["strategy"].to_numpy().astype(object)
     plateau = f["plateau_lr"].to_numpy(dtype=float)
-    adaptive = np.array([s in ADAPTIVE for s in strategies]) | (np.isfinite(plateau) & (plateau > 0))
+    adaptive = np.array([s in ADAPTIVE for s in strategies], dtype=bool) | (
+        np.isfinite(plateau) & (plateau > 0)
+    )
     lr = f["lr"].to_numpy(dtype=float).copy()
     if use != "fixed":
         lr = np.where(adaptive, plateau, lr)

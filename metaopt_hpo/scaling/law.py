@@ -17,7 +17,7 @@ from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
-from metaopt_hpo.scaling.ordered import Trust
+from metaopt_hpo.scaling.ordered import MIN_SCORED, Trust
 from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 LAW_VERSION = 2
 EXTRAPOLATION_LIMIT = 16.0
 """Beyond this factor outside the fitted sizes or tokens a prediction carries a caution."""
+
+COSTLY = 5e-3
+"""Expected excess loss of a predicted configuration, by the law's own draws, from which it carries a caution."""
 
 UNKNOWN = 12.0
 """Half-width, ln units, at which an interval says nothing more: five decades either way."""
@@ -174,9 +177,8 @@ class Law:
         loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter())
         sx, sy = float(dx.std()) * self.widen["lr"], float(dy.std()) * self.widen["batch"]
         rho = float(np.mean(dx * dy) / (dx.std() * dy.std())) if dx.std() > 0 and dy.std() > 0 else 0.0
-        return Prediction(
-            size, tokens, lr, best_batch, loss, self._cautions(size, tokens, given), (sx, sy, rho)
-        )
+        cautions = self._cautions(size, tokens, given) + self._doubt(sx, sy, rho)
+        return Prediction(size, tokens, lr, best_batch, loss, cautions, (sx, sy, rho))
 
     def margin(self, variance: float) -> float:
         """Shift of ln lr from the likeliest optimum to the lr of least expected loss.
@@ -316,6 +318,18 @@ class Law:
             )
         return tuple(out)
 
+    def _doubt(self, sx: float, sy: float, rho: float) -> tuple[Caution, ...]:
+        """A caution where the optimum is so unsure that its expected cost, E[½ δᵀHδ] over the draws, is large."""
+        h11, h12, h22 = (float(v) for v in self.surface.h)
+        expected = 0.5 * h11 * sx * sx + h12 * rho * sx * sy + 0.5 * h22 * sy * sy
+        if expected <= COSTLY:
+            return ()
+        message = (
+            f"the optimum is so unsure here that the predicted configuration loses {100 * expected:.2g} % to the best "
+            f"on average, by the law's own draws (limit {100 * COSTLY:.2g} %)"
+        )
+        return (Caution("unsure-optimum", message),)
+
     def loss(
         self, size: Any, tokens: Any, batch: Any, lr: Any, *, extra: Mapping[str, float] | None = None
     ) -> Array:
@@ -393,11 +407,9 @@ class Law:
             lines.append(f"running losses are judged by the curves of {self.fall.runs} finished runs")
         for name, t in self.trust.items():
             if t.cells:
-                scored = (
-                    f"ordered validation on {t.cells} cells: {100 * t.scores[0]:.2g} % excess"
-                    if t.scores
-                    else "too few cells to validate"
-                )
+                few = "" if t.cells >= MIN_SCORED else ", too few to choose by"
+                cells = f"{t.cells} cell{'s' if t.cells > 1 else ''}{few}"
+                scored = f"ordered validation on {cells}: {100 * (t.excess or 0.0):.2g} % excess"
                 where = "sizes" if name == "size" else name
                 lines.append(
                     f"beyond the fitted {where} {t.copying:.0%} is copied, the rest extrapolated ({scored})"

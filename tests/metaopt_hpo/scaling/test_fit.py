@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metaopt_hpo.scaling import LawRefused, fit
+from metaopt_hpo.scaling import Law, LawRefused, fit
 from metaopt_hpo.scaling.cells import from_table, thin
 from metaopt_hpo.scaling.fitting import fit_cells
 from metaopt_hpo.trials.table import TrialTable
@@ -266,3 +266,42 @@ def test_a_huge_table_is_thinned_evenly_and_counted(make_table: Maker, true_opti
     assert any(c.code == "thinned" and c.message.startswith(str(cells.n - small.n)) for c in small.cautions)
     law = fit_cells(thin(from_table(make_table(lrs=12, batches=10)), limit=400), draws=30)
     assert float(law.predict(*BIG).lr) == pytest.approx(true_optimum(*BIG)[0], rel=0.1)
+
+
+def widths(at: tuple[float, ...], noise: float, seed: int = 0) -> TrialTable:
+    """Three sizes of eight lr, one batch, one number of tokens; `at` holds each size's ln lr*."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for n, best in zip((1e6, 4e6, 1.6e7), at, strict=True):
+        for x in np.arange(-3.5, 4.0) * math.log(2):
+            loss = 3.0 * (n / 1e6) ** -0.05 * math.exp(0.02 * (x - best) ** 2 + noise * rng.standard_normal())
+            rows.append({"size": n, "tokens": 1e8, "batch": 1e5, "lr": 1e-3 * math.exp(x), "loss": loss})
+    return TrialTable.from_frame(pd.DataFrame(rows))
+
+
+def test_a_law_that_missed_the_next_size_says_so() -> None:
+    steady = fit(widths((0.8, 0.0, -0.8), 1e-3), draws=30)
+    assert not any(c.code.startswith("missed") for c in steady.warnings)
+    turned = fit(widths((0.8, -0.8, 0.8), 1e-3), draws=30)
+    (said,) = (c for c in turned.warnings if c.code == "missed-size")
+    assert "1 cell)" in said.message
+    assert turned.trust["size"].excess == pytest.approx(0.02 * 3.2**2, rel=0.5)
+    again = Law.from_json(turned.to_json())
+    assert again.trust == turned.trust
+
+
+def test_a_prediction_whose_own_draws_scatter_too_far_says_so() -> None:
+    def unsure(law: Law, size: float) -> bool:
+        return "unsure-optimum" in {c.code for c in law.predict(size, 1e8).warnings}
+
+    sure, middling, rough = (fit(widths((0.8, 0.0, -0.8), noise), draws=60) for noise in (1e-3, 1e-2, 5e-2))
+    assert not unsure(sure, 6.4e7)
+    assert unsure(rough, 6.4e7)
+    assert not unsure(middling, 4e6)  # inside
+    assert unsure(middling, 1e12)  # far outside
+
+
+def test_an_empty_selection_is_refused_by_name() -> None:
+    with pytest.raises(LawRefused) as refused:
+        fit(widths((0.0, 0.0, 0.0), 1e-3).select(size=5.0))
+    assert refused.value.code == "few-trials"
