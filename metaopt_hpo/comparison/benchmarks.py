@@ -156,3 +156,70 @@ def ordered_splits(data: Path) -> list[Split]:
             "sl-both", "Step Law N ≤ 215 M, D ≤ 8 B → 268–429 M, ≥ 20 B", s, corner(220, 10), beyond(220, 15)
         ),
     ]
+
+
+def mup_widths_splits(data: Path) -> list[Split]:
+    """Each parametrisation: three smaller widths → the largest."""
+
+    def largest(f: pd.DataFrame) -> pd.Series[bool]:
+        return f["size"].eq(float(f["size"].max()))
+
+    return [
+        _split(f"mup {name}", f"muP widths: {name}", table, lambda f: ~largest(f), largest)
+        for name, table in mup_widths(data).items()
+    ]
+
+
+FCNET_TASKS = ("protein_structure", "slice_localization", "naval_propulsion", "parkinsons_telemonitoring")
+
+
+def fcnet_splits(data: Path | None = None) -> list[Split]:
+    """Each task: widths up to 64 → 512. Reads the installed package, not `data`."""
+    return [
+        _split(
+            f"fcnet {task}",
+            f"FCNet {task}, width ≤ 64 → 512",
+            fcnet(task),
+            lambda f: f["size"] <= 64.0**2,
+            lambda f: f["size"] == 512.0**2,
+        )
+        for task in FCNET_TASKS
+    ]
+
+
+def slices(data: Path) -> list[Split]:
+    """Small tables cut from the large ones, as like the widths as they can be: one number of tokens each.
+
+    At least three smaller sizes → each next one, with every batch and with the largest size's most frequent one.
+    """
+    out = []
+    for label, table in (("OpenEuroLLM", openeurollm(data)), ("Step Law", steplaw(data))):
+        for tokens in sorted(table.frame["tokens"].unique()):
+            cell = table.frame[table.frame["tokens"] == tokens]
+            sizes = sorted(cell["size"].unique())
+            usual = cell.loc[cell["size"] == sizes[-1], "batch"].value_counts().index[0]
+            for batch in (None, usual):
+                for size in sizes[3:]:
+                    split = _slice(label, table, tokens, batch, size)
+                    if len(split.train) >= LEAST_SLICE and len(split.test) >= 4:
+                        out.append(split)
+    return out
+
+
+LEAST_SLICE = 6
+"""Runs below which a slice is no table."""
+
+
+def _slice(label: str, table: TrialTable, tokens: float, batch: float | None, size: float) -> Split:
+    at = f", {tokens / 1e9:.0f} B" + ("" if batch is None else f", batch {batch:.3g}")
+
+    def here(f: pd.DataFrame) -> pd.Series[bool]:
+        return (f["tokens"] == tokens) & (True if batch is None else f["batch"] == batch)
+
+    return _split(
+        f"{label}{at} {size:.4g}",
+        f"{label}{at} → {size / 1e6:.0f} M",
+        table,
+        lambda f: here(f) & (f["size"] < size),
+        lambda f: here(f) & (f["size"] == size),
+    )

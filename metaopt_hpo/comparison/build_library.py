@@ -16,7 +16,7 @@ import numpy as np
 import typer
 
 from metaopt_hpo.comparison import benchmarks
-from metaopt_hpo.comparison.evaluate import Centre, cells_of, of_law, published, score
+from metaopt_hpo.comparison.scoring import Centre, cells_of, of_law, published, score
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, fit, library
 from metaopt_hpo.trials.table import TrialTable

@@ -10,8 +10,8 @@ import pytest
 
 from metaopt_hpo.comparison import benchmarks
 from metaopt_hpo.comparison.benchmarks import Split
-from metaopt_hpo.comparison.evaluate import cells_of, choose, copying, of_law, published, score
 from metaopt_hpo.comparison.replay import replay
+from metaopt_hpo.comparison.scoring import cells_of, choose, copying, of_law, published, score
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, LawRefused, fit, library
