@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -19,9 +19,6 @@ from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method, grid_points, starts
 from metaopt_hpo_optuna.fields import RECORD, plain
 from metaopt_hpo_optuna.study_table import record_from_json
-
-if TYPE_CHECKING:
-    from metaopt_hpo.scaling.law import Law
 
 RUNGS = 3
 """Hyperband and ASHA judge first after 3^-RUNGS of a run."""
@@ -126,47 +123,21 @@ class SamplerProposer:
 
 
 class LawProposer:
-    """The lr a law of smaller models predicts, then draws from its distribution, refitted after each trial."""
+    """The lr a law of smaller models predicts, then draws from where the search's own runs leave the optimum."""
 
     def __init__(self, method: Method, task: SearchTask) -> None:
-        self._task = task
+        from metaopt_hpo.comparison.law_search import TargetSearch
+
+        self._bounds = task.lr_bounds
+        self._search = TargetSearch(task)
 
     def propose(self, study: Study, made: int) -> Proposal | None:
-        from metaopt_hpo.scaling import sample_near_optimum
-
-        task = self._task
-        law = self._law(study)
-        if made == 0:
-            lr = float(law.predict(task.size, task.tokens, task.batch).lr)
-        else:
-            lr, _ = sample_near_optimum(
-                law,
-                size=task.size,
-                tokens=task.tokens,
-                lr_bounds=task.lr_bounds,
-                batch_bounds=(task.batch, task.batch),
-                rng=np.random.default_rng(trial_seed(task.seed, made)),
-            )
-        return Proposal(task.lr_bounds, lr=lr)
-
-    def _law(self, study: Study) -> Law:
-        from metaopt_hpo.scaling import LawRefused, fit
-        from metaopt_hpo.trials.table import TrialTable
-
         own = [
-            replace(record_from_json(t.user_attrs[RECORD]), trial=str(t.number), study=study.study_name)
-            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            record_from_json(t.user_attrs[RECORD])
+            for t in study.get_trials(deepcopy=False)
+            if RECORD in t.user_attrs and t.state != TrialState.FAIL
         ]
-        if not self._task.evidence:
-            raise EngineError(
-                "method 'law' needs trials of smaller models as evidence; give pilot sizes to compare"
-            )
-        try:
-            return fit(
-                TrialTable.from_records([*self._task.evidence, *own]), allow_weak=True, seed=self._task.seed
-            )
-        except LawRefused as error:
-            raise EngineError(f"method 'law': the smaller models bear no law: {error.reason}") from error
+        return Proposal(self._bounds, lr=self._search.propose(own))
 
 
 def trial_seed(seed: int, made: int) -> int:

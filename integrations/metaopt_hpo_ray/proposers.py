@@ -59,42 +59,21 @@ class _Points:
 
 
 class _Law:
-    """The lr that a law of smaller models predicts, then draws from its distribution, refitted after each trial."""
+    """The lr a law of smaller models predicts, then draws from where the search's own runs leave the optimum."""
 
     strategy: str | None = None
 
     def __init__(self, task: SearchTask) -> None:
-        if not task.evidence:
-            raise EngineError(
-                "method 'law' needs trials of smaller models as evidence; give pilot sizes to compare"
-            )
-        self._task = task
+        from metaopt_hpo.comparison.law_search import TargetSearch
+
+        self._search = TargetSearch(task)
         self._own: list[TrialRecord] = []
 
     def propose(self, key: str, made: int) -> float | None:
-        from metaopt_hpo.scaling import LawRefused, fit, sample_near_optimum
-        from metaopt_hpo.trials.table import TrialTable
-
-        task = self._task
-        try:
-            table = TrialTable.from_records([*task.evidence, *self._own])
-            law = fit(table, allow_weak=True, seed=task.seed)
-        except LawRefused as error:
-            raise EngineError(f"method 'law': the smaller models bear no law: {error.reason}") from error
-        if made == 0:
-            return float(law.predict(task.size, task.tokens, task.batch).lr)
-        lr, _ = sample_near_optimum(
-            law,
-            size=task.size,
-            tokens=task.tokens,
-            lr_bounds=task.lr_bounds,
-            batch_bounds=(task.batch, task.batch),
-            rng=np.random.default_rng(task_seed(task, made)),
-        )
-        return lr
+        return self._search.propose(self._own, running=made - len(self._own))
 
     def finished(self, key: str, result: dict[str, Any] | None, record: TrialRecord | None) -> None:
-        if record is not None and record.state == "complete" and math.isfinite(record.loss):
+        if record is not None:
             self._own.append(record)
 
 

@@ -12,7 +12,6 @@ from metaopt_hpo.scaling.policy import (
     Proposal,
     Verdict,
     propose,
-    sample_near_optimum,
     verdict,
 )
 
@@ -30,6 +29,5 @@ __all__ = [
     "fit",
     "forecast",
     "propose",
-    "sample_near_optimum",
     "verdict",
 ]

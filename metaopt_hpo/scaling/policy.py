@@ -208,31 +208,3 @@ def next_cell(runs: Runs, context: Context) -> tuple[float, float]:
     )
     design = Design(runs.counts(), context.target, box.spread)
     return design.best_pilot(pilots, two=box.two) or context.target
-
-
-def sample_near_optimum(
-    law: Law,
-    *,
-    size: float,
-    tokens: float,
-    lr_bounds: tuple[float, float],
-    batch_bounds: tuple[float, float] | None = None,
-    rng: np.random.Generator,
-    temperature: float = 1.0,
-) -> tuple[float, float]:
-    """(lr, batch) drawn from the law's distribution of the optimum at (size, tokens), clipped to bounds.
-
-    `temperature` scales the spread (ln units); a spread of at least 0.1 keeps a search moving.
-    """
-    p = law.predict(size=size, tokens=tokens)
-    sx, sy, rho = p.spread
-    z1, z2 = rng.standard_normal(2)
-    x = math.log(p.lr.value) + temperature * max(sx, 0.1) * z1
-    y = math.log(p.batch.value)
-    if law.surface.has_batch:
-        y += temperature * max(sy, 0.1) * (rho * z1 + math.sqrt(max(1.0 - rho * rho, 0.0)) * z2)
-    low, high = batch_bounds if batch_bounds is not None else (math.exp(y), math.exp(y))
-    return (
-        float(min(max(math.exp(x), lr_bounds[0]), lr_bounds[1])),
-        float(min(max(math.exp(y), low), high)),
-    )

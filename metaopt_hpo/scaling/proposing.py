@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +66,10 @@ class Runs:
         """From (size, tokens, batch, lr, loss) of each run."""
         return cls(*np.array(list(rows), dtype=float).reshape(-1, 5).T)
 
+    def __add__(self, other: Runs) -> Runs:
+        """These runs, then those."""
+        return Runs(*(np.concatenate([getattr(r, f.name) for r in (self, other)]) for f in fields(Runs)))
+
     @property
     def n(self) -> int:
         """Number of runs."""
@@ -83,10 +87,7 @@ class Runs:
 
     def with_unfinished(self, cell: Cell, count: int) -> Runs:
         """And `count` runs of a cell of which nothing is known."""
-        nan = np.full(count, np.nan)
-        more = (np.full(count, cell[0]), np.full(count, cell[1]), nan, nan, nan)
-        columns = (self.size, self.tokens, self.batch, self.lr, self.loss)
-        return Runs(*(np.concatenate([a, b]) for a, b in zip(columns, more, strict=True)))
+        return self + Runs.of([(*cell, math.nan, math.nan, math.nan)] * count)
 
     def done(self) -> Runs:
         """The runs with a positive, finite loss."""

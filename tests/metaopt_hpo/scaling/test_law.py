@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.scaling import Config, Context, Law, fit, propose, sample_near_optimum
+from metaopt_hpo.scaling import Config, Context, Law, fit, propose
 from metaopt_hpo.trials.record import Curve
 from metaopt_hpo.trials.table import TrialTable
 
@@ -151,25 +151,6 @@ def test_a_known_law_or_an_ending_budget_runs_the_target(make_table: Maker) -> N
     cost = 6 * TARGET[0] * TARGET[1]
     last = propose(make_table(noise=5e-3, lrs=4, batches=3), _context(budget=1.00001 * cost))
     assert (last.config.size, last.config.tokens) == TARGET
-
-
-def test_draws_near_the_optimum_stay_in_bounds_and_repeat(law: Law) -> None:
-    def draw(seed: int) -> tuple[float, float]:
-        return sample_near_optimum(
-            law,
-            size=1e9,
-            tokens=1e11,
-            lr_bounds=(1e-3, 1e-2),
-            batch_bounds=(1e5, 1e6),
-            rng=np.random.default_rng(seed),
-        )
-
-    assert draw(1) == draw(1)
-    assert draw(1) != draw(2)
-    for seed in range(20):
-        lr, batch = draw(seed)
-        assert 1e-3 <= lr <= 1e-2
-        assert 1e5 <= batch <= 1e6
 
 
 def test_a_context_names_what_is_wrong() -> None:
