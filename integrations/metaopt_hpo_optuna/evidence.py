@@ -14,11 +14,9 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -26,72 +24,15 @@ from optuna.trial import FrozenTrial, TrialState
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna import _compat, laws
 from metaopt_hpo_optuna.fields import Fields, StudyWarning
-from metaopt_hpo_optuna.study_table import check_single_objective, trial_record
+from metaopt_hpo_optuna.known import Cell, Known, Row, before, row_of, step
+from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
     from metaopt_hpo.scaling.proposing import Bowl, Runs
 
-GROWTH = 1.1
-"""Evidence grows by this factor before the law is fitted again: the number of fits is logarithmic in trials."""
-
-EXACT = 20
-"""Up to so many trials every new one counts."""
-
-MAD_TO_SD = 1.4826
-"""Median absolute deviation to standard deviation, for normal errors."""
-
 REMEMBERED = 1024
 """Trials whose place is kept, to notice one that changes."""
-
-Cell = tuple[float, float]
-"""Size and planned tokens."""
-
-Row = tuple[float, float, float, float, float]
-"""Size, planned tokens, batch, lr, final loss or NaN."""
-
-
-@dataclass
-class Known:
-    """What has been read of one study."""
-
-    seen: set[int] = field(default_factory=set)
-    finished: list[tuple[Any, int, TrialRecord]] = field(default_factory=list)
-    """Completed trials with a size, by the time they finished."""
-    best: dict[Cell, float] = field(default_factory=dict)
-    """Lowest final loss of each (size, tokens)."""
-    positive: bool = False
-    """Some finished trial has a loss above 0, which a law can be of."""
-    still_to_fall: dict[Cell, list[float]] = field(default_factory=dict)
-    """(planned tokens, tokens so far) → ln(final loss / loss so far) of every finished trial."""
-    count: int = 0
-    law: Law | None = None
-    refusal: str = ""
-    fitted: tuple[int, ...] = ()
-    ahead: int = -1
-    """Number of trials of the law that is being prepared."""
-    sources: list[Known] = field(default_factory=list)
-    expected: dict[Cell, tuple[int, float, float]] = field(default_factory=dict)
-    other: dict[int, Row | None] = field(default_factory=dict)
-    """Pruned trials by number: where they were, without a loss."""
-    bowls: dict[str, tuple[tuple[int, int], Bowl | None]] = field(default_factory=dict)
-    """By strategy, the bowl behind proposals and the numbers of trials it was fitted to."""
-
-    def fall(self, tokens: float, seen: float) -> tuple[int, float, float]:
-        """How much finished trials planned for `tokens` still fell from `seen` tokens on.
-
-        Returns:
-            Their number, and the median and robust standard deviation of ln(final loss / loss at `seen`).
-        """
-        lists = [k.still_to_fall.get((tokens, seen), ()) for k in (self, *self.sources)]
-        count = sum(map(len, lists))
-        found = self.expected.get((tokens, seen))
-        if found is None or found[0] != count:
-            falls = np.concatenate([np.asarray(x, dtype=float) for x in lists])
-            middle = float(np.median(falls)) if count else math.nan
-            spread = MAD_TO_SD * float(np.median(np.abs(falls - middle))) if count else math.nan
-            found = self.expected[tokens, seen] = (count, middle, spread)
-        return found
 
 
 class Evidence:
@@ -173,11 +114,11 @@ class Evidence:
             count = len(known.finished)
             key = (before(count), *(step(len(s.finished)) for s in known.sources))
             if key != known.fitted:
-                known.law, known.refusal = self._fit(_first(known, key[0], steps=True))
+                known.law, known.refusal = self._fit(known.first(key[0], steps=True))
                 known.fitted = key
             if step(count) != known.ahead:
                 known.ahead = step(count)
-                coming = _first(known, known.ahead, steps=True)
+                coming = known.first(known.ahead, steps=True)
                 if known.ahead > key[0] and len(coming) >= self._need:
                     laws.prepare(coming, self._allow_weak)
             return known
@@ -201,9 +142,9 @@ class Evidence:
             known = self._read(study, True)
             key = (step(len(known.finished)), sum(len(s.finished) for s in known.sources))
             if strategy not in known.bowls or known.bowls[strategy][0] != key:
-                rows = [_row(r) for r in _first(known, key[0]) if counts(r.strategy)]
+                rows = [row_of(r) for r in known.first(key[0]) if counts(r.strategy)]
                 known.bowls[strategy] = (key, bowl_of(Runs.of(rows)))
-            rows = [_row(r) for r in _first(known, len(known.finished)) if counts(r.strategy)]
+            rows = [row_of(r) for r in known.first(len(known.finished)) if counts(r.strategy)]
             rows += [row for row, other in self._unfinished(study, trial, known) if counts(other)]
             return Runs.of(rows), known.bowls[strategy][1]
 
@@ -278,59 +219,10 @@ class Evidence:
         if len(complete) == known.count:
             return known
         check_single_objective(study, "a law")
-        fresh = False
-        for trial in complete:
-            if trial.number in known.seen:
-                continue
-            known.seen.add(trial.number)
-            record = trial_record(trial, self.names, study.study_name, study.direction)
-            if record is None or record.state != "complete":
-                continue
-            fresh = True
-            known.finished.append((trial.datetime_complete, trial.number, record))
-            cell = (record.size, record.target_tokens)
-            known.positive |= record.loss > 0
-            known.best[cell] = min(record.loss, known.best.get(cell, record.loss))
-            if record.curve is not None and record.loss > 0:
-                for t, loss in zip(record.curve.tokens, record.curve.loss, strict=True):
-                    if 0 < loss < math.inf:
-                        falls = known.still_to_fall.setdefault((record.target_tokens, t), [])
-                        falls.append(math.log(record.loss / loss))
-        known.count = len(complete)
-        if fresh:
-            known.finished.sort(key=lambda item: item[:2])
+        known.take(complete, self.names, study)
         return known
 
     def _fit(self, records: list[TrialRecord]) -> tuple[Law | None, str]:
         if len(records) < self._need:
             return None, f"{len(records)} of the {self._need} completed trials a law needs first"
         return laws.fit_once(records, self._allow_weak)
-
-
-def _first(known: Known, count: int, *, steps: bool = False) -> list[TrialRecord]:
-    """The first `count` finished trials of the study, and all of its sources' or, by `steps`, as many as count."""
-    chosen = [r for _, _, r in known.finished[:count]]
-    for other in known.sources:
-        last = step(len(other.finished)) if steps else len(other.finished)
-        chosen += [r for _, _, r in other.finished[:last]]
-    return chosen
-
-
-def _row(record: TrialRecord) -> Row:
-    planned = record.target_tokens if math.isfinite(record.target_tokens) else record.tokens
-    return record.size, planned, record.batch, record.lr, record.loss
-
-
-def step(count: int) -> int:
-    """The number of trials a law is fitted to when `count` have finished: the same in every worker."""
-    if count <= EXACT:
-        return count
-    k = EXACT
-    while (nxt := int(k * GROWTH) + 1) <= count:
-        k = nxt
-    return k
-
-
-def before(count: int) -> int:
-    """The step before `step(count)`: whose law decides when `count` have finished."""
-    return step(step(count) - 1) if count else 0

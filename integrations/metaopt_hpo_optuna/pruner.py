@@ -13,8 +13,9 @@ from optuna.trial import FrozenTrial
 from metaopt_hpo.scaling.cells import ADAPTIVE
 from metaopt_hpo.scaling.forecast import DRIFT
 from metaopt_hpo_optuna import _compat
-from metaopt_hpo_optuna.evidence import Evidence, Known
+from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import REASON, Fields
+from metaopt_hpo_optuna.known import Known
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:

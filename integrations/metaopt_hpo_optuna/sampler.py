@@ -19,8 +19,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo_optuna import _compat
-from metaopt_hpo_optuna.evidence import Cell, Evidence
+from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import Fields
+from metaopt_hpo_optuna.known import Cell
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:

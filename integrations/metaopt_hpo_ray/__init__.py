@@ -19,7 +19,7 @@ except ImportError as error:
 from metaopt_hpo_ray._compat import register_by_name
 
 _HOMES = {
-    "CurveKeeper": "result_table",
+    "CurveKeeper": "keeper",
     "RayEngine": "engine",
     "ScalingLawScheduler": "scheduler",
     "ScalingLawSearch": "searcher",
@@ -51,7 +51,8 @@ __all__ = [
 if TYPE_CHECKING:
     from metaopt_hpo_ray.columns import TuneWarning
     from metaopt_hpo_ray.engine import RayEngine
-    from metaopt_hpo_ray.result_table import CurveKeeper, trial_table
+    from metaopt_hpo_ray.keeper import CurveKeeper
+    from metaopt_hpo_ray.result_table import trial_table
     from metaopt_hpo_ray.scheduler import ScalingLawScheduler
     from metaopt_hpo_ray.searcher import ScalingLawSearch
     from metaopt_hpo_ray.strategy import build_strategy, resources_by_size, strategy_space, with_resources

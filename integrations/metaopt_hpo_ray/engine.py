@@ -27,9 +27,9 @@ from metaopt_hpo.comparison.race import Race
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import populations, race
 from metaopt_hpo_ray.columns import METRIC
+from metaopt_hpo_ray.keeper import JOURNAL, CurveKeeper
 from metaopt_hpo_ray.populations import Population
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer, make_scheduler
-from metaopt_hpo_ray.result_table import JOURNAL, CurveKeeper
 from metaopt_hpo_ray.state import BookError, TrialBook
 from metaopt_hpo_ray.trainables import halted_run, whole_run
 from metaopt_hpo_ray.wiring import SAFE_FOR_PBT

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import heapq
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from metaopt_hpo.scaling import Law, LawRefused, Verdict, fit, verdict
+from metaopt_hpo.scaling import Law, Verdict
 from metaopt_hpo.scaling.policy import STOP_BELOW
 from metaopt_hpo.trials.record import GRID_POINTS_PER_OCTAVE, TrialRecord
-from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray.state import Entry, TrialBook
-
-FIT_DRAWS = 60
-"""Bootstrap draws of a fit during a search, as the policy's own; enough for a verdict, a few tenths of a second."""
+from metaopt_hpo_ray.entry import Entry
+from metaopt_hpo_ray.fits import Fit, ask, question_of
+from metaopt_hpo_ray.state import TrialBook
 
 GROWTH = 1.15
 """A law is fitted again when completed trials have grown by this factor, and by two at least."""
@@ -87,7 +84,7 @@ class Judge:
         self._background = background
         self._seed = seed
         self._fitted_at = 0
-        self._fit: _Fit | None = None
+        self._fit: Fit | None = None
         self._queues: dict[int, list[tuple[float, int, str]]] = {}
         self._held: set[str] = set()
         self._live: dict[int, int] = {}
@@ -226,7 +223,7 @@ class Judge:
     def _verdict(self, entry: Entry, curve: Sequence[tuple[float, float]] | None) -> Verdict:
         assert self.law is not None
         best = self.book.best.get((entry.size, entry.tokens))
-        return _ask(self.law, _question(entry), best, curve, self._stop_below)
+        return ask(self.law, question_of(entry), best, curve, self._stop_below)
 
     # -- the law -------------------------------------------------------------------------------------------
 
@@ -241,10 +238,10 @@ class Judge:
         self._fitted_at = self.book.completed
         entries = self.book.entries
         waiting = [
-            (t, _question(entries[t]), self.book.best.get((entries[t].size, entries[t].tokens)))
+            (t, question_of(entries[t]), self.book.best.get((entries[t].size, entries[t].tokens)))
             for t in self._held
         ]
-        self._fit = _Fit(self._training_set(), waiting, self._seed)
+        self._fit = Fit(self._training_set(), waiting, self._seed)
         self._fit.start(background=self._background)
         self.adopt()
 
@@ -301,61 +298,6 @@ class Judge:
         self._fitted_at = int(state["fitted_at"])
         self._judged = {str(k): int(v) for k, v in state["judged"].items()}
         self._fit = None
-
-
-_Question = tuple[float, float, float, float]
-"""size, tokens, lr, batch."""
-
-
-class _Fit:
-    """One fit and the promise of what waits under the new law, in a thread of its own or at once."""
-
-    def __init__(
-        self, records: list[TrialRecord], waiting: list[tuple[str, _Question, float | None]], seed: int
-    ) -> None:
-        self._records = records
-        self._waiting = waiting
-        self._seed = seed
-        self.law: Law | None = None
-        self.promise: dict[str, float] = {}
-        self.refusal = ""
-        self.finished = False
-
-    def start(self, *, background: bool) -> None:
-        if background:
-            threading.Thread(target=self._run, name="metaopt-fit", daemon=True).start()
-        else:
-            self._run()
-
-    def _run(self) -> None:
-        try:
-            law = fit(TrialTable.from_records(self._records), draws=FIT_DRAWS, seed=self._seed)
-            for trial, question, best in self._waiting:
-                self.promise[trial] = _ask(law, question, best, None, STOP_BELOW).probability
-            self.law = law
-        except LawRefused as error:
-            self.refusal = error.reason
-        except Exception as error:  # a fit that fails must not end a cluster's search
-            self.refusal = f"the fit failed: {type(error).__name__}: {error}"
-        finally:
-            self.finished = True
-
-
-def _question(entry: Entry) -> _Question:
-    return entry.size, entry.tokens, entry.lr, entry.batch
-
-
-def _ask(
-    law: Law,
-    question: _Question,
-    best: float | None,
-    curve: Sequence[tuple[float, float]] | None,
-    stop_below: float,
-) -> Verdict:
-    size, tokens, lr, batch = question
-    return verdict(
-        law, size=size, tokens=tokens, lr=lr, batch=batch, incumbent=best, curve=curve, stop_below=stop_below
-    )
 
 
 def _bucket(size: float) -> int:

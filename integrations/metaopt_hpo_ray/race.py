@@ -22,8 +22,8 @@ from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.comparison.race import Race
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, WORK
+from metaopt_hpo_ray.keeper import CurveKeeper
 from metaopt_hpo_ray.proposers import RUNGS
-from metaopt_hpo_ray.result_table import CurveKeeper
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
 from metaopt_hpo_ray.searcher import ScalingLawSearch
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from metaopt_hpo.trials.record import TrialState
 from metaopt_hpo_ray.columns import COST, PROCESS, REASON, STATE, WORK, Columns
-from metaopt_hpo_ray.state import DONE, Entry, TrialBook
+from metaopt_hpo_ray.entry import DONE, Entry
+from metaopt_hpo_ray.state import TrialBook
 
 EXTRA = (
     "size",

@@ -1,7 +1,6 @@
 """ScalingLawScheduler: Tune's hooks around `Judge`. It launches in order of promise per cost and stops by verdict.
 
-A trial that Tune adds is set to PAUSED at once, the one status in which Tune leaves it alone, and given back by
-`choose_trial_to_run` when its turn has come. Nothing here raises from a hook: that would end the experiment.
+Nothing here raises from a hook: that would end the experiment.
 """
 
 from __future__ import annotations
@@ -23,19 +22,17 @@ from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, REASON, STATE, Columns, TuneWarning
+from metaopt_hpo_ray.entry import DONE
 from metaopt_hpo_ray.judge import Judge
+from metaopt_hpo_ray.launches import WAITING, Launches
 from metaopt_hpo_ray.reports import describe, is_finite, outcome, report, why_failed
-from metaopt_hpo_ray.state import DONE, TrialBook
+from metaopt_hpo_ray.state import TrialBook
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-AHEAD = 8
-"""Trials launched and not yet running: enough to hide the seconds an actor takes to start, few enough that the
-order can still follow a new law."""
 
 
 class ScalingLawScheduler(FIFOScheduler):
@@ -109,8 +106,6 @@ class ScalingLawScheduler(FIFOScheduler):
         self._progress = progress
         self._inner = inner
         self._hold = hold
-        self._released: dict[str, Trial] = {}
-        self._holding: dict[str, Trial] = {}
         self._kept = False
         """True where a CurveKeeper saves this scheduler's state."""
         self.on_first_trial: Callable[[Any], None] | None = None
@@ -128,6 +123,7 @@ class ScalingLawScheduler(FIFOScheduler):
             background=background,
             seed=seed,
         )
+        self._launches = Launches(self.book, self._judge)
 
     @property
     def law(self) -> Law | None:
@@ -207,7 +203,7 @@ class ScalingLawScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """The next trial to give resources; the same one until Tune has taken it."""
-        return self._safely(None, self._choose, tune_controller)
+        return self._safely(None, self._launches.choose, tune_controller)
 
     def debug_string(self) -> str:
         """One line on where things stand."""
@@ -238,14 +234,9 @@ class ScalingLawScheduler(FIFOScheduler):
                 "name the entries with ScalingLawScheduler(size=…, tokens=…, batch=…, lr=…)",
             )
         if entry.launched or not entry.known or not self._hold or entry.closed:
-            self._start(trial)
-        elif trial.status in (Trial.PENDING, Trial.PAUSED):
-            # PENDING trials are started by Tune in its own order; only PAUSED ones wait to be chosen
-            trial.set_status(Trial.PAUSED)
-            if trial.storage is not None:
-                trial.init_local_path()  # Tune's console asks every trial that is not PENDING for its folder
-            self._holding[key] = trial
-            self._judge.hold(key)
+            self._launches.start(trial)
+        elif trial.status in WAITING:
+            self._launches.hold(trial)
 
     def _result(self, controller: TuneController, trial: Trial, result: Mapping[str, Any]) -> str:
         key = trial.trial_id
@@ -295,59 +286,20 @@ class ScalingLawScheduler(FIFOScheduler):
         if key not in self.book.entries:
             self._add(trial)
         self.book.close(key, *outcome(self.book.entries[key], result))
-        self._ended(key)
+        self._launches.ended(key)
         self._judge.learn()
 
     def _error(self, trial: Trial) -> None:
         key = trial.trial_id
         if key in self.book.entries:
             self.book.close(key, "failed", why_failed(trial))
-            self._ended(key)
+            self._launches.ended(key)
 
     def _remove(self, trial: Trial) -> None:
         key = trial.trial_id
         if key in self.book.entries:
             self.book.close(key, "pruned", "it was removed before it ran")
-            self._ended(key)
-
-    def _ended(self, key: str) -> None:
-        self._judge.ended(key)
-        self._released.pop(key, None)
-        self._holding.pop(key, None)
-
-    def _choose(self, controller: TuneController) -> Trial | None:
-        first: Trial | None = None
-        for key, trial in list(self._released.items()):
-            if trial.status not in (Trial.PENDING, Trial.PAUSED):
-                del self._released[key]
-            elif trial.status == Trial.PAUSED:
-                return trial  # chosen before, and not taken yet
-            else:
-                first = first or trial
-        while len(self._released) < AHEAD and (found := self._judge.next()) is not None:
-            key, decision = found
-            trial = self._holding[key]
-            if trial.status not in (Trial.PENDING, Trial.PAUSED):
-                self._ended(key)
-            elif decision.action == "launch":
-                logger.info("trial %s: launch: %s", key, decision.reason)
-                self._start(trial)
-                return trial
-            else:
-                self.book.close(key, "pruned", decision.reason)
-                logger.info("trial %s: stop (pruned): %s", key, decision.reason)
-                self._ended(key)
-                controller.stop_trial(trial)
-        return first
-
-    def _start(self, trial: Trial) -> None:
-        key = trial.trial_id
-        self._holding.pop(key, None)
-        self._judge.let_go(key)
-        self._judge.started(key)
-        self.book.launch(key)
-        if trial.status in (Trial.PENDING, Trial.PAUSED):
-            self._released[key] = trial
+            self._launches.ended(key)
 
     # -- the inner scheduler -------------------------------------------------------------------------------
 
@@ -381,7 +333,7 @@ class ScalingLawScheduler(FIFOScheduler):
         """
         self.book.load_state(state["book"])
         self._judge.load_state(state["judge"])
-        self._released, self._holding = {}, {}
+        self._launches.forget()
         if self._inner is not None and state["inner"] is not None:
             _compat.set_asha_state(self._inner, state["inner"])
 
@@ -392,9 +344,6 @@ class ScalingLawScheduler(FIFOScheduler):
     def restore(self, checkpoint_path: str) -> None:
         """Read what `save` wrote."""
         self.set_state(json.loads(Path(checkpoint_path).read_text(encoding="utf-8")))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_released": {}, "_holding": {}}
 
     # -- safety --------------------------------------------------------------------------------------------
 

@@ -193,7 +193,13 @@ class ScalingLawSearch(Searcher):
         """
         records = [*self._evidence, *(e.record() for e in self.book.entries.values() if e.known)]
         return Runs.of(
-            (r.size, r.target_tokens, r.batch, r.lr, r.loss if r.state == "complete" else math.nan)
+            (
+                r.size,
+                r.target_tokens if math.isfinite(r.target_tokens) else r.tokens,
+                r.batch,
+                r.lr,
+                r.loss if r.state == "complete" else math.nan,
+            )
             for r in records
             if r.strategy not in ADAPTIVE
         )

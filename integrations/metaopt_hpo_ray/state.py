@@ -11,24 +11,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState
+from metaopt_hpo.trials.record import TrialRecord, TrialState
+from metaopt_hpo_ray.entry import STATES, Entry
 
 FORMAT = "metaopt-hpo ray journal"
 VERSION = 1
 
-DONE = 0.99
-"""A trial that ends by itself after this fraction of its planned tokens has completed: the last step may fall short."""
-
-LR_PATH = "lr_path"
-"""Parameter of a trial whose lr was changed during its run: "tokens:lr" of each, in order; `lr` is the last."""
-
 Event = dict[str, Any]
 
-_STATES = get_args(TrialState)
 _RECORDED = (
     "initial_loss",
     "seconds",
@@ -42,80 +35,6 @@ _RECORDED = (
 
 class BookError(MetaOptError):
     """A journal or a saved state is not one of ours, or is damaged."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One trial. NaN means "not known"."""
-
-    trial: str
-    size: float = math.nan
-    tokens: float = math.nan
-    """Planned tokens."""
-    batch: float = math.nan
-    lr: float = math.nan
-    strategy: str = ""
-    seed: int = 0
-    params: dict[str, Any] = field(default_factory=dict)
-    points: dict[float, tuple[float, float, float, float]] = field(default_factory=dict)
-    """tokens → (loss, step size, gradient norm, FLOPs of the run): one point for each token count."""
-    work: dict[str, float] = field(default_factory=dict)
-    """process → FLOPs it has spent on this trial."""
-    starts: dict[str, float] = field(default_factory=dict)
-    """process → tokens it went on from, where it does not say what it spent."""
-    last: tuple[float, float] = (0.0, math.nan)
-    """(tokens, loss) last reported, which after a retry is not the farthest."""
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the trial record, as last reported."""
-    state: TrialState = "running"
-    reason: str = ""
-    note: str = ""
-    """What happened to it on the way: a checkpoint that was lost, say."""
-    launched: bool = False
-    """False while it has never been given resources."""
-
-    @property
-    def known(self) -> bool:
-        """True where size, planned tokens, batch and lr are known, so that a law can judge it."""
-        return self.size > 0 and self.tokens > 0 and self.batch > 0 and self.lr > 0
-
-    @property
-    def cost(self) -> float:
-        """FLOPs spent by all processes that worked at this trial; never goes back."""
-        return math.fsum(self.work.values())
-
-    @property
-    def closed(self) -> bool:
-        """True once the trial has ended."""
-        return self.state != "running"
-
-    def record(self, *, study: str = "", maximize: bool = False) -> TrialRecord:
-        """The trial as a record, its curve in order of tokens."""
-        rows = sorted((t, *p) for t, p in self.points.items() if t > 0)
-        curve = None
-        if rows:
-            tokens, loss, step_size, grad_norm, cost = (tuple(c) for c in zip(*rows, strict=True))
-            curve = Curve(tokens=tokens, loss=loss, step_size=step_size, grad_norm=grad_norm, cost=cost)
-        return TrialRecord(
-            size=self.size,
-            tokens=self.last[0],
-            batch=self.batch,
-            lr=self.lr,
-            loss=self.last[1] if self.state != "diverged" else math.nan,
-            trial=self.trial,
-            study=study,
-            engine="ray",
-            strategy=self.strategy,
-            state=self.state,
-            reason="; ".join(x for x in (self.note, self.reason) if x),
-            seed=self.seed,
-            target_tokens=self.tokens,
-            cost=self.cost,
-            direction="maximize" if maximize else "minimize",
-            params=dict(self.params),
-            curve=curve,
-            **self.extra,
-        )
 
 
 class TrialBook:
@@ -231,10 +150,10 @@ class TrialBook:
     def _report(self, event: Event) -> None:
         entry = self.entries[event["id"]]
         tokens, loss, process = event["t"], event["loss"], event["p"]
-        spent = self._work(entry, event)
+        spent = entry.spent(process, tokens, event["work"])
         extra = event.get("extra")
         if extra:
-            self._note_lr(entry, extra)
+            entry.note_lr(extra)
         entry.points[tokens] = (loss, event["step"], event["norm"], event["cost"])
         entry.last = (tokens, loss)
         entry.work[process] = max(spent, entry.work.get(process, 0.0))
@@ -247,30 +166,9 @@ class TrialBook:
             entry.strategy = extra.get("strategy", entry.strategy)
             entry.seed = extra.get("seed", entry.seed)
 
-    @staticmethod
-    def _note_lr(entry: Entry, extra: Mapping[str, Any]) -> None:
-        """Keep where a trial's lr was changed during its run, as population based training does."""
-        lr = extra.get("lr")
-        if lr is None or not lr > 0 or not entry.lr > 0 or math.isclose(lr, entry.lr, rel_tol=1e-9):
-            return
-        path = entry.params.get(LR_PATH, f"0:{entry.lr:.6g}")
-        entry.params = {**entry.params, LR_PATH: f"{path} {entry.last[0]:g}:{lr:.6g}"}
-        entry.lr = float(lr)
-
-    @staticmethod
-    def _work(entry: Entry, event: Event) -> float:
-        """FLOPs the event's process has spent; 6·size a token from where it went on, where it does not say."""
-        if event["work"] is not None:
-            return float(event["work"])
-        process, tokens = event["p"], event["t"]
-        if process not in entry.starts:
-            # the first process begins at nothing; a later one at the last point before its own first
-            entry.starts[process] = max((t for t in entry.points if t < tokens), default=0.0)
-        return 6.0 * entry.size * max(0.0, tokens - entry.starts[process]) if entry.size > 0 else 0.0
-
     def _state(self, event: Event) -> None:
         entry = self.entries[event["id"]]
-        if event["state"] not in _STATES:
+        if event["state"] not in STATES:
             raise ValueError(f"state {event['state']!r}")
         if entry.state == "complete":
             return
@@ -315,7 +213,7 @@ class TrialBook:
             "format": FORMAT,
             "version": VERSION,
             "events": self.events,
-            "entries": [_entry_state(e) for e in self.entries.values()],
+            "entries": [e.to_state() for e in self.entries.values()],
         }
 
     def load_state(self, state: Any) -> None:
@@ -326,7 +224,7 @@ class TrialBook:
         """
         check_header(state)
         try:
-            entries = [_entry_from(e) for e in state["entries"]]
+            entries = [Entry.from_state(e) for e in state["entries"]]
             events = int(state["events"])
         except (KeyError, TypeError, ValueError) as error:
             raise BookError(f"the saved state of the trials is damaged ({error!r})") from error
@@ -383,34 +281,3 @@ def _parse(line: str, number: int) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         raise BookError(f"line {number} of the journal of trials is damaged: {error.msg}") from error
-
-
-def _entry_state(e: Entry) -> dict[str, Any]:
-    return {
-        "trial": e.trial,
-        "size": e.size,
-        "tokens": e.tokens,
-        "batch": e.batch,
-        "lr": e.lr,
-        "strategy": e.strategy,
-        "seed": e.seed,
-        "params": dict(e.params),
-        "points": [[t, *p] for t, p in e.points.items()],
-        "work": dict(e.work),
-        "starts": dict(e.starts),
-        "last": list(e.last),
-        "extra": dict(e.extra),
-        "state": e.state,
-        "reason": e.reason,
-        "note": e.note,
-        "launched": e.launched,
-    }
-
-
-def _entry_from(data: Mapping[str, Any]) -> Entry:
-    values = dict(data)
-    values["points"] = {float(t): tuple(map(float, p)) for t, *p in values["points"]}
-    values["last"] = (float(values["last"][0]), float(values["last"][1]))
-    if values["state"] not in _STATES:
-        raise ValueError(f"state {values['state']!r}")
-    return Entry(**values)

@@ -18,7 +18,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, TuneWarning
-from metaopt_hpo_ray.result_table import CurveKeeper
+from metaopt_hpo_ray.keeper import CurveKeeper
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
 from metaopt_hpo_ray.searcher import ScalingLawSearch
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import pandas as pd
 
 from metaopt_hpo.comparison.statistics import bootstrap_median, ratio_of_medians
@@ -63,8 +64,8 @@ def markdown(found: pd.DataFrame, within: float = 0.0025) -> str:
     ]
     rows = found[found["within"] == within]
     for problem, g in rows.groupby("problem", sort=False):
-        for r in g.sort_values("median", kind="stable").itertuples():
-            ratio = "" if np.isnan(r.ratio) else f"{r.ratio:.2g} ({r.low:.2g} … {r.high:.2g})"
-            median = f"{r.median:.1f} ({r.median_low:.1f} … {r.median_high:.1f})"
-            lines.append(f"| {problem} | {r.method} | {r.seeds} | {median} | {r.reached:.0%} | {ratio} |")
+        for r in g.sort_values("median", kind="stable").to_dict("records"):
+            ratio = "" if math.isnan(r["ratio"]) else "{ratio:.2g} ({low:.2g} … {high:.2g})".format(**r)
+            cells = "{method} | {seeds} | {median:.1f} ({median_low:.1f} … {median_high:.1f}) | {reached:.0%}"
+            lines.append(f"| {problem} | {cells.format(**r)} | {ratio} |")
     return "\n".join(lines)

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
-from metaopt_hpo_optuna.evidence import EXACT, GROWTH, Evidence, before, step
+from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import Fields
+from metaopt_hpo_optuna.known import EXACT, GROWTH, before, step
 
 
 @given(st.integers(0, 100_000))

@@ -19,8 +19,8 @@ from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import RayEngine
+from metaopt_hpo_ray.keeper import JOURNAL
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer
-from metaopt_hpo_ray.result_table import JOURNAL
 
 TOKENS = 270.0
 SIZES = (1.0, 2.0, 4.0, 8.0)

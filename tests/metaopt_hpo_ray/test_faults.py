@@ -19,7 +19,7 @@ from ray import tune
 from metaopt_hpo.training.run import TrainingRun
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import ScalingLawScheduler, trial_table, tuner_configs
-from metaopt_hpo_ray.result_table import FORGOTTEN, JOURNAL
+from metaopt_hpo_ray.keeper import FORGOTTEN, JOURNAL
 from metaopt_hpo_ray.state import TrialBook
 
 TOKENS = 1024

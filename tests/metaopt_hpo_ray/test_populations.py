@@ -17,7 +17,8 @@ from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import RayEngine, populations
-from metaopt_hpo_ray.state import LR_PATH, TrialBook
+from metaopt_hpo_ray.entry import LR_PATH
+from metaopt_hpo_ray.state import TrialBook
 
 TRAIN = TrainObjective([Tiny()])
 WHOLE = 6 * 9 * 960.0

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from stub_cluster import result_of, stub_trial
 
 from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler
-from metaopt_hpo_ray.result_table import FORGOTTEN
+from metaopt_hpo_ray.keeper import FORGOTTEN
 
 SPACE = {"size": 100, "tokens": 64, "batch": 8, "lr": 0.01}
 

@@ -99,7 +99,7 @@ def test_an_idle_cluster_still_waits_and_a_refused_law_lets_everything_run() -> 
 def test_with_a_law_the_promising_and_cheap_are_launched_first_and_the_hopeless_never(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, logger="metaopt_hpo_ray.scheduler")
+    caplog.set_level(logging.INFO, logger="metaopt_hpo_ray")
     scheduler = kept(evidence=evidence())
     size, tokens = SIZES[4], 20 * SIZES[4]
     best = 6e-3 * (size / 1e6) ** -0.35

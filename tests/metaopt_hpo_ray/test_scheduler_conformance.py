@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from stub_cluster import StubCluster, result_of, stub_trial, world_curve
 
 from metaopt_hpo_ray import ScalingLawScheduler
-from metaopt_hpo_ray.result_table import CurveKeeper
+from metaopt_hpo_ray.keeper import CurveKeeper
 
 SIZES = (1e6, 2e6, 4e6, 8e6)
 DECISIONS = {TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP, TrialScheduler.NOOP}

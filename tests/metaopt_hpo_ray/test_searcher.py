@@ -144,7 +144,8 @@ def test_points_evaluated_elsewhere_count() -> None:
         point = {"size": r.size, "tokens": r.tokens, "batch": r.batch, "lr": r.lr}
         s.add_evaluated_point(point, r.loss)
         s.add_evaluated_point({**point, "lr": 0.5}, 1e-3, pruned=True)
-    assert s.suggest("t") == same.suggest("t") != search().suggest("t")
+    table = search(sources=[TrialTable.from_records(RECORDS)])
+    assert s.suggest("t") == same.suggest("t") == table.suggest("t") != search().suggest("t")
 
 
 def test_the_rest_of_the_space_is_sampled_by_the_seed() -> None:

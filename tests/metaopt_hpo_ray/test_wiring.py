@@ -29,7 +29,7 @@ from metaopt_hpo_ray import (
     trial_table,
     tuner_configs,
 )
-from metaopt_hpo_ray.result_table import JOURNAL
+from metaopt_hpo_ray.keeper import JOURNAL
 from metaopt_hpo_ray.state import TrialBook
 
 SPACE = {"size": 100, "tokens": 64, "batch": 8, "lr": tune.loguniform(1e-3, 1e-1)}

@@ -1,0 +1,135 @@
+"""What has been read of a study: its finished trials in the order they finished, and how many of them count.
+
+A law is fitted to the first K finished trials, K growing by a tenth at a time (`step`), and the one before decides
+(`before`): so decisions are a function of the finished trials alone, and the next law can be fitted meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo_optuna.fields import Fields
+from metaopt_hpo_optuna.study_table import trial_record
+
+if TYPE_CHECKING:
+    from metaopt_hpo.scaling.law import Law
+    from metaopt_hpo.scaling.proposing import Bowl
+
+GROWTH = 1.1
+"""Evidence grows by this factor before the law is fitted again: the number of fits is logarithmic in trials."""
+
+EXACT = 20
+"""Up to so many trials every new one counts."""
+
+MAD_TO_SD = 1.4826
+"""Median absolute deviation to standard deviation, for normal errors."""
+
+Cell = tuple[float, float]
+"""Size and planned tokens."""
+
+Row = tuple[float, float, float, float, float]
+"""Size, planned tokens, batch, lr, final loss or NaN."""
+
+
+@dataclass
+class Known:
+    """What has been read of one study."""
+
+    seen: set[int] = field(default_factory=set)
+    finished: list[tuple[Any, int, TrialRecord]] = field(default_factory=list)
+    """Completed trials with a size, by the time they finished."""
+    best: dict[Cell, float] = field(default_factory=dict)
+    """Lowest final loss of each (size, tokens)."""
+    positive: bool = False
+    """Some finished trial has a loss above 0, which a law can be of."""
+    still_to_fall: dict[Cell, list[float]] = field(default_factory=dict)
+    """(planned tokens, tokens so far) → ln(final loss / loss so far) of every finished trial."""
+    count: int = 0
+    law: Law | None = None
+    refusal: str = ""
+    fitted: tuple[int, ...] = ()
+    ahead: int = -1
+    """Number of trials of the law that is being prepared."""
+    sources: list[Known] = field(default_factory=list)
+    expected: dict[Cell, tuple[int, float, float]] = field(default_factory=dict)
+    other: dict[int, Row | None] = field(default_factory=dict)
+    """Pruned trials by number: where they were, without a loss."""
+    bowls: dict[str, tuple[tuple[int, int], Bowl | None]] = field(default_factory=dict)
+    """By strategy, the bowl behind proposals and the numbers of trials it was fitted to."""
+
+    def fall(self, tokens: float, seen: float) -> tuple[int, float, float]:
+        """How much finished trials planned for `tokens` still fell from `seen` tokens on.
+
+        Returns:
+            Their number, and the median and robust standard deviation of ln(final loss / loss at `seen`).
+        """
+        lists = [k.still_to_fall.get((tokens, seen), ()) for k in (self, *self.sources)]
+        count = sum(map(len, lists))
+        found = self.expected.get((tokens, seen))
+        if found is None or found[0] != count:
+            falls = np.concatenate([np.asarray(x, dtype=float) for x in lists])
+            middle = float(np.median(falls)) if count else math.nan
+            spread = MAD_TO_SD * float(np.median(np.abs(falls - middle))) if count else math.nan
+            found = self.expected[tokens, seen] = (count, middle, spread)
+        return found
+
+    def take(self, complete: Sequence[FrozenTrial], names: Fields, study: Study) -> None:
+        """Read the completed trials that are new."""
+        fresh = False
+        for trial in complete:
+            if trial.number in self.seen:
+                continue
+            self.seen.add(trial.number)
+            record = trial_record(trial, names, study.study_name, study.direction)
+            if record is None or record.state != "complete":
+                continue
+            fresh = True
+            self.finished.append((trial.datetime_complete, trial.number, record))
+            cell = (record.size, record.target_tokens)
+            self.positive |= record.loss > 0
+            self.best[cell] = min(record.loss, self.best.get(cell, record.loss))
+            if record.curve is not None and record.loss > 0:
+                for t, loss in zip(record.curve.tokens, record.curve.loss, strict=True):
+                    if 0 < loss < math.inf:
+                        falls = self.still_to_fall.setdefault((record.target_tokens, t), [])
+                        falls.append(math.log(record.loss / loss))
+        self.count = len(complete)
+        if fresh:
+            self.finished.sort(key=lambda item: item[:2])
+
+    def first(self, count: int, *, steps: bool = False) -> list[TrialRecord]:
+        """The first `count` finished trials of the study, and all of its sources' or, by `steps`, as many as count."""
+        chosen = [r for _, _, r in self.finished[:count]]
+        for other in self.sources:
+            last = step(len(other.finished)) if steps else len(other.finished)
+            chosen += [r for _, _, r in other.finished[:last]]
+        return chosen
+
+
+def row_of(record: TrialRecord) -> Row:
+    """A finished trial as a run for proposals."""
+    planned = record.target_tokens if math.isfinite(record.target_tokens) else record.tokens
+    return record.size, planned, record.batch, record.lr, record.loss
+
+
+def step(count: int) -> int:
+    """The number of trials a law is fitted to when `count` have finished: the same in every worker."""
+    if count <= EXACT:
+        return count
+    k = EXACT
+    while (nxt := int(k * GROWTH) + 1) <= count:
+        k = nxt
+    return k
+
+
+def before(count: int) -> int:
+    """The step before `step(count)`: whose law decides when `count` have finished."""
+    return step(step(count) - 1) if count else 0

@@ -1,0 +1,146 @@
+"""Entry: what is known of one trial, its curve and what it has cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState
+
+DONE = 0.99
+"""A trial that ends by itself after this fraction of its planned tokens has completed: the last step may fall short."""
+
+LR_PATH = "lr_path"
+"""Parameter of a trial whose lr was changed during its run: "tokens:lr" of each, in order; `lr` is the last."""
+
+STATES = get_args(TrialState)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One trial. NaN means "not known"."""
+
+    trial: str
+    size: float = math.nan
+    tokens: float = math.nan
+    """Planned tokens."""
+    batch: float = math.nan
+    lr: float = math.nan
+    strategy: str = ""
+    seed: int = 0
+    params: dict[str, Any] = field(default_factory=dict)
+    points: dict[float, tuple[float, float, float, float]] = field(default_factory=dict)
+    """tokens → (loss, step size, gradient norm, FLOPs of the run): one point for each token count."""
+    work: dict[str, float] = field(default_factory=dict)
+    """process → FLOPs it has spent on this trial."""
+    starts: dict[str, float] = field(default_factory=dict)
+    """process → tokens it went on from, where it does not say what it spent."""
+    last: tuple[float, float] = (0.0, math.nan)
+    """(tokens, loss) last reported, which after a retry is not the farthest."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the trial record, as last reported."""
+    state: TrialState = "running"
+    reason: str = ""
+    note: str = ""
+    """What happened to it on the way: a checkpoint that was lost, say."""
+    launched: bool = False
+    """False while it has never been given resources."""
+
+    @property
+    def known(self) -> bool:
+        """True where size, planned tokens, batch and lr are known, so that a law can judge it."""
+        return self.size > 0 and self.tokens > 0 and self.batch > 0 and self.lr > 0
+
+    @property
+    def cost(self) -> float:
+        """FLOPs spent by all processes that worked at this trial; never goes back."""
+        return math.fsum(self.work.values())
+
+    @property
+    def closed(self) -> bool:
+        """True once the trial has ended."""
+        return self.state != "running"
+
+    def record(self, *, study: str = "", maximize: bool = False) -> TrialRecord:
+        """The trial as a record, its curve in order of tokens."""
+        rows = sorted((t, *p) for t, p in self.points.items() if t > 0)
+        curve = None
+        if rows:
+            tokens, loss, step_size, grad_norm, cost = (tuple(c) for c in zip(*rows, strict=True))
+            curve = Curve(tokens=tokens, loss=loss, step_size=step_size, grad_norm=grad_norm, cost=cost)
+        return TrialRecord(
+            size=self.size,
+            tokens=self.last[0],
+            batch=self.batch,
+            lr=self.lr,
+            loss=self.last[1] if self.state != "diverged" else math.nan,
+            trial=self.trial,
+            study=study,
+            engine="ray",
+            strategy=self.strategy,
+            state=self.state,
+            reason="; ".join(x for x in (self.note, self.reason) if x),
+            seed=self.seed,
+            target_tokens=self.tokens,
+            cost=self.cost,
+            direction="maximize" if maximize else "minimize",
+            params=dict(self.params),
+            curve=curve,
+            **self.extra,
+        )
+
+    def note_lr(self, extra: Mapping[str, Any]) -> None:
+        """Keep where a trial's lr was changed during its run, as population based training does."""
+        lr = extra.get("lr")
+        if lr is None or not lr > 0 or not self.lr > 0 or math.isclose(lr, self.lr, rel_tol=1e-9):
+            return
+        path = self.params.get(LR_PATH, f"0:{self.lr:.6g}")
+        self.params = {**self.params, LR_PATH: f"{path} {self.last[0]:g}:{lr:.6g}"}
+        self.lr = float(lr)
+
+    def spent(self, process: str, tokens: float, said: float | None) -> float:
+        """FLOPs a process has spent: what it said, else 6·size for each token since where it went on."""
+        if said is not None:
+            return float(said)
+        if process not in self.starts:
+            # the first process begins at nothing; a later one at the last point before its own first
+            self.starts[process] = max((t for t in self.points if t < tokens), default=0.0)
+        return 6.0 * self.size * max(0.0, tokens - self.starts[process]) if self.size > 0 else 0.0
+
+    def to_state(self) -> dict[str, Any]:
+        """The entry as plain data."""
+        return {
+            "trial": self.trial,
+            "size": self.size,
+            "tokens": self.tokens,
+            "batch": self.batch,
+            "lr": self.lr,
+            "strategy": self.strategy,
+            "seed": self.seed,
+            "params": dict(self.params),
+            "points": [[t, *p] for t, p in self.points.items()],
+            "work": dict(self.work),
+            "starts": dict(self.starts),
+            "last": list(self.last),
+            "extra": dict(self.extra),
+            "state": self.state,
+            "reason": self.reason,
+            "note": self.note,
+            "launched": self.launched,
+        }
+
+    @classmethod
+    def from_state(cls, data: Mapping[str, Any]) -> Entry:
+        """The entry `to_state` described.
+
+        Raises:
+            KeyError, TypeError, ValueError: not such a state.
+        """
+        values = dict(data)
+        values["points"] = {float(t): tuple(map(float, p)) for t, *p in values["points"]}
+        values["last"] = (float(values["last"][0]), float(values["last"][1]))
+        if values["state"] not in STATES:
+            raise ValueError(f"state {values['state']!r}")
+        return cls(**values)
