@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -18,18 +18,10 @@ from torch import Tensor, nn
 
 from metaopt_hpo.workloads.base import step_generator
 from metaopt_hpo.workloads.cifar10 import FOLDERS
-from metaopt_hpo.workloads.resnet import NETWORKS, ResNetShape
+from metaopt_hpo.workloads.images import ImageWorkload
+from metaopt_hpo.workloads.resnet import ResNetShape, check_network
 from metaopt_hpo.workloads.sampling import batch_indices
-from metaopt_hpo.workloads.settings import (
-    check_counts,
-    check_even,
-    check_parts,
-    data_folder,
-    flops_per_example,
-    initialised,
-    parameter_count,
-    placement,
-)
+from metaopt_hpo.workloads.settings import check_counts, check_parts, data_folder, initialised, placement
 from metaopt_hpo.workloads.vision_data import SIDE, VisionData, augmented, normalised, read_cifar
 
 FIRST_TASK = 2**30 + 2**29
@@ -37,7 +29,7 @@ FIRST_TASK = 2**30 + 2**29
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continual:
+class Continual(ImageWorkload):
     """A stream of `tasks` tasks of `task_steps` steps each; tokens and batch count images.
 
     Args:
@@ -56,19 +48,16 @@ class Continual:
     """Options of strategies that suit a stream: the paper's discount, no commitment, no cooldown, and no guard, as
     the loss jumps with every task."""
 
-    width: int = 16
     network: str = "resnet8"
     dataset: str = "cifar10"
     tasks: int = 10
     task_steps: int = 400
     examples: int = 32
-    data: str | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self, "width", "tasks", "task_steps")
-        check_even(self, "examples")
-        if self.network not in NETWORKS:
-            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {self.network!r}")
+        super().__post_init__()
+        check_counts(self, "tasks", "task_steps")
+        check_network(self.network)
         if self.dataset not in FOLDERS:
             raise ValueError(f"dataset must be one of {', '.join(FOLDERS)}, got {self.dataset!r}")
 
@@ -78,31 +67,18 @@ class Continual:
         return self.tasks * self.task_steps * self.examples
 
     @property
-    def _shape(self) -> ResNetShape:
+    def shape(self) -> ResNetShape:
+        """What the network is built from."""
         return ResNetShape(self.network, self.width, 10 if self.dataset == "cifar10" else 100)
 
     @property
-    def size(self) -> int:
-        """Trainable parameters, the output layer included."""
-        return parameter_count(self._shape)
-
-    @property
-    def batch(self) -> int:
-        """Images per optimizer step."""
-        return self.examples
-
-    @property
-    def flops_per_token(self) -> float:
-        """Measured training FLOPs per image."""
-        return flops_per_example(self._shape, (3, SIDE, SIDE), False)
-
-    def with_batch(self, batch: int) -> Self:
-        """The same number of steps at `batch` images each."""
-        return replace(self, examples=batch)
+    def side(self) -> int:
+        """Pixels along an edge."""
+        return SIDE
 
     def model(self, seed: int) -> nn.Module:
         """A freshly initialised network with empty counts."""
-        return initialised(lambda: Counted(self._shape(), self.tasks, seed), seed)
+        return initialised(lambda: Counted(self.shape(), self.tasks, seed), seed)
 
     def images(self) -> VisionData:
         """The data, read once.
@@ -118,7 +94,7 @@ class Continual:
 
     def permutation(self, task: int, seed: int) -> Tensor:
         """The label that task `task` gives to each class, (classes,); the identity for task 0."""
-        classes = self._shape.classes
+        classes = self.shape.classes
         if task == 0:
             return torch.arange(classes)
         return torch.randperm(classes, generator=step_generator(seed, FIRST_TASK + task))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metaopt_hpo.workloads.base import step_generator
@@ -20,19 +19,11 @@ from metaopt_hpo.workloads.image_folders import (
     random_box,
     read_folders,
 )
+from metaopt_hpo.workloads.images import ImageWorkload, evenly, judged, part_losses
 from metaopt_hpo.workloads.resnet import ResNetShape
 from metaopt_hpo.workloads.sampling import batch_indices
-from metaopt_hpo.workloads.settings import (
-    check_counts,
-    check_even,
-    check_parts,
-    data_folder,
-    flops_per_example,
-    initialised,
-    parameter_count,
-    placement,
-)
-from metaopt_hpo.workloads.vision_data import Images, normalised
+from metaopt_hpo.workloads.settings import check_counts, check_parts, data_folder, placement
+from metaopt_hpo.workloads.vision_data import normalised
 
 EVALUATION_BATCH = 64
 
@@ -42,7 +33,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageNet:
+class ImageNet(ImageWorkload):
     """ResNet-18 on images in `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`; tokens and batch count images.
 
     Args:
@@ -61,40 +52,22 @@ class ImageNet:
     width: int = 64
     resolution: int = 224
     examples: int = 256
-    data: str | None = None
     held_out: int = 5_000
     workers: int = 8
 
     def __post_init__(self) -> None:
-        check_counts(self, "width", "resolution", "held_out", "workers")
-        check_even(self, "examples")
+        super().__post_init__()
+        check_counts(self, "resolution", "held_out", "workers")
 
     @property
-    def _shape(self) -> ResNetShape:
+    def shape(self) -> ResNetShape:
+        """What the network is built from."""
         return ResNetShape("resnet18", self.width, len(self.folders()[0].classes), large=True)
 
     @property
-    def size(self) -> int:
-        """Trainable parameters, the output layer included."""
-        return parameter_count(self._shape)
-
-    @property
-    def batch(self) -> int:
-        """Images per optimizer step."""
-        return self.examples
-
-    @property
-    def flops_per_token(self) -> float:
-        """Measured training FLOPs per image."""
-        return flops_per_example(self._shape, (3, self.resolution, self.resolution), False)
-
-    def with_batch(self, batch: int) -> Self:
-        """The same job at `batch` images per step."""
-        return replace(self, examples=batch)
-
-    def model(self, seed: int) -> nn.Module:
-        """A freshly initialised network."""
-        return initialised(self._shape, seed)
+    def side(self) -> int:
+        """Pixels along an edge."""
+        return self.resolution
 
     def folders(self) -> tuple[ImageFolder, ImageFolder]:
         """Training and validation images, listed once.
@@ -116,9 +89,7 @@ class ImageNet:
         labels = train.labels[batch_indices(len(train), self.examples, step, seed)]
         where = placement(model)
         x, y = normalised(pixels, where, MEAN, STD), labels.to(where[0])
-        return tuple(
-            F.cross_entropy(model(a).float(), b) for a, b in zip(x.chunk(parts), y.chunk(parts), strict=True)
-        )
+        return part_losses(model, x, y, parts)
 
     def held_out_loss(self, model: nn.Module) -> float:
         """Mean cross-entropy on the validation images, nats per image."""
@@ -129,25 +100,23 @@ class ImageNet:
         return {"accuracy": self._held_out(model)[1]}
 
     def _held_out(self, model: nn.Module) -> tuple[float, float]:
-        val = self.folders()[1]
-        count = min(self.held_out, len(val))
-        chosen = torch.linspace(0, len(val) - 1, count).long()
-        where = placement(model)
-        loss, correct = 0.0, 0
-        with torch.no_grad():
-            for part in chosen.split(EVALUATION_BATCH):
-                images = self._validation_images(val, part)
-                labels = images.labels.to(where[0])
-                logits = model(normalised(images.pixels, where, MEAN, STD)).float()
-                loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-                correct += int((logits.argmax(1) == labels).sum())
-        return loss / count, correct / count
+        val, where = self.folders()[1], placement(model)
+        return judged(
+            model,
+            (
+                (
+                    normalised(self._validation_pixels(val, part), where, MEAN, STD),
+                    val.labels[part].to(where[0]),
+                )
+                for part in evenly(len(val), self.held_out).split(EVALUATION_BATCH)
+            ),
+        )
 
-    def _validation_images(self, val: ImageFolder, chosen: Tensor) -> Images:
+    def _validation_pixels(self, val: ImageFolder, chosen: Tensor) -> Tensor:
         jobs: list[Callable[[], Tensor]] = [
             partial(decode, val.files[i], self.resolution, centre_box, False) for i in chosen.tolist()
         ]
-        return Images(_prefetcher(self.workers).stack(jobs), val.labels[chosen])
+        return _prefetcher(self.workers).stack(jobs)
 
 
 def _training_jobs(key: tuple[ImageNet, int, int]) -> list[Callable[[], Tensor]]:

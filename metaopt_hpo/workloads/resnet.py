@@ -106,3 +106,9 @@ def six_blocks(name: str) -> str:
     if first.startswith("layer") or first == "fc":
         return first
     raise ValueError(f"{name!r} is no parameter of a ResNet: its blocks are conv1, bn1, layer1 … and fc")
+
+
+def check_network(name: str) -> None:
+    """Raise ValueError for a network that is not known."""
+    if name not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")

@@ -1,6 +1,7 @@
 """CIFAR files, augmentation, networks, and the continual stream."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from metaopt_hpo import MetaOptimize
 from metaopt_hpo.strategies import make
 from metaopt_hpo.workloads import WorkloadError, train
-from metaopt_hpo.workloads.cifar10 import Cifar10, evaluated
+from metaopt_hpo.workloads.cifar10 import Cifar10
 from metaopt_hpo.workloads.continual import Continual
 from metaopt_hpo.workloads.resnet import six_blocks
 from metaopt_hpo.workloads.sampling import batch_indices
@@ -112,12 +113,13 @@ def test_held_out_loss_and_accuracy_agree_with_the_definition(cifar10_folder: Pa
     job = Cifar10(width=8, data=str(cifar10_folder), held_out=15)
     model = job.model(0).eval()
     test = read_cifar(cifar10_folder, "cifar10").test
-    loss, accuracy = evaluated(model, test)
-    assert 0 <= accuracy <= 1
+    whole = replace(job, held_out=len(test))
+    loss, accuracy = whole.held_out_loss(model), whole.scores(model)["accuracy"]
     with torch.no_grad():
         logits = torch.cat([job_logits(model, test.pixels[i : i + 1]) for i in range(len(test))])
     expected = torch.nn.functional.cross_entropy(logits, test.labels)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert accuracy == pytest.approx((logits.argmax(1) == test.labels).double().mean().item())
     assert job.held_out_loss(model) != loss, "held_out=15 must use fewer images"
 
 
