@@ -170,6 +170,34 @@ def mup_widths_splits(data: Path) -> list[Split]:
     ]
 
 
+LIVE = Path(__file__).parents[2] / "docs" / "results" / "live_text_lm.parquet"
+
+
+def live_splits(data: Path | None = None) -> list[Split]:
+    """`text-lm` runs of our own, with gradient noise and curves recorded. Reads the repository's file, not `data`."""
+    if not LIVE.is_file():
+        raise BenchmarkMissing(f"the live table is not at {str(LIVE)!r}: it is part of the repository")
+    table = TrialTable.read(LIVE)
+
+    def ordered(title: str, column: str, train: float, test: float) -> Split:
+        """Those below `train` → those above, up to `test`."""
+        return _split(
+            f"live {title}",
+            f"text-lm {title}",
+            table,
+            lambda f: f[column] < train,
+            lambda f: f[column].between(train, test),
+        )
+
+    return [
+        ordered("N ≤ 6 k → 14–25 k (one size)", "size", 1e4, 1e5),
+        ordered("N ≤ 14 k → 25 k (two sizes)", "size", 2e4, 1e5),
+        ordered("D ≤ 66 k → 131–262 k", "tokens", 7e4, 3e5),
+        ordered("D ≤ 131 k → 262 k", "tokens", 2e5, 3e5),
+        ordered("pilots → 222 k × 262 k", "size", 1e5, 1e6),
+    ]
+
+
 FCNET_TASKS = ("protein_structure", "slice_localization", "naval_propulsion", "parkinsons_telemonitoring")
 
 

@@ -22,6 +22,7 @@ from metaopt_hpo.comparison.accuracy import (
     caution_section,
     coverage_section,
     excess_section,
+    learned_section,
     width_section,
 )
 from metaopt_hpo.comparison.replay import replay
@@ -120,8 +121,9 @@ def main(
         splits = benchmarks.ordered_splits(data)
         laws = {s.name: fit(s.train, allow_weak=True) for s in splits}
         builders: list[Callable[[], Section]] = [
-            lambda: excess_section(splits, laws, learned),
+            lambda: excess_section(splits, laws),
             lambda: coverage_section(splits, laws),
+            *([lambda: learned_section([*splits, *benchmarks.live_splits()])] if learned else []),
             lambda: width_section(data),
             lambda: caution_section(data),
             lambda: speed_section(data),

@@ -28,6 +28,7 @@ class Cells:
     """Usable trials, sorted by cell. Arrays of one value a trial unless said.
 
     Attributes:
+        row: where the trial stands in the table it came from.
         x, y, z: ln lr, ln batch, ln loss.
         size, tokens: of each trial.
         cell: index of the trial's cell in `cell_size`, `cell_tokens` (one value a cell).
@@ -42,6 +43,7 @@ class Cells:
     cell: NDArray[np.intp]
     cell_size: Array
     cell_tokens: Array
+    row: NDArray[np.intp]
     extra: Mapping[str, Array] = field(default_factory=dict)
     cautions: tuple[Caution, ...] = ()
 
@@ -68,6 +70,7 @@ class Cells:
             renumber[self.cell[rows]],
             self.cell_size[keep],
             self.cell_tokens[keep],
+            self.row[rows],
             {k: v[rows] for k, v in self.extra.items()},
             self.cautions,
         )
@@ -100,6 +103,7 @@ def make_cells(
         index[order],
         keys[:, 0],
         keys[:, 1],
+        order,
         {k: v[order] for k, v in extra.items()},
     )
 
@@ -136,6 +140,7 @@ def thin(cells: Cells, limit: int = MAX_RUNS) -> Cells:
         cells.cell[keep],
         cells.cell_size,
         cells.cell_tokens,
+        cells.row[keep],
         {k: v[keep] for k, v in cells.extra.items()},
         (*cells.cautions, caution),
     )
@@ -232,7 +237,7 @@ def from_table(
         loss[ok],
         _extras(table, ok, extra, cautions),
     )
-    return thin(replace(cells, cautions=tuple(cautions)))
+    return thin(replace(cells, cautions=tuple(cautions), row=np.flatnonzero(ok)[cells.row]))
 
 
 KNOWN_EXTRAS = ("weight_decay", "beta1", "beta2", "momentum", "width", "depth", "warmup", "dropout")

@@ -1,12 +1,14 @@
 """A learned alternative: a Gaussian process on the surface's residuals over (ln lr, ln batch, ln size, ln tokens).
 
-It competes with the surface alone on the same ordered splits (`comparison.evaluate`, docs/laws.md) and is not
-part of `fit`: it carries a nearby cell's deviation over to the target, which helps by less than one run's noise.
+Where a table records how its runs went, gradient noise and convergence speed can be inputs too. It competes with the
+surface alone on the same ordered splits (`comparison.evaluate`, docs/laws.md) and is not part of `fit`: it carries a
+nearby cell's deviation over to the target, which helps by less than one run's noise.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,7 @@ from metaopt_hpo.scaling.ordered import Centre
 from metaopt_hpo.scaling.pointfit import slope_prior, start_surface
 from metaopt_hpo.scaling.solver import solve
 from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.trials.table import TrialTable
 
 MAX_RUNS = 3000
 """A Gaussian process costs the cube of this; more runs are thinned evenly."""
@@ -36,15 +39,26 @@ class ResidualGP:
     amplitude: float = 2.0
     length: tuple[float, float, float, float] = (2.0, 2.0, 0.4, 0.7)
 
-    def fit(self, cells: Cells) -> Centre:
-        """Fit the surface, then the process on what it leaves: (size, tokens) → (ln lr*, ln B*)."""
+    dynamics_length: float = 2.0
+    """Length scale of each of a run's dynamics, in standard deviations."""
+
+    def fit(self, cells: Cells, dynamics: Array | None = None) -> Centre:
+        """Fit the surface, then the process on what it leaves: (size, tokens) → (ln lr*, ln B*).
+
+        Args:
+            cells: the trials.
+            dynamics: (trials × features), see `run_dynamics`; NaN where a run recorded none. A run that has yet
+                to start has none either: its dynamics are foretold by ridge regression on where it lies.
+        """
         axes, _ = choose_axes(cells)
         start = start_surface(cells, axes, True)
         design = axes.design(cells.size, cells.tokens, cells.extra)
         solution = solve(cells, design, start, prior=slope_prior(axes, start, None))
         x, y = solution.surface.centre(design)
-        points = np.column_stack([cells.x - x, cells.y - y, np.log(cells.size), np.log(cells.tokens)])
-        points = points / np.array(self.length)
+        places = np.column_stack([cells.x - x, cells.y - y, np.log(cells.size), np.log(cells.tokens)])
+        own = np.zeros((cells.n, 0)) if dynamics is None else dynamics
+        foretold = _Foretold.of(places, own)
+        points = self._inputs(places, foretold.or_own(places, own))
         every = max(math.ceil(cells.n / MAX_RUNS), 1)
         points, r = points[::every], solution.residual[::every]
         w, cell = solution.weight[::every], cells.cell[::every]
@@ -58,8 +72,8 @@ class ResidualGP:
             x0, y0 = (float(v) for v in solution.surface.centre(axes.design(size, tokens)))
 
             def value(p: Array) -> float:
-                at = np.array([p[0], p[1], math.log(size), math.log(tokens)]) / np.array(self.length)
-                k = (self.amplitude * s) ** 2 * _kernel(at[None, :], points)[0]
+                place = np.array([[p[0], p[1], math.log(size), math.log(tokens)]])
+                k = (self.amplitude * s) ** 2 * _kernel(self._inputs(place, foretold.at(place)), points)[0]
                 return float(solution.surface.excess(p[:1], p[1:])[0] + k @ alpha)
 
             best = minimize(value, np.zeros(2), method="Nelder-Mead", options={"xatol": 0.01, "fatol": 1e-8})
@@ -67,6 +81,66 @@ class ResidualGP:
             return x0 + float(shift[0]), y0 + float(shift[1])
 
         return centre
+
+    def _inputs(self, places: Array, dynamics: Array) -> Array:
+        """What the kernel compares, in units of the length scales."""
+        return np.hstack([places / np.array(self.length), dynamics / self.dynamics_length])
+
+
+def run_dynamics(table: TrialTable, cells: Cells) -> Array | None:
+    """(trials × 2): ln gradient-noise scale near the end, and ln loss lost per e-fold of tokens on the way there.
+
+    None where fewer than half of the trials record both.
+    """
+    frame = table.frame.iloc[cells.row]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        noise = np.log(frame["grad_noise"].to_numpy(dtype=float))
+    columns = (frame["curve_tokens"], frame["curve_loss"], frame["tokens"])
+    speed = [_speed(t, loss, total) for t, loss, total in zip(*columns, strict=True)]
+    out = np.column_stack([noise, speed])
+    out[~np.isfinite(out)] = np.nan
+    return out if np.isfinite(out).all(axis=1).mean() >= 0.5 else None
+
+
+def _speed(tokens: Sequence[float] | None, loss: Sequence[float] | None, total: float) -> float:
+    """−d ln loss / d ln tokens between an eighth and a half of a run: before a schedule cools it."""
+    if tokens is None or loss is None or len(tokens) != len(loss):
+        return math.nan
+    t, z = np.asarray(tokens, dtype=float), np.asarray(loss, dtype=float)
+    use = (t >= total / 8.0) & (t <= total / 2.0) & np.isfinite(z) & (z > 0)
+    if use.sum() < 2:
+        return math.nan
+    return -float(np.polyfit(np.log(t[use]), np.log(z[use]), 1)[0])
+
+
+@dataclass(frozen=True)
+class _Foretold:
+    """Dynamics, in their standard deviations, by ridge regression: quadratic in lr and batch, linear in scale."""
+
+    middle: Array
+    scale: Array
+    coefficients: Array
+
+    @classmethod
+    def of(cls, places: Array, dynamics: Array) -> _Foretold:
+        known = np.isfinite(dynamics).all(axis=1)
+        scale, middle = np.maximum(dynamics[known].std(axis=0), 1e-9), places.mean(axis=0)
+        x = _terms(places[known] - middle)
+        ridge = np.diag([1e-9, *[1.0] * (x.shape[1] - 1)])
+        return cls(middle, scale, np.linalg.solve(x.T @ x + ridge, x.T @ (dynamics[known] / scale)))
+
+    def at(self, places: Array) -> Array:
+        """Of runs that have yet to start."""
+        return np.asarray(_terms(places - self.middle) @ self.coefficients)
+
+    def or_own(self, places: Array, dynamics: Array) -> Array:
+        """What runs recorded; foretold where they recorded nothing."""
+        missing = np.isnan(dynamics).any(axis=1, keepdims=True)
+        return np.where(missing, self.at(places), dynamics / self.scale)
+
+
+def _terms(p: Array) -> Array:
+    return np.column_stack([np.ones(len(p)), p, p[:, 0] ** 2, p[:, 0] * p[:, 1], p[:, 1] ** 2])
 
 
 def _kernel(a: Array, b: Array) -> Array:
