@@ -64,7 +64,8 @@ def markdown(found: pd.DataFrame, within: float = 0.0025) -> str:
     ]
     rows = found[found["within"] == within]
     for problem, g in rows.groupby("problem", sort=False):
-        for r in g.sort_values("median", kind="stable").to_dict("records"):
+        for row in g.sort_values("median", kind="stable").to_dict("records"):
+            r = {str(k): v for k, v in row.items()}
             ratio = "" if math.isnan(r["ratio"]) else "{ratio:.2g} ({low:.2g} … {high:.2g})".format(**r)
             cells = "{method} | {seeds} | {median:.1f} ({median_low:.1f} … {median_high:.1f}) | {reached:.0%}"
             lines.append(f"| {problem} | {cells.format(**r)} | {ratio} |")
