@@ -389,11 +389,15 @@ def test_numpy_sizes_of_the_in_memory_storage_are_numbers(study: Study) -> None:
 
 
 def test_a_duplicate_report_decides_nothing_anew(study: Study) -> None:
-    trial = begin(study, 0.03 * 10**-0.4)
-    trial.report(loss_at(LARGE, 0.012, GRID[0]), GRID[0])
+    lr, late = 0.03 * 10**-0.4, GRID[-2]
+    hopeless = begin(study, lr)
+    hopeless.report(1e6, late)
+    assert hopeless.should_prune()
+    trial = begin(study, lr)
+    trial.report(loss_at(LARGE, lr, late), late)
     first = trial.should_prune()
     with pytest.warns(UserWarning, match="already reported"):
-        trial.report(1e6, GRID[0])
+        trial.report(1e6, late)
     assert trial.should_prune() is first is False
 
 
