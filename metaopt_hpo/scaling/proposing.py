@@ -42,10 +42,17 @@ LOSS_NOISE = 0.0015
 """Least standard deviation of ln loss about a fitted bowl: no low-order bowl is truer than that."""
 
 RETURN = 4
-"""Runs of the target after which every other one stays near the best so far, should the law's bowl be wrong."""
+"""Runs of the target after which the law's bowl may be wrong: from then on half of them stay near the best so far, and
+a quarter cover the box evenly, so that no more than four times a plain search's runs are ever needed."""
 
 NEAR = 0.3
-"""Standard deviation, ln units, of those."""
+"""Standard deviation, ln units, of those near the best."""
+
+SAME = 0.02
+"""Distance, ln units, below which two runs of a cell are one: it is not made again."""
+
+TRIES = 50
+"""Places looked at for one that has no run; in a box of a single point there is none."""
 
 CONSIDERED = 200
 """Runs of the target that are weighed, the best ones."""
@@ -149,6 +156,24 @@ class Box:
         lr, batch = math.exp(min(max(x, -700.0), 700.0)), math.exp(min(max(y, -700.0), 700.0))
         return min(max(lr, self.lr[0]), self.lr[1]), min(max(batch, self.batch[0]), self.batch[1])
 
+    def inside(self, x: float, y: float) -> tuple[float, float]:
+        """(lr, batch) from logarithms, mirrored at the sides: points beyond one do not all become one."""
+        out = []
+        for value, bounds in ((x, self.lr), (y, self.batch)):
+            low, high = (math.log(b) for b in bounds)
+            width = high - low
+            away = (value - low) % (2 * width) if width > 0 else 0.0
+            out.append(math.exp(low + min(away, 2 * width - away)))
+        return out[0], out[1]
+
+    def part(self, x: float, y: float, reach: float, u: float, v: float) -> tuple[float, float]:
+        """(lr, batch) at fractions of what lies within `reach` of (x, y) and in the box."""
+        out = []
+        for value, bounds, w in ((x, self.lr, u), (y, self.batch, v)):
+            low, high = max(value - reach, math.log(bounds[0])), min(value + reach, math.log(bounds[1]))
+            out.append(math.exp(low + w * (high - low)))
+        return out[0], out[1]
+
     def at(self, u: float, v: float) -> tuple[float, float]:
         """(lr, batch) at fractions of the log range."""
         return tuple(float(b[0] * (b[1] / b[0]) ** w) for b, w in ((self.lr, u), (self.batch, v)))  # type: ignore[return-value]
@@ -168,44 +193,68 @@ def pilot_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) 
     Evenly over the box before there is a bowl, then evenly over a neighbourhood of its optimum that is as wide as
     the optimum is unknown there.
     """
-    k = runs.at(cell).n
-    key = np.random.SeedSequence([seed & 0xFFFFFFFF, *_words(cell)]).generate_state(1)[0]
-    u, v = (float(w) for w in spread_points(k + 1, int(key))[-1])
+    there = runs.at(cell)
     if bowl is None:
-        return box.at(u, v)
+        return _cover(there, cell, box, there.n, seed)
+    u, v = _even(cell, there.n, seed)
     x, y = _inside(bowl, cell, box)
     sd = math.sqrt(Design(runs.counts(), cell, box.spread).variance(cell))
     reach = max(LEAST_REACH, REACH * sd)
-    return box.clip(x + reach * (2 * u - 1), y + reach * (2 * v - 1))
+    return box.part(x, y, reach, u, v)
 
 
 def target_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) -> tuple[float, float]:
     """(lr, batch) of the next run of the target: the law's optimum first, then draws of where it really is.
 
     The optimum scatters about the law; its prior is the design's variance from all other cells, and the target's
-    own runs are weighed by the law's bowl (Thompson sampling on a lattice of shifts).
+    own runs are weighed by the law's bowl (Thompson sampling on a lattice of shifts). Should the bowl be wrong, runs
+    near the best and runs all over the box take turns with them (`RETURN`). No run is made twice.
     """
     there = runs.at(cell)
     if bowl is None:
         return pilot_point(runs, cell, box, None, seed)
-    counts = runs.counts()
-    for key in list(counts):
-        if abs(key[0] / cell[0] - 1) < 1e-3 and abs(key[1] / cell[1] - 1) < 1e-3:
-            del counts[key]
-    sd = math.sqrt(Design(counts, cell, box.spread).variance(cell))
-    x, y = _inside(bowl, cell, box)
+    if there.n >= RETURN and there.n % 4 == 1:
+        return _cover(there, cell, box, RETURN + (there.n - RETURN) // 4, seed)
+    centre = _inside(bowl, cell, box)
+    if not there.n:
+        return box.clip(*centre)
     rng = np.random.default_rng([seed & 0xFFFFFFFF, there.n])
     done = there.done()
-    if not there.n:
-        return box.clip(x, y)
+    if done.n >= RETURN and there.n % 2 == 0:
+        best = int(np.argmin(done.loss))
+        x, y = math.log(done.lr[best]), math.log(done.batch[best])
+    else:
+        x, y = _draw(done, bowl, centre, _spread_beside(runs, cell, box), box, rng)
+        if not _made(there, *box.clip(x, y)):
+            return box.clip(x, y)
+    for _ in range(TRIES):
+        x, y = (float(v) for v in (x, y) + NEAR * rng.standard_normal(2))
+        point = box.inside(x, y)
+        if not _made(there, *point):
+            break  # a crowded place is left step by step
+    return point
+
+
+def _spread_beside(runs: Runs, cell: Cell, box: Box) -> float:
+    """Standard deviation of the optimum at a cell, from the runs of all others."""
+    counts = {
+        c: n
+        for c, n in runs.counts().items()
+        if abs(c[0] / cell[0] - 1) >= 1e-3 or abs(c[1] / cell[1] - 1) >= 1e-3
+    }
+    return math.sqrt(Design(counts, cell, box.spread).variance(cell))
+
+
+def _draw(
+    done: Runs, bowl: Bowl, centre: tuple[float, float], sd: float, box: Box, rng: np.random.Generator
+) -> tuple[float, float]:
+    """(ln lr, ln B) drawn from where the optimum may be, by the finished runs of its cell."""
+    x, y = centre
     if not done.n:
         step = sd * rng.standard_normal(2)
-        return box.clip(x + float(step[0]), y + float(step[1]))
+        return x + float(step[0]), y + float(step[1])
     best = np.argsort(done.loss, kind="stable")[:CONSIDERED]
     ln_lr, ln_batch, z = np.log(done.lr[best]), np.log(done.batch[best]), np.log(done.loss[best])
-    if done.n >= RETURN and there.n % 2 == 0:
-        step = NEAR * rng.standard_normal(2)
-        return box.clip(float(ln_lr[0] + step[0]), float(ln_batch[0] + step[1]))
     lattice = np.linspace(-3.0, 3.0, 31) * sd
     flat = box.two and bowl.surface.has_batch
     dx, dy = (m.ravel() for m in np.meshgrid(lattice, lattice if flat else np.zeros(1)))
@@ -216,7 +265,13 @@ def target_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int)
     p = np.exp(energy.min() - energy)
     i = int(rng.choice(p.size, p=p / p.sum()))
     jitter = (lattice[1] - lattice[0]) * (rng.random(2) - 0.5) * (1.0, float(flat))
-    return box.clip(x + float(dx[i] + jitter[0]), y + float(dy[i] + jitter[1]))
+    return x + float(dx[i] + jitter[0]), y + float(dy[i] + jitter[1])
+
+
+def _made(there: Runs, lr: float, batch: float) -> bool:
+    """Whether the cell has a run there already; one without lr is nowhere yet."""
+    away = np.maximum(np.abs(np.log(there.lr / lr)), np.abs(np.log(there.batch / batch)))
+    return bool((away < SAME).any())
 
 
 def _inside(bowl: Bowl, cell: Cell, box: Box) -> tuple[float, float]:
@@ -226,6 +281,22 @@ def _inside(bowl: Bowl, cell: Cell, box: Box) -> tuple[float, float]:
     if bowl.surface.has_batch:
         x += bowl.surface.lr_given_batch(held - y)
     return min(max(x, math.log(box.lr[0])), math.log(box.lr[1])), held
+
+
+def _cover(there: Runs, cell: Cell, box: Box, k: int, seed: int) -> tuple[float, float]:
+    """The first of evenly spread points of the box, from the k-th on, where nothing has been run."""
+    for j in range(k, k + TRIES):
+        point = box.at(*_even(cell, j, seed))
+        if not _made(there, *point):
+            break
+    return point
+
+
+def _even(cell: Cell, k: int, seed: int) -> tuple[float, float]:
+    """The k-th of evenly spread points of the unit square, in an order of the cell's own."""
+    key = np.random.SeedSequence([seed & 0xFFFFFFFF, *_words(cell)]).generate_state(1)[0]
+    u, v = spread_points(k + 1, int(key))[-1]
+    return float(u), float(v)
 
 
 def _words(cell: Cell) -> list[int]:

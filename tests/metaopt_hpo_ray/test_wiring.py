@@ -61,7 +61,7 @@ def test_any_other_scheduler_gets_its_curves_kept() -> None:
         ({"param_space": {"lr": 0.1, "batch": 8}}, "'size', 'tokens'"),
         ({"mode": "max"}, "mode='min'"),
         ({"mode": "best"}, "'min' or 'max'"),
-        ({"num_to_keep": 0}, "num_to_keep"),
+        ({"num_to_keep": 0}, "num_to_keep must be at least 1, or None to keep all"),
         ({"param_space": {**SPACE, "size": "7B"}}, "size='7B', where a law needs numbers > 0"),
         ({"param_space": {**SPACE, "tokens": tune.choice([64, 0])}}, "tokens=0"),
         ({"param_space": {**SPACE, "batch": {"grid_search": [8, -8]}}}, "batch=-8"),
