@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metaopt_hpo.attribution.config import ExperimentConfig
 from metaopt_hpo.attribution.estimand import AttributionError
-from metaopt_hpo.attribution.experiment import ExperimentConfig, WorldRuns
+from metaopt_hpo.attribution.experiment import WorldRuns
 from metaopt_hpo.attribution.levels import CRITERIA, Setting
 from metaopt_hpo.attribution.stepping import GridResult
 from metaopt_hpo.comparison.engine import SearchEngine, SearchTask, get_engine

@@ -13,8 +13,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from metaopt_hpo.attribution.estimand import BATCH_EXPONENTS
-from metaopt_hpo.attribution.experiment import WorldFinding
-from metaopt_hpo.attribution.tiers import Attribution
+from metaopt_hpo.attribution.findings import WorldFinding
+from metaopt_hpo.attribution.outcome import Attribution
 from metaopt_hpo.report.axes import empty_figure
 from metaopt_hpo.report.figures import plain
 from metaopt_hpo.report.palette import NEUTRAL, of_rank

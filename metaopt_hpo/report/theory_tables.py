@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from metaopt_hpo.attribution.levels import TUNED_MOMENTA, Setting
-from metaopt_hpo.attribution.tiers import ARGMIN, COARSE, TUNED
+from metaopt_hpo.attribution.outcome import ARGMIN, COARSE, TUNED
 
 B = 0.571
 """Batch exponent of the tables: Step Law's."""

@@ -7,7 +7,7 @@ import pytest
 
 from metaopt_hpo.attribution import ExperimentConfig, GridResult, WorldRuns, attribute
 from metaopt_hpo.attribution.levels import factorial
-from metaopt_hpo.attribution.tiers import Attribution
+from metaopt_hpo.attribution.outcome import Attribution
 from metaopt_hpo.report.theory_figures import (
     attribution_section,
     parts_figure,
