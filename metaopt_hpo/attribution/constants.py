@@ -20,7 +20,7 @@ from metaopt_hpo.attribution.levels import MOMENTUM, Noise
 from metaopt_hpo.attribution.stepping import World
 from metaopt_hpo.scaling.estimates import Estimate
 from metaopt_hpo.theory.bounds import Form, Kind, LMOBound
-from metaopt_hpo.theory.exponents import interval
+from metaopt_hpo.theory.intervals import interval
 
 Array = NDArray[np.float64]
 MIN_POINTS = 8

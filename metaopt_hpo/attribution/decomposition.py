@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from metaopt_hpo.attribution.estimand import MAX_CENSORED
 from metaopt_hpo.attribution.levels import FACTORS
 from metaopt_hpo.scaling.estimates import Estimate
-from metaopt_hpo.theory.exponents import interval
+from metaopt_hpo.theory.intervals import interval
 
 Array = NDArray[np.float64]
 Verdict = Literal["primary", "contributing", "opposing", "minor", "unresolved"]

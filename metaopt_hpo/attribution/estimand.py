@@ -16,8 +16,9 @@ from metaopt_hpo.attribution.levels import Criterion, Setting
 from metaopt_hpo.attribution.stepping import GridResult
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.estimates import Estimate
-from metaopt_hpo.theory.exponents import interval, predicted_exponents
+from metaopt_hpo.theory.intervals import interval
 from metaopt_hpo.theory.minima import censored_fit, log_parabola
+from metaopt_hpo.theory.predicted import predicted_exponents
 
 Array = NDArray[np.float64]
 BATCH_EXPONENTS = (0.0, 0.5, 0.571, 0.82)

@@ -12,7 +12,8 @@ import numpy as np
 
 from metaopt_hpo.attribution.estimand import BATCH_EXPONENTS, Plane
 from metaopt_hpo.scaling.estimates import Estimate
-from metaopt_hpo.theory.exponents import interval, predicted_exponents
+from metaopt_hpo.theory.intervals import interval
+from metaopt_hpo.theory.predicted import predicted_exponents
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from metaopt_hpo.report.axes import empty_figure
 from metaopt_hpo.report.figures import plain
 from metaopt_hpo.report.palette import NEUTRAL, of_rank
 from metaopt_hpo.report.sections import figure, page, table
-from metaopt_hpo.theory.exponents import predicted_exponents
+from metaopt_hpo.theory.predicted import predicted_exponents
 from metaopt_hpo.theory.verify import RuleCheck
 
 MARGIN = 0.4

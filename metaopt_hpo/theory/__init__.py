@@ -3,7 +3,8 @@
 Public: `LMOBound` (bounds), `verify_rule` (rules against bounds), schedule factors, and exponents predicted and fitted.
 """
 
-from metaopt_hpo.theory.bounds import LMOBound, Optimum, Ridge
+from metaopt_hpo.theory._tuning import Optimum, Ridge
+from metaopt_hpo.theory.bounds import LMOBound
 from metaopt_hpo.theory.exponents import (
     FittedExponents,
     LocalExponents,

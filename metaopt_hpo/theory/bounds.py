@@ -13,14 +13,16 @@ Pethick et al., arXiv 2502.07529 (weight decay as Frank–Wolfe); Shulgin et al.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metaopt_hpo.theory._search import minimise_nested, minimise_scalar
+from metaopt_hpo.theory import _tuning as tuning
+from metaopt_hpo.theory._checks import check_momentum, check_number
+from metaopt_hpo.theory._tuning import Optimum, Ridge
 from metaopt_hpo.theory.schedules import Schedule, check_schedule, schedule_factors
 
 Kind = Literal["nonconvex", "frank-wolfe", "star-convex", "power-law"]
@@ -34,45 +36,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 FORMS: tuple[Form, ...] = get_args(Form)
 KOVALEV_C = 3.5
 """Kovalev's additive smoothness constant: Λ = L(7/2 + 2/a)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Optimum:
-    """The setting that minimises a bound at a token budget."""
-
-    lr: float
-    momentum: float
-    """a in (0, 1]: the weight of the new gradient (β₁ = 1 − a)."""
-    batch: float
-    tokens: float
-    value: float
-    """The bound there: average dual gradient norm (nonconvex), duality gap (frank-wolfe) or loss gap."""
-    own_step: float
-    """The method's own step: lr, but weight_decay · lr for Frank–Wolfe."""
-
-    @property
-    def steps(self) -> float:
-        """K = D / B."""
-        return self.tokens / self.batch
-
-
-@dataclass(frozen=True, slots=True)
-class Ridge:
-    """The valley of the tuned bound along B at one token budget; lr and momentum are tuned at each batch."""
-
-    batch: Array
-    momentum: Array
-    lr: Array
-    value: Array
-    low: float
-    """Smallest batch whose value lies within the tolerance of the minimum."""
-    high: float
-    """Largest such batch."""
-
-    @property
-    def decades(self) -> float:
-        """Width of the valley, log₁₀(high / low): wide means that a joint argmin over (lr, B) is ill-conditioned."""
-        return math.log10(self.high / self.low)
 
 
 @dataclass(frozen=True)
@@ -126,10 +89,10 @@ class LMOBound:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         check_schedule(self.schedule)
         for name in ("delta", "smoothness", "weight_decay", "radius"):
-            _check_number(name, getattr(self, name), positive=True)
+            check_number(name, getattr(self, name), positive=True)
         for name in ("noise", "e0"):
-            _check_number(name, getattr(self, name), positive=False)
-        if not (isinstance(self.q, int | float) and 0 < self.q <= 0.5):
+            check_number(name, getattr(self, name), positive=False)
+        if not (isinstance(self.q, Real) and 0 < self.q <= 0.5):
             raise ValueError(
                 f"q must lie in (0, 0.5] (0.5 is finite variance, (p-1)/p heavy tails), got {self.q!r}"
             )
@@ -142,9 +105,9 @@ class LMOBound:
                 raise ValueError(
                     "kind='power-law' needs source (s > 0) and capacity (r >= 0): they set the exponents"
                 )
-            _check_number("source", self.source, positive=True)
-            _check_number("capacity", self.capacity, positive=False)
-            _check_number("noise", self.noise, positive=True)
+            check_number("source", self.source, positive=True)
+            check_number("capacity", self.capacity, positive=False)
+            check_number("noise", self.noise, positive=True)
         elif self.source is not None or self.capacity is not None:
             raise ValueError(f"source and capacity belong to kind='power-law', got kind={self.kind!r}")
         if self.schedule != "constant" and self.kind not in ("nonconvex", "frank-wolfe"):
@@ -258,21 +221,7 @@ class LMOBound:
             ValueError: batch > tokens, momentum outside (0, 1], or a power-law problem with batch or momentum free
                 (its tuned value depends on neither).
         """
-        _check_number("tokens", tokens, positive=True)
-        if self.kind == "power-law" and (batch is None or momentum is None):
-            raise ValueError(
-                "the power-law proxy's tuned value depends on neither batch nor momentum: give both"
-            )
-        if batch is None:
-            batch = self._best_batch(tokens, momentum)
-        _check_batch(batch, tokens)
-        steps = tokens / batch
-        if momentum is None:
-            momentum = self._best_momentum(np.array([batch]), tokens)[0]
-        lr = float(self.best_lr(momentum, batch, steps))
-        own = lr * self.weight_decay if self.kind == "frank-wolfe" else lr
-        value = float(self.value(lr, momentum, batch, steps))
-        return Optimum(lr, float(momentum), float(batch), float(tokens), value, own)
+        return tuning.optimum(self, tokens, batch=batch, momentum=momentum)
 
     def critical_batch(self, tokens: ArrayLike) -> Any:
         """B_c, where the simplified form's tuned momentum reaches 1 at E₀ = 0 (derived).
@@ -280,67 +229,23 @@ class LMOBound:
         nonconvex, frank-wolfe: a/B = (φ√(2ΔL/D)/(2q·rs))^(1/(q+1/2)) on the ridge, so B_c = rs√(D/(2ΔL))/φ at q = 1/2
         (Frank–Wolfe with 2L for L; φ is the schedule's value factor, 1 when constant). star-convex: the batch that
         minimises the simplified bound at a = 1 (numeric). The tight form's own optimum at a = 1 is 2·B_c.
+
+        Raises:
+            ValueError: tokens below 1, a power-law problem, or noise 0: there is no critical batch.
         """
-        d = np.asarray(tokens, dtype=float)
-        if self.kind == "power-law":
-            raise ValueError(
-                "the power-law proxy has no critical batch: its tuned value does not depend on batch"
-            )
-        if self.noise == 0:
-            raise ValueError(
-                "noise is 0: without noise there is no critical batch (every batch above 1 wastes tokens)"
-            )
-        if self.kind == "star-convex":
-            plain = LMOBound(
-                self.delta, self.smoothness, self.noise, q=self.q, kind=self.kind, radius=self.radius
-            )
-            best = np.array([plain._best_batch(float(t), 1.0) for t in d.ravel()])
-            return best.reshape(d.shape)[()]
-        wide = 2.0 if self.kind == "frank-wolfe" else 1.0
-        wide *= schedule_factors(self.schedule).value ** 2
-        ratio = np.sqrt(2 * self.delta * self.smoothness * wide / d) / (2 * self.q * self.noise)
-        return ratio ** (-1 / (self.q + 0.5))
+        return tuning.critical_batch(self, tokens)
 
     def ridge(self, tokens: float, *, tolerance: float = 0.02, points: int = 241) -> Ridge:
         """The valley along B with lr and momentum tuned: B from 1 to D, and where the value is within `tolerance`.
 
         Exactly flat up to B_c in the simplified form, a 19 % slope in the tight one, a shallow bowl in Kovalev's.
+
+        Raises:
+            ValueError: tokens below 1, or a power-law problem, which is flat everywhere.
         """
-        _check_number("tokens", tokens, positive=True)
-        if self.kind == "power-law":
-            raise ValueError("the power-law proxy is flat in batch and momentum everywhere: it has no ridge")
-        batch = np.geomspace(1.0, tokens, points)
-        momentum = self._best_momentum(batch, tokens)
-        lr = self.best_lr(momentum, batch, tokens / batch)
-        value = self.value(lr, momentum, batch, tokens / batch)
-        inside = batch[value <= value.min() * (1 + tolerance)]
-        return Ridge(batch, momentum, lr, value, float(inside[0]), float(inside[-1]))
+        return tuning.ridge(self, tokens, tolerance=tolerance, points=points)
 
     # --- helpers ----------------------------------------------------------------------------------------------
-
-    def _tuned(self, momentum: Array, batch: Array, tokens: float) -> Array:
-        steps = tokens / batch
-        return np.asarray(self.value(self.best_lr(momentum, batch, steps), momentum, batch, steps))
-
-    def _best_momentum(self, batch: Array, tokens: float) -> Array:
-        exact = self.form == "simplified" and self.kind in ("nonconvex", "frank-wolfe")
-        if exact and self.e0 == 0 and self.init == "given" and self.noise > 0:
-            return np.asarray(np.clip(batch / self.critical_batch(tokens), batch / tokens, 1.0))
-        low = np.log(batch / tokens)
-        # exp of a rounded 0 may exceed 1 by one ulp, which is outside momentum's range.
-        tuned = lambda t: self._tuned(np.minimum(np.exp(t), 1.0), batch[:, None], tokens)  # noqa: E731
-        return np.asarray(np.minimum(np.exp(minimise_scalar(tuned, low, 0 * low)), 1.0))
-
-    def _best_batch(self, tokens: float, momentum: float | None) -> float:
-        if momentum is not None:
-            _check_momentum(np.asarray(momentum))
-            held = np.asarray(momentum, dtype=float)
-            at = lambda t: self._tuned(held, np.exp(t), tokens)  # noqa: E731
-            return float(np.exp(minimise_scalar(at, np.zeros(1), np.log([tokens]))[0]))
-        if self.form == "simplified" and self.e0 == 0 and self.init == "given" and self.noise > 0:
-            return float(np.clip(self.critical_batch(tokens), 1.0, tokens))
-        value = lambda t: self._tuned(self._best_momentum(np.exp(t), tokens), np.exp(t), tokens)  # noqa: E731
-        return math.exp(minimise_nested(value, 0.0, math.log(tokens)))
 
     def _source_capacity(self) -> tuple[float, float]:
         # __post_init__ refused a power-law problem without them.
@@ -352,26 +257,10 @@ class LMOBound:
         h, a, b, k = (np.asarray(x, dtype=float) for x in (lr, momentum, batch, steps))
         if not np.all(h > 0):
             raise ValueError(f"lr must be positive, got {lr!r}")
-        _check_momentum(a)
+        check_momentum(a)
         if not np.all(b > 0):
             raise ValueError(f"batch must be positive, got {batch!r}")
         # A hair below 1 is the rounding of tokens / batch at batch = tokens.
         if not np.all(k >= 1 - 1e-9):
             raise ValueError(f"steps must be at least 1 (batch must not exceed tokens), got {steps!r}")
         return h, a, b, k
-
-
-def _check_number(name: str, value: float, *, positive: bool) -> None:
-    good = isinstance(value, int | float) and math.isfinite(value) and (value > 0 if positive else value >= 0)
-    if not good:
-        raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
-
-
-def _check_momentum(a: Array) -> None:
-    if not np.all((a > 0) & (a <= 1)):
-        raise ValueError(f"momentum a must lie in (0, 1] (it is 1 − β₁), got {a!r}")
-
-
-def _check_batch(batch: float, tokens: float) -> None:
-    if not 0 < batch <= tokens:
-        raise ValueError(f"batch must lie in (0, tokens={tokens:g}], got {batch!r}")

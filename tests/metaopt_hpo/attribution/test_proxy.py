@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metaopt_hpo.attribution import Plane, proxy_checks
-from metaopt_hpo.theory.exponents import interval
+from metaopt_hpo.theory.intervals import interval
 
 
 def plane(x, y, slope, spread=0.02):

@@ -377,3 +377,19 @@ class TestBadInput:
             proxy.optimum(1e6, batch=8)
         with pytest.raises(ValueError, match="no critical batch"):
             proxy.critical_batch(1e6)
+
+    @pytest.mark.parametrize("tokens", [0, -1.0, 0.5, float("nan")])
+    def test_budgets_below_one_token(self, tokens):
+        bound = LMOBound(1, 1, 1)
+        for ask in (bound.optimum, bound.critical_batch, bound.ridge):
+            with pytest.raises(ValueError, match="tokens must be finite and at least 1"):
+                ask(tokens)
+
+    def test_numbers_of_numpy_are_numbers(self):
+        bound = LMOBound(np.float32(1), np.int64(1), np.float32(1), q=np.float32(0.5))
+        assert bound.optimum(1e6).value == pytest.approx(LMOBound(1, 1, 1).optimum(1e6).value)
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_results_state_the_form_they_are_of(self, form):
+        bound = LMOBound(1, 1, 1, form=form)
+        assert bound.optimum(1e6).form == bound.ridge(1e6).form == form
