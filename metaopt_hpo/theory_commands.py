@@ -59,7 +59,7 @@ def attribute(
         typer.Option(
             min=0,
             max=3,
-            help="0: quadratics and a regression (2 CPU minutes); 1: tiny language models (10); "
+            help="0: quadratics and a regression (3 CPU minutes); 1: tiny language models (10); "
             "2: the same on a GPU; 3: through an engine.",
         ),
     ] = 0,
@@ -75,6 +75,7 @@ def attribute(
     """
     from metaopt_hpo.attribution import run_tier
     from metaopt_hpo.report.theory_figures import attribution_section, theory_page
+    from metaopt_hpo.report.theory_tables import write_tables
 
     try:
         result = run_tier(tier, out=out, engine=engine, device=device)
@@ -86,11 +87,13 @@ def attribute(
     for name, frame in (
         ("levels", result.frame()),
         ("parts", result.parts_frame()),
+        ("protocol", result.protocol_frame()),
         ("proxy", result.proxy_frame()),
     ):
         frame.to_parquet(out / f"attribution_tier{tier}_{name}.parquet", index=False)
-    for row in result.rows():
-        typer.echo("  ".join(f"{name} {value}" for name, value in row.items()))
+    for row in (*result.rows(), *result.protocol_rows()):
+        typer.echo("  ".join(f"{name} {value}" for name, value in row.items() if value))
+    typer.echo(f"tables written to {write_tables(out)}")
     _write(
         out / f"tier{tier}.html",
         theory_page([attribution_section(result)], title=f"Attribution, tier {tier}"),

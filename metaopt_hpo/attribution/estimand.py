@@ -17,7 +17,7 @@ from metaopt_hpo.attribution.stepping import GridResult
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.estimates import Estimate
 from metaopt_hpo.theory.intervals import interval
-from metaopt_hpo.theory.minima import censored_fit, log_parabola
+from metaopt_hpo.theory.minima import Minima, censored_fit, log_parabola
 from metaopt_hpo.theory.predicted import predicted_exponents
 
 Array = NDArray[np.float64]
@@ -92,18 +92,12 @@ class Plane:
 
 
 def fit_plane(
-    result: GridResult,
-    settings: Sequence[Setting],
-    criterion: Criterion,
-    resample: Resample,
-    *,
-    every: int = 1,
+    result: GridResult, settings: Sequence[Setting], criterion: Criterion, resample: Resample
 ) -> Plane:
     """The plane of one level.
 
     Args:
         settings: one setting, or several whose lower envelope counts (tuned momentum).
-        every: keep every n-th lr of the grid (the protocol's coarse grid).
 
     Raises:
         AttributionError: no more usable cells than unknowns, or all with one budget or one batch.
@@ -115,6 +109,22 @@ def fit_plane(
         raise AttributionError(
             f"{len(result.tokens)} cells cannot bear 4 unknowns: run more (tokens, batch) cells"
         )
+    return plane_through(optima(result, settings, criterion, resample), result, resample)
+
+
+def optima(
+    result: GridResult,
+    settings: Sequence[Setting],
+    criterion: Criterion,
+    resample: Resample,
+    *,
+    every: int = 1,
+) -> Minima:
+    """Optimal ln lr of the cells of each resample, (1 + bootstrap, cells), in the order of `resample.cells`.
+
+    Args:
+        every: keep every n-th lr of the grid (the protocol's coarse grid).
+    """
     log_lr = np.log(result.lr)[:, ::every]
     runs = result.of(settings, criterion)[:, ::every]
     if resample.cells.shape[1] != len(runs) or resample.seeds.shape[2] != runs.shape[2]:
@@ -125,18 +135,25 @@ def fit_plane(
     mean = (np.where(finite, runs, 0.0)[resample.cells] @ weight)[..., 0] / weight.sum(axis=-2)
     if not finite.all():
         mean[((~finite)[resample.cells] @ weight)[..., 0] > 0] = np.inf
-    log_mean = np.log(mean)
-    minima = log_parabola(log_lr[resample.cells], log_mean)
+    return log_parabola(log_lr[resample.cells], np.log(mean))
+
+
+def plane_through(minima: Minima, result: GridResult, resample: Resample) -> Plane:
+    """The plane through the optima of each resample; those beyond the grid count as intervals.
+
+    Raises:
+        AttributionError: no more usable cells than unknowns.
+    """
+    if minima.usable[0].sum() <= 3:
+        raise AttributionError(
+            "too few cells have a finite criterion to fit the plane: widen the lr grid downwards"
+        )
     log_d, log_b = np.log(result.tokens), np.log(result.batch)
     design = np.column_stack([np.ones(len(log_d)), log_d, log_b])
     bent = np.column_stack([design, (log_d - log_d.mean()) ** 2])
     beta = censored_fit(design[resample.cells], minima.low, minima.high)
     curved = censored_fit(bent[resample.cells], minima.low, minima.high)
     depth = censored_fit(design[resample.cells], minima.value, minima.value)
-    if minima.usable[0].sum() <= 3:
-        raise AttributionError(
-            "too few cells have a finite criterion to fit the plane: widen the lr grid downwards"
-        )
     return Plane(
         x=interval(*_split(beta[:, 1])),
         y=interval(*_split(beta[:, 2])),
@@ -146,22 +163,6 @@ def fit_plane(
         samples=beta[:, 1:3],
         loss_samples=depth[:, 1],
     )
-
-
-def joint_argmin_exponent(
-    result: GridResult, settings: Sequence[Setting], criterion: Criterion
-) -> tuple[float, float]:
-    """What a study of joint argmins over (lr, B) would report: exponents of (lr, batch) in D (protocol level)."""
-    best = log_parabola(np.log(result.lr), np.log(result.of(settings, criterion).mean(axis=-1)))
-    log_lr, log_b, log_d = [], [], []
-    for d in np.unique(result.tokens):
-        cell = np.flatnonzero(result.tokens == d)
-        one = cell[np.argmin(best.value[cell])]
-        middle = 0.5 * (best.low[one] + best.high[one])
-        log_lr.append(middle if np.isfinite(middle) else np.log(result.lr[one]).mean())
-        log_b.append(np.log(result.batch[one]))
-        log_d.append(np.log(d))
-    return float(np.polyfit(log_d, log_lr, 1)[0]), float(np.polyfit(log_d, log_b, 1)[0])
 
 
 def gradient_norm_rises(result: GridResult, setting: Setting) -> float:

@@ -14,10 +14,10 @@ from metaopt_hpo.attribution.estimand import (
     Resample,
     fit_plane,
     gradient_norm_rises,
-    joint_argmin_exponent,
 )
 from metaopt_hpo.attribution.experiment import WorldRuns
 from metaopt_hpo.attribution.levels import CRITERIA, IDEAL, PRACTICE, TUNED_MOMENTA, Criterion, Setting
+from metaopt_hpo.attribution.protocol import ProtocolLevel, protocol_levels
 from metaopt_hpo.attribution.proxy import ProxyCheck, proxy_checks
 
 
@@ -32,15 +32,13 @@ class WorldFinding:
     decomposition: Decomposition
     unusable: dict[Criterion, str]
     """Criteria that cannot be used here, with the reason; empty where all can."""
-    joint_argmin: tuple[float, float]
-    """Exponents of (lr, batch) in D that a study of joint argmins would report for the practice setting."""
+    protocol: tuple[ProtocolLevel, ...]
+    """What a study of the practice setting with another grid of learning rates would report."""
     seconds: float
     ideal: Setting
     practice: Setting
     tuned: dict[Criterion, Plane] = field(default_factory=dict)
     """Momentum tuned in every cell (lower envelope over a grid of a)."""
-    coarse: Plane | None = None
-    """Practice setting with every other learning rate of the grid: what a coarser grid would report."""
     proxy: tuple[ProxyCheck, ...] = ()
     """The generalised proxy's predictions for the final loss, all other assumptions met."""
 
@@ -114,11 +112,12 @@ def attribute(
         planes=planes,
         decomposition=decompose(factors, gaps, censored=censored, method=config.method),
         unusable=unusable,
-        joint_argmin=joint_argmin_exponent(runs.of(practice), [practice], "final-loss"),
+        protocol=protocol_levels(
+            runs.of(practice), practice, resample, planes[practice.label, "final-loss"], b=config.b
+        ),
         seconds=time.perf_counter() - start,
         ideal=ideal,
         practice=practice,
         tuned=tuned,
-        coarse=fit_plane(runs.of(practice), [practice], "final-loss", resample, every=2),
         proxy=proxy_checks(planes[ideal.label, "final-loss"], source=source, capacity=capacity),
     )

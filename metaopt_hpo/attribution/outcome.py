@@ -10,12 +10,8 @@ import pandas as pd
 from metaopt_hpo.attribution.estimand import BATCH_EXPONENTS
 from metaopt_hpo.attribution.findings import WorldFinding
 
-TUNED, COARSE, ARGMIN = (
-    "a tuned in every cell",
-    "practice, grid twice as coarse",
-    "practice, joint argmin over (lr, B)",
-)
-"""Levels of the tables that are no setting of their own."""
+TUNED = "a tuned in every cell"
+"""The level of the tables that is no setting of its own: momentum tuned over a grid."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +52,10 @@ class Attribution:
         return out
 
     def frame(self) -> pd.DataFrame:
-        """Every level as numbers, one row a (world, setting, criterion): estimates, interval ends, censoring, seeds.
-
-        Levels that are no setting of their own have names: momentum tuned in every cell, practice on a grid twice as
-        coarse, and practice's joint argmins over (lr, batch), whose x is the exponent of lr and y that of the batch.
-        """
+        """Every level as numbers, one row a (world, setting, criterion): estimates, interval ends, censoring, seeds."""
         rows: list[dict[str, Any]] = []
         for f in self.findings:
             named = [*f.planes.items(), *(((TUNED, c), p) for c, p in f.tuned.items())]
-            named += [((COARSE, "final-loss"), f.coarse)] if f.coarse is not None else []
             for (label, criterion), plane in named:
                 row: dict[str, Any] = {
                     "tier": self.tier,
@@ -82,18 +73,7 @@ class Attribution:
                 for name, e in estimates.items():
                     row |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
                 row |= {"censored": plane.censored, "usable": criterion not in f.unusable}
-                rows.append(row | {"seeds": len(f.config.seeds), "bootstrap_seed": f.config.seed})
-            x, y = f.joint_argmin
-            rows.append(
-                {
-                    "tier": self.tier,
-                    "world": f.world,
-                    "setting": ARGMIN,
-                    "criterion": "final-loss",
-                    "x": x,
-                    "y": y,
-                }
-            )
+                rows.append(row | _seeds(f))
         return pd.DataFrame(rows)
 
     def parts_frame(self) -> pd.DataFrame:
@@ -103,9 +83,22 @@ class Attribution:
             for p in f.decomposition.parts:
                 numbers = {"gap": p.phi.value, "low": p.phi.low, "high": p.phi.high}
                 numbers |= {"share": p.share.value, "share_low": p.share.low, "share_high": p.share.high}
-                rows.append({"world": f.world, "part": p.name, **numbers, "verdict": p.verdict})
+                rows.append({"world": f.world, "part": p.name, **numbers, "verdict": p.verdict, **_seeds(f)})
             t = f.decomposition.total
-            rows.append({"world": f.world, "part": "total", "gap": t.value, "low": t.low, "high": t.high})
+            total = {"gap": t.value, "low": t.low, "high": t.high}
+            rows.append({"world": f.world, "part": "total", **total, **_seeds(f)})
+        return pd.DataFrame(rows)
+
+    def protocol_frame(self) -> pd.DataFrame:
+        """What practice's runs say under other protocols, one row a level; effects are against practice's own grid."""
+        rows: list[dict[str, Any]] = []
+        for f in self.findings:
+            for level in f.protocol:
+                row: dict[str, Any] = {"world": f.world, "level": level.name, "b": f.config.b}
+                for name, e in (("lr", level.lr), ("effect", level.effect), ("batch", level.batch)):
+                    ends = (None, None, None) if e is None else (e.value, e.low, e.high)
+                    row |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
+                rows.append(row | {"censored": level.censored, **_seeds(f)})
         return pd.DataFrame(rows)
 
     def proxy_frame(self) -> pd.DataFrame:
@@ -119,11 +112,27 @@ class Attribution:
                 "low": c.measured.low,
                 "high": c.measured.high,
                 "holds": c.holds,
+                **_seeds(f),
             }
             for f in self.findings
             for c in f.proxy
         ]
         return pd.DataFrame(rows)
+
+    def protocol_rows(self) -> list[dict[str, str]]:
+        """The protocol levels as text: exponent along the batch path, effect against practice's own grid, censoring."""
+        return [
+            {
+                "world": f.world,
+                "protocol": level.name,
+                "exponent of lr": _signed(level.lr),
+                "effect": _signed(level.effect),
+                "batch path": "" if level.batch is None else _signed(level.batch),
+                "censored": f"{level.censored:.0%}",
+            }
+            for f in self.findings
+            for level in f.protocol
+        ]
 
     def level_rows(self, b: float | None = None) -> list[dict[str, str]]:
         """Exponents of every level: x, y, lr along B ~ D^b and its gap, by world, setting and criterion."""
@@ -146,6 +155,12 @@ class Attribution:
                     }
                 )
         return out
+
+
+def _seeds(finding: WorldFinding) -> dict[str, Any]:
+    """What a row's numbers depend on besides the code: the seeds of the runs and of the bootstrap."""
+    config = finding.config
+    return {"seeds": " ".join(map(str, config.seeds)), "bootstrap_seed": config.seed}
 
 
 def _signed(e: Any) -> str:

@@ -8,6 +8,7 @@ learning rates; each cell has a stream of its own, so that a run does not depend
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -132,12 +133,25 @@ def run_grid(
     together = max(1, TILE // per_cell) if torch.device(device).type == "cpu" else len(d)
     # Cells of one tile have similar lengths: those that are done drop off its end.
     order = np.argsort(-d / b, kind="stable")
-    for tile in (order[i : i + together] for i in range(0, len(order), together)):
-        loop = _Tile(
-            world, tuple(settings), noise, d[tile], b[tile], lr[tile], tuple(seeds), start, middle, floor
-        )
-        criteria[tile], growth[tile] = loop.run()
+    with _one_thread():
+        for tile in (order[i : i + together] for i in range(0, len(order), together)):
+            loop = _Tile(
+                world, tuple(settings), noise, d[tile], b[tile], lr[tile], tuple(seeds), start, middle, floor
+            )
+            criteria[tile], growth[tile] = loop.run()
     return GridResult(world.name, d, b, lr, tuple(settings), tuple(seeds), criteria, growth)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One CPU thread for torch: steps are too small to share, and threads that wait for each other at every one of them
+    burn the time of a busy machine many times over."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Tile:
@@ -203,7 +217,8 @@ class _Tile:
                 n, now = active, self._first(active)
             if k in due:
                 record = due[k]
-                norm = self.world.gradient(self.w[record]).abs().sum(-1).double().cpu()
+                at = self.w if len(record) == len(self.w) else self.w[record]
+                norm = self.world.gradient(at).abs().sum(-1).double().cpu()
                 total[record] += norm
                 count[record] += 1
                 if k == 0:

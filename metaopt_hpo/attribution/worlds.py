@@ -104,7 +104,9 @@ class Quadratic:
         z = common(drawn, w)
         if noise == "state-dependent":
             z = z * torch.sqrt(0.1 + 0.9 * self.loss(w))[..., None]
-        return torch.addcmul(z, w, self.h.to(w.device), out=out)
+        # One row of curvatures a seed: longer runs of memory are stepped through faster.
+        h = self.h.to(w.device).expand(w.shape[-2:]).contiguous()
+        return torch.addcmul(z, w, h, out=out)
 
     def _least_squares(self, w: Tensor, batches: Sequence[int], drawn: Sequence[Any], out: Tensor) -> Tensor:
         for c, (b, (x, y)) in enumerate(zip(batches, drawn, strict=True)):

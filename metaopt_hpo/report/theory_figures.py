@@ -130,6 +130,10 @@ def attribution_section(attribution: Attribution) -> str:
     parts.append("<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in notes) + "</ul>")
     parts.append(_figure(parts_figure(attribution), "attribution-parts"))
     parts.append(_figure(path_figure(attribution), "attribution-paths"))
+    protocol = attribution.protocol_rows()
+    if protocol:
+        parts.append("<p>What practice's runs say on other grids of learning rates, against its own:</p>")
+        parts.append(_table(tuple(protocol[0]), [tuple(r.values()) for r in protocol]))
     levels = attribution.level_rows()
     detail = _table(tuple(levels[0]), [tuple(r.get(k, "") for k in levels[0]) for r in levels])
     parts.append(f"<details><summary>Every level</summary>{detail}</details>")

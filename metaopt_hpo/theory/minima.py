@@ -111,8 +111,10 @@ def censored_fit(
     y = np.where(np.isfinite(a) & np.isfinite(b), 0.5 * (a + b), np.where(np.isfinite(a), a, b))
     y = np.where(usable, y, 0.0)
     exact = usable & ~open_
-    good = _rank(x, w * exact) == x.shape[-1]
     solve = _solver(x, w)
+    good = np.isfinite(solve).all(axis=(-2, -1))
+    if open_.any():
+        good &= _rank(x, w * exact) == x.shape[-1]
     beta = np.where(good[:, None], _apply(solve, y), np.nan)
     active = np.flatnonzero(good & np.any(open_ & (w > 0), axis=1))
     # What the iteration reads, of the problems that are still moving: none of it changes from round to round.
@@ -147,7 +149,7 @@ def _solver(x: Array, w: Array) -> Array:
     """(XᵀWX)⁻¹XᵀW, which takes observations to coefficients; NaN where the design is not of full rank."""
     weighted = np.swapaxes(x * w[..., None], -1, -2)
     normal = weighted @ x
-    good = (np.linalg.matrix_rank(normal, hermitian=True) == x.shape[-1])[..., None, None]
+    good = (_rank(x, w) == x.shape[-1])[..., None, None]
     return np.asarray(
         np.where(good, np.linalg.solve(np.where(good, normal, np.eye(x.shape[-1])), weighted), np.nan)
     )

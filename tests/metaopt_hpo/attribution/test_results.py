@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from metaopt_hpo.attribution import Resample, Setting, fit_plane, tier_jobs
+from metaopt_hpo.attribution import ExperimentConfig, Job, Resample, Setting, fit_plane, tier_jobs, tiers
 from metaopt_hpo.attribution.storage import load_grid
-from metaopt_hpo.report.theory_tables import criterion_table, levels_table, parts_table, proxy_table
+from metaopt_hpo.attribution.worlds import Quadratic
+from metaopt_hpo.cli import main
+from metaopt_hpo.report.theory_tables import FRAMES, read_frames, tables
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 NOISES = {"bigram": ("gaussian", "minibatch"), "text-lm": ("minibatch",)}
@@ -59,22 +61,56 @@ def test_stored_exponents_follow_from_the_stored_grids(world, noise, schedule):
 
 def test_tables_of_the_page_are_those_of_the_stored_numbers():
     page = (DOCS / "open-question.md").read_text(encoding="utf-8")
-    for table in (
-        parts_table(numbers("parts")),
-        levels_table(numbers("levels")),
-        proxy_table(numbers("proxy")),
-    ):
-        for line in table.splitlines():
-            assert line in page
-    ideal, cosine = Setting(), Setting(schedule="cosine", init="zero")
-    columns = [(ideal, "avg-grad"), (ideal, "final-loss"), (cosine, "final-loss")]
-    worlds = ("quadratic", "infinite", "hard", "hard-at-rest", "logistic")
-    plain = re.sub(r" \([^()]*\)(?= \|)", "", page)  # earlier values stand beside them in parentheses
-    for line in criterion_table(numbers("levels"), [(w, w, columns) for w in worlds]).splitlines()[2:]:
-        assert line in plain
+    made = tables(read_frames(DOCS / "results"))
+    assert len(made) == 5
+    for title, table in made.items():
+        assert table in page, title
+
+
+def test_stored_numbers_carry_their_seeds():
+    for name in FRAMES:
+        seeds = numbers(name).set_index("world")["seeds"]
+        assert set(seeds["quadratic"]) == {"0 1 2 3 4 5 6 7"}
+        assert set(seeds["text-lm"]) == {"0 1 2"}
 
 
 def test_parts_of_the_page_sum_to_their_totals():
     for _, mine in numbers("parts").groupby("world"):
         whole = mine["part"] == "total"
         assert mine.loc[~whole, "gap"].sum() == pytest.approx(float(mine.loc[whole, "gap"].iloc[0]), abs=1e-9)
+
+
+def test_attribute_writes_numbers_tables_and_a_page(tmp_path, monkeypatch, capsys):
+    config = ExperimentConfig(
+        tokens=(32, 64, 128, 256, 1024),
+        batch=(4, 8, 16, 32),
+        seeds=(0, 1, 2),
+        factors=("schedule",),
+        levels=False,
+    )
+    world = Quadratic("tiny", source=0.5, capacity=0.5, dim=8)
+    monkeypatch.setattr(tiers, "tier_jobs", lambda tier, device: [Job(lambda: world, config)])
+    monkeypatch.setattr(sys, "argv", ["metaopt-hpo", "attribute", "--tier", "0", "--out", str(tmp_path)])
+    printed = []
+    for _ in range(2):  # the second time from the stored grid
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    for text in ("part schedule", "part total", "protocol lr cap, edges as optima", "tables written to"):
+        assert text in printed[0]
+    made = tables(read_frames(tmp_path))
+    written = (tmp_path / "attribution_tables.md").read_text(encoding="utf-8")
+    assert len(made) == 5
+    assert all(f"## {title}\n\n{table}\n" in written for title, table in made.items())
+    page = (tmp_path / "tier0.html").read_text(encoding="utf-8")
+    assert "grid width × 8, edges as intervals" in page
+    assert 'src="http' not in page
+
+
+def test_worlds_of_later_tiers_are_named_with_their_tier(tmp_path):
+    frame = pd.DataFrame({"world": ["text-lm"], "part": ["total"], "gap": [0.1], "low": [0.0], "high": [0.2]})
+    for tier in (1, 2):
+        frame.to_parquet(tmp_path / f"attribution_tier{tier}_parts.parquet")
+    assert list(read_frames(tmp_path)["parts"]["world"]) == ["text-lm", "text-lm (tier 2)"]

@@ -89,6 +89,22 @@ class TestLoop:
             assert np.allclose(tiled.criteria, run_grid(SMALL, mine, lr=LR, **GRID).criteria, rtol=1e-5)
             monkeypatch.setattr(stepping, "TILE", tile)
 
+    def test_it_steps_on_one_thread_and_gives_the_others_back(self, monkeypatch):
+        """On a busy machine threads that wait for each other at every step cost many times the arithmetic."""
+        seen = []
+        step = stepping._Tile._step
+        monkeypatch.setattr(
+            stepping._Tile, "_step", lambda *args: (seen.append(torch.get_num_threads()), step(*args))[1]
+        )
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            run_grid(SMALL, settings(), lr=LR, **GRID)
+            assert set(seen) == {1}
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(before)
+
     def test_lowest_over_settings(self):
         result = run_grid(SMALL, settings(), lr=LR, **GRID)
         both = result.of(settings()[:2], "final-loss")
