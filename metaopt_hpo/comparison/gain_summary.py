@@ -56,17 +56,24 @@ def summary(frame: pd.DataFrame, limit: float = LIMIT, baseline: str = BASELINE)
     return pd.DataFrame(out, columns=[*columns, "reached", "ratio", "low", "high"])
 
 
-def markdown(found: pd.DataFrame, within: float = 0.0025) -> str:
-    """A row a problem and method: target runs (interval), how often it arrived, times cheaper than the baseline."""
-    lines = [
-        f"| target | method | seeds | target runs | arrived | × cheaper than {BASELINE} |",
-        "|---|---|---|---|---|---|",
-    ]
+def markdown(found: pd.DataFrame, within: float = 0.0025, limit: float = LIMIT) -> str:
+    """A row a problem: median target runs of each method with its interval, and how much cheaper ours are."""
     rows = found[found["within"] == within]
+    names = sorted(dict.fromkeys(rows["method"]), key=lambda m: (not m.startswith("law"), m != BASELINE))
+    ours = [m for m in names if m.startswith("law")]
+    heads = ["target", "seeds", *names, *(f"{m}: × cheaper than {BASELINE}" for m in ours)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for problem, g in rows.groupby("problem", sort=False):
-        for row in g.sort_values("median", kind="stable").to_dict("records"):
-            r = {str(k): v for k, v in row.items()}
-            ratio = "" if math.isnan(r["ratio"]) else "{ratio:.2g} ({low:.2g} … {high:.2g})".format(**r)
-            cells = "{method} | {seeds} | {median:.1f} ({median_low:.1f} … {median_high:.1f}) | {reached:.0%}"
-            lines.append(f"| {problem} | {cells.format(**r)} | {ratio} |")
+        by = {str(m): r for m, r in zip(g["method"], g.to_dict("records"), strict=True)}
+        seeds = sorted({r["seeds"] for r in by.values()})
+        cells = [str(problem), "–".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))]
+        for m in names:
+            values = [by[m][k] for k in ("median", "median_low", "median_high")] if m in by else []
+            text = [f"{v:.1f}" if v < limit else f"> {limit:.0f}" for v in values]
+            cells.append(f"{text[0]} ({text[1]} … {text[2]})" if text else "–")
+        for m in ours:
+            r = by.get(m, {"ratio": math.nan})
+            known = not math.isnan(r["ratio"])
+            cells.append(f"{r['ratio']:.2g} ({r['low']:.2g} … {r['high']:.2g})" if known else "–")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
