@@ -109,7 +109,7 @@ class TrialRecord:
     initial_loss: float = math.nan
     """Held-out loss before the first step."""
     target_tokens: float = math.nan
-    """Tokens the run was planned for; equals `tokens` when it completed."""
+    """Tokens the run was planned for; those it saw where it completed and does not say."""
     cost: float = math.nan
     """Training FLOPs actually spent (6·N·D unless measured)."""
     seconds: float = math.nan
@@ -128,6 +128,10 @@ class TrialRecord:
     params: dict[str, float | int | str | bool] = field(default_factory=dict)
     """Every other hyperparameter."""
     curve: Curve | None = None
+
+    def __post_init__(self) -> None:
+        if self.state == "complete" and math.isnan(self.target_tokens):
+            object.__setattr__(self, "target_tokens", self.tokens)
 
     @property
     def steps(self) -> float:

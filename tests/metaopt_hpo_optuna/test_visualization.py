@@ -131,6 +131,19 @@ def test_a_refused_law_is_a_message(study: optuna.Study) -> None:
     assert info.message in visualization.draw_scaling_law(info).layout.annotations[0].text
 
 
+def test_a_law_of_records_that_do_not_say_what_they_were_planned_for() -> None:
+    study = optuna.create_study()
+    for size in (1e4, 2e4, 4e4):
+        for lr in (0.003, 0.01, 0.03, 0.1):
+            x = math.log(lr / (0.02 * (size / 1e4) ** -0.4))
+            add_records(study, [TrialRecord(size=size, tokens=4096, batch=64, lr=lr, loss=2.0 + 0.1 * x * x)])
+    law = scaling_law_info(study)
+    assert law.sizes
+    assert "the law puts the best learning rate at" in visualization.note(
+        law, visualization.pruning_info(study)
+    )
+
+
 def test_the_dashboard_gets_the_same_ids_again(study: optuna.Study) -> None:
     pytest.importorskip("optuna_dashboard", reason="optuna-dashboard is not installed")
     visualization.save_to_dashboard(study)
@@ -165,3 +178,9 @@ def test_the_optunahub_packages_load(kind: str, name: str) -> None:
     assert readme.startswith("---\n")
     for part in ("author:", "title:", "description:", "tags:", "optuna_versions:", "license:", "## Example"):
         assert part in readme
+    import inspect
+    import re
+
+    said = re.search(rf"`{name}\(\*, (.*)\)`", readme)
+    assert said is not None
+    assert re.findall(r"(\w+)=", said[1]) == list(inspect.signature(getattr(module, name)).parameters)

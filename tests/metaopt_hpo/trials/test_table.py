@@ -235,3 +235,9 @@ def test_chunks_make_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(table) == n
     assert np.allclose(table.frame["loss"], frame["loss"])
     assert table.frame["trial"].is_unique
+
+
+def test_a_completed_trial_was_planned_for_what_it_saw_unless_it_says_otherwise() -> None:
+    assert TrialRecord(1e6, 2e7, 1e4, 1e-3, 3.0).target_tokens == 2e7
+    assert TrialRecord(1e6, 2e7, 1e4, 1e-3, 3.0, target_tokens=3e7).target_tokens == 3e7
+    assert math.isnan(TrialRecord(1e6, 2e7, 1e4, 1e-3, 3.0, state="pruned").target_tokens)
