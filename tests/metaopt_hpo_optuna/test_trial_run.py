@@ -200,7 +200,12 @@ def test_no_report_is_made_twice() -> None:
         warnings.simplefilter("error")
         study = optuna.create_study()
         study.optimize(train, n_trials=2)
+        again = study.ask()
+        with pytest.raises(SystemExit):
+            train(again, die_at=60)
+        train(again)  # without a checkpoint it begins anew, and its first points are there already
     assert study.trials[0].intermediate_values == study.trials[1].intermediate_values
+    assert study.trials[2].intermediate_values == study.trials[0].intermediate_values
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
