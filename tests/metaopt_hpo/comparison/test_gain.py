@@ -144,3 +144,12 @@ def test_the_kept_live_table_is_a_problem_of_its_finished_seeds() -> None:
     pilot = race.objective.run(race.configuration(found.pilots[0], 0.01, 1024))
     assert math.isnan(found.excess(pilot))
     assert pilot.cost < found.unit / 20
+
+
+@pytest.mark.parametrize("engine", ["optuna", "ray"])
+def test_the_tables_of_the_docs_are_those_of_the_kept_races(engine: str) -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    found = summary(pd.read_parquet(docs / "results" / f"gain_{engine}.parquet"))
+    text = (docs / "gain.md").read_text(encoding="utf-8")
+    for within in (0.0025, 0.01):
+        assert markdown(found, within) in text
