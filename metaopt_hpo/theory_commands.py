@@ -50,7 +50,7 @@ def verify_rule(
     if page is not None:
         from metaopt_hpo.report.theory_figures import rule_section, theory_page
 
-        _write(page, theory_page([rule_section(check)], title=f"Rule {rule}"))
+        _write(page, theory_page([rule_section(check)], title="A scaling rule against convergence bounds"))
 
 
 def attribute(
@@ -67,7 +67,9 @@ def attribute(
         Path, typer.Option(help="Folder of grids; an interrupted run goes on where it stopped.")
     ] = Path("results/attribution"),
     engine: Annotated[str | None, typer.Option(help="Engine of tier 3, such as optuna.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where tiers 0 to 2 compute: cpu, cuda.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where it computes; default cuda for tier 2, else cpu.")
+    ] = None,
 ) -> None:
     """Attribute the gap between published learning-rate laws and their bounds, by controlled experiment.
 
@@ -96,11 +98,14 @@ def attribute(
     typer.echo(f"tables written to {write_tables(out)}")
     _write(
         out / f"tier{tier}.html",
-        theory_page([attribution_section(result)], title=f"Attribution, tier {tier}"),
+        theory_page([attribution_section(result)], title="Learning-rate laws against convergence bounds"),
     )
 
 
 def _write(path: Path, page: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise MetaOptError(f"cannot write the page to {str(path)!r}: {error.strerror}") from error
     typer.echo(f"page written to {path}")

@@ -173,8 +173,14 @@ def probe_run(
         unit: of batch: "token" for language models.
 
     Raises:
-        ValueError: fewer steps than probes.
+        ValueError: fewer steps than probes, or an lr, a batch or a momentum that no run can have.
     """
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr!r}")
+    if not 0 < a <= 1:
+        raise ValueError(f"momentum a must lie in (0, 1] (it is 1 − β₁), got {a!r}")
+    if min([batch, *batches]) < 1:
+        raise ValueError(f"batch and batches must be at least 1, got {batch!r} and {tuple(batches)!r}")
     if steps < probes:
         raise ValueError(f"steps must be at least the {probes} probes, got {steps!r}")
     sizes = list(batches) or [batch, 4 * batch, 16 * batch]

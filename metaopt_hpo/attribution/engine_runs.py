@@ -66,7 +66,7 @@ def run_with_engine(
     if objective is None:
         if workload is None:
             raise ValueError("give a workload or an objective")
-        objective = TrainObjective([workload])
+        objective = TrainObjective([workload], device=config.device)
     runner = get_engine(engine) if isinstance(engine, str) else engine
     if store is not None:
         store.mkdir(parents=True, exist_ok=True)

@@ -83,7 +83,7 @@ def tier_jobs(tier: int, *, device: str | None = None) -> list[Job]:
         levels=False,
         base_noise="minibatch",
         piece=1,
-        device=device or "cuda",
+        device=device or ("cuda" if tier == 2 else "cpu"),
     )
     workload = TextLM(width=64, layers=2, context=64)
     return [Job(lambda: TextWorld(workload) if tier == 2 else workload, config)]
@@ -102,17 +102,23 @@ def run_tier(
 
     Args:
         out: folder of stored grids; with it an interrupted run goes on where it stopped.
-        device: torch device; default cpu for tiers 0 and 1, cuda for tier 2.
+        device: torch device; default cuda for tier 2, cpu for the others.
         engine: of tier 3: name of an installed engine, such as "optuna".
         budget_seconds: start no further grid after this long and return None if any is missing.
         jobs: other worlds or configs than the tier's own.
 
     Raises:
-        ValueError: an unknown tier, or tier 3 without an engine.
-        AttributionError: an experiment that cannot answer; CUDA asked for and not there.
+        ValueError: an unknown tier, tier 3 without an engine, or an engine with another tier.
+        AttributionError: an experiment that cannot answer; a device that torch lacks; a folder that cannot be written.
     """
+    if (tier == 3) != (engine is not None):
+        raise ValueError(
+            "tier 3 runs through an engine, and no other tier does: give engine='optuna' with tier=3"
+        )
     chosen = tier_jobs(tier, device=device) if jobs is None else jobs
     folder = None if out is None else Path(out)
+    if folder is not None:
+        _make(folder)
     start, clock = time.process_time(), time.monotonic()
     deadline = None if budget_seconds is None else clock + budget_seconds
     findings = []
@@ -129,21 +135,35 @@ def run_tier(
 def _run(
     tier: int, job: Job, folder: Path | None, engine: str | None, deadline: float | None
 ) -> WorldRuns | None:
-    if tier == 3:
-        if engine is None:
-            raise ValueError("tier 3 runs through an engine: give engine='optuna'")
+    if engine is not None:
         from metaopt_hpo.attribution.engine_runs import run_with_engine
 
         return run_with_engine(engine, job.world(), job.config, store=folder)
-    if job.config.device.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise AttributionError(
-                f"device {job.config.device!r} asks for CUDA, which torch cannot use here: give device"
-            )
+    _check_device(job.config.device)
     world: World = job.world()
     return run_world(world, job.config, out=folder, deadline=deadline)
+
+
+def _make(folder: Path) -> None:
+    """Before anything runs, so that a folder that cannot be written costs no time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AttributionError(
+            f"out must be a folder that can be written, got {str(folder)!r}: {error.strerror}"
+        ) from error
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.zeros((), device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise AttributionError(
+            f"cannot compute on device {name!r}: {reason}; give device 'cpu', or one that torch has"
+        ) from error
 
 
 def _same(world: Any) -> Any:

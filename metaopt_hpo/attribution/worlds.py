@@ -72,6 +72,7 @@ class Quadratic:
             share = fast_share / (1 - fast_share) * (slow**source).sum() / (dim - dim // 4)
             energy = torch.cat([share.expand(dim - dim // 4), slow**source])
         self.h = h.float()
+        self._curvatures = self.h[None]
         self.w0 = torch.sqrt(2 * energy / energy.sum() / h).float()
 
     def start(self, seeds: Sequence[int]) -> Tensor:
@@ -104,9 +105,13 @@ class Quadratic:
         z = common(drawn, w)
         if noise == "state-dependent":
             z = z * torch.sqrt(0.1 + 0.9 * self.loss(w))[..., None]
-        # One row of curvatures a seed: longer runs of memory are stepped through faster.
-        h = self.h.to(w.device).expand(w.shape[-2:]).contiguous()
-        return torch.addcmul(z, w, h, out=out)
+        return torch.addcmul(z, w, self._rows(w), out=out)
+
+    def _rows(self, w: Tensor) -> Tensor:
+        """The curvatures once a seed, (seeds, dim): long runs of memory are stepped through faster than short ones."""
+        if self._curvatures.shape != w.shape[-2:] or self._curvatures.device != w.device:
+            self._curvatures = self.h.to(w.device).expand(w.shape[-2:]).contiguous()
+        return self._curvatures
 
     def _least_squares(self, w: Tensor, batches: Sequence[int], drawn: Sequence[Any], out: Tensor) -> Tensor:
         for c, (b, (x, y)) in enumerate(zip(batches, drawn, strict=True)):
@@ -180,9 +185,10 @@ class Logistic:
 
 
 def common(drawn: Sequence[Tensor], w: Tensor) -> Tensor:
-    """Noise of each cell, shared by its settings and learning rates: (cells, 1, 1, seeds, parameters)."""
-    z = drawn[0][None] if len(drawn) == 1 else torch.stack(list(drawn))
-    return z.to(w.device)[:, None, None]
+    """Noise of each cell, shared by its settings and learning rates: (cells, 1, 1, seeds, …), or (seeds, …) of one."""
+    if len(drawn) == 1:
+        return drawn[0].to(w.device)  # it broadcasts as it is, and every view costs time at every step
+    return torch.stack(list(drawn)).to(w.device)[:, None, None]
 
 
 def by_seed(runs: Tensor) -> Tensor:

@@ -139,6 +139,7 @@ def attribution_section(attribution: Attribution) -> str:
     parts.append(f"<details><summary>Every level</summary>{detail}</details>")
     intro = (
         "Gap between the exponent of the optimal learning rate in tokens and the bound's, attributed to its causes. "
+        "The bound is the nonconvex one at fixed momentum, lr ~ B^0.5 D^-0.5 in each of its forms. "
         "Parts sum to the total exactly; intervals are 95 % hierarchical bootstraps."
     )
     title = f"<h2>Why the law bends, tier {attribution.tier}</h2><p>{html.escape(intro)}</p>"

@@ -112,9 +112,9 @@ def censored_fit(
     y = np.where(usable, y, 0.0)
     exact = usable & ~open_
     solve = _solver(x, w)
-    good = np.isfinite(solve).all(axis=(-2, -1))
+    good = np.asarray(np.isfinite(solve).all(axis=(-2, -1)))
     if open_.any():
-        good &= _rank(x, w * exact) == x.shape[-1]
+        good = good & (_rank(x, w * exact) == x.shape[-1])
     beta = np.where(good[:, None], _apply(solve, y), np.nan)
     active = np.flatnonzero(good & np.any(open_ & (w > 0), axis=1))
     # What the iteration reads, of the problems that are still moving: none of it changes from round to round.

@@ -73,6 +73,20 @@ class TestBadInput:
         with pytest.raises(ValueError, match="at least the 32 probes"):
             probe_run(WORLD, lr=1e-3, batch=16, steps=4)
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"lr": 0.0}, "lr must be positive"),
+            ({"a": 1.5}, r"momentum a must lie in \(0, 1\]"),
+            ({"a": 0.0}, r"momentum a must lie in \(0, 1\]"),
+            ({"batch": 0}, "batch and batches must be at least 1"),
+            ({"batches": (0, 4)}, "batch and batches must be at least 1"),
+        ],
+    )
+    def test_runs_that_cannot_be(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            probe_run(WORLD, **{"lr": 1e-3, "batch": 16, "steps": 64, **options})
+
 
 def _pairs_at(w):
     stream = WORLD.stream("gaussian", 64, 1, torch.Generator().manual_seed(1))
