@@ -11,22 +11,17 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from metaopt_hpo.trials import schema
+from metaopt_hpo.trials.conform import conform, finish, merge_notes, merge_params, objects
+from metaopt_hpo.trials.files import VERSION_KEY as VERSION_KEY
+from metaopt_hpo.trials.files import chunks, write_frame
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
 from metaopt_hpo.trials.schema import CURVE_COLUMNS, Note, TableError
-
-VERSION_KEY = b"metaopt_hpo.schema_version"
-CHUNK_ROWS = 200_000
-"""Rows of a text file read at a time: bounds the memory of reading to the table itself."""
-
-FACTORS = {"thousands": 1e3, "millions": 1e6, "billions": 1e9, "trillions": 1e12}
 
 
 class TrialTable:
@@ -82,8 +77,8 @@ class TrialTable:
             TableError: a column is missing, a value cannot be meant, or two rows of one trial contradict.
         """
         notes: list[Note] = []
-        out = _conform(frame, columns or {}, units or {}, sequence_length, notes)
-        out = _finish(out, notes)
+        out = conform(frame, columns or {}, units or {}, sequence_length, notes)
+        out = finish(out, notes)
         schema.issue(notes)
         return cls(out, tuple(notes))
 
@@ -101,17 +96,17 @@ class TrialTable:
         for col in schema.COLUMNS:
             if col.kind == "curve":
                 field = col.name.removeprefix("curve_")
-                data[col.name] = _object([None if r.curve is None else getattr(r.curve, field) for r in rows])
+                data[col.name] = objects([None if r.curve is None else getattr(r.curve, field) for r in rows])
             elif col.kind == "params":
-                data[col.name] = _object([schema.params_to_json(r.params) for r in rows])
+                data[col.name] = objects([schema.params_to_json(r.params) for r in rows])
             elif col.kind == "number":
                 data[col.name] = np.array([getattr(r, col.name) for r in rows], dtype=float)
             elif col.kind == "integer":
                 data[col.name] = np.array([getattr(r, col.name) for r in rows], dtype="int64")
             else:
-                data[col.name] = _object([getattr(r, col.name) for r in rows])
+                data[col.name] = objects([getattr(r, col.name) for r in rows])
         notes: list[Note] = []
-        frame = _finish(pd.DataFrame(data), notes)
+        frame = finish(pd.DataFrame(data), notes)
         if warn:
             schema.issue(notes)
         return cls(frame, tuple(notes))
@@ -135,14 +130,14 @@ class TrialTable:
         notes: list[Note] = []
         parts: list[pd.DataFrame] = []
         offset = 0
-        for chunk in _chunks(path):
+        for chunk in chunks(path):
             chunk.index = pd.RangeIndex(offset, offset + len(chunk))
             offset += len(chunk)
-            parts.append(_conform(chunk, columns or {}, units or {}, sequence_length, notes))
+            parts.append(conform(chunk, columns or {}, units or {}, sequence_length, notes))
         if not parts:
             raise TableError(f"the table {str(path)!r} has no rows")
-        frame = _finish(pd.concat(parts, ignore_index=True), notes)
-        notes = _merge(notes)
+        frame = finish(pd.concat(parts, ignore_index=True), notes)
+        notes = merge_notes(notes)
         schema.issue(notes)
         return cls(frame, tuple(notes))
 
@@ -153,7 +148,7 @@ class TrialTable:
         if not parts:
             raise ValueError("concat needs at least one table, got none")
         notes: list[Note] = []
-        frame = _finish(pd.concat([t.frame for t in parts], ignore_index=True), notes, unit_checks=True)
+        frame = finish(pd.concat([t.frame for t in parts], ignore_index=True), notes, unit_checks=True)
         known = {n for t in parts for n in t.notes}
         return cls(frame, tuple(known | set(notes)))
 
@@ -243,9 +238,9 @@ class TrialTable:
             else:
                 extra.append(str(name))
         if extra:
-            out["params"] = _merge_params(out["params"], merged.loc[:, extra])
+            out["params"] = merge_params(out["params"], merged.loc[:, extra])
         notes: list[Note] = []
-        return TrialTable(_finish(out, notes), self.notes + tuple(notes))
+        return TrialTable(finish(out, notes), self.notes + tuple(notes))
 
     def costs(self) -> pd.Series:
         """Training FLOPs of each trial (float64): as recorded, else 6·N·D of the tokens it saw."""
@@ -264,272 +259,4 @@ class TrialTable:
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write `.parquet` (schema version inside) or `.csv`; the file appears whole or not at all."""
-        path = Path(path)
-        if path.suffix not in {".parquet", ".csv"}:
-            raise ValueError(f"path must end in .parquet or .csv, got {str(path)!r}")
-        tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            if path.suffix == ".parquet":
-                data = pa.Table.from_pandas(_plain(self.frame), schema=_arrow_schema(), preserve_index=False)
-                pq.write_table(data, tmp, compression="zstd")
-            else:
-                frame = self.frame.copy()
-                for name in CURVE_COLUMNS:
-                    frame[name] = [
-                        None if v is None else json.dumps([float(x) for x in v]) for v in frame[name]
-                    ]
-                frame.to_csv(tmp, index=False, float_format="%.17g")
-            os.replace(tmp, path)
-        except OSError as e:
-            tmp.unlink(missing_ok=True)
-            raise TableError(f"cannot write the table to {str(path)!r}: {e.strerror or e}") from e
-        return path
-
-
-def _object(values: list[Any]) -> np.ndarray:
-    out = np.empty(len(values), dtype=object)
-    for i, v in enumerate(values):
-        out[i] = v
-    return out
-
-
-def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    out = frame.loc[:, list(schema.COLUMN_NAMES)].copy()
-    for name in CURVE_COLUMNS:
-        out[name] = _object([None if v is None else [float(x) for x in v] for v in out[name]])
-    return out
-
-
-def _arrow_schema() -> pa.Schema:
-    kinds = {"number": pa.float64(), "integer": pa.int64(), "curve": pa.list_(pa.float64())}
-    fields = []
-    for c in schema.COLUMNS:
-        meta = {b"unit": c.unit.encode()} if c.unit else None
-        fields.append(pa.field(c.name, kinds.get(c.kind, pa.string()), metadata=meta))
-    return pa.schema(fields, metadata={VERSION_KEY: str(schema.SCHEMA_VERSION).encode()})
-
-
-def _chunks(path: Path) -> Iterator[pd.DataFrame]:
-    name = path.name.lower()
-    try:
-        if name.endswith((".csv", ".csv.gz", ".tsv")):
-            sep = "\t" if name.endswith(".tsv") else ","
-            yield from pd.read_csv(path, sep=sep, chunksize=CHUNK_ROWS)
-        elif name.endswith(".parquet"):
-            yield from _parquet_chunks(path)
-        elif name.endswith(".jsonl"):
-            yield from pd.read_json(path, lines=True, chunksize=CHUNK_ROWS)
-        elif name.endswith(".json"):
-            with path.open(encoding="utf-8") as f:
-                yield pd.json_normalize(json.load(f))
-        else:
-            raise TableError(
-                f"cannot read {path.name!r}: known are .csv, .csv.gz, .tsv, .parquet, .jsonl and .json"
-            )
-    except (
-        pd.errors.ParserError,
-        pd.errors.EmptyDataError,
-        UnicodeDecodeError,
-        ValueError,
-        pa.ArrowInvalid,
-    ) as e:
-        raise TableError(f"cannot read {str(path)!r} as a table: {str(e).splitlines()[0]}") from e
-
-
-def _parquet_chunks(path: Path) -> Iterator[pd.DataFrame]:
-    file = pq.ParquetFile(path)
-    meta = file.schema_arrow.metadata or {}
-    if VERSION_KEY in meta:
-        version = meta[VERSION_KEY].decode(errors="replace")
-        if not version.isdigit() or int(version) > schema.SCHEMA_VERSION:
-            raise TableError(
-                f"{str(path)!r} has table schema version {version}, this release reads up to "
-                f"{schema.SCHEMA_VERSION}; upgrade metaopt-hpo"
-            )
-    for batch in file.iter_batches(CHUNK_ROWS):
-        yield batch.to_pandas()
-
-
-def _factor(name: str, unit: float | str, sequence_length: float | None) -> float:
-    if isinstance(unit, str):
-        if unit == "sequences":
-            if sequence_length is None or not sequence_length > 0:
-                raise ValueError(
-                    f"units of {name!r} are sequences: pass sequence_length (tokens in a sequence)"
-                )
-            return float(sequence_length)
-        if unit in FACTORS:
-            return FACTORS[unit]
-        raise ValueError(
-            f"unit of {name!r} must be a number, 'sequences' or one of {sorted(FACTORS)}, got {unit!r}"
-        )
-    if not (math.isfinite(unit) and unit > 0):
-        raise ValueError(f"unit of {name!r} must be a positive factor, got {unit!r}")
-    return float(unit)
-
-
-def _conform(
-    frame: pd.DataFrame,
-    columns: Mapping[str, str | float],
-    units: Mapping[str, float | str],
-    sequence_length: float | None,
-    notes: list[Note],
-) -> pd.DataFrame:
-    """The schema's columns from a foreign frame; no checks of values yet."""
-    for source in (columns, units):
-        unknown = [k for k in source if k not in schema.COLUMN_NAMES and k != "curve"]
-        if unknown:
-            raise ValueError(
-                f"{unknown[0]!r} is no column of a trial table; there are {', '.join(schema.COLUMN_NAMES)}"
-            )
-    used: set[str] = set()
-    out: dict[str, Any] = {}
-    n = len(frame)
-    for col in schema.COLUMNS:
-        source_name = columns.get(col.name, col.name)
-        if isinstance(source_name, (int, float)) and not isinstance(source_name, bool):
-            values: pd.Series | None = pd.Series(np.full(n, float(source_name)), index=frame.index)
-        elif source_name in frame.columns:
-            values = frame[source_name]
-            used.add(str(source_name))
-        elif col.name in columns:
-            raise TableError(
-                f"column {source_name!r} (for {col.name!r}) is missing; the table has "
-                f"{', '.join(map(str, frame.columns))}"
-            )
-        elif col.name in schema.REQUIRED:
-            raise TableError(
-                f"column {col.name!r} ({col.unit}) is missing; the table has "
-                f"{', '.join(map(str, frame.columns))}; name it with columns={{{col.name!r}: …}}"
-            )
-        else:
-            values = None
-        out[col.name] = _convert(values, col, n, notes)
-        if col.name in units:
-            out[col.name] = out[col.name] * _factor(col.name, units[col.name], sequence_length)
-    result = pd.DataFrame(out, index=frame.index)
-    extra = [c for c in frame.columns if str(c) not in used and c not in schema.COLUMN_NAMES]
-    if extra:
-        result["params"] = _merge_params(result["params"], frame.loc[:, extra])
-    return result
-
-
-def _convert(values: pd.Series | None, col: schema.Column, n: int, notes: list[Note]) -> Any:
-    if values is None:
-        return (
-            _object([col.default] * n) if col.kind in ("text", "params", "curve") else np.full(n, col.default)
-        )
-    if col.kind == "number":
-        return schema.to_numbers(values, col.name, notes).to_numpy()
-    if col.kind == "integer":
-        numbers = schema.to_numbers(values, col.name, notes).fillna(0)
-        if ((numbers % 1) != 0).any():
-            raise TableError(f"column {col.name!r} must hold whole numbers")
-        return numbers.astype("int64").to_numpy()
-    if col.kind == "curve":
-        return _object([_curve_values(v, col.name) for v in values])
-    if col.kind == "params":
-        return _object([_params_text(v) for v in values])
-    return _object(
-        [
-            "" if v is None or v is pd.NA or (isinstance(v, float) and math.isnan(v)) else str(v)
-            for v in values
-        ]
-    )
-
-
-def _curve_values(value: Any, name: str) -> tuple[float, ...] | None:
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as e:
-            raise TableError(f"column {name!r} must hold lists of numbers, got {value[:40]!r}") from e
-    if not isinstance(value, (list, tuple, np.ndarray)):
-        raise TableError(f"column {name!r} must hold lists of numbers, got {type(value).__name__}")
-    return tuple(math.nan if v is None else float(v) for v in value)
-
-
-def _params_text(value: Any) -> str:
-    if isinstance(value, dict):
-        return schema.params_to_json(value)
-    if not isinstance(value, str) or not value:
-        return "{}"
-    try:
-        parsed = json.loads(value)
-    except json.JSONDecodeError as e:
-        raise TableError(f"column 'params' must hold JSON objects, got {value[:40]!r}") from e
-    if not isinstance(parsed, dict):
-        raise TableError(f"column 'params' must hold JSON objects, got {value[:40]!r}")
-    return value
-
-
-def _merge_params(params: pd.Series, extra: pd.DataFrame) -> np.ndarray:
-    """JSON texts with the columns of `extra` added; missing values are left out."""
-    out: list[str] = []
-    names = [str(c) for c in extra.columns]
-    for text, values in zip(params, extra.itertuples(index=False, name=None), strict=True):
-        merged = json.loads(text) if text != "{}" else {}
-        for name, v in zip(names, values, strict=True):
-            if v is None or v is pd.NA or (isinstance(v, float) and math.isnan(v)):
-                continue
-            merged[name] = v
-        out.append(schema.params_to_json(merged))
-    return _object(out)
-
-
-def _finish(frame: pd.DataFrame, notes: list[Note], *, unit_checks: bool = True) -> pd.DataFrame:
-    """Checked frame with plain text columns, unique trials and a fresh index."""
-    frame = frame.reset_index(drop=True)
-    if len(frame) == 0:
-        raise TableError("the table has no rows")
-    schema.check(frame, notes)
-    same = frame.drop(columns=list(CURVE_COLUMNS)).duplicated().to_numpy()
-    if same.any():
-        n = int(same.sum())
-        notes.append(Note("duplicates", n, f"{n} rows repeat another row exactly and were left out"))
-        frame = frame.loc[~same].reset_index(drop=True)
-    named = frame["trial"].to_numpy() != ""
-    clash = frame.loc[named].duplicated(["study", "trial"]).to_numpy()
-    if clash.any():
-        row = frame.loc[named].iloc[int(np.flatnonzero(clash)[0])]
-        raise TableError(
-            f"trial {row['trial']!r} of study {row['study']!r} appears {int(clash.sum()) + 1} times with "
-            "different values; give each run its own trial id"
-        )
-    if not named.all():
-        trial = frame["trial"].to_numpy().astype(object)
-        width = len(str(len(frame)))
-        taken = set(trial[named])
-        for i in np.flatnonzero(~named):
-            name = f"row-{i:0{width}d}"
-            while name in taken:
-                name += "'"
-            trial[i] = name
-        frame["trial"] = trial
-    curves = frame["curve_tokens"].to_numpy()
-    for i in np.flatnonzero([c is not None for c in curves]):
-        n = len(curves[i])
-        for name in CURVE_COLUMNS[1:]:
-            v: Any = frame.at[i, name]
-            if v is not None and len(v) not in (0, n):
-                raise TableError(
-                    f"trial {frame.at[i, 'trial']!r}: {name} has {len(v)} values for {n} token counts"
-                )
-    return frame
-
-
-def _merge(notes: list[Note]) -> list[Note]:
-    """Notes of several chunks with one code and column as one note."""
-    merged: dict[tuple[str, str], Note] = {}
-    for note in notes:
-        column = note.message.split("'")[1] if "'" in note.message else ""
-        key = (note.code, column)
-        if key in merged:
-            count = merged[key].count + note.count
-            text = note.message.replace(str(note.count), str(count), 1)
-            merged[key] = Note(note.code, count, text)
-        else:
-            merged[key] = note
-    return cast("list[Note]", list(merged.values()))
+        return write_frame(self.frame, Path(path))

@@ -219,7 +219,7 @@ def test_foreign_and_broken_files(tmp_path: Path) -> None:
 
 
 def test_chunks_make_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metaopt_hpo.trials.table.CHUNK_ROWS", 7)
+    monkeypatch.setattr("metaopt_hpo.trials.files.CHUNK_ROWS", 7)
     n = 30
     frame = pd.DataFrame(
         {
