@@ -25,7 +25,7 @@ from metaopt_hpo.scaling.floor import Floor, fit_floor, recentre
 from metaopt_hpo.scaling.floor_error import loss_factor
 from metaopt_hpo.scaling.law import Domain, Draws, Law
 from metaopt_hpo.scaling.ordered import measure_trust, validation_cautions
-from metaopt_hpo.scaling.pointfit import centre_fitter, slope_prior, start_surface
+from metaopt_hpo.scaling.pointfit import point_fitter, slope_prior, start_surface
 from metaopt_hpo.scaling.running import measure_fall
 from metaopt_hpo.scaling.solver import Solution, solve
 from metaopt_hpo.scaling.surface import Array
@@ -164,7 +164,7 @@ def fit_cells(
     curvature = measure_curvature(cells, axes, solution, slopes, level) if path is None else {}
     cautions += exponent_cautions(axes, result, has_batch)
     cautions += curvature_cautions(curvature)
-    trust = {n: measure_trust(cells, n, centre_fitter(prior)) for n in axes.scale_names}
+    trust = {n: measure_trust(cells, n, point_fitter(prior)) for n in axes.scale_names}
     cautions += validation_cautions(trust)
     return Law(
         axes=axes,

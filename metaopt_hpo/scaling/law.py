@@ -17,7 +17,7 @@ from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
-from metaopt_hpo.scaling.ordered import MIN_SCORED, Trust
+from metaopt_hpo.scaling.ordered import COPYING, MIN_SCORED, Trust
 from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
@@ -409,7 +409,9 @@ class Law:
             if t.cells:
                 few = "" if t.cells >= MIN_SCORED else ", too few to choose by"
                 cells = f"{t.cells} cell{'s' if t.cells > 1 else ''}{few}"
-                scored = f"ordered validation on {cells}: {100 * (t.excess or 0.0):.2g} % excess"
+                scored = (
+                    f"ordered validation on {cells}: {100 * t.scores[COPYING.index(t.copying)]:.2g} % excess"
+                )
                 where = "sizes" if name == "size" else name
                 lines.append(
                     f"beyond the fitted {where} {t.copying:.0%} is copied, the rest extrapolated ({scored})"

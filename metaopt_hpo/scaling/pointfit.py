@@ -11,7 +11,6 @@ from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.checks import batch_varies, check_bowl, choose_axes
 from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.law import Law
-from metaopt_hpo.scaling.ordered import Centre
 from metaopt_hpo.scaling.solver import Prior, solve
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
@@ -55,16 +54,16 @@ def point_fit(cells: Cells, prior: Law | None = None) -> PointFit:
     return PointFit(axes, solution.surface, solution.scale)
 
 
-def centre_fitter(prior: Law | None) -> Callable[[Cells], Centre | None]:
+def point_fitter(prior: Law | None) -> Callable[[Cells], PointFit | None]:
     """`point_fit` for ordered validation: None where the cells cannot bear a fit."""
 
-    def fit_centre(cells: Cells) -> Centre | None:
+    def fit(cells: Cells) -> PointFit | None:
         try:
-            return point_fit(cells, prior).centre
+            return point_fit(cells, prior)
         except (LawRefused, np.linalg.LinAlgError):
             return None
 
-    return fit_centre
+    return fit
 
 
 def start_surface(cells: Cells, axes: Axes, has_batch: bool) -> Surface:

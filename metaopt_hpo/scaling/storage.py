@@ -66,7 +66,12 @@ def decode(data: dict[str, Any]) -> Law:
         widen={k: float(v) for k, v in data["widen"].items()},
         scatter={k: float(v) for k, v in data["scatter"].items()},
         trust={
-            k: Trust(float(v["copying"]), tuple(float(x) for x in v["scores"]), int(v["cells"]))
+            k: Trust(
+                float(v["copying"]),
+                tuple(float(x) for x in v["scores"]),
+                int(v["cells"]),
+                float(v.get("missed", 0.0)),  # laws written before it was measured
+            )
             for k, v in data["trust"].items()
         },
         curvature={

@@ -285,9 +285,19 @@ def test_a_law_that_missed_the_next_size_says_so() -> None:
     turned = fit(widths((0.8, -0.8, 0.8), 1e-3), draws=30)
     (said,) = (c for c in turned.warnings if c.code == "missed-size")
     assert "1 cell)" in said.message
-    assert turned.trust["size"].excess == pytest.approx(0.02 * 3.2**2, rel=0.5)
+    assert turned.trust["size"].missed == pytest.approx(0.02 * 3.2**2, rel=0.5)
     again = Law.from_json(turned.to_json())
     assert again.trust == turned.trust
+
+
+@pytest.mark.parametrize(("lrs", "batches", "noise"), [(5, 3, 1e-3), (6, 5, 5e-3), (16, 16, 2e-3)])
+def test_coarse_grids_and_lucky_runs_are_no_miss(
+    make_table: Maker, lrs: int, batches: int, noise: float
+) -> None:
+    for seed in range(2):
+        sizes = (3e7, 1e8, 3e8, 9e8)
+        law = fit(make_table(sizes=sizes, lrs=lrs, batches=batches, noise=noise, seed=seed), draws=20)
+        assert not [c.message for c in law.warnings if c.code.startswith("missed")]
 
 
 def test_a_prediction_whose_own_draws_scatter_too_far_says_so() -> None:
