@@ -408,10 +408,9 @@ class Law:
         for name, t in self.trust.items():
             if t.cells:
                 few = "" if t.cells >= MIN_SCORED else ", too few to choose by"
-                cells = f"{t.cells} cell{'s' if t.cells > 1 else ''}{few}"
-                scored = (
-                    f"ordered validation on {cells}: {100 * t.scores[COPYING.index(t.copying)]:.2g} % excess"
-                )
+                scored = f"ordered validation on {t.cells} cell{'s' if t.cells > 1 else ''}{few}"
+                if t.scores:  # laws of earlier releases kept none where cells were few
+                    scored += f": {100 * t.scores[COPYING.index(t.copying)]:.2g} % excess"
                 where = "sizes" if name == "size" else name
                 lines.append(
                     f"beyond the fitted {where} {t.copying:.0%} is copied, the rest extrapolated ({scored})"
