@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling import Law
@@ -51,7 +52,7 @@ def fit(
     allow_weak: Annotated[
         bool, typer.Option(help="Fit although the table cannot bear it; the law then carries warnings.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap behind the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap behind the intervals.")] = 0,
 ) -> None:
     """Fit a law across sizes to a table of trials.
 
@@ -191,6 +192,9 @@ def replay(
     from metaopt_hpo.comparison.replay import replay as run
     from metaopt_hpo.comparison.table_objective import TableObjective
 
+    for name, value in (("--size", size), ("--tokens", tokens)):
+        if not 0 < value < math.inf:
+            raise MetaOptError(f"{name} must be a positive, finite number, got {value:g}")
     objective = TableObjective(_read_table(table, columns, units, sequence_length))
     near = min(objective.cells, key=lambda c: math.log(c[0] / size) ** 2 + math.log(c[1] / tokens) ** 2)
     if abs(near[0] / size - 1) > 0.02 or abs(near[1] / tokens - 1) > 0.02:
@@ -237,9 +241,14 @@ def _read_table(
 ) -> TrialTable:
     from metaopt_hpo.trials.table import TrialTable
 
-    return TrialTable.read(
-        path, _pairs("--map", columns), units=_pairs("--unit", units), sequence_length=sequence_length
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MetaOptWarning)  # said below, without a line of code
+        table = TrialTable.read(
+            path, _pairs("--map", columns), units=_pairs("--unit", units), sequence_length=sequence_length
+        )
+    for note in table.notes:
+        typer.echo(f"warning [{note.code}] {note.message}", err=True)
+    return table
 
 
 def _formula(term: object) -> str:

@@ -104,6 +104,10 @@ def replay(
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds!r}")
+    if not methods:
+        raise ValueError("methods must name at least one search method, got none")
+    if not limit > 0:
+        raise ValueError(f"limit must be a positive number of target runs, got {limit!r}")
     grid = objective.grid(*target)
     if pilots is None:
         pilots = [c for c in objective.cells if c[0] < target[0] * 0.999 and c[1] <= target[1]]

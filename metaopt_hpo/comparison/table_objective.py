@@ -31,7 +31,7 @@ class TableObjective:
         name: what the objective is called in records.
 
     Raises:
-        ObjectiveError: the table has no completed trial.
+        ObjectiveError: the table has no completed trial, or a loss that is not positive.
     """
 
     def __init__(self, table: TrialTable, *, name: str = "table") -> None:
@@ -41,6 +41,11 @@ class TableObjective:
         if not usable.any():
             raise ObjectiveError("the table has no completed trial to replay")
         frame = frame[usable]
+        if (frame["loss"] <= 0).any():
+            n = int((frame["loss"] <= 0).sum())
+            raise ObjectiveError(
+                f"{n} trials have a loss that is not positive, and excess is relative: give a loss such as 1 − accuracy"
+            )
         self._cells: dict[tuple[float, float], CellGrid] = {}
         self._curves: dict[tuple[float, float, float, float], Curve] = {}
         for (size, tokens), group in frame.groupby(["size", "tokens"]):

@@ -48,7 +48,7 @@ def _axes(cells: Cells, scale: dict[str, Array]) -> Axes:
     """Axes with the further coordinates that vary; they default to what the largest cells used."""
     values = dict(scale)
     defaults: dict[str, float] = {}
-    largest = cells.cell_size * cells.cell_tokens
+    largest = np.log(cells.cell_size) + np.log(cells.cell_tokens)  # the product may overflow
     for name, v in cells.cell_extra().items():
         defaults[name] = float(v[np.argmax(largest)])
         t = coordinate(name, v)

@@ -78,6 +78,8 @@ def fit(
         raise ValueError(f"draws must be at least 20, got {draws!r}")
     if not 0.5 <= level < 1:
         raise ValueError(f"level must be in [0.5, 1), got {level!r}")
+    if seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
     cells = from_table(table, use=use, strategy=strategy, extra=extra)
     try:
         law = fit_cells(cells, allow_weak=allow_weak, prior=prior, draws=draws, level=level, seed=seed)

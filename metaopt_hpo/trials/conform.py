@@ -56,6 +56,9 @@ def conform(
             raise ValueError(
                 f"{unknown[0]!r} is no column of a trial table; there are {', '.join(schema.COLUMN_NAMES)}"
             )
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise TableError(f"column {twice[0]!r} stands twice in the table; rename or remove one")
     used: set[str] = set()
     out: dict[str, Any] = {}
     n = len(frame)

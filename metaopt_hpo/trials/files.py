@@ -26,6 +26,7 @@ def chunks(path: Path) -> Iterator[pd.DataFrame]:
     try:
         if name.endswith((".csv", ".csv.gz", ".tsv")):
             sep = "\t" if name.endswith(".tsv") else ","
+            _check_header(path, sep)
             yield from pd.read_csv(path, sep=sep, chunksize=CHUNK_ROWS)
         elif name.endswith(".parquet"):
             yield from _parquet_chunks(path)
@@ -33,7 +34,10 @@ def chunks(path: Path) -> Iterator[pd.DataFrame]:
             yield from pd.read_json(path, lines=True, chunksize=CHUNK_ROWS)
         elif name.endswith(".json"):
             with path.open(encoding="utf-8") as f:
-                yield pd.json_normalize(json.load(f))
+                rows = json.load(f)
+            if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+                raise TableError(f"{str(path)!r} must hold a list of objects, one a trial")
+            yield pd.json_normalize(rows)
         else:
             raise TableError(
                 f"cannot read {path.name!r}: known are .csv, .csv.gz, .tsv, .parquet, .jsonl and .json"
@@ -46,6 +50,14 @@ def chunks(path: Path) -> Iterator[pd.DataFrame]:
         pa.ArrowInvalid,
     ) as e:
         raise TableError(f"cannot read {str(path)!r} as a table: {str(e).splitlines()[0]}") from e
+
+
+def _check_header(path: Path, sep: str) -> None:
+    """Refuse a name that stands twice: pandas would rename the second one, and read the first."""
+    names = pd.read_csv(path, sep=sep, nrows=1, header=None, dtype=str).iloc[0].dropna()
+    twice = names[names.duplicated()]
+    if len(twice):
+        raise TableError(f"column {twice.iloc[0]!r} stands twice in {str(path)!r}; rename or remove one")
 
 
 def _parquet_chunks(path: Path) -> Iterator[pd.DataFrame]:

@@ -45,6 +45,17 @@ IMPLAUSIBLE_STEPS = 1e7
 MIXED_UNITS_FACTOR = 200.0
 """An empty gap this wide between the batches of one (size, tokens) cell means two units in one column."""
 
+MIXED_UNITS_GAP = 50.0
+"""So does one this wide where the cell's other batches stand closer together than `GRID_FACTOR`."""
+
+GRID_FACTOR = 8.0
+
+FEW_STEPS = 1e3
+"""Runs with so many times fewer optimizer steps than the median run have tokens counted in sequences."""
+
+FEW_TOKENS = 0.1
+"""Tokens a parameter: a median below it means tokens and batch counted in sequences, or fine-tuning."""
+
 
 class TableError(MetaOptError):
     """A table that cannot be read as trials; the message names the column, the rows and the remedy."""
@@ -98,7 +109,8 @@ COLUMNS = _columns()
 COLUMN_NAMES = tuple(c.name for c in COLUMNS)
 
 _SUFFIX = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
-_NUMBER = re.compile(r"\s*([-+]?[\d_,]*\.?\d+(?:[eE][-+]?\d+)?)\s*([KMGBT]?)\s*", re.IGNORECASE)
+_DIGITS = r"(?:[1-9]\d{0,2}(?:[,_]\d{3})+|\d+)"  # a comma groups thousands; "0,001" is refused, not read as 1
+_NUMBER = re.compile(rf"([-+]?(?:{_DIGITS}(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*([KMGBT]?)", re.IGNORECASE)
 
 
 def to_numbers(values: pd.Series, name: str, notes: list[Note]) -> pd.Series:
@@ -151,9 +163,9 @@ def check(frame: pd.DataFrame, notes: list[Note]) -> None:
         if name == "tokens":  # a run that ended before its first step saw none
             bad &= ~(unfinished & (v == 0))
         if bad.any():
-            value = v[np.flatnonzero(bad)[0]]
+            value = float(v[np.flatnonzero(bad)[0]])
             raise TableError(
-                f"column {name!r} must be positive and finite ({UNITS[name]}), got {value!r} "
+                f"column {name!r} must be positive and finite ({UNITS[name]}), got {value:g} "
                 f"in {_rows(bad)}; mend or remove those rows"
             )
     loss = frame["loss"].to_numpy()
@@ -197,31 +209,56 @@ def _check_units(frame: pd.DataFrame, notes: list[Note]) -> None:
                 "sequences (pass units={'tokens': 'sequences'} and sequence_length=…)",
             )
         )
-    steps = tokens[done] / batch[done]
-    if np.median(steps) > IMPLAUSIBLE_STEPS:
+    steps = tokens / batch
+    usual = float(np.median(steps[done]))
+    if usual > IMPLAUSIBLE_STEPS:
         notes.append(
             Note(
                 "units-batch",
-                int((steps > IMPLAUSIBLE_STEPS).sum()),
-                f"runs would have taken {np.median(steps):.2g} optimizer steps: batch looks as if counted in "
+                int((steps[done] > IMPLAUSIBLE_STEPS).sum()),
+                f"runs would have taken {usual:.2g} optimizer steps: batch looks as if counted in "
                 "sequences (pass units={'batch': 'sequences'} and sequence_length=…)",
             )
         )
         return
-    cells = (
-        frame.loc[done, ["size", "tokens", "batch"]]
-        .drop_duplicates()
-        .sort_values(["size", "tokens", "batch"])
-    )
-    same = (cells["size"].diff() == 0) & (cells["tokens"].diff() == 0)
-    ratio = cells["batch"] / cells["batch"].shift()
-    jumps = int((same & (ratio >= MIXED_UNITS_FACTOR)).sum())
+    few = done & (steps < usual / FEW_STEPS) & ~short
+    if few.any():
+        message = (
+            f"{_rows(few)} took over {FEW_STEPS:g} times fewer optimizer steps than the median run ({usual:.2g}): "
+            "their tokens look as if counted in sequences"
+        )
+        notes.append(Note("units-mixed", int(few.sum()), message))
+    each = float(np.median(tokens[done] / frame["size"].to_numpy()[done]))
+    if each < FEW_TOKENS and not short.any():
+        code, what = (
+            ("units-tokens", "tokens look") if usual < 100 else ("units-both", "tokens and batch look")
+        )
+        message = (
+            f"runs saw {each:.2g} tokens a parameter in {usual:.2g} steps: unless this is fine-tuning, {what} as if "
+            "counted in sequences (pass units={…: 'sequences'} and sequence_length=…)"
+        )
+        notes.append(Note(code, int(done.sum()), message))
+    jumps = _gaps(frame.loc[done, ["size", "tokens", "batch"]])
     if jumps:
         message = (
             f"in {jumps} cells of equal size and tokens the batches differ by a factor of "
-            f"{MIXED_UNITS_FACTOR:g} or more with nothing between: some rows look as if counted in sequences"
+            f"{MIXED_UNITS_GAP:g} or more with nothing between: some rows look as if counted in sequences"
         )
         notes.append(Note("units-mixed", jumps, message))
+
+
+def _gaps(frame: pd.DataFrame) -> int:
+    """Gaps between neighbouring batches of a cell that no grid has."""
+    cells = frame.drop_duplicates().sort_values(["size", "tokens", "batch"])
+    same = ((cells["size"].diff() == 0) & (cells["tokens"].diff() == 0)).to_numpy()
+    ratio = (cells["batch"] / cells["batch"].shift()).to_numpy()
+    wide = same & (ratio >= MIXED_UNITS_GAP)
+    if not wide.any():
+        return 0
+    cell = np.cumsum(~same)
+    close = np.bincount(cell, same & (ratio <= GRID_FACTOR)) > 0  # cells that have an ordinary spacing too
+    far = np.bincount(cell, same & (ratio > GRID_FACTOR)) == 1  # and a single gap
+    return int((wide & ((ratio >= MIXED_UNITS_FACTOR) | (close & far)[cell])).sum())
 
 
 def issue(notes: list[Note], *, stacklevel: int = 3) -> None:

@@ -98,6 +98,36 @@ def test_replay_of_a_file(tmp_path: Path) -> None:
     assert "no cell near" in str(far.exception)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "-3"], "--size must be a positive"),
+        (["--size", "1e6", "--methods", ","], "at least one search method"),
+        (["--size", "1e6", "--limit", "nan"], "limit must be a positive number"),
+    ],
+)
+def test_a_replay_that_cannot_be_is_refused(planted: Path, options: list[str], message: str) -> None:
+    result = runner.invoke(app, ["replay", str(planted), "--map", "size=params", "--tokens", "2e7", *options])
+    assert isinstance(result.exception, (MetaOptError, ValueError))
+    assert message in str(result.exception)
+
+
+def test_losses_that_are_not_positive_are_not_replayed(planted: Path) -> None:
+    frame = pd.read_csv(planted)
+    frame.assign(loss=-frame["loss"]).to_csv(planted, index=False)
+    args = ["replay", str(planted), "--map", "size=params", "--size", "1e6", "--tokens", "2e7"]
+    result = runner.invoke(app, args)
+    assert "15 trials have a loss that is not positive" in str(result.exception)
+
+
+def test_what_was_mended_in_a_table_is_said_in_a_line_each(planted: Path) -> None:
+    frame = pd.read_csv(planted)
+    pd.concat([frame, frame.head(2)]).to_csv(planted, index=False)
+    result = runner.invoke(app, ["fit", str(planted), "--map", "size=params"])
+    assert "warning [duplicates] 2 rows repeat another row exactly and were left out" in result.output
+    assert ".py" not in result.output
+
+
 @pytest.fixture
 def planted(tmp_path: Path) -> Path:
     rows = [

@@ -65,10 +65,12 @@ def test_files_keep_every_field(
     rows: list[TrialRecord], suffix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("t") / f"t{suffix}"
-    table = TrialTable.from_records(rows)
-    assert [_key(r) for r in table.records()] == [_key(r) for r in rows]
-    table.write(path)
-    assert [_key(r) for r in TrialTable.read(path).records()] == [_key(r) for r in rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnitsWarning)  # the numbers drawn mean nothing
+        table = TrialTable.from_records(rows)
+        assert [_key(r) for r in table.records()] == [_key(r) for r in rows]
+        table.write(path)
+        assert [_key(r) for r in TrialTable.read(path).records()] == [_key(r) for r in rows]
 
 
 def test_frame_has_the_schema_and_parquet_its_version(tmp_path: Path) -> None:
@@ -241,3 +243,89 @@ def test_a_completed_trial_was_planned_for_what_it_saw_unless_it_says_otherwise(
     assert TrialRecord(1e6, 2e7, 1e4, 1e-3, 3.0).target_tokens == 2e7
     assert TrialRecord(1e6, 2e7, 1e4, 1e-3, 3.0, target_tokens=3e7).target_tokens == 3e7
     assert math.isnan(TrialRecord(1e6, 2e7, 1e4, 1e-3, 3.0, state="pruned").target_tokens)
+
+
+def sweep(size: tuple[float, ...] = (3e7, 3e8), tokens: tuple[float, ...] = (3e9, 3e10)) -> pd.DataFrame:
+    """An ordinary table: batches doubling from 64 to 512 thousand tokens."""
+    return pd.DataFrame(
+        [
+            {"size": n, "tokens": d, "batch": 2.0**b, "lr": lr, "loss": 3.0 + lr}
+            for n in size
+            for d in tokens
+            for b in range(16, 20)
+            for lr in (1e-3, 2e-3)
+        ]
+    )
+
+
+def codes(frame: pd.DataFrame) -> set[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TableWarning)
+        return {n.code for n in TrialTable.from_frame(frame).notes}
+
+
+def in_sequences(frame: pd.DataFrame, column: str, rows: slice, length: float = 4096.0) -> pd.DataFrame:
+    out = frame.copy()
+    out.loc[rows, column] /= length
+    return out
+
+
+def test_sequences_for_tokens_are_seen_in_whole_columns_and_in_some_rows() -> None:
+    frame = sweep()
+    everything, some = slice(None), slice(0, 2)
+    assert codes(frame) == set()
+    assert codes(in_sequences(frame, "tokens", everything)) == {"units-tokens"}
+    assert codes(in_sequences(frame, "batch", everything)) == {"units-batch"}
+    assert codes(in_sequences(frame, "tokens", some)) & {"units-tokens", "units-mixed"}
+    assert codes(in_sequences(frame, "batch", some)) == {"units-mixed"}
+    assert codes(in_sequences(frame, "batch", some, 1024.0)) == {"units-mixed"}
+    both = in_sequences(in_sequences(frame, "batch", everything), "tokens", everything)
+    assert codes(both) == {"units-both"}
+
+
+def test_wide_batch_grids_and_long_ranges_of_tokens_are_no_mix_up() -> None:
+    assert codes(sweep(tokens=(3e8, 3e9, 3e10, 1e12))) == set()
+    sparse = sweep()[lambda f: f["batch"].isin((2.0**16, 2.0**19))]
+    assert codes(sparse.assign(batch=sparse["batch"].where(sparse["batch"] < 1e5, 2.0**22))) == set()
+
+
+@pytest.mark.parametrize("text", ["0,001", "1,5", "12,34", "1.000,5", "1e", "--1", "1,2345"])
+def test_a_decimal_comma_is_refused_and_not_read_as_a_thousand(text: str) -> None:
+    frame = sweep().astype({"lr": object})
+    frame.loc[0, "lr"] = text
+    with pytest.raises(TableError, match="expected a number"):
+        TrialTable.from_frame(frame)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1,234,567", 1234567), ("30_000_000", 3e7), (" 1.5e7 ", 1.5e7), (".5M", 5e5)]
+)
+def test_numbers_in_text(text: str, value: float) -> None:
+    frame = sweep().astype({"size": object})
+    frame.loc[0, "size"] = text
+    with pytest.warns(TableWarning, match="were text"):
+        assert TrialTable.from_frame(frame).frame["size"][0] == value
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    frame = sweep()
+    twice = pd.concat([frame, frame["lr"] * 2], axis=1)
+    with pytest.raises(TableError, match="'lr' stands twice"):
+        TrialTable.from_frame(twice)
+    twice.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(TableError, match="'lr' stands twice"):
+        TrialTable.read(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("text", ["3", '"runs"', "[1, 2]", '{"size": 1}', "null"])
+def test_json_that_is_no_list_of_trials_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(TableError, match="list of objects"):
+        TrialTable.read(tmp_path / "t.json")
+
+
+def test_a_bad_value_is_said_as_a_plain_number() -> None:
+    frame = sweep()
+    frame.loc[3, "lr"] = 0.0
+    with pytest.raises(TableError, match=r"got 0 in 1 row \(first: row 3\)"):
+        TrialTable.from_frame(frame)
