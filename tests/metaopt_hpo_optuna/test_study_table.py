@@ -6,7 +6,7 @@ import math
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage
@@ -37,6 +37,9 @@ def records(draw: st.DrawFn) -> TrialRecord:
     )  # fmt: skip
 
 
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # how fast it draws is the machine's matter
 @given(records())
 def test_a_record_survives_json(record: TrialRecord) -> None:
     import json
