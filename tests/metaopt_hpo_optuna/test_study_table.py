@@ -6,7 +6,7 @@ import math
 
 import optuna
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 from optuna.storages import BaseStorage
