@@ -112,6 +112,7 @@ def optimum_against(
             open_marker = grid.at_edge()[0 if what == "lr" else 1]
             best = grid.best_lr if what == "lr" else grid.best_batch
             values.append(best)
+            label = f"best run, {name}"
             plot.add_scatter(
                 x=[size if axis == "size" else tokens],
                 y=[best],
@@ -121,7 +122,9 @@ def optimum_against(
                     "symbol": look.symbol + ("-open" if open_marker else ""),
                     "size": 9,
                 },
-                name=f"best run, {name}",
+                name=label,
+                legendgroup=label,
+                showlegend=all(trace.name != label for trace in plot.data),
             )
     plot.add_vline(x=high, line={"dash": "dot", "color": NEUTRAL.colour, "width": 1})
     log_axis(plot.update_xaxes, float(xs[0]), float(xs[-1]), "Parameters" if axis == "size" else "Tokens")
