@@ -140,6 +140,9 @@ CASES = (*TEXT, DIGITS, REGRESSION, CIFAR, STREAM, RESNET18)
 MAIN = (*TEXT, DIGITS, REGRESSION, CIFAR)
 """Cases of the main comparison."""
 
+NEVER_COMMIT: Options = {"find": 1.0}
+"""The paper's way on a stream: the step size adapts to the end."""
+
 SENSITIVITY_CASE = TEXT[1]
 SENSITIVITY: tuple[tuple[str, Options], ...] = (
     ("meta step ÷ 3", {"meta_lr": 20 / 512 / 3}),
@@ -162,7 +165,7 @@ SENSITIVITY: tuple[tuple[str, Options], ...] = (
     ("correction 2.8", {"correction": 2.8}),
     ("find 10 %", {"find": 0.1}),
     ("find 30 %", {"find": 0.3}),
-    ("never commit", {"find": 1.0}),
+    ("never commit", NEVER_COMMIT),
     ("cooldown 20 %", {"cooldown": 0.2}),
     ("cooldown 50 %", {"cooldown": 0.5}),
     ("warm-up 5 %", {"warmup": 0.05}),
@@ -215,13 +218,17 @@ def tuned(case: Case, seed: int, schedules: tuple[str, ...] = SCHEDULES) -> Iter
             yield Cell(case=case, strategy=schedule, lr=lr, seed=seed)
 
 
-def single(case: Case, seed: int, strategies: tuple[str, ...]) -> Iterator[Cell]:
-    """One run of each strategy as it comes, with what the workload recommends for it."""
+def single(
+    case: Case, seed: int, strategies: tuple[str, ...], changed: Options | None = None
+) -> Iterator[Cell]:
+    """One run of each strategy as it comes, with what the workload recommends for it, and `changed` options."""
     from metaopt_hpo.workloads.registry import workload_class
 
     advice = getattr(workload_class(case.workload), "recommended", {})
     for strategy in strategies:
-        yield Cell(case=case, strategy=strategy, seed=seed, options=advice.get(strategy, {}))
+        yield Cell(
+            case=case, strategy=strategy, seed=seed, options={**advice.get(strategy, {}), **(changed or {})}
+        )
 
 
 def started(case: Case, seed: int) -> Iterator[Cell]:
@@ -268,7 +275,8 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
     for seed in range(seeds):
         for case in dear:
             out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, ("wsd",))]
-        out += [*single(STREAM, seed, (ONE_RUN,)), *tuned(STREAM, seed, ("constant",))]
+        out += [*single(STREAM, seed, (ONE_RUN,)), *single(STREAM, seed, (ONE_RUN,), NEVER_COMMIT)]
+        out += tuned(STREAM, seed, ("constant",))
     for case in small:
         for seed in range(seeds, case.seeds * seeds):
             out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, TUNED)]

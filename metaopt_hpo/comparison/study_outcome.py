@@ -19,6 +19,7 @@ from metaopt_hpo.comparison.statistics import Difference, mean_of_means, paired_
 from metaopt_hpo.comparison.study import (
     CASES,
     MAIN,
+    NEVER_COMMIT,
     ONE_RUN,
     RIVALS,
     SENSITIVITY,
@@ -29,6 +30,7 @@ from metaopt_hpo.comparison.study import (
     TUNED,
     Case,
     Cell,
+    Options,
     single,
 )
 from metaopt_hpo.trials.record import TrialRecord
@@ -145,8 +147,8 @@ class StudyOutcome:
     starts: tuple[StartOutcome, ...]
     sensitivity: tuple[Variation, ...]
     transfers: tuple[Transfer, ...]
-    stream: CaseOutcome | None
-    """The stream: against the best constant lr."""
+    stream: tuple[tuple[str, CaseOutcome], ...]
+    """The stream, against the best constant lr: as recommended, and as the paper does it."""
 
 
 class Results:
@@ -169,9 +171,9 @@ class Results:
         cell = Cell(case=case, strategy=strategy, seed=seed, lr=lr, options=options)  # type: ignore[arg-type]
         return self.records.get(cell.key)
 
-    def own(self, case: Case, seed: int) -> TrialRecord | None:
-        """The single run of MetaOptimize as it comes, with what the workload recommends, or None."""
-        (cell,) = single(case, seed, (ONE_RUN,))
+    def own(self, case: Case, seed: int, changed: Options | None = None) -> TrialRecord | None:
+        """The single run of MetaOptimize as it comes, with what the workload recommends and `changed`, or None."""
+        (cell,) = single(case, seed, (ONE_RUN,), changed)
         return self.records.get(cell.key)
 
     def seeds(self) -> tuple[int, ...]:
@@ -183,7 +185,7 @@ def judge(table: TrialTable) -> StudyOutcome:
     """Judge what a table of the study holds."""
     results = Results(table)
     cases = tuple(o for case in MAIN if (o := _case(results, case, TUNED)) is not None)
-    stream = _case(results, STREAM, ("constant",))
+    streams = {"one run": None, "one run that never commits, as in the paper": NEVER_COMMIT}
     rivals = tuple(r for name in RIVALS if (r := _rival(results, name)) is not None)
     counted = [o.case for o in cases if len(o.seeds) >= CLAIM]
     gaps = [_gaps(results, case, TUNED) for case in counted]
@@ -201,15 +203,21 @@ def judge(table: TrialTable) -> StudyOutcome:
         starts=tuple(s for case in CASES if (s := _starts(results, case)) is not None),
         sensitivity=tuple(_sensitivity(results)),
         transfers=tuple(_transfers(results)),
-        stream=stream,
+        stream=tuple(
+            (label, o)
+            for label, changed in streams.items()
+            if (o := _case(results, STREAM, ("constant",), changed)) is not None
+        ),
     )
 
 
-def _complete_seeds(results: Results, case: Case, schedules: Sequence[str]) -> tuple[int, ...]:
+def _complete_seeds(
+    results: Results, case: Case, schedules: Sequence[str], changed: Options | None
+) -> tuple[int, ...]:
     return tuple(
         s
         for s in results.seeds()
-        if results.own(case, s) is not None
+        if results.own(case, s, changed) is not None
         and all(not math.isnan(results.run(case, name, s, lr)) for name in schedules for lr in case.grid)
     )
 
@@ -235,10 +243,10 @@ class _Gaps:
     luck: np.ndarray
 
 
-def _gaps(results: Results, case: Case, schedules: Sequence[str]) -> _Gaps:
-    seeds = _complete_seeds(results, case, schedules)
+def _gaps(results: Results, case: Case, schedules: Sequence[str], changed: Options | None = None) -> _Gaps:
+    seeds = _complete_seeds(results, case, schedules, changed)
     tuned = _losses(results, case, schedules, seeds)
-    records = [r for s in seeds if (r := results.own(case, s)) is not None]
+    records = [r for s in seeds if (r := results.own(case, s, changed)) is not None]
     own = np.array([r.loss if r.state == "complete" else math.inf for r in records])
     logs = np.log(tuned)
     least = logs.min(axis=0)
@@ -247,19 +255,21 @@ def _gaps(results: Results, case: Case, schedules: Sequence[str]) -> _Gaps:
     return _Gaps(seeds, tuned, own, np.log(own) - least, np.log(own) - chosen, chosen - least)
 
 
-def _case(results: Results, case: Case, schedules: Sequence[str]) -> CaseOutcome | None:
+def _case(
+    results: Results, case: Case, schedules: Sequence[str], changed: Options | None = None
+) -> CaseOutcome | None:
     present = [
         name
         for name in schedules
         if any(not math.isnan(results.run(case, name, s, case.grid[0])) for s in results.seeds())
     ]
-    if not present or not _complete_seeds(results, case, present):
+    if not present or not _complete_seeds(results, case, present, changed):
         return None
-    gaps = _gaps(results, case, present)
+    gaps = _gaps(results, case, present, changed)
     tuned = gaps.tuned
     means = np.log(tuned).mean(axis=1)
     count = len(case.grid)
-    records = [r for s in gaps.seeds if (r := results.own(case, s)) is not None]
+    records = [r for s in gaps.seeds if (r := results.own(case, s, changed)) is not None]
     plateaus = [math.log(r.plateau_lr) for r in records if r.plateau_lr > 0]
     noise = np.log(tuned[int(np.argmin(means))])
     return CaseOutcome(

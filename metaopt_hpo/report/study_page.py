@@ -182,26 +182,23 @@ def _transfers(outcome: StudyOutcome) -> Table:
 
 def _stream(outcome: StudyOutcome) -> Table:
     head = (
-        "case",
-        "seeds",
-        "one run",
-        "best constant lr",
-        "at lr",
-        "against the best, seed by seed",
-        "against the best on other seeds",
-    )
-    if (o := outcome.stream) is None:
-        return "A stream of tasks", head, []
-    row = (
-        o.case.name,
-        str(len(o.seeds)),
-        _loss(o.loss),
-        _loss(o.schedule_loss["constant"]),
-        scientific(o.schedule_lr["constant"]),
-        percent(o.against_best),
-        percent(o.against_chosen),
-    )
-    return "A stream of tasks", head, [row]
+        "stream of ten tasks", "seeds", "loss", "its lr", "best constant lr's loss", "at lr",
+        "against the best, seed by seed", "against the best on other seeds",
+    )  # fmt: skip
+    rows: list[tuple[str, ...]] = [
+        (
+            label,
+            str(len(o.seeds)),
+            _loss(o.loss),
+            scientific(o.lr),
+            _loss(o.schedule_loss["constant"]),
+            scientific(o.schedule_lr["constant"]),
+            percent(o.against_best),
+            percent(o.against_chosen),
+        )
+        for label, o in outcome.stream
+    ]
+    return "A stream of tasks", head, rows
 
 
 def landscape(table: TrialTable, cases: Sequence[Case]) -> go.Figure:

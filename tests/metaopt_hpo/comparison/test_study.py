@@ -12,10 +12,12 @@ from metaopt_hpo.comparison import study_runner
 from metaopt_hpo.comparison.study import (
     CASES,
     MAIN,
+    NEVER_COMMIT,
     ONE_RUN,
     RIVALS,
     SENSITIVITY,
     STARTS,
+    STREAM,
     TEXT,
     Cell,
     StudyError,
@@ -136,6 +138,20 @@ def test_a_rival_that_diverges_loses_its_pairs() -> None:
     assert math.isnan(momo.difference)
 
 
+def test_a_stream_is_judged_as_recommended_and_as_in_the_paper() -> None:
+    records = []
+    for seed in range(2):
+        records += [record(c, bowl(c.lr or 1.0, 8e-3)) for c in tuned(STREAM, seed, ("constant",))]
+        for changed, loss in ((None, 1.9), (NEVER_COMMIT, 2.2)):
+            records += [record(c, loss) for c in single(STREAM, seed, (ONE_RUN,), changed)]
+    found = dict(judge(TrialTable.from_records(records)).stream)
+    assert [o.loss for o in found.values()] == pytest.approx([1.9, 2.2])
+    best = min(bowl(lr, 8e-3) for lr in STREAM.grid)
+    for o, loss in zip(found.values(), (1.9, 2.2), strict=True):
+        assert o.against_best is not None
+        assert o.against_best.mean == pytest.approx(math.log(loss / best))
+
+
 def test_a_law_that_holds_transfers_without_loss() -> None:
     transfers = judge(planted(1.0)).transfers
     # planted as 1/width, and size is proportional to width
@@ -169,6 +185,16 @@ def test_the_page_and_the_tables_say_the_same_and_need_no_network() -> None:
     assert "src=" not in body
     assert render(table) == html
     assert body.count('id="landscape"') == 1
+
+
+def test_the_document_shows_what_the_kept_runs_say() -> None:
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    kept = markdown(judge(study_runner.read(docs / "results" / study_runner.TABLE_FILE)))
+    text = (docs / "one-run.md").read_text(encoding="utf-8")
+    for section in kept.strip().split("\n\n### "):
+        assert section.removeprefix("### ") in text, (
+            "run: metaopt-hpo study --report-only --out docs/results/study.parquet"
+        )
 
 
 def test_runs_are_kept_resumed_and_not_repeated(tmp_path: Path) -> None:
