@@ -187,8 +187,8 @@ def judge(table: TrialTable) -> StudyOutcome:
     cases = tuple(o for case in MAIN if (o := _case(results, case, TUNED)) is not None)
     streams = {"one run": None, "one run that never commits, as in the paper": NEVER_COMMIT}
     rivals = tuple(r for name in RIVALS if (r := _rival(results, name)) is not None)
-    counted = [o.case for o in cases if len(o.seeds) >= CLAIM]
-    gaps = [_gaps(results, case, TUNED) for case in counted]
+    counted = [o for o in cases if len(o.seeds) >= CLAIM]
+    gaps = [_gaps(results, o.case, tuple(o.schedule_loss)) for o in counted]
     return StudyOutcome(
         runs=len(table),
         flops=table.cost(),
@@ -220,6 +220,15 @@ def _complete_seeds(
         if results.own(case, s, changed) is not None
         and all(not math.isnan(results.run(case, name, s, lr)) for name in schedules for lr in case.grid)
     )
+
+
+def _present(
+    results: Results, case: Case, schedules: Sequence[str], changed: Options | None = None
+) -> tuple[str, ...]:
+    """The schedules that are complete on most seeds: one that has just been begun would throw the others' away."""
+    complete = {name: len(_complete_seeds(results, case, (name,), changed)) for name in schedules}
+    most = max(complete.values())
+    return tuple(name for name in schedules if complete[name] == most > 0)
 
 
 def _losses(results: Results, case: Case, schedules: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
@@ -258,12 +267,8 @@ def _gaps(results: Results, case: Case, schedules: Sequence[str], changed: Optio
 def _case(
     results: Results, case: Case, schedules: Sequence[str], changed: Options | None = None
 ) -> CaseOutcome | None:
-    present = [
-        name
-        for name in schedules
-        if any(not math.isnan(results.run(case, name, s, case.grid[0])) for s in results.seeds())
-    ]
-    if not present or not _complete_seeds(results, case, present, changed):
+    present = _present(results, case, schedules, changed)
+    if not present:
         return None
     gaps = _gaps(results, case, present, changed)
     tuned = gaps.tuned

@@ -172,6 +172,13 @@ def test_a_table_that_is_not_finished_yields_what_it_holds() -> None:
     assert "cifar10" not in seeds
     # too few seeds to count: the mean is that of the others
     assert outcome.counted == len(MAIN) - 2
+    # a schedule that has just been begun does not throw the other's seeds away
+    begun = [
+        r for r in table.records() if r.params["case"] != "cifar10" or r.strategy != "cosine" or not r.seed
+    ]
+    cifar = next(o for o in judge(TrialTable.from_records(begun)).cases if o.case.name == "cifar10")
+    assert (len(cifar.seeds), cifar.runs, list(cifar.schedule_loss)) == (5, 7, ["wsd"])
+    assert judge(TrialTable.from_records(begun)).counted == len(MAIN)
     assert outcome.mean_against_best is not None
     assert outcome.mean_against_best.pairs == 5 * outcome.counted
 
