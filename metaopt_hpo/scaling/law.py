@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling.cautions import doubt, place_cautions
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
-from metaopt_hpo.scaling.ordered import COPYING, MIN_SCORED, Trust
+from metaopt_hpo.scaling.ordered import Trust
 from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
@@ -25,13 +23,6 @@ if TYPE_CHECKING:
     from metaopt_hpo.scaling.forecast import CurveLike, Forecast
     from metaopt_hpo.scaling.policy import Verdict
     from metaopt_hpo.trials.table import TrialTable
-
-LAW_VERSION = 2
-EXTRAPOLATION_LIMIT = 16.0
-"""Beyond this factor outside the fitted sizes or tokens a prediction carries a caution."""
-
-COSTLY = 5e-3
-"""Expected excess loss of a predicted configuration, by the law's own draws, from which it carries a caution."""
 
 UNKNOWN = 12.0
 """Half-width, ln units, at which an interval says nothing more: five decades either way."""
@@ -177,7 +168,11 @@ class Law:
         loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter())
         sx, sy = float(dx.std()) * self.widen["lr"], float(dy.std()) * self.widen["batch"]
         rho = float(np.mean(dx * dy) / (dx.std() * dy.std())) if dx.std() > 0 and dy.std() > 0 else 0.0
-        cautions = self._cautions(size, tokens, given) + self._doubt(sx, sy, rho)
+        cautions = (
+            *self.warnings,
+            *place_cautions(self, size, tokens, given),
+            *doubt(self.surface, sx, sy, rho),
+        )
         return Prediction(size, tokens, lr, best_batch, loss, cautions, (sx, sy, rho))
 
     def margin(self, variance: float) -> float:
@@ -290,46 +285,6 @@ class Law:
             math.exp(value + math.hypot(high, extra)),
         )
 
-    def _cautions(self, size: float, tokens: float, batch: float | None) -> tuple[Caution, ...]:
-        out = list(self.warnings)
-        factor = self.domain.factor(size, tokens)
-        if factor > EXTRAPOLATION_LIMIT:
-            message = (
-                f"the prediction lies {factor:.3g}× outside the fitted sizes or tokens "
-                f"(limit {EXTRAPOLATION_LIMIT:g}×)"
-            )
-            out.append(Caution("extrapolation", message))
-        low, high = self.domain.tokens
-        if self.path is not None:
-            expected = math.exp(self.path[0] + self.path[1] * math.log(size))
-            if not 1 / 1.5 < tokens / expected < 1.5:
-                message = (
-                    f"all trials had tokens tied to size; at this size that is {expected:.3g} tokens: lr and batch at "
-                    f"{tokens:.3g} rest on published exponents, and the loss is that of the path"
-                )
-                out.append(Caution("tokens-off-path", message))
-        elif "tokens" not in self.axes.names and not low / 1.5 < tokens < high * 1.5:
-            message = f"all trials saw about {high:.3g} tokens; nothing is known of {tokens:.3g}"
-            out.append(Caution("tokens-not-varied", message))
-        if batch is not None and not self.domain.batch[0] / 1.01 <= batch <= self.domain.batch[1] * 1.01:
-            low, high = self.domain.batch
-            out.append(
-                Caution("batch-outside", f"batch {batch:.4g} lies outside the fitted {low:.4g}–{high:.4g}")
-            )
-        return tuple(out)
-
-    def _doubt(self, sx: float, sy: float, rho: float) -> tuple[Caution, ...]:
-        """A caution where the optimum is so unsure that its expected cost, E[½ δᵀHδ] over the draws, is large."""
-        h11, h12, h22 = (float(v) for v in self.surface.h)
-        expected = 0.5 * h11 * sx * sx + h12 * rho * sx * sy + 0.5 * h22 * sy * sy
-        if expected <= COSTLY:
-            return ()
-        message = (
-            f"the optimum is so unsure here that the predicted configuration loses {100 * expected:.2g} % to the best "
-            f"on average, by the law's own draws (limit {100 * COSTLY:.2g} %)"
-        )
-        return (Caution("unsure-optimum", message),)
-
     def loss(
         self, size: Any, tokens: Any, batch: Any, lr: Any, *, extra: Mapping[str, float] | None = None
     ) -> Array:
@@ -388,47 +343,17 @@ class Law:
 
     def describe(self) -> str:
         """The law in words and numbers, a few lines."""
-        tail = 0.5 * (1.0 - self.level)
-        lines = [
-            f"law from {self.trials} trials, {len(self.domain.sizes)} sizes, {self.cells['size'].size} cells"
-        ]
-        targets = [("lr*", self.surface.a, self.draws.a, "lr")]
-        if self.surface.has_batch:
-            targets.append(("batch*", self.surface.b, self.draws.b, "batch"))
-        for label, coef, draws, key in targets:
-            parts = []
-            for i, name in enumerate(self.axes.names, start=1):
-                low, high = np.quantile(draws[:, i] - coef[i], [tail, 1 - tail]) * self.widen[key] + coef[i]
-                parts.append(f"{name}^{coef[i]:.3f} [{low:.3f}, {high:.3f}]")
-            lines.append(f"{label} ∝ " + " · ".join(parts) if parts else f"{label} constant")
-        lines.append(f"loss* = {self.floor.formula()}")
-        lines.append(f"one run scatters by {100 * self.noise:.2g} % about the surface")
-        if self.fall is not None:
-            lines.append(f"running losses are judged by the curves of {self.fall.runs} finished runs")
-        for name, t in self.trust.items():
-            if t.cells:
-                few = "" if t.cells >= MIN_SCORED else ", too few to choose by"
-                scored = f"ordered validation on {t.cells} cell{'s' if t.cells > 1 else ''}{few}"
-                if t.scores:  # laws of earlier releases kept none where cells were few
-                    scored += f": {100 * t.scores[COPYING.index(t.copying)]:.2g} % excess"
-                where = "sizes" if name == "size" else name
-                lines.append(
-                    f"beyond the fitted {where} {t.copying:.0%} is copied, the rest extrapolated ({scored})"
-                )
-        lines += [f"caution ({c.code}): {c.message}" for c in self.warnings]
-        return "\n".join(lines)
+        from metaopt_hpo.scaling.describe import describe
+
+        return describe(self)
 
     # -- storing --------------------------------------------------------------------------------------------
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The law as JSON text; also written to `path` where one is given."""
-        from metaopt_hpo.scaling.storage import encode
+        from metaopt_hpo.scaling.storage import write
 
-        data = {"format": "metaopt-hpo law", "version": LAW_VERSION, **encode(self)}
-        text = json.dumps(data, allow_nan=False)
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
+        return write(self, path)
 
     @classmethod
     def from_json(cls, source: str | os.PathLike[str]) -> Law:
@@ -437,25 +362,6 @@ class Law:
         Raises:
             MetaOptError: not a law, or of a later version.
         """
-        from metaopt_hpo.scaling.storage import decode
+        from metaopt_hpo.scaling.storage import read
 
-        text = str(source)
-        if not text.lstrip().startswith("{"):
-            try:
-                text = Path(source).read_text(encoding="utf-8")
-            except OSError as e:
-                raise MetaOptError(f"cannot read a law from {str(source)!r}: {e.strerror}") from e
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise MetaOptError(f"not a law: the text is no JSON ({e.msg} at character {e.pos})") from e
-        if not isinstance(data, dict) or data.get("format") != "metaopt-hpo law":
-            raise MetaOptError("not a law: the JSON has no format 'metaopt-hpo law'")
-        if data.get("version") != LAW_VERSION:
-            raise MetaOptError(
-                f"this law has version {data.get('version')}, this release reads {LAW_VERSION}: fit it again"
-            )
-        try:
-            return decode(data)
-        except (KeyError, TypeError, ValueError) as e:
-            raise MetaOptError(f"not a law: a part is missing or malformed ({e})") from e
+        return read(source)

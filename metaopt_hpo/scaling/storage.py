@@ -3,17 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.floor import Floor
 from metaopt_hpo.scaling.law import Domain, Draws, Law
 from metaopt_hpo.scaling.ordered import Trust
 from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
+
+FORMAT = "metaopt-hpo law"
+VERSION = 2
+
+
+def write(law: Law, path: str | os.PathLike[str] | None = None) -> str:
+    """The law as JSON text; also written to `path` where one is given."""
+    text = json.dumps({"format": FORMAT, "version": VERSION, **encode(law)}, allow_nan=False)
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+def read(source: str | os.PathLike[str]) -> Law:
+    """See `Law.from_json`."""
+    text = str(source)
+    if not text.lstrip().startswith("{"):
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except OSError as e:
+            raise MetaOptError(f"cannot read a law from {str(source)!r}: {e.strerror}") from e
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise MetaOptError(f"not a law: the text is no JSON ({e.msg} at character {e.pos})") from e
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise MetaOptError(f"not a law: the JSON has no format {FORMAT!r}")
+    if data.get("version") != VERSION:
+        raise MetaOptError(
+            f"this law has version {data.get('version')}, this release reads {VERSION}: fit it again"
+        )
+    try:
+        return decode(data)
+    except (KeyError, TypeError, ValueError) as e:
+        raise MetaOptError(f"not a law: a part is missing or malformed ({e})") from e
 
 
 def encode(law: Law) -> dict[str, Any]:

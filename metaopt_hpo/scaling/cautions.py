@@ -1,0 +1,61 @@
+"""What a law says against its own prediction."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from metaopt_hpo.scaling.estimates import Caution
+from metaopt_hpo.scaling.surface import Surface
+
+if TYPE_CHECKING:
+    from metaopt_hpo.scaling.law import Law
+
+EXTRAPOLATION_LIMIT = 16.0
+"""Beyond this factor outside the fitted sizes or tokens a prediction carries a caution."""
+
+COSTLY = 5e-3
+"""Expected excess loss of a predicted configuration, by the law's own draws, from which it carries a caution."""
+
+
+def place_cautions(law: Law, size: float, tokens: float, batch: float | None) -> tuple[Caution, ...]:
+    """Outside the fitted ranges, off the path of tied tokens, a batch that was never run."""
+    out: list[Caution] = []
+    factor = law.domain.factor(size, tokens)
+    if factor > EXTRAPOLATION_LIMIT:
+        message = (
+            f"the prediction lies {factor:.3g}× outside the fitted sizes or tokens "
+            f"(limit {EXTRAPOLATION_LIMIT:g}×)"
+        )
+        out.append(Caution("extrapolation", message))
+    low, high = law.domain.tokens
+    if law.path is not None:
+        expected = math.exp(law.path[0] + law.path[1] * math.log(size))
+        if not 1 / 1.5 < tokens / expected < 1.5:
+            message = (
+                f"all trials had tokens tied to size; at this size that is {expected:.3g} tokens: lr and batch at "
+                f"{tokens:.3g} rest on published exponents, and the loss is that of the path"
+            )
+            out.append(Caution("tokens-off-path", message))
+    elif "tokens" not in law.axes.names and not low / 1.5 < tokens < high * 1.5:
+        message = f"all trials saw about {high:.3g} tokens; nothing is known of {tokens:.3g}"
+        out.append(Caution("tokens-not-varied", message))
+    if batch is not None and not law.domain.batch[0] / 1.01 <= batch <= law.domain.batch[1] * 1.01:
+        low, high = law.domain.batch
+        out.append(
+            Caution("batch-outside", f"batch {batch:.4g} lies outside the fitted {low:.4g}–{high:.4g}")
+        )
+    return tuple(out)
+
+
+def doubt(surface: Surface, sx: float, sy: float, rho: float) -> tuple[Caution, ...]:
+    """A caution where the optimum is so unsure that its expected cost, E[½ δᵀHδ] over the draws, is large."""
+    h11, h12, h22 = (float(v) for v in surface.h)
+    expected = 0.5 * h11 * sx * sx + h12 * rho * sx * sy + 0.5 * h22 * sy * sy
+    if expected <= COSTLY:
+        return ()
+    message = (
+        f"the optimum is so unsure here that the predicted configuration loses {100 * expected:.2g} % to the best "
+        f"on average, by the law's own draws (limit {100 * COSTLY:.2g} %)"
+    )
+    return (Caution("unsure-optimum", message),)
