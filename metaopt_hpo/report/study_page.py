@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from metaopt_hpo.comparison.statistics import Difference
-from metaopt_hpo.comparison.study import STARTS, Case
+from metaopt_hpo.comparison.study import STARTS, TUNED, Case
 from metaopt_hpo.comparison.study_outcome import CLAIM, Results, StudyOutcome, judge
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
@@ -78,26 +78,17 @@ def percent(d: Difference | None) -> str:
 
 def _against_schedules(outcome: StudyOutcome) -> Table:
     head = (
-        "case", "seeds", "one run", "its lr", "best WSD", "at lr", "best cosine", "at lr",
-        "against the best of all, seed by seed", "of which luck", "against the best on other seeds", "seed noise",
+        "case", "seeds", "one run", "best WSD", "best cosine", "against the best of all, seed by seed",
+        "of which luck", "against the best on other seeds", "seed noise",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for o in outcome.cases:
-        schedules = [
-            text
-            for name in ("wsd", "cosine")
-            for text in (
-                _loss(o.schedule_loss.get(name, math.nan)),
-                scientific(o.schedule_lr.get(name, math.nan)),
-            )
-        ]
         rows.append(
             (
                 o.case.name,
                 str(len(o.seeds)),
-                _loss(o.loss),
-                scientific(o.lr),
-                *schedules,
+                _loss_at(o.loss, o.lr),
+                *(_loss_at(o.schedule_loss.get(n), o.schedule_lr.get(n)) for n in TUNED),
                 f"{percent(o.against_best)} of {o.runs}",
                 percent(o.luck),
                 percent(o.against_chosen),
@@ -107,8 +98,9 @@ def _against_schedules(outcome: StudyOutcome) -> Table:
     if rows:
         rows.append(
             (
-                f"mean of the {outcome.counted} cases with {CLAIM} seeds or more",
-                *[""] * 7,
+                f"mean of {outcome.counted}",
+                f"≥ {CLAIM}",
+                *[""] * 3,
                 percent(outcome.mean_against_best),
                 percent(outcome.mean_luck),
                 percent(outcome.mean_against_chosen),
@@ -253,6 +245,10 @@ def _probability(p: float) -> str:
     if not math.isfinite(p):
         return DASH
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _loss_at(loss: float | None, lr: float | None) -> str:
+    return DASH if loss is None or lr is None else f"{_loss(loss)} at {scientific(lr)}"
 
 
 def _loss(x: float) -> str:
