@@ -24,9 +24,15 @@ from metaopt_hpo.trials.table import TrialTable
 BAND = "rgba(181, 82, 159, 0.18)"
 """The law's colour, thin enough for lines to show through."""
 
+SLICE_TOP = 0.06
+"""Excess loss, of the least, above which a run is drawn at the figure's edge."""
+
 
 def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
     """Loss against lr in several cells: measured runs at the batch nearest the law's optimum, and the law there.
+
+    Each cell's loss is shown over the least the law gives it, so that bowls of all sizes can be compared; runs beyond
+    `SLICE_TOP` are at the top edge.
 
     Args:
         law: a fitted law.
@@ -47,20 +53,27 @@ def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
         runs = group[group["batch"] == batch].sort_values("lr")
         look = of_rank(rank, len(chosen))
         name = f"{size:.3g} parameters, {tokens:.3g} tokens"
-        plot.add_scatter(
-            x=runs["lr"],
-            y=runs["loss"],
-            mode="markers",
-            marker={"color": look.colour, "symbol": look.symbol},
-            name=name,
-        )
         lrs = np.geomspace(runs["lr"].min() / 1.3, runs["lr"].max() * 1.3, 60)
         losses = law.loss(size, tokens, batch, lrs)
+        least = float(losses.min())
         plot.add_scatter(
-            x=lrs, y=losses, mode="lines", line={"color": look.colour}, name=name, hoverinfo="skip"
+            x=runs["lr"],
+            y=np.minimum(runs["loss"] / least - 1, SLICE_TOP),
+            customdata=runs["loss"],
+            hovertemplate="lr %{x:.3g}, loss %{customdata:.4f}",
+            mode="markers",
+            marker={"color": look.colour, "symbol": look.symbol},
+            legendgroup=name,
+            name=name,
         )
+        plot.add_scatter(
+            x=lrs, y=losses / least - 1, mode="lines", line={"color": look.colour}, name=name, hoverinfo="skip",
+            legendgroup=name, showlegend=False,
+        )  # fmt: skip
     log_axis(plot.update_xaxes, *_span(frame["lr"]), "Learning rate")
-    plot.update_yaxes(title_text="Loss")
+    plot.update_yaxes(
+        title_text="Loss over the law's least", tickformat=".1%", range=[-0.004, 1.03 * SLICE_TOP]
+    )
     return plot
 
 
