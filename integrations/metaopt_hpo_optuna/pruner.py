@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.scaling.cells import ADAPTIVE
 from metaopt_hpo.scaling.forecast import DRIFT
@@ -40,7 +40,8 @@ class ScalingLawPruner(BasePruner):
     Trials of sizes below the largest with evidence are what the law learns from and cost little; they are left
     to the wrapped pruner, as is everything the law cannot judge: too few trials, sizes or learning rates, a
     size too far away, a strategy that finds its own lr, and the early part of a run, where finished trials
-    still changed ranks. The reason of each stop is the user attribute `metaopt:reason`.
+    still changed ranks. After five pruned trials of one size in a row the next one is let finish, so that a law that is
+    wrong meets the evidence. The reason of each stop is the user attribute `metaopt:reason`.
 
     The decision is a function of the trial and of the finished trials, so all workers that have seen the same
     trials decide alike. The law is kept in the process and fitted again when a tenth more trials have finished.
@@ -101,7 +102,7 @@ class ScalingLawPruner(BasePruner):
         verdict = self.verdict(study, trial)
         if verdict is None or verdict.action == "abstain":
             return self._wrapped is not None and bool(self._wrapped.prune(study, trial))
-        if verdict.action != "stop":
+        if verdict.action != "stop" or self._unchecked(study, trial):
             return False
         _compat.write_user_attr(study, trial, REASON, f"after {trial.last_step} tokens: {verdict.reason}")
         return True
@@ -111,7 +112,21 @@ class ScalingLawPruner(BasePruner):
         if len(study.directions) > 1:
             return None
         verdict = self.verdict(study, trial)
-        return f"not started: {verdict.reason}" if verdict is not None and verdict.action == "stop" else None
+        if verdict is None or verdict.action != "stop" or self._unchecked(study, trial):
+            return None
+        return f"not started: {verdict.reason}"
+
+    def _unchecked(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether the last `PATIENCE` trials of this size and tokens that ended were all pruned.
+
+        It reads every ended trial, and is asked only where a trial is about to be stopped.
+        """
+        from metaopt_hpo.scaling.policy import PATIENCE
+
+        place = self._evidence.place(trial)
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        same = [t.state for t in ended if t.number != trial.number and self._evidence.place(t) == place]
+        return len(same) >= PATIENCE and TrialState.COMPLETE not in same[-PATIENCE:]
 
     def verdict(self, study: Study, trial: FrozenTrial) -> Verdict | None:
         """The law's verdict on a trial as it stands; None where there is no law or it is not to judge."""

@@ -25,6 +25,10 @@ Action = Literal["launch", "keep", "stop", "abstain"]
 STOP_BELOW = 0.05
 """A run is stopped, or not launched, when its chance of beating the incumbent is below this."""
 
+PATIENCE = 5
+"""After so many stops at one size in a row the next run is let finish: a law that is wrong would otherwise never see
+evidence against itself, for what it stops teaches it nothing."""
+
 TRUST_FACTOR = 64.0
 """Further than this outside the fitted sizes or tokens the law gives no verdict."""
 

@@ -428,3 +428,21 @@ def test_multi_objective_studies_are_refused() -> None:
 def test_bad_arguments(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ScalingLawPruner(**options)  # type: ignore[arg-type]
+
+
+def test_after_five_stops_in_a_row_one_trial_is_let_finish() -> None:
+    """A law that stops everything would never learn that it is wrong."""
+    study = optuna.create_study(pruner=ScalingLawPruner())
+    fill(study)
+    fill(study, sizes=(LARGE,), lrs=(1e-2,))
+    hopeless = [5 * loss_at(LARGE, 1.0, t) for t in GRID]
+    stopped = []
+    for _ in range(8):
+        trial = begin(study)
+        decisions = decide(study, trial, hopeless)
+        stopped.append(decisions[-1])
+        if decisions[-1]:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, hopeless[-1])
+    assert stopped == [True] * 5 + [False] + [True] * 2
