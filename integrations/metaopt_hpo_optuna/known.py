@@ -116,8 +116,7 @@ class Known:
 
 def row_of(record: TrialRecord) -> Row:
     """A finished trial as a run for proposals."""
-    planned = record.target_tokens if math.isfinite(record.target_tokens) else record.tokens
-    return record.size, planned, record.batch, record.lr, record.loss
+    return record.size, record.planned_tokens, record.batch, record.lr, record.loss
 
 
 def step(count: int) -> int:

@@ -195,7 +195,7 @@ class ScalingLawSearch(Searcher):
         return Runs.of(
             (
                 r.size,
-                r.target_tokens if math.isfinite(r.target_tokens) else r.tokens,
+                r.planned_tokens,
                 r.batch,
                 r.lr,
                 r.loss if r.state == "complete" else math.nan,

@@ -63,7 +63,7 @@ class Case:
         workload, width, settings: what is trained; `settings` are further fields of the workload.
         steps: optimizer steps.
         grid: learning rates at which schedules are tuned.
-        seeds: how many times the study's seeds it gets: more where seeds differ much and a run is cheap.
+        seed_factor: how many times the study's seeds it gets: more where seeds differ much and a run is cheap.
         note: what a reader should know.
     """
 
@@ -73,7 +73,7 @@ class Case:
     steps: int
     grid: tuple[float, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    seeds: int = 1
+    seed_factor: int = 1
     note: str = ""
 
     def job(self) -> Workload:
@@ -97,7 +97,7 @@ DIGITS = Case(
     width=64,
     steps=135,
     grid=octaves(5e-4),
-    seeds=4,
+    seed_factor=4,
     note="three passes over the rows",
 )
 REGRESSION = Case(
@@ -106,7 +106,7 @@ REGRESSION = Case(
     width=64,
     steps=55,
     grid=octaves(5e-4),
-    seeds=4,
+    seed_factor=4,
     note="five passes over the rows",
 )
 CIFAR = Case(
@@ -278,7 +278,7 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
         out += [*single(STREAM, seed, (ONE_RUN,)), *single(STREAM, seed, (ONE_RUN,), NEVER_COMMIT)]
         out += tuned(STREAM, seed, ("constant",))
     for case in small:
-        for seed in range(seeds, case.seeds * seeds):
+        for seed in range(seeds, case.seed_factor * seeds):
             out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, TUNED)]
     for seed in range(min(3, seeds)):
         out += [*varied(SENSITIVITY_CASE, seed), *started(TEXT[2], seed)]

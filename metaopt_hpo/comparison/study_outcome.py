@@ -26,14 +26,12 @@ from metaopt_hpo.comparison.study import (
     SENSITIVITY_CASE,
     STARTS,
     STREAM,
-    TEXT,
     TUNED,
     Case,
-    Cell,
     Options,
-    single,
 )
-from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.comparison.study_results import Results, losses
+from metaopt_hpo.comparison.study_transfer import Transfer, transfers
 from metaopt_hpo.trials.table import TrialTable
 
 SENSIBLE = (1e-5, 3e-2)
@@ -110,25 +108,6 @@ class Variation:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """A law through MetaOptimize's own step sizes at smaller widths, asked for the next one."""
-
-    case: Case
-    sizes: int
-    predicted: float
-    """Committed step size that a line in ln size through the smaller widths gives here."""
-    found: float
-    """The tuned WSD schedule's best lr here: vertex of a parabola in ln lr through the grid's best three."""
-    excess: float
-    """Loss of WSD at the predicted lr, interpolated in ln lr, over the grid's best, minus 1."""
-
-    @property
-    def ratio(self) -> float:
-        """Predicted over found."""
-        return self.predicted / self.found
-
-
-@dataclass(frozen=True)
 class StudyOutcome:
     """Everything the report and the documents show."""
 
@@ -149,36 +128,6 @@ class StudyOutcome:
     transfers: tuple[Transfer, ...]
     stream: tuple[tuple[str, CaseOutcome], ...]
     """The stream, against the best constant lr: as recommended, and as the paper does it."""
-
-
-class Results:
-    """The table's runs, by case, strategy, lr, options and seed."""
-
-    def __init__(self, table: TrialTable) -> None:
-        self.records = {r.trial: r for r in table.records()}
-
-    def run(self, case: Case, strategy: str, seed: int, lr: float | None = None, **options: object) -> float:
-        """Held-out loss of a run; inf where it failed or diverged, NaN where it has not been run."""
-        record = self.record(case, strategy, seed, lr, **options)
-        if record is None:
-            return math.nan
-        return record.loss if record.state == "complete" and math.isfinite(record.loss) else math.inf
-
-    def record(
-        self, case: Case, strategy: str, seed: int, lr: float | None = None, **options: object
-    ) -> TrialRecord | None:
-        """The record of a run, or None."""
-        cell = Cell(case=case, strategy=strategy, seed=seed, lr=lr, options=options)  # type: ignore[arg-type]
-        return self.records.get(cell.key)
-
-    def own(self, case: Case, seed: int, changed: Options | None = None) -> TrialRecord | None:
-        """The single run of MetaOptimize as it comes, with what the workload recommends and `changed`, or None."""
-        (cell,) = single(case, seed, (ONE_RUN,), changed)
-        return self.records.get(cell.key)
-
-    def seeds(self) -> tuple[int, ...]:
-        """All seeds in the table."""
-        return tuple(sorted({r.seed for r in self.records.values()}))
 
 
 def judge(table: TrialTable) -> StudyOutcome:
@@ -202,7 +151,7 @@ def judge(table: TrialTable) -> StudyOutcome:
         pairs=sum(r.pairs for r in rivals),
         starts=tuple(s for case in CASES if (s := _starts(results, case)) is not None),
         sensitivity=tuple(_sensitivity(results)),
-        transfers=tuple(_transfers(results)),
+        transfers=tuple(transfers(results)),
         stream=tuple(
             (label, o)
             for label, changed in streams.items()
@@ -231,13 +180,6 @@ def _present(
     return tuple(name for name in schedules if complete[name] == most > 0)
 
 
-def _losses(results: Results, case: Case, schedules: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-    """Losses of tuned runs, (schedules × learning rates, seeds)."""
-    return np.array(
-        [[results.run(case, name, s, lr) for s in seeds] for name in schedules for lr in case.grid]
-    )
-
-
 @dataclass(frozen=True)
 class _Gaps:
     """Differences of ln loss on the seeds a case has in full."""
@@ -254,7 +196,7 @@ class _Gaps:
 
 def _gaps(results: Results, case: Case, schedules: Sequence[str], changed: Options | None = None) -> _Gaps:
     seeds = _complete_seeds(results, case, schedules, changed)
-    tuned = _losses(results, case, schedules, seeds)
+    tuned = losses(results, case, schedules, seeds)
     records = [r for s in seeds if (r := results.own(case, s, changed)) is not None]
     own = np.array([r.loss if r.state == "complete" else math.inf for r in records])
     logs = np.log(tuned)
@@ -364,59 +306,3 @@ def _sensitivity(results: Results) -> list[Variation]:
             a, b = zip(*pairs, strict=True)
             found.append(Variation(label, paired_difference(a, b)))
     return found
-
-
-def _transfers(results: Results) -> list[Transfer]:
-    """For each width with at least two smaller ones: the line through theirs, and what it would have cost here."""
-    known = []
-    for case in TEXT:
-        rates = [
-            math.log(r.plateau_lr)
-            for s in results.seeds()
-            if (r := results.own(case, s)) is not None and r.plateau_lr > 0
-        ]
-        seeds = [
-            s
-            for s in results.seeds()
-            if all(math.isfinite(results.run(case, "wsd", s, lr)) for lr in case.grid)
-        ]
-        if rates and seeds:
-            size = next(
-                r.size for s in seeds if (r := results.record(case, "wsd", s, case.grid[0])) is not None
-            )
-            curve = np.log(_losses(results, case, ("wsd",), seeds)).mean(axis=1)
-            known.append((case, math.log(size), statistics.fmean(rates), curve))
-    found = []
-    for i in range(2, len(known)):
-        case, size, _, curve = known[i]
-        slope, start = np.polyfit([k[1] for k in known[:i]], [k[2] for k in known[:i]], 1)
-        at = float(slope * size + start)
-        grid = np.log(case.grid)
-        vertex, least = _vertex(grid, curve)
-        inside = float(np.clip(at, grid[0], grid[-1]))
-        here = float(_parabola(grid, curve, inside))
-        found.append(Transfer(case, i, math.exp(at), math.exp(vertex), math.expm1(max(0.0, here - least))))
-    return found
-
-
-def _around(x: np.ndarray, y: np.ndarray, at: float | None = None) -> slice:
-    middle = int(np.argmin(y)) if at is None else int(np.argmin(np.abs(x - at)))
-    middle = min(max(middle, 1), len(x) - 2)
-    return slice(middle - 1, middle + 2)
-
-
-def _vertex(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Place and height of the minimum of a parabola through the lowest point and its neighbours."""
-    part = _around(x, y)
-    a, b, c = np.polyfit(x[part], y[part], 2)
-    if a <= 0:
-        i = int(np.argmin(y))
-        return float(x[i]), float(y[i])
-    at = float(np.clip(-b / (2 * a), x[part][0], x[part][-1]))
-    return at, float(a * at * at + b * at + c)
-
-
-def _parabola(x: np.ndarray, y: np.ndarray, at: float) -> float:
-    """Value at `at` of the parabola through the three nearest points."""
-    part = _around(x, y, at)
-    return float(np.polyval(np.polyfit(x[part], y[part], 2), at))

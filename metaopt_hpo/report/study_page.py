@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from metaopt_hpo.comparison.statistics import Difference
 from metaopt_hpo.comparison.study import STARTS, TUNED, Case
-from metaopt_hpo.comparison.study_outcome import CLAIM, Results, StudyOutcome, judge
+from metaopt_hpo.comparison.study_outcome import CLAIM, StudyOutcome, judge
+from metaopt_hpo.comparison.study_results import Results
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import NEUTRAL, of_rank

@@ -134,6 +134,11 @@ class TrialRecord:
             object.__setattr__(self, "target_tokens", self.tokens)
 
     @property
+    def planned_tokens(self) -> float:
+        """Tokens the run was planned for, or those seen where it does not say."""
+        return self.target_tokens if math.isfinite(self.target_tokens) else self.tokens
+
+    @property
     def steps(self) -> float:
         """Optimizer steps K = D / B."""
         return self.tokens / self.batch
