@@ -17,6 +17,9 @@ LR_PATH = "lr_path"
 
 STATES = get_args(TrialState)
 
+Place = tuple[int, int]
+"""Size and planned tokens in quarter octaves."""
+
 
 @dataclass(slots=True)
 class Entry:
@@ -47,11 +50,18 @@ class Entry:
     """What happened to it on the way: a checkpoint that was lost, say."""
     launched: bool = False
     """False while it has never been given resources."""
+    spared: bool = False
+    """True where the law would have stopped it and it is let finish, to see whether the law is right."""
 
     @property
     def known(self) -> bool:
         """True where size, planned tokens, batch and lr are known, so that a law can judge it."""
         return self.size > 0 and self.tokens > 0 and self.batch > 0 and self.lr > 0
+
+    @property
+    def place(self) -> Place:
+        """Where it stands among sizes and tokens: trials of one place compete, also where a sweep draws sizes."""
+        return quarter_octave(self.size), quarter_octave(self.tokens)
 
     @property
     def cost(self) -> float:
@@ -129,6 +139,7 @@ class Entry:
             "reason": self.reason,
             "note": self.note,
             "launched": self.launched,
+            "spared": self.spared,
         }
 
     @classmethod
@@ -144,3 +155,8 @@ class Entry:
         if values["state"] not in STATES:
             raise ValueError(f"state {values['state']!r}")
         return cls(**values)
+
+
+def quarter_octave(value: float) -> int:
+    """Number of the quarter octave a positive number lies in; any other has one of its own."""
+    return round(4 * math.log2(value)) if value > 0 else -(10**6)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from metaopt_hpo.scaling import Law, Verdict
-from metaopt_hpo.scaling.policy import STOP_BELOW
+from metaopt_hpo.scaling.policy import PATIENCE, STOP_BELOW
 from metaopt_hpo.trials.record import GRID_POINTS_PER_OCTAVE, TrialRecord
-from metaopt_hpo_ray.entry import Entry
+from metaopt_hpo_ray.entry import Entry, quarter_octave
 from metaopt_hpo_ray.fits import Fit, ask, question_of
 from metaopt_hpo_ray.state import TrialBook
 
@@ -25,9 +25,6 @@ GROWTH = 1.15
 
 FIRST_FIT = 6
 """Completed trials before the first fit; fewer are refused."""
-
-BUCKETS_PER_OCTAVE = 4
-"""Sizes within a quarter octave wait in one queue, so that a continuous range of sizes makes few of them."""
 
 JUDGE_EVERY = 4
 """A running trial is judged at every fourth point of the token grid, twice an octave: between two of them a
@@ -40,6 +37,8 @@ class Decision:
 
     action: Literal["launch", "keep", "stop", "wait", "abstain"]
     reason: str
+    spared: bool = False
+    """True where the law would stop the trial and it is let finish all the same."""
 
 
 NO_LAW = Decision("abstain", "there is no law yet")
@@ -86,12 +85,13 @@ class Judge:
         self._fitted_at = 0
         self._fit: Fit | None = None
         self._queues: dict[int, list[tuple[float, int, str]]] = {}
+        """Quarter octave of sizes → trials that wait: a continuous range of sizes makes few queues."""
         self._held: set[str] = set()
         self._live: dict[int, int] = {}
-        """bucket of sizes → trials launched and not ended."""
+        """quarter octave of sizes → trials launched and not ended."""
         self._counted: set[str] = set()
         self._judged: dict[str, int] = {}
-        self._known = {_bucket(r.size) for r in evidence}
+        self._known = {quarter_octave(r.size) for r in evidence}
         self._order = 0
         if law is None and evidence:
             self._run_fit()
@@ -103,7 +103,7 @@ class Judge:
         if trial in self._held:
             return
         self._held.add(trial)
-        self._known.add(_bucket(self.book.entries[trial].size))
+        self._known.add(quarter_octave(self.book.entries[trial].size))
         self._push(trial, self._promise(trial))
 
     def let_go(self, trial: str) -> None:
@@ -123,7 +123,7 @@ class Judge:
         """The trial has been given resources."""
         if trial not in self._counted:
             self._counted.add(trial)
-            bucket = _bucket(self.book.entries[trial].size)
+            bucket = quarter_octave(self.book.entries[trial].size)
             self._known.add(bucket)
             self._live[bucket] = self._live.get(bucket, 0) + 1
 
@@ -133,7 +133,7 @@ class Judge:
         self._judged.pop(trial, None)
         if trial in self._counted:
             self._counted.discard(trial)
-            bucket = _bucket(self.book.entries[trial].size)
+            bucket = quarter_octave(self.book.entries[trial].size)
             self._live[bucket] = max(0, self._live.get(bucket, 0) - 1)
             if not self._live[bucket]:
                 del self._live[bucket]
@@ -170,7 +170,10 @@ class Judge:
                 return Decision("wait", "small trials have not taught enough yet")
             why = self.refusal or "no trial has completed"
             return Decision("launch", f"no law is to be had ({why}): by cost alone")
-        v = self._verdict(self.book.entries[trial], None)
+        entry = self.book.entries[trial]
+        v = self._verdict(entry, None)
+        if v.action == "stop" and self._unchecked(entry):
+            return Decision("launch", self._why_spared(entry, v), spared=True)
         if v.action == "stop":
             return Decision("stop", f"not launched: {v.reason}")
         if v.action == "abstain":
@@ -196,7 +199,7 @@ class Judge:
         entry = self.book.entries[trial]
         self._order += 1
         worth = max(promise, 1e-6) / (6.0 * entry.size * entry.tokens)
-        heapq.heappush(self._queues.setdefault(_bucket(entry.size), []), (-worth, self._order, trial))
+        heapq.heappush(self._queues.setdefault(quarter_octave(entry.size), []), (-worth, self._order, trial))
 
     # -- stopping ------------------------------------------------------------------------------------------
 
@@ -207,6 +210,8 @@ class Judge:
         if not math.isfinite(loss):
             return Decision("stop", f"diverged: the loss is {loss} after {tokens:g} tokens")
         law = self.law
+        if entry.spared:
+            return NOT_NOW
         if law is None or not entry.known:
             return NO_LAW
         if tokens < self._grace * entry.tokens:
@@ -216,9 +221,18 @@ class Judge:
             return NOT_NOW
         self._judged[trial] = point
         v = self._verdict(entry, (entry.last,))
+        if v.action == "stop" and self._unchecked(entry):
+            return Decision("keep", self._why_spared(entry, v), spared=True)
         if v.action == "stop":
             return Decision("stop", f"after {tokens:g} tokens: {v.reason}")
         return Decision("abstain" if v.action == "abstain" else "keep", v.reason)
+
+    def _unchecked(self, entry: Entry) -> bool:
+        """Whether the last trials of its place all were stopped, and none is being let finish."""
+        return self.book.stops.get(entry.place, 0) >= PATIENCE and not self.book.sparing(entry.place)
+
+    def _why_spared(self, entry: Entry, v: Verdict) -> str:
+        return f"let finish after {self.book.stops[entry.place]} stops in a row, to check the law: {v.reason}"
 
     def _verdict(self, entry: Entry, curve: Sequence[tuple[float, float]] | None) -> Verdict:
         assert self.law is not None
@@ -298,7 +312,3 @@ class Judge:
         self._fitted_at = int(state["fitted_at"])
         self._judged = {str(k): int(v) for k, v in state["judged"].items()}
         self._fit = None
-
-
-def _bucket(size: float) -> int:
-    return round(BUCKETS_PER_OCTAVE * math.log2(size)) if size > 0 else -(10**6)

@@ -83,6 +83,8 @@ class Launches:
                 self.ended(key)
             elif decision.action == "launch":
                 logger.info("trial %s: launch: %s", key, decision.reason)
+                if decision.spared:
+                    self._book.spare(key)
                 self.start(trial)
                 return trial
             else:

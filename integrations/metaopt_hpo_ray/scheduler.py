@@ -40,8 +40,10 @@ class ScalingLawScheduler(FIFOScheduler):
 
     The smallest sizes run first and teach the law; larger trials wait. Once there is a law they are launched
     in order of promise per cost, not launched at all where the law gives them no chance, and stopped at points
-    of the token grid once their curve says so. Divergence (NaN, infinity) stops a trial. Every decision is
-    logged with its reason, which is also the `reason` of the trial's row in the trial table.
+    of the token grid once their curve says so. After five stops in a row at one size the next trial is let
+    finish, one at a time, so that a law that is wrong meets the evidence. Divergence (NaN, infinity) stops a
+    trial. Every decision is logged with its reason, which is also the `reason` of the trial's row in the trial
+    table.
 
     `tuner_configs` puts the scheduler to work so that its state survives `Tuner.restore`; without it, or a
     `CurveKeeper` of this scheduler among the callbacks, a restored experiment starts with an empty law.
@@ -267,6 +269,9 @@ class ScalingLawScheduler(FIFOScheduler):
         decision = self._judge.judge(key)
         if decision.action == "stop":
             return self._stop(key, "pruned", decision.reason)
+        if decision.spared:
+            self.book.spare(key)
+            logger.info("trial %s: keep: %s", key, decision.reason)
         if self._inner is None:
             return TrialScheduler.CONTINUE
         inner = self._ask_inner(controller, trial, result)

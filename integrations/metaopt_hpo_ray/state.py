@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord, TrialState
-from metaopt_hpo_ray.entry import STATES, Entry
+from metaopt_hpo_ray.entry import STATES, Entry, Place
 
 FORMAT = "metaopt-hpo ray journal"
-VERSION = 1
+VERSION = 2
+"""2: which trials were spared, and stops in a row."""
 
 Event = dict[str, Any]
 
@@ -53,6 +54,9 @@ class TrialBook:
         self.best: dict[tuple[float, float], float] = {}
         """(size, tokens) → lowest loss of a completed trial there."""
         self.completed = 0
+        self.stops: dict[Place, int] = {}
+        """Place → trials stopped there, or not launched, since one was last run to its end."""
+        self._spared: dict[Place, list[str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"state": self.to_state(), "outbox": None if self.outbox is None else []}
@@ -76,6 +80,15 @@ class TrialBook:
         """The trial may have resources."""
         if not self.entries[trial].launched:
             self.apply({"k": "launch", "id": trial})
+
+    def spare(self, trial: str) -> None:
+        """The trial is let finish, whatever the law says of it."""
+        if not self.entries[trial].spared:
+            self.apply({"k": "spare", "id": trial})
+
+    def sparing(self, place: Place) -> bool:
+        """True while a spared trial of the place has not ended."""
+        return any(not self.entries[t].closed for t in self._spared.get(place, ()))
 
     def report(
         self,
@@ -147,6 +160,12 @@ class TrialBook:
     def _launch(self, event: Event) -> None:
         self.entries[event["id"]].launched = True
 
+    def _spare(self, event: Event) -> None:
+        entry = self.entries[event["id"]]
+        if not entry.spared:
+            entry.spared = True
+            self._spared.setdefault(entry.place, []).append(entry.trial)
+
     def _report(self, event: Event) -> None:
         entry = self.entries[event["id"]]
         tokens, loss, process = event["t"], event["loss"], event["p"]
@@ -170,14 +189,21 @@ class TrialBook:
         entry = self.entries[event["id"]]
         if event["state"] not in STATES:
             raise ValueError(f"state {event['state']!r}")
-        if entry.state == "complete":
+        before = entry.state
+        if before == "complete":
             return
         entry.state, entry.reason = event["state"], event["reason"]
+        if entry.state == "pruned" and before != "pruned":
+            self.stops[entry.place] = self.stops.get(entry.place, 0) + 1
         if entry.state == "complete":
-            self.completed += 1
-            key = (entry.size, entry.tokens)
-            if math.isfinite(entry.last[1]):
-                self.best[key] = min(entry.last[1], self.best.get(key, math.inf))
+            self.stops.pop(entry.place, None)
+            self._note_complete(entry)
+
+    def _note_complete(self, entry: Entry) -> None:
+        self.completed += 1
+        key = (entry.size, entry.tokens)
+        if math.isfinite(entry.last[1]):
+            self.best[key] = min(entry.last[1], self.best.get(key, math.inf))
 
     def _note(self, event: Event) -> None:
         entry, text = self.entries[event["id"]], str(event["text"])
@@ -192,6 +218,7 @@ class TrialBook:
         "snapshot": _snapshot,
         "add": _add,
         "launch": _launch,
+        "spare": _spare,
         "report": _report,
         "state": _state,
         "note": _note,
@@ -213,6 +240,7 @@ class TrialBook:
             "format": FORMAT,
             "version": VERSION,
             "events": self.events,
+            "stops": [[*place, count] for place, count in self.stops.items()],
             "entries": [e.to_state() for e in self.entries.values()],
         }
 
@@ -226,17 +254,19 @@ class TrialBook:
         try:
             entries = [Entry.from_state(e) for e in state["entries"]]
             events = int(state["events"])
+            stops = {(int(s), int(t)): int(n) for s, t, n in state.get("stops", ())}
         except (KeyError, TypeError, ValueError) as error:
             raise BookError(f"the saved state of the trials is damaged ({error!r})") from error
         self.entries = {e.trial: e for e in entries}
         self.events = events
+        self.stops = stops
+        self._spared = {}
         self.best, self.completed = {}, 0
         for e in entries:
+            if e.spared:
+                self._spared.setdefault(e.place, []).append(e.trial)
             if e.state == "complete":
-                self.completed += 1
-                if math.isfinite(e.last[1]):
-                    key = (e.size, e.tokens)
-                    self.best[key] = min(e.last[1], self.best.get(key, math.inf))
+                self._note_complete(e)
 
     @classmethod
     def replay(cls, lines: Iterable[str]) -> TrialBook:

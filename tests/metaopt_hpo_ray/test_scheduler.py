@@ -207,6 +207,84 @@ def test_fits_in_a_thread_do_the_same_work() -> None:
     assert all(e.closed for e in scheduler.book.entries.values())
 
 
+# -- a law that may be wrong -----------------------------------------------------------------------------------
+
+
+def rival(scheduler: ScalingLawScheduler, slots: int) -> StubCluster:
+    """A cluster on which one trial has finished."""
+    cluster = StubCluster(scheduler, curve_of, slots=slots)
+    cluster.add(stub_trial("rival", size=SIZES[4], tokens=20 * SIZES[4], batch=1e4, lr=2e-3))
+    cluster.run()
+    return cluster
+
+
+def hopeless(count: int) -> list[Trial]:
+    """Trials t0, t1, … of the rival's size that the law gives no chance."""
+    return [
+        stub_trial(f"t{i}", size=SIZES[4], tokens=20 * SIZES[4], batch=1e4, lr=1e-4 * (1 - 1e-3 * i))
+        for i in range(count)
+    ]
+
+
+def test_after_five_that_were_not_launched_the_next_is_let_finish(caplog: pytest.LogCaptureFixture) -> None:
+    """A law that refuses everything would never learn that it is wrong. However wide the cluster, the others are
+    refused meanwhile."""
+    caplog.set_level(logging.INFO, logger="metaopt_hpo_ray")
+    scheduler = kept(law=fit(TrialTable.from_records(evidence())))
+    cluster = rival(scheduler, slots=16)
+    for trial in hopeless(13):
+        cluster.add(trial)
+    cluster.run()
+    assert cluster.started == ["rival", "t5"]
+    assert scheduler.book.entries["t5"].state == "complete"
+    assert any("t5: launch: let finish after 5 stops in a row" in r.message for r in caplog.records)
+
+
+def test_one_at_a_time_every_sixth_hopeless_trial_is_let_finish() -> None:
+    cluster = rival(kept(law=fit(TrialTable.from_records(evidence()))), slots=1)
+    for trial in hopeless(13):
+        cluster.add(trial)
+        cluster.run()
+    assert cluster.started == ["rival", "t5", "t11"]
+
+
+def test_a_running_trial_is_let_finish_too_and_a_restore_knows_how_many_were_stopped() -> None:
+    def begin(scheduler: ScalingLawScheduler, key: str) -> Trial:
+        trial = stub_trial(key, size=SIZES[3], tokens=20 * SIZES[3], batch=1e4, lr=3e-3)
+        scheduler.on_trial_add(cluster, trial)
+        trial.set_status(Trial.RUNNING)
+        return trial
+
+    def report(scheduler: ScalingLawScheduler, trial: Trial, part: float) -> str:
+        tokens = 20 * SIZES[3] * part
+        return scheduler.on_trial_result(
+            cluster, trial, result_of(trial, tokens, 1.3 * world_loss(SIZES[3], tokens, 3e-3))
+        )
+
+    scheduler = kept(evidence=evidence(), hold=False)
+    cluster = StubCluster(scheduler, curve_of, slots=1)
+    cluster.add(stub_trial("rival", size=SIZES[3], tokens=20 * SIZES[3], batch=1e4, lr=3e-3))
+    cluster.run()
+    for i in range(5):
+        trial = begin(scheduler, f"t{i}")
+        assert report(scheduler, trial, 0.5) == TrialScheduler.STOP
+        scheduler.on_trial_complete(cluster, trial, {})
+        again = kept(evidence=evidence(), hold=False)
+        again.set_state(scheduler.get_state())
+        scheduler = again
+    spared, other = begin(scheduler, "spared"), begin(scheduler, "other")
+    assert report(scheduler, spared, 0.5) == TrialScheduler.CONTINUE
+    assert report(scheduler, other, 0.5) == TrialScheduler.STOP
+    again = kept(evidence=evidence(), hold=False)
+    again.set_state(scheduler.get_state())
+    assert report(again, spared, 0.8) == TrialScheduler.CONTINUE
+    assert report(again, begin(again, "meanwhile"), 0.5) == TrialScheduler.STOP
+    diverged = result_of(spared, 18 * SIZES[3], float("nan"))
+    assert again.on_trial_result(cluster, spared, diverged) == TrialScheduler.STOP
+    again.on_trial_complete(cluster, spared, diverged)
+    assert report(again, begin(again, "next"), 0.5) == TrialScheduler.CONTINUE, "it taught nothing"
+
+
 # -- bad input -----------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metaopt_hpo_ray.entry import STATES
 from metaopt_hpo_ray.state import BookError, TrialBook, header
 
 reports = st.lists(
@@ -34,14 +35,42 @@ def book_of(rows: list[Any]) -> tuple[TrialBook, list[dict[str, Any]]]:
     return book, book.outbox
 
 
-@given(reports)
-def test_replaying_the_events_gives_the_same_book(rows: list[Any]) -> None:
+ends = st.lists(st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["spare", *STATES])), max_size=6)
+
+
+@given(reports, ends)
+def test_replaying_the_events_gives_the_same_book(rows: list[Any], ended: list[Any]) -> None:
     book, events = book_of(rows)
+    for trial, what in ended:
+        if what == "spare":
+            book.spare(trial)
+        elif what == "running":
+            book.add(trial)
+        else:
+            book.close(trial, what)
     again = TrialBook.replay([header(), *(json.dumps(e) for e in events)])
     assert json.dumps(again.to_state()) == json.dumps(book.to_state())
     copy = TrialBook()
     copy.load_state(json.loads(json.dumps(book.to_state())))
     assert json.dumps(copy.to_state()) == json.dumps(book.to_state())
+    place = book.entries["a"].place
+    for other in (again, copy):
+        assert (other.stops, other.completed, other.best) == (book.stops, book.completed, book.best)
+        assert other.sparing(place) == book.sparing(place)
+
+
+def test_stops_are_counted_since_the_last_trial_that_was_run_to_its_end() -> None:
+    book = TrialBook()
+    book.outbox = []
+    for i, state in enumerate(("pruned", "complete", "pruned", "failed", "pruned", "diverged")):
+        book.add(f"t{i}", size=1e6 * (1 + i / 100), tokens=40.0, batch=2.0, lr=1e-2)
+        book.close(f"t{i}", state)
+    book.add("larger", size=2e6, tokens=40.0, batch=2.0, lr=1e-2)
+    place = book.entries["t0"].place
+    assert book.stops == {place: 2}
+    again = [e for e in book.outbox if e.get("id") == "t4" and e["k"] == "state"]
+    book.apply(again[0])
+    assert book.stops == {place: 2}
 
 
 @given(reports)
