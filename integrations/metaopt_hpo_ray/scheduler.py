@@ -1,4 +1,4 @@
-"""ScalingLawScheduler: Tune's hooks around `Judge`. It launches in order of promise per cost and stops by verdict.
+"""ScalingLawScheduler: Tune's hooks around `Decisions`. It launches by promise per cost and stops by verdict.
 
 Nothing here raises from a hook: that would end the experiment.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +19,10 @@ from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.policy import STOP_BELOW
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray import _compat
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, REASON, STATE, Columns, TuneWarning
-from metaopt_hpo_ray.entry import DONE
+from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
+from metaopt_hpo_ray.decisions import Decisions
+from metaopt_hpo_ray.inner import Inner
 from metaopt_hpo_ray.judge import Judge
-from metaopt_hpo_ray.launches import WAITING, Launches
-from metaopt_hpo_ray.reports import describe, is_finite, outcome, report, why_failed
 from metaopt_hpo_ray.state import TrialBook
 
 if TYPE_CHECKING:
@@ -98,21 +95,14 @@ class ScalingLawScheduler(FIFOScheduler):
         for name, value in (("stop_below", stop_below), ("grace", grace)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
-        if inner is not None and not isinstance(inner, AsyncHyperBandScheduler):
-            raise ValueError(
-                f"inner must be an ASHAScheduler, which decides from results alone, got {type(inner).__name__}; "
-                "schedulers that pause or clone trials would undo the order of launches"
-            )
         self._metric = metric
         self._columns = Columns(size, tokens, batch, lr)
         self._progress = progress
-        self._inner = inner
-        self._hold = hold
+        self._inner = None if inner is None else Inner(inner)
         self._kept = False
         """True where a CurveKeeper saves this scheduler's state."""
         self.on_first_trial: Callable[[Any], None] | None = None
         """Called with the experiment's storage when the first trial comes: how a CurveKeeper finds its journal."""
-        self._warned: set[str] = set()
         self.book = TrialBook()
         records = evidence.records() if isinstance(evidence, TrialTable) else list(evidence)
         self._judge = Judge(
@@ -125,7 +115,15 @@ class ScalingLawScheduler(FIFOScheduler):
             background=background,
             seed=seed,
         )
-        self._launches = Launches(self.book, self._judge)
+        self._decisions = Decisions(
+            self.book,
+            self._judge,
+            metric=self.metric,
+            progress=progress,
+            columns=self._columns,
+            inner=self._inner,
+            hold=hold,
+        )
 
     @property
     def law(self) -> Law | None:
@@ -159,14 +157,9 @@ class ScalingLawScheduler(FIFOScheduler):
                 "give it in one place"
             )
         self._metric = metric or self._metric
+        self._decisions.metric = self.metric
         if self._inner is not None:
-            own, own_mode = _compat.asha_properties(self._inner)
-            if own_mode == "max" or (own and own != self.metric):
-                raise ValueError(
-                    f"the inner scheduler judges {own!r} with mode {own_mode!r} and ScalingLawScheduler "
-                    f"{self.metric!r} with mode 'min'; leave metric and mode out of the inner one"
-                )
-            self._inner.set_search_properties(None if own else self.metric, None if own_mode else "min")
+            self._inner.judge_by(self.metric)
         if not self._kept:
             warnings.warn(
                 "ScalingLawScheduler runs without a CurveKeeper: Tuner.restore will not bring its law and its "
@@ -184,7 +177,7 @@ class ScalingLawScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """CONTINUE, or STOP with a reason in the log and the trial table."""
         try:  # `_safely` without its calls: this is the hook that is counted in microseconds
-            return self._result(tune_controller, trial, result)
+            return self._decisions.result(tune_controller, trial, result)
         except Exception:
             logger.exception("ScalingLawScheduler failed in a result and lets the experiment go on")
             return TrialScheduler.CONTINUE
@@ -193,19 +186,19 @@ class ScalingLawScheduler(FIFOScheduler):
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> None:
         """The trial has ended: by itself, by our decision, or by the experiment's stopper."""
-        self._safely(None, self._complete, trial, result or {})
+        self._safely(None, self._decisions.complete, trial, result or {})
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """The trial has failed; where a retry is left it is added again."""
-        self._safely(None, self._error, trial)
+        self._safely(None, self._decisions.error, trial)
 
     def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
         """The trial ends without running (again)."""
-        self._safely(None, self._remove, trial)
+        self._safely(None, self._decisions.remove, trial)
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """The next trial to give resources; the same one until Tune has taken it."""
-        return self._safely(None, self._launches.choose, tune_controller)
+        return self._safely(None, self._decisions.launches.choose, tune_controller)
 
     def debug_string(self) -> str:
         """One line on where things stand."""
@@ -215,105 +208,11 @@ class ScalingLawScheduler(FIFOScheduler):
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         return f"ScalingLawScheduler: {about}; {self._judge.held} held back; {counts or 'no trials'}"
 
-    # -- what the hooks do ---------------------------------------------------------------------------------
-
     def _add(self, trial: Trial) -> None:
         if self.on_first_trial is not None and trial.storage is not None:
             open_journal, self.on_first_trial = self.on_first_trial, None
             open_journal(trial.storage)
-        key = trial.trial_id
-        self.book.add(key, **describe(trial.config, self._columns))
-        entry = self.book.entries[key]
-        if trial.status in (Trial.TERMINATED, Trial.ERROR):
-            if self._judge.is_held(key):
-                self._judge.ended(key)
-            return
-        if not entry.known:
-            names = [n for n in ("size", "tokens", "batch", "lr") if not getattr(entry, n) > 0]
-            self._warn(
-                "config",
-                f"trial {key} has no {', '.join(names)} in its config, so it is neither held back nor judged; "
-                "name the entries with ScalingLawScheduler(size=…, tokens=…, batch=…, lr=…)",
-            )
-        if entry.launched or not entry.known or not self._hold or entry.closed:
-            self._launches.start(trial)
-        elif trial.status in WAITING:
-            self._launches.hold(trial)
-
-    def _result(self, controller: TuneController, trial: Trial, result: Mapping[str, Any]) -> str:
-        key = trial.trial_id
-        entry = self.book.entries.get(key)
-        if entry is None:
-            self._add(trial)
-            entry = self.book.entries[key]
-        tokens, loss = result.get(self._progress), result.get(self._metric or METRIC)
-        if tokens is None or loss is None:
-            missing = self._progress if tokens is None else self.metric
-            self._warn(
-                "result",
-                f"trial {key} reported no {missing!r}, so it cannot be judged; report it, or name another "
-                f"result with ScalingLawScheduler({'progress' if tokens is None else 'metric'}=…)",
-            )
-            return self._ask_inner(controller, trial, result)
-        report(self.book, key, float(tokens), float(loss), result)
-        if entry.state != "running" and entry.state != "failed":
-            return (
-                TrialScheduler.STOP
-            )  # decided before a restore that Tune's own snapshot was too old to know of
-        if result.get(STATE) == "diverged":
-            return self._stop(key, "diverged", str(result.get(REASON, "")))
-        if not math.isfinite(entry.last[1]):
-            return self._stop(key, "diverged", self._judge.judge(key).reason)
-        if entry.tokens > 0 and entry.last[0] >= entry.tokens * DONE:
-            return TrialScheduler.CONTINUE  # it ends by itself
-        decision = self._judge.judge(key)
-        if decision.action == "stop":
-            return self._stop(key, "pruned", decision.reason)
-        if decision.spared:
-            self.book.spare(key)
-            logger.info("trial %s: keep: %s", key, decision.reason)
-        if self._inner is None:
-            return TrialScheduler.CONTINUE
-        inner = self._ask_inner(controller, trial, result)
-        if decision.action == "abstain" and inner == TrialScheduler.STOP:
-            return self._stop(
-                key, "pruned", f"ASHA stopped it after {entry.last[0]:g} tokens: {decision.reason}"
-            )
-        return TrialScheduler.CONTINUE
-
-    def _stop(self, key: str, state: Any, reason: str) -> str:
-        self.book.close(key, state, reason)
-        logger.info("trial %s: stop (%s): %s", key, state, reason)
-        return TrialScheduler.STOP
-
-    def _complete(self, trial: Trial, result: Mapping[str, Any]) -> None:
-        key = trial.trial_id
-        if key not in self.book.entries:
-            self._add(trial)
-        self.book.close(key, *outcome(self.book.entries[key], result))
-        self._launches.ended(key)
-        self._judge.learn()
-
-    def _error(self, trial: Trial) -> None:
-        key = trial.trial_id
-        if key in self.book.entries:
-            self.book.close(key, "failed", why_failed(trial))
-            self._launches.ended(key)
-
-    def _remove(self, trial: Trial) -> None:
-        key = trial.trial_id
-        if key in self.book.entries:
-            self.book.close(key, "pruned", "it was removed before it ran")
-            self._launches.ended(key)
-
-    # -- the inner scheduler -------------------------------------------------------------------------------
-
-    def _ask_inner(self, controller: TuneController, trial: Trial, result: Mapping[str, Any]) -> str:
-        if self._inner is None or not is_finite(result.get(self.metric)):
-            return TrialScheduler.CONTINUE
-        if not _compat.asha_knows(self._inner, trial.trial_id):
-            self._inner.on_trial_add(controller, trial)
-        return self._inner.on_trial_result(controller, trial, dict(result))
+        self._decisions.add(trial)
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -327,7 +226,7 @@ class ScalingLawScheduler(FIFOScheduler):
         return {
             "book": self.book.to_state(),
             "judge": self._judge.to_state(),
-            "inner": None if self._inner is None else _compat.asha_state(self._inner),
+            "inner": None if self._inner is None else self._inner.to_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -338,9 +237,9 @@ class ScalingLawScheduler(FIFOScheduler):
         """
         self.book.load_state(state["book"])
         self._judge.load_state(state["judge"])
-        self._launches.forget()
+        self._decisions.launches.forget()
         if self._inner is not None and state["inner"] is not None:
-            _compat.set_asha_state(self._inner, state["inner"])
+            self._inner.load_state(state["inner"])
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state as JSON."""
@@ -358,12 +257,6 @@ class ScalingLawScheduler(FIFOScheduler):
         except Exception:
             logger.exception("ScalingLawScheduler failed in %s and lets the experiment go on", hook.__name__)
             return fallback
-
-    def _warn(self, kind: str, message: str) -> None:
-        """Log once for each kind: an exception, or a thousand lines, would help nobody."""
-        if kind not in self._warned:
-            self._warned.add(kind)
-            logger.warning(message)
 
 
 def _check_mode(mode: str | None) -> None:
