@@ -34,6 +34,8 @@ from metaopt_hpo_ray.state import BookError, TrialBook
 from metaopt_hpo_ray.trainables import halted_run, whole_run
 from metaopt_hpo_ray.wiring import SAFE_FOR_PBT
 
+_OUTPUT = "RAY_AIR_NEW_OUTPUT"
+
 TASK = "task.json"
 """Beside the trials: what they were run for."""
 
@@ -198,7 +200,7 @@ class _Experiments:
     ) -> list[TrialRecord]:
         keeper = CurveKeeper()
         told = _Tell(keeper, _Own(self.method, self.study, self.task.objective.name), first, self.progress)
-        results = tune.Tuner(
+        tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": self.threads}),
             param_space=space,
             tune_config=tune.TuneConfig(metric=METRIC, mode="min", reuse_actors=True, **options),
@@ -210,7 +212,9 @@ class _Experiments:
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=SAFE_FOR_PBT),
                 verbose=0,
             ),
-        ).fit()
+        )
+        with _quiet():
+            results = tuner.fit()
         for error in results.errors:
             raise EngineError(
                 f"a trial of {self.study!r} failed: {str(error).strip().splitlines()[-1]}"
@@ -314,6 +318,20 @@ class _Own:
 
 
 # -- the cluster ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the boxes that Tune prints for each experiment, verbose=0 or not: a comparison has dozens."""
+    before = os.environ.get(_OUTPUT)
+    os.environ[_OUTPUT] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_OUTPUT]
+        else:
+            os.environ[_OUTPUT] = before
 
 
 def _threads() -> int:

@@ -23,6 +23,7 @@ from metaopt_hpo_ray.entry import Entry
 from metaopt_hpo_ray.lost import make_good
 from metaopt_hpo_ray.reports import describe, outcome, report, why_failed
 from metaopt_hpo_ray.state import BookError, TrialBook, header
+from metaopt_hpo_ray.storage import warn_unshared
 
 if TYPE_CHECKING:
     from metaopt_hpo_ray.scheduler import ScalingLawScheduler
@@ -50,6 +51,8 @@ class CurveKeeper(Callback):
         size, tokens, batch, lr: as `ScalingLawScheduler`; of the scheduler where there is one.
         pauses: name of a scheduler that pauses trials, to warn of a trial that reports without a checkpoint
             before it is paused; "" for one that does not.
+        check_storage: warn, before the first trial runs, where several nodes would keep trials in a path of
+            one machine.
     """
 
     def __init__(
@@ -64,9 +67,11 @@ class CurveKeeper(Callback):
         batch: str | float = "batch",
         lr: str = "lr",
         pauses: str = "",
+        check_storage: bool = True,
     ) -> None:
         self._scheduler = scheduler
         self._pauses = pauses
+        self._check_storage = check_storage
         self._metric = metric
         self._progress = progress
         self._maximize = maximize
@@ -99,6 +104,9 @@ class CurveKeeper(Callback):
         """
         local = isinstance(storage.storage_filesystem, pyarrow.fs.LocalFileSystem)
         folder = Path(storage.experiment_fs_path if local else storage.experiment_driver_staging_path)
+        if local and self._check_storage:
+            self._check_storage = False
+            warn_unshared(storage.experiment_fs_path)
         path = folder / JOURNAL
         if path.exists():
             self._take_over(path)

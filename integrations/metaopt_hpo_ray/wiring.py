@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import ray
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.schedulers import (
     HyperBandScheduler,
     MedianStoppingRule,
     PopulationBasedTraining,
     TrialScheduler,
+    create_scheduler,
 )
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
@@ -21,6 +21,7 @@ from metaopt_hpo_ray.columns import METRIC, PROGRESS, TuneWarning
 from metaopt_hpo_ray.keeper import CurveKeeper
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
 from metaopt_hpo_ray.searcher import ScalingLawSearch
+from metaopt_hpo_ray.storage import warn_unshared
 
 KEEP = 2
 """Checkpoints kept of each trial by default: the last, and the one before it should the last be cut short."""
@@ -29,9 +30,6 @@ KEEP = 2
 SAFE_FOR_PBT = 4
 """Checkpoints to keep of each trial where others copy them."""
 
-LOCAL = ("file://", "local://")
-"""Storage that is a folder of the machine all the same."""
-
 PAUSING = (HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining)
 """Schedulers that pause running trials, which then go on from a checkpoint, or without one from their beginning."""
 
@@ -39,7 +37,7 @@ PAUSING = (HyperBandScheduler, MedianStoppingRule, PopulationBasedTraining)
 def tuner_configs(
     *,
     param_space: Mapping[str, Any],
-    scheduler: TrialScheduler | None = None,
+    scheduler: TrialScheduler | str | None = None,
     search_alg: Any = None,
     metric: str = METRIC,
     mode: str = "min",
@@ -61,7 +59,7 @@ def tuner_configs(
 
     Args:
         param_space: of the trials; with `size`, `tokens`, `batch` and `lr` under the scheduler's names.
-        scheduler: a `ScalingLawScheduler` by default; any other is wired to a `CurveKeeper` too.
+        scheduler: a `ScalingLawScheduler` by default; any other, or its name, is wired to a `CurveKeeper` too.
         search_alg: a searcher, or None for Tune's own random and grid search.
         metric, mode: as in `TuneConfig`.
         num_samples, max_concurrent_trials, reuse_actors: as in `TuneConfig`.
@@ -83,6 +81,9 @@ def tuner_configs(
     """
     scheduler = ScalingLawScheduler() if scheduler is None else scheduler
     _check_kinds(scheduler, search_alg)
+    if isinstance(scheduler, str):
+        scheduler = create_scheduler(scheduler)
+    assert isinstance(scheduler, TrialScheduler)
     if mode not in ("min", "max"):
         raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
     own = getattr(search_alg, "mode", None)
@@ -110,13 +111,14 @@ def tuner_configs(
             )
         _check_searcher(search_alg, max_concurrent_trials)
     _check_checkpoints(scheduler, num_to_keep)
-    _check_storage(storage_path)
+    told = warn_unshared(storage_path)
     keeper = CurveKeeper(
         scheduler if isinstance(scheduler, ScalingLawScheduler) else None,
         metric=metric,
         maximize=mode == "max",
         progress=scheduler.progress if isinstance(scheduler, ScalingLawScheduler) else PROGRESS,
         pauses=type(scheduler).__name__ if isinstance(scheduler, PAUSING) else "",
+        check_storage=not told,
     )
     run_fields = dict(run_options or {})
     callbacks = [*run_fields.pop("callbacks", ()), keeper]
@@ -210,21 +212,6 @@ def _check_checkpoints(scheduler: TrialScheduler, num_to_keep: int | None) -> No
         warnings.warn(
             f"num_to_keep={num_to_keep} with population based training: a fast donor may delete the checkpoint "
             f"another trial is about to copy; keep {SAFE_FOR_PBT} or all (None)",
-            TuneWarning,
-            stacklevel=3,
-        )
-
-
-def _check_storage(storage_path: str | None) -> None:
-    if storage_path is not None and "://" in storage_path and not storage_path.startswith(LOCAL):
-        return
-    nodes = sum(1 for n in ray.nodes() if n.get("Alive")) if ray.is_initialized() else 1
-    if nodes > 1:
-        warnings.warn(
-            f"the cluster has {nodes} nodes and storage_path={storage_path or '~/ray_results'!r} is a path of this "
-            "machine: unless "
-            "every node mounts it, a trial that moves to another node loses its checkpoint and starts again at "
-            "its first step; give a URI such as s3://… or a path on shared storage",
             TuneWarning,
             stacklevel=3,
         )

@@ -173,13 +173,17 @@ def test_a_search_resumes_and_refuses_another_task(cluster: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_divergence_is_recorded_and_an_objective_that_raises_is_an_error(cluster: str) -> None:
+def test_divergence_is_recorded_and_an_objective_that_raises_is_an_error(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "1")  # Tune's default, which prints boxes
     diverging = task(runs=3, lr_bounds=(1.5, 1.6))
     records = engine().search(method("random"), diverging, study="wild")
     assert {r.state for r in records} == {"diverged"}
     assert all(math.isnan(r.loss) and r.reason == "the loss exploded" for r in records)
     with pytest.raises(EngineError, match="no such lr"):
         engine().search(method("grid"), task(runs=1, lr_bounds=(0.5, 0.5)), study="raises")
+    assert "experiment" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -50,6 +50,14 @@ def test_one_call_wires_the_scheduler_to_its_keeper() -> None:
         assert scheduler.set_search_properties("loss", "min")
 
 
+def test_a_scheduler_given_by_name_is_wired_too() -> None:
+    configs = tuner_configs(param_space=SPACE, scheduler="scaling_law")
+    (keeper,) = configs["run_config"].callbacks
+    assert keeper.book is configs["tune_config"].scheduler.book
+    with pytest.raises(ValueError, match="'size'"):
+        tuner_configs(param_space={"tokens": 1, "batch": 1, "lr": 0.1}, scheduler="scaling_law")
+
+
 def test_any_other_scheduler_gets_its_curves_kept() -> None:
     configs = tuner_configs(param_space={}, scheduler=FIFOScheduler(), metric="accuracy", mode="max")
     assert [type(c) for c in configs["run_config"].callbacks] == [CurveKeeper]
@@ -120,6 +128,26 @@ def test_several_nodes_without_shared_storage(monkeypatch: pytest.MonkeyPatch, t
     with pytest.warns(TuneWarning, match="2 nodes"):
         tuner_configs(param_space=SPACE, storage_path=f"file://{tmp_path}")
     tuner_configs(param_space=SPACE, storage_path="s3://bucket/runs")
+
+
+def test_a_cluster_that_is_joined_later_is_looked_at_before_the_first_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    configs = tuner_configs(param_space=SPACE, storage_path=str(tmp_path))
+    (keeper,) = configs["run_config"].callbacks
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": True}])
+    storage = SimpleNamespace(
+        storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path)
+    )
+    with pytest.warns(TuneWarning, match="2 nodes"):
+        keeper.open_journal(storage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keeper.on_experiment_end([])
+        keeper.open_journal(storage)
+    keeper.on_experiment_end([])
 
 
 def test_a_trial_run_outside_a_trial_says_where_it_belongs() -> None:
