@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,36 +19,15 @@ from metaopt_hpo.comparison.scoring import (
     published,
     score,
 )
+from metaopt_hpo.comparison.section import Section
 from metaopt_hpo.scaling import LawRefused, fit
+from metaopt_hpo.scaling.cautions import WRONG
 from metaopt_hpo.scaling.cells import from_table
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.learned import ResidualGP, run_dynamics
 from metaopt_hpo.scaling.pointfit import point_fit
 from metaopt_hpo.trials.table import TrialTable
-
-
-@dataclass
-class Section:
-    """One table of the output."""
-
-    title: str
-    header: Sequence[str]
-    rows: list[Sequence[str]] = field(default_factory=list)
-    note: str = ""
-
-    def markdown(self) -> str:
-        """The section as Markdown."""
-        lines = [
-            f"## {self.title}",
-            "",
-            "| " + " | ".join(self.header) + " |",
-            "|" + "---|" * len(self.header),
-        ]
-        lines += ["| " + " | ".join(r) + " |" for r in self.rows]
-        if self.note:
-            lines += ["", self.note]
-        return "\n".join(lines)
 
 
 def percent(values: Sequence[float]) -> str:
@@ -172,22 +150,19 @@ def width_section(data: Path) -> Section:
     return section
 
 
-DOUBTS = ("missed-size", "missed-tokens", "unsure-optimum")
-"""Cautions that say: this lr may be wrong."""
-
-WRONG = 5e-3
+WRONG_EXCESS = 5e-3
 """Mean excess from which a prediction counts as wrong: what the median run of a grid loses."""
 
 
 def doubts(law: Law, cells: Mapping[tuple[float, float], CellGrid]) -> list[str]:
-    """Which of `DOUBTS` a law gives for any of these cells."""
+    """Which of `cautions.WRONG` a law gives for any of these cells."""
     codes = {w.code for cell in cells for w in law.predict(*cell).warnings}
-    return [d for d in DOUBTS if d in codes]
+    return [d for d in WRONG if d in codes]
 
 
 def caution_section(data: Path) -> Section:
     """How often a law that was right, or wrong, said that it may be wrong, over every kind of table here."""
-    counts = {right: dict.fromkeys((*DOUBTS, "any", "all"), 0) for right in (True, False)}
+    counts = {right: dict.fromkeys((*WRONG, "any", "all"), 0) for right in (True, False)}
     splits: list[Split] = []
     notes = []
     for build in (
@@ -212,13 +187,13 @@ def caution_section(data: Path) -> Section:
         excess = float(np.mean(choose(law, cells) if discrete else score(of_law(law), cells)))
         given = doubts(law, cells)
         for code in (*given, "all", *(["any"] if given else [])):
-            counts[excess <= WRONG][code] += 1
+            counts[excess <= WRONG_EXCESS][code] += 1
     section = Section(
-        "Cautions given, by whether the law was right", ["law", "splits", *DOUBTS, "any of them"]
+        "Cautions given, by whether the law was right", ["law", "splits", *WRONG, "any of them"]
     )
-    for right, label in ((True, f"excess ≤ {WRONG:.1%}"), (False, f"excess > {WRONG:.1%}")):
+    for right, label in ((True, f"excess ≤ {WRONG_EXCESS:.1%}"), (False, f"excess > {WRONG_EXCESS:.1%}")):
         n = counts[right]
-        section.rows.append([label, str(n["all"]), *(str(n[c]) for c in (*DOUBTS, "any"))])
+        section.rows.append([label, str(n["all"]), *(str(n[c]) for c in (*WRONG, "any"))])
     section.note = " ".join(
         [
             "The nine splits, every number of tokens of both tables taken alone, `text-lm`, and the widths.",

@@ -18,14 +18,15 @@ import typer
 
 from metaopt_hpo.comparison import benchmarks
 from metaopt_hpo.comparison.accuracy import (
-    Section,
     caution_section,
     coverage_section,
     excess_section,
     learned_section,
     width_section,
 )
+from metaopt_hpo.comparison.floor_accuracy import floor_section
 from metaopt_hpo.comparison.replay import replay
+from metaopt_hpo.comparison.section import Section
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 from metaopt_hpo.scaling import fit
@@ -123,6 +124,7 @@ def main(
         builders: list[Callable[[], Section]] = [
             lambda: excess_section(splits, laws),
             lambda: coverage_section(splits, laws),
+            lambda: floor_section(data),
             *([lambda: learned_section([*splits, *benchmarks.live_splits()])] if learned else []),
             lambda: width_section(data),
             lambda: caution_section(data),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from metaopt_hpo.scaling.estimates import Caution
-from metaopt_hpo.scaling.surface import Surface
+from metaopt_hpo.scaling.surface import Array, Surface
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
@@ -16,6 +18,10 @@ EXTRAPOLATION_LIMIT = 16.0
 
 COSTLY = 5e-3
 """Expected excess loss of a predicted configuration, by the law's own draws, from which it carries a caution."""
+
+
+WRONG = ("missed-size", "missed-tokens", "unsure-optimum")
+"""Codes of the cautions that say a prediction may be wrong, not merely far or incomplete."""
 
 
 def place_cautions(law: Law, size: float, tokens: float, batch: float | None) -> tuple[Caution, ...]:
@@ -48,7 +54,25 @@ def place_cautions(law: Law, size: float, tokens: float, batch: float | None) ->
     return tuple(out)
 
 
-def doubt(surface: Surface, sx: float, sy: float, rho: float) -> tuple[Caution, ...]:
+def doubts_of(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
+    """The cautions of `WRONG` that hold for any batch at a size and number of tokens: there the law does not know.
+
+    That it missed sizes or tokens which it had not seen counts only beyond those it was fitted to.
+    """
+    beyond = law.domain.factor(size, tokens) > 1.0
+    missed = tuple(c for c in law.warnings if beyond and c.code in WRONG)
+    dx, dy = law.optimum_draws(size, tokens)
+    return (*missed, *unsure(law.surface, *spread_of(dx, dy)))
+
+
+def spread_of(dx: Array, dy: Array) -> tuple[float, float, float]:
+    """Standard deviations of two columns of draws, and their correlation (0 where one does not vary)."""
+    sx, sy = float(dx.std()), float(dy.std())
+    varied = sx > 0 and sy > 0
+    return sx, sy, float(np.mean((dx - dx.mean()) * (dy - dy.mean())) / (sx * sy)) if varied else 0.0
+
+
+def unsure(surface: Surface, sx: float, sy: float, rho: float) -> tuple[Caution, ...]:
     """A caution where the optimum is so unsure that its expected cost, E[½ δᵀHδ] over the draws, is large."""
     h11, h12, h22 = (float(v) for v in surface.h)
     expected = 0.5 * h11 * sx * sx + h12 * rho * sx * sy + 0.5 * h22 * sy * sy

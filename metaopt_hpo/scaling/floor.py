@@ -20,13 +20,14 @@ from metaopt_hpo.scaling.surface import Array
 PRIOR = {
     "level": (math.log(0.5), 1.0),
     "share": (math.log(0.25), 1.5),
-    "exponent": (math.log(0.25), 0.5),
-    "power": (-0.7, 0.7),
+    "exponent": (math.log(0.16), 0.65),
+    "power": (-1.2, 1.2),
 }
 """Mean and standard deviation of the logarithm of: E and each term over the mean loss, effective exponents, γ.
 
-Wide on purpose. Exponents: Kaplan et al. found 0.08 and 0.10, Hoffmann et al. and their replication 0.28 to 0.37. γ:
-between Hoffmann's 1 and Kaplan's 0.1. They decide only what few cells leave open."""
+Exponents and γ lie halfway, in logarithms, between Kaplan et al. (0.076, 0.095; γ = 0.095) and Hoffmann et al.
+(0.34, 0.28; γ = 1), either one standard deviation away. They decide what few cells leave open: docs/laws.md
+compares others."""
 
 MODEL_ERROR = 3e-4
 """Least standard deviation (ln loss) of a cell about the floor that a fit believes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from metaopt_hpo.scaling.ordered import splits
 from metaopt_hpo.scaling.solver import Solution
 from metaopt_hpo.scaling.surface import Array
 
-LEVEL_ERROR = 3e-3
+LEVEL_ERROR = 2e-3
 """Standard deviation (ln loss) of a whole size, or of a number of tokens, about a smooth floor.
 
 About what is left of sizes in fits to all of the two tables measured here (0.1 to 0.4 %)."""
@@ -42,18 +42,26 @@ class Doubt:
     prior: dict[str, tuple[float, float]]
 
 
-def draw_doubt(floor: Floor, size: Array, tokens: Array, rng: np.random.Generator) -> Doubt:
-    """Whole sizes and whole numbers of tokens moved by `LEVEL_ERROR`, exponents' and γ's priors drawn anew."""
+def draw_doubt(
+    floor: Floor,
+    size: Array,
+    tokens: Array,
+    rng: np.random.Generator,
+    *,
+    prior: Mapping[str, tuple[float, float]] = PRIOR,
+    level: float = LEVEL_ERROR,
+) -> Doubt:
+    """Whole sizes and whole numbers of tokens moved by `level`, exponents' and γ's priors drawn anew."""
     moved = np.zeros(size.size)
     for name, values in (("size", size), ("tokens", tokens)):
         if name in floor.names:
-            _, level = np.unique(values, return_inverse=True)
-            moved += LEVEL_ERROR * rng.standard_normal(level.max() + 1)[level]
-    prior = {
+            _, which = np.unique(values, return_inverse=True)
+            moved += level * rng.standard_normal(which.max() + 1)[which]
+    drawn = {
         name: (mean if name == "share" else mean + sd * rng.standard_normal(), sd)
-        for name, (mean, sd) in PRIOR.items()
+        for name, (mean, sd) in prior.items()
     }
-    return Doubt(moved, prior)
+    return Doubt(moved, drawn)
 
 
 def draw_floors(

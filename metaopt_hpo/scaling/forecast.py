@@ -139,7 +139,7 @@ def _with_curve(
 
 def log_loss(law: Law, size: float, tokens: float, lr: float, batch: float) -> tuple[float, float, float]:
     """(mean, variance, excess) of ln loss at the end of a configuration, in plain floats: microseconds."""
-    x, y, f, var_f, var_x, var_y = law.at(size, tokens)
+    x, y, f, var_f, var_x, var_y, _ = law.at(size, tokens)
     s = law.scalars
     u, v = math.log(lr) - x, math.log(batch) - y
     inside = max(u, s.turn) if s.turn < 0 else min(u, s.turn)

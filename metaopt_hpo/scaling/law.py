@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from metaopt_hpo.scaling.cautions import doubt, place_cautions
+from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of, unsure
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
@@ -54,6 +54,21 @@ class Scalars(NamedTuple):
     h22: float
     skew: float
     turn: float
+
+
+class Place(NamedTuple):
+    """What a law says of a size and number of tokens, as plain floats: ln lr*, ln B*, F, variances of F and of both.
+
+    `doubts` are the cautions that it may be wrong there.
+    """
+
+    x: float
+    y: float
+    f: float
+    var_f: float
+    var_x: float
+    var_y: float
+    doubts: tuple[Caution, ...]
 
 
 @dataclass(frozen=True)
@@ -109,9 +124,7 @@ class Law:
     """(ln coefficient, exponent) of tokens = c·size^k where the table held only such pairs."""
     fall: Fall | None = None
     """How far unfinished runs still fall, where the table holds enough curves."""
-    _cache: dict[tuple[float, float], tuple[float, float, float, float, float, float]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _cache: dict[tuple[float, float], Place] = field(default_factory=dict, repr=False, compare=False)
 
     # -- predicting -----------------------------------------------------------------------------------------
 
@@ -166,12 +179,11 @@ class Law:
         value = min(max(lr.value * math.exp(shift), lr.low), lr.high)
         lr = Estimate(value, lr.low, lr.high)
         loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter())
-        sx, sy = float(dx.std()) * self.widen["lr"], float(dy.std()) * self.widen["batch"]
-        rho = float(np.mean(dx * dy) / (dx.std() * dy.std())) if dx.std() > 0 and dy.std() > 0 else 0.0
+        sx, sy, rho = spread_of(dx * self.widen["lr"], dy * self.widen["batch"])
         cautions = (
             *self.warnings,
             *place_cautions(self, size, tokens, given),
-            *doubt(self.surface, sx, sy, rho),
+            *unsure(self.surface, sx, sy, rho),
         )
         return Prediction(size, tokens, lr, best_batch, loss, cautions, (sx, sy, rho))
 
@@ -196,7 +208,7 @@ class Law:
             raise ValueError(
                 f"lr and batch must be equally long and not empty, got {lrs.size} and {batches.size}"
             )
-        shift = math.exp(self.margin(self.at(size, tokens)[4]))
+        shift = math.exp(self.margin(self.at(size, tokens).var_x))
         return int(self.loss(size, tokens, batches, lrs / shift).argmin())
 
     def best_within(
@@ -212,7 +224,7 @@ class Law:
         free = self.predict(size, tokens)
         x = np.clip(math.log(free.lr.value) + np.linspace(-4, 4, 161), *np.log(lr))
         y = np.clip(math.log(free.batch.value) + np.linspace(-4, 4, 161), *np.log(batch))
-        shift = math.exp(self.margin(self.at(size, tokens)[4]))
+        shift = math.exp(self.margin(self.at(size, tokens).var_x))
         losses = self.loss(size, tokens, np.exp(y)[:, None], np.exp(x)[None, :] / shift)
         i, j = np.unravel_index(int(losses.argmin()), losses.shape)
         return float(np.exp(x[j])), float(np.exp(y[i]))
@@ -246,8 +258,8 @@ class Law:
         s = self.surface
         return Scalars(float(s.h[0]), float(s.h[1]), float(s.h[2]), s.skew, s.turn)
 
-    def at(self, size: float, tokens: float) -> tuple[float, float, float, float, float, float]:
-        """(ln lr*, ln B*, F, var F, var ln lr*, var ln B*) at a size and number of tokens; cached."""
+    def at(self, size: float, tokens: float) -> Place:
+        """What the law says of a size and number of tokens; cached."""
         key = (size, tokens)
         found = self._cache.get(key)
         if found is None:
@@ -257,7 +269,9 @@ class Law:
             df = self._floor_draws(size, tokens)
             var_f = (df.std() * self.widen["loss"]) ** 2 + self._floor_scatter() ** 2
             var_y = float(dy.var()) if self.surface.has_batch else 0.0
-            found = (x, y, float(self.floor.log_loss(size, tokens)), float(var_f), float(dx.var()), var_y)
+            f = float(self.floor.log_loss(size, tokens))
+            doubts = doubts_of(self, size, tokens)
+            found = Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts)
             if len(self._cache) > 4096:
                 self._cache.clear()
             self._cache[key] = found

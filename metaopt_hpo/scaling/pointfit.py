@@ -28,11 +28,12 @@ SLOPE_SPREAD = {"lr": {"size": 0.4, "tokens": 0.4}, "batch": {"size": 0.4, "toke
 
 @dataclass(frozen=True)
 class PointFit:
-    """A fit without intervals: axes, surface and the robust scale of one run about it (ln loss)."""
+    """A fit without intervals: axes, surface, the robust scale of one run about it, each cell's floor (ln loss)."""
 
     axes: Axes
     surface: Surface
     scale: float
+    floors: Array
 
     def centre(self, size: float, tokens: float) -> tuple[float, float]:
         """(ln lr*, ln B*)."""
@@ -51,7 +52,7 @@ def point_fit(cells: Cells, prior: Law | None = None) -> PointFit:
     design = axes.design(cells.size, cells.tokens, cells.extra)
     solution = solve(cells, design, start, prior=slope_prior(axes, start, prior))
     check_bowl(solution.surface)
-    return PointFit(axes, solution.surface, solution.scale)
+    return PointFit(axes, solution.surface, solution.scale, solution.floors)
 
 
 def point_fitter(prior: Law | None) -> Callable[[Cells], PointFit | None]:

@@ -58,6 +58,8 @@ def verdict(
 ) -> Verdict:
     """Launch or keep a run that may win, stop one that cannot, abstain where the law does not know.
 
+    It does not know far outside its trials, nor where it carries a caution that it may be wrong (`Place.doubts`).
+
     Args:
         law: a fitted law.
         size, tokens, lr, batch: the run, `tokens` being those it is to see in all.
@@ -72,6 +74,9 @@ def verdict(
     factor = law.domain.factor(size, tokens)
     if factor > TRUST_FACTOR:
         return Verdict("abstain", 0.5, f"{factor:.3g} times outside the fitted sizes or tokens")
+    doubts = law.at(size, tokens).doubts
+    if doubts:
+        return Verdict("abstain", 0.5, f"the law may be wrong here ({doubts[0].code}): {doubts[0].message}")
     if incumbent is None:
         own = math.log1p(MARGIN)
         sd = math.sqrt(max(excess, 0.0) * 0.5 * own + law.noise**2)

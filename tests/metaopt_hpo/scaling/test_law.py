@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.scaling import Config, Context, Law, fit, propose
+from metaopt_hpo.scaling import Caution, Config, Context, Law, fit, propose
 from metaopt_hpo.trials.record import Curve
 from metaopt_hpo.trials.table import TrialTable
 
@@ -96,6 +96,22 @@ def test_verdicts(law: Law) -> None:
     v = law.verdict(**good, incumbent=easy)
     assert 0 <= v.probability <= 1
     assert v.reason
+
+
+def test_no_verdict_where_the_law_may_be_wrong(law: Law) -> None:
+    p = law.predict(*TARGET)
+    bad = {"size": TARGET[0], "tokens": TARGET[1], "lr": float(p.lr) * 100, "batch": float(p.batch)}
+    inside = bad | {"size": max(law.domain.sizes), "tokens": law.domain.tokens[1]}
+    assert law.verdict(**bad).action == law.verdict(**inside).action == "stop"
+
+    missed = dataclasses.replace(law, warnings=(Caution("missed-size", "it missed."),), _cache={})
+    assert missed.verdict(**bad).action == "abstain"
+    assert "missed-size" in missed.verdict(**bad).reason
+    assert missed.verdict(**inside).action == "stop"  # only beyond what was fitted
+
+    lost = dataclasses.replace(law, widen=law.widen | {"lr": 100.0}, _cache={})
+    assert "unsure-optimum" in {c.code for c in lost.predict(*TARGET).warnings}
+    assert lost.verdict(**bad).action == lost.verdict(**inside).action == "abstain"
 
 
 def test_a_forecast_moves_from_the_law_to_the_curve(law: Law) -> None:

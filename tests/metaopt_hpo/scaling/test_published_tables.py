@@ -10,11 +10,14 @@ import pytest
 
 from metaopt_hpo.comparison import benchmarks
 from metaopt_hpo.comparison.benchmarks import Split
+from metaopt_hpo.comparison.floor_accuracy import Z_90, Floors
 from metaopt_hpo.comparison.replay import replay
 from metaopt_hpo.comparison.scoring import cells_of, choose, copying, of_law, published, score
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, LawRefused, fit, library
+from metaopt_hpo.scaling.floor import PRIOR
+from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 pytestmark = [
@@ -94,6 +97,16 @@ def test_the_loss_of_larger_runs_is_foretold_within_a_percent(
     ]
     # coverage is asked over all splits: the cells of one share their error, and count as few
     assert np.sqrt(np.mean(np.square(errors))) < 0.01
+
+
+def test_small_designs_foretell_the_loss_and_know_how_well() -> None:
+    """Boxes, triangles and L's of five cells and more, each predicting the rest of its table."""
+    for table in (benchmarks.openeurollm(DATA), benchmarks.steplaw(DATA)):
+        floors, rng = Floors.of(table), np.random.default_rng(0)
+        found = [floors.errors(c, PRIOR, LEVEL_ERROR, rng) for _, c in floors.designs()]
+        error, spread = np.concatenate(found).T
+        assert np.sqrt(np.mean(error**2)) < 0.009
+        assert 0.85 <= np.mean(np.abs(error) < Z_90 * spread) <= 0.95
 
 
 def test_two_sizes_are_refused(splits: dict[str, Split]) -> None:
