@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from metaopt_hpo.scaling import Law, LawRefused, Verdict, fit, verdict
 from metaopt_hpo.scaling.policy import STOP_BELOW
@@ -31,6 +32,10 @@ class Fit:
         self.promise: dict[str, float] = {}
         self.refusal = ""
         self.finished = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the thread may be writing
+        return {**self.__dict__, "promise": dict(self.promise) if self.finished else {}}
 
     def start(self, *, background: bool) -> None:
         if background:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from metaopt_hpo.scaling import Law, Verdict
+from metaopt_hpo.scaling.cells import ADAPTIVE
 from metaopt_hpo.scaling.policy import PATIENCE, STOP_BELOW
 from metaopt_hpo.trials.record import GRID_POINTS_PER_OCTAVE, TrialRecord
 from metaopt_hpo_ray.entry import Entry, quarter_octave
@@ -43,6 +44,7 @@ class Decision:
 
 NO_LAW = Decision("abstain", "there is no law yet")
 NOT_NOW = Decision("keep", "")
+FINDS_ITS_OWN = Verdict("abstain", 0.5, "its strategy finds its own learning rate")
 
 
 class Judge:
@@ -91,6 +93,8 @@ class Judge:
         """quarter octave of sizes → trials launched and not ended."""
         self._counted: set[str] = set()
         self._judged: dict[str, int] = {}
+        self._taught: dict[str, TrialRecord] = {}
+        """Completed trials as records, made once."""
         self._known = {quarter_octave(r.size) for r in evidence}
         self._order = 0
         if law is None and evidence:
@@ -236,6 +240,8 @@ class Judge:
 
     def _verdict(self, entry: Entry, curve: Sequence[tuple[float, float]] | None) -> Verdict:
         assert self.law is not None
+        if entry.strategy in ADAPTIVE:
+            return FINDS_ITS_OWN
         best = self.book.best.get((entry.size, entry.tokens))
         return ask(self.law, question_of(entry), best, curve, self._stop_below)
 
@@ -254,28 +260,20 @@ class Judge:
         waiting = [
             (t, question_of(entries[t]), self.book.best.get((entries[t].size, entries[t].tokens)))
             for t in self._held
+            if entries[t].strategy not in ADAPTIVE
         ]
         self._fit = Fit(self._training_set(), waiting, self._seed)
         self._fit.start(background=self._background)
         self.adopt()
 
     def _training_set(self) -> list[TrialRecord]:
-        own = [
-            TrialRecord(
-                size=e.size,
-                tokens=e.tokens,
-                batch=e.batch,
-                lr=e.lr,
-                loss=e.last[1],
-                trial=e.trial,
-                study="ray",
-                strategy=e.strategy,
-                seed=e.seed,
-                plateau_lr=e.extra.get("plateau_lr", math.nan),
-            )
-            for e in self.book.entries.values()
-            if e.state == "complete" and e.known and math.isfinite(e.last[1])
-        ]
+        own = []
+        for key, e in self.book.entries.items():
+            if e.state == "complete" and e.known and math.isfinite(e.last[1]):
+                if key not in self._taught:
+                    # planned tokens, as in `best`: the last step may fall short of them
+                    self._taught[key] = replace(e.record(study="ray"), tokens=e.tokens)
+                own.append(self._taught[key])
         return [*self._evidence, *own]
 
     def adopt(self) -> bool:
@@ -312,3 +310,11 @@ class Judge:
         self._fitted_at = int(state["fitted_at"])
         self._judged = {str(k): int(v) for k, v in state["judged"].items()}
         self._fit = None
+        self._held, self._queues, self._counted, self._live, self._taught = set(), {}, set(), {}, {}
+        self._known = {quarter_octave(r.size) for r in self._evidence}
+        self._known |= {quarter_octave(e.size) for e in self.book.entries.values() if e.known}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._fit is not None and not self._fit.finished:
+            self._run_fit()  # its thread was left behind

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, TrialScheduler
 from stub_cluster import Curve, StubCluster, result_of, stub_trial, world_curve, world_loss
@@ -283,6 +284,65 @@ def test_a_running_trial_is_let_finish_too_and_a_restore_knows_how_many_were_sto
     assert again.on_trial_result(cluster, spared, diverged) == TrialScheduler.STOP
     again.on_trial_complete(cluster, spared, diverged)
     assert report(again, begin(again, "next"), 0.5) == TrialScheduler.CONTINUE, "it taught nothing"
+
+
+# -- what a law is asked and taught --------------------------------------------------------------------------
+
+
+def test_a_strategy_that_finds_its_own_lr_is_not_judged_by_it() -> None:
+    """Its lr is only where the step size starts, which the law has no opinion on."""
+    scheduler = kept(law=fit(TrialTable.from_records(evidence())), grace=0.0)
+    cluster = rival(scheduler, slots=1)
+    cluster.add(stub_trial("own", **hopeless(1)[0].config, strategy="metaoptimize"))
+    cluster.run()
+    assert cluster.started == ["rival", "own"]
+    assert scheduler.book.entries["own"].state == "complete"
+
+
+def test_curves_teach_how_far_a_run_still_falls() -> None:
+    """A run whose lr has yet to decay is far above finished ones of as many tokens, and no worse for it."""
+
+    def hot(trial: Trial) -> Curve:
+        curve = curve_of(trial)
+        return [(t, loss * 1.2) for t, loss in curve[:-1]] + [curve[-1]]
+
+    scheduler = kept(hold=False, grace=0.0)
+    cluster = StubCluster(scheduler, hot, slots=1)
+    for trial in sweep(60):
+        cluster.add(trial)
+    cluster.run()
+    best = 6e-3 * 8**-0.35
+    good = stub_trial("good", size=SIZES[3], tokens=20 * SIZES[3], batch=1e4, lr=best)
+    cluster.add(good)
+    cluster.run()
+    assert scheduler.law is not None
+    assert scheduler.law.fall is not None
+    assert scheduler.book.entries["good"].state == "complete"
+
+
+def test_a_copy_made_during_a_fit_comes_to_a_law_too() -> None:
+    """The Tuner pickles the scheduler at once, while the fit to earlier evidence runs in a thread."""
+    copy = cloudpickle.loads(cloudpickle.dumps(ScalingLawScheduler(evidence=evidence())))
+    deadline = time.monotonic() + 60
+    while copy.law is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert copy.law is not None
+
+
+def test_a_restored_scheduler_knows_the_sizes_that_have_taught_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="metaopt_hpo_ray")
+    scheduler = kept(pilot_sizes=1)
+    cluster = StubCluster(scheduler, curve_of, slots=1)
+    small = stub_trial("small", size=1e6, tokens=2e7, batch=1e4, lr=3e-3)
+    cluster.add(small)
+    cluster.run()
+    again = kept(pilot_sizes=1)
+    again.set_state(scheduler.get_state())
+    large = stub_trial("large", size=8e6, tokens=2e7, batch=1e4, lr=3e-3)
+    for trial in (small, large):
+        again.on_trial_add(cluster, trial)
+    assert again.choose_trial_to_run(cluster) is large
+    assert "large: launch: no law is to be had" in caplog.text
 
 
 # -- bad input -----------------------------------------------------------------------------------------------
