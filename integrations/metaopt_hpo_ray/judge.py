@@ -91,7 +91,8 @@ class Judge:
         self._held: set[str] = set()
         self._live: dict[int, int] = {}
         """quarter octave of sizes → trials launched and not ended."""
-        self._counted: set[str] = set()
+        self._counted: dict[str, int] = {}
+        """trial launched and not ended → its quarter octave when it was: a size may be learned later."""
         self._judged: dict[str, int] = {}
         self._taught: dict[str, TrialRecord] = {}
         """Completed trials as records, made once."""
@@ -125,9 +126,10 @@ class Judge:
 
     def started(self, trial: str) -> None:
         """The trial has been given resources."""
-        if trial not in self._counted:
-            self._counted.add(trial)
-            bucket = quarter_octave(self.book.entries[trial].size)
+        entry = self.book.entries[trial]
+        if trial not in self._counted and entry.known:
+            bucket = quarter_octave(entry.size)
+            self._counted[trial] = bucket
             self._known.add(bucket)
             self._live[bucket] = self._live.get(bucket, 0) + 1
 
@@ -136,8 +138,7 @@ class Judge:
         self.let_go(trial)
         self._judged.pop(trial, None)
         if trial in self._counted:
-            self._counted.discard(trial)
-            bucket = quarter_octave(self.book.entries[trial].size)
+            bucket = self._counted.pop(trial)
             self._live[bucket] = max(0, self._live.get(bucket, 0) - 1)
             if not self._live[bucket]:
                 del self._live[bucket]
@@ -310,7 +311,7 @@ class Judge:
         self._fitted_at = int(state["fitted_at"])
         self._judged = {str(k): int(v) for k, v in state["judged"].items()}
         self._fit = None
-        self._held, self._queues, self._counted, self._live, self._taught = set(), {}, set(), {}, {}
+        self._held, self._queues, self._counted, self._live, self._taught = set(), {}, {}, {}, {}
         self._known = {quarter_octave(r.size) for r in self._evidence}
         self._known |= {quarter_octave(e.size) for e in self.book.entries.values() if e.known}
 

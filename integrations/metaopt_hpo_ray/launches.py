@@ -94,6 +94,14 @@ class Launches:
                 controller.stop_trial(trial)
         return first
 
+    def any(self) -> Trial | None:
+        """A trial that waits, whatever the judge would say: where it fails, the experiment must go on."""
+        for trial in [*self._released.values(), *self._held.values()]:
+            if trial.status in WAITING:
+                self.start(trial)
+                return trial
+        return None
+
     def forget(self) -> None:
         """After a restore Tune adds the trials anew."""
         self._held, self._released = {}, {}

@@ -172,7 +172,13 @@ class ScalingLawScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
         """A new trial, one that is retried, or one of a restored experiment."""
-        self._safely(None, self._add, trial)
+        try:
+            self._add(trial)
+        except Exception:
+            logger.exception(
+                "ScalingLawScheduler failed to hold trial %s back and launches it", trial.trial_id
+            )
+            self._safely(None, self._decisions.launches.start, trial)
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """CONTINUE, or STOP with a reason in the log and the trial table."""
@@ -198,7 +204,12 @@ class ScalingLawScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """The next trial to give resources; the same one until Tune has taken it."""
-        return self._safely(None, self._decisions.launches.choose, tune_controller)
+        launches = self._decisions.launches
+        try:
+            return launches.choose(tune_controller)
+        except Exception:
+            logger.exception("ScalingLawScheduler failed to choose and launches whichever trial waits")
+            return self._safely(None, launches.any)
 
     def debug_string(self) -> str:
         """One line on where things stand."""

@@ -52,7 +52,7 @@ class TrialBook:
         self.events = 0
         self.outbox: list[Event] | None = None
         self.best: dict[tuple[float, float], float] = {}
-        """(size, tokens) → lowest loss of a completed trial there."""
+        """(size, tokens) → lowest positive loss of a completed trial there: a law is of no other."""
         self.completed = 0
         self.stops: dict[Place, int] = {}
         """Place → trials stopped there, or not launched, since one was last run to its end."""
@@ -202,7 +202,7 @@ class TrialBook:
     def _note_complete(self, entry: Entry) -> None:
         self.completed += 1
         key = (entry.size, entry.tokens)
-        if math.isfinite(entry.last[1]):
+        if 0 < entry.last[1] < math.inf:
             self.best[key] = min(entry.last[1], self.best.get(key, math.inf))
 
     def _note(self, event: Event) -> None:

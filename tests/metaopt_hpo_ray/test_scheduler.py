@@ -345,6 +345,62 @@ def test_a_restored_scheduler_knows_the_sizes_that_have_taught_it(caplog: pytest
     assert "large: launch: no law is to be had" in caplog.text
 
 
+@pytest.mark.parametrize("loss", [0.0, -0.7])
+def test_a_loss_that_is_not_positive_holds_nothing_up(loss: float, caplog: pytest.LogCaptureFixture) -> None:
+    """A law is of a positive loss: such a result teaches it nothing and is no goal either."""
+    scheduler = kept(law=fit(TrialTable.from_records(evidence())))
+    cluster = StubCluster(
+        scheduler, lambda t: [(0.5 * t.config["tokens"], 3.0), (t.config["tokens"], loss)], slots=1
+    )
+    for i in range(3):
+        cluster.add(stub_trial(f"t{i}", size=SIZES[4], tokens=20 * SIZES[4], batch=1e4, lr=2e-3))
+        cluster.run()
+    assert cluster.started == ["t0", "t1", "t2"]
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+def test_a_size_that_only_the_trial_knows_holds_nobody_up() -> None:
+    """Reported with the results it is judged by, and it must not stay in the books as a pilot for ever."""
+    scheduler = kept(pilot_sizes=1)
+    cluster = StubCluster(scheduler, curve_of, slots=2)
+    told = stub_trial("told", tokens=2e7, batch=1e4, lr=3e-3)
+    scheduler.on_trial_add(cluster, told)
+    told.set_status(Trial.RUNNING)
+    scheduler.on_trial_result(cluster, told, result_of(told, 2e7, 3.0, size=1e6))
+    scheduler.on_trial_complete(cluster, told, {})
+    told.set_status(Trial.TERMINATED)
+    for i, size in enumerate((1e6, 8e6)):
+        cluster.add(stub_trial(f"t{i}", size=size, tokens=2e7, batch=1e4, lr=3e-3))
+    cluster.run()
+    assert cluster.started == ["t0", "t1"]
+
+
+def test_a_judge_that_fails_does_not_hold_the_cluster_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = kept(law=fit(TrialTable.from_records(evidence())))
+    monkeypatch.setattr("metaopt_hpo_ray.judge.ask", lambda *_: 1 / 0)
+    cluster = StubCluster(scheduler, curve_of, slots=4)
+    for trial in sweep(12):
+        cluster.add(trial)
+    cluster.run()
+    assert len(cluster.started) == 12
+    assert "failed to hold trial" in caplog.text
+
+
+def test_launches_that_fail_do_not_hold_the_cluster_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = kept(law=fit(TrialTable.from_records(evidence())))
+    cluster = StubCluster(scheduler, curve_of, slots=4)
+    for trial in sweep(12):
+        cluster.add(trial)
+    monkeypatch.setattr("metaopt_hpo_ray.judge.ask", lambda *_: 1 / 0)
+    cluster.run()
+    assert len(cluster.started) == 12
+    assert "failed to choose and launches whichever trial waits" in caplog.text
+
+
 # -- bad input -----------------------------------------------------------------------------------------------
 
 
