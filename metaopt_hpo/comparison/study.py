@@ -42,6 +42,12 @@ RIVALS = (
 STARTS = tuple(10 ** (-6 + 5 * i / 11) for i in range(12))
 """Twelve starts from 1e-6 to 1e-1."""
 
+REPORTS = 4
+"""Points of a run's curve: each is an evaluation, and the study reads the last."""
+
+WATCHED = 100
+"""Points of a run whose step size is followed from its first steps on."""
+
 Options = Mapping[str, float | int | str | bool]
 
 
@@ -186,6 +192,7 @@ class Cell:
         strategy, options: how its lr is set.
         lr: peak of a schedule or start of a method; None leaves the strategy's default.
         seed: of initialisation and data.
+        reports: points of its curve at most.
     """
 
     case: Case
@@ -193,13 +200,15 @@ class Cell:
     seed: int
     lr: float | None = None
     options: Options = field(default_factory=dict)
+    reports: int = REPORTS
 
     @property
     def key(self) -> str:
         """What identifies the run: the same in every process and session."""
         rate = "default" if self.lr is None else f"{self.lr:.4g}"
         extra = json.dumps(dict(self.options), sort_keys=True) if self.options else ""
-        return f"{self.case.name}/{self.case.steps}/{self.strategy}/{rate}/{extra}/seed{self.seed}"
+        watched = "" if self.reports == REPORTS else f"/{self.reports} reports"
+        return f"{self.case.name}/{self.case.steps}/{self.strategy}/{rate}/{extra}/seed{self.seed}{watched}"
 
     def strategy_options(self) -> dict[str, Any]:
         """Options for the strategy, lr included; a pair is stored as two numbers in a trial's parameters."""
@@ -231,10 +240,10 @@ def single(
         )
 
 
-def started(case: Case, seed: int) -> Iterator[Cell]:
+def started(case: Case, seed: int, reports: int = REPORTS) -> Iterator[Cell]:
     """One run of MetaOptimize from each of twelve starts."""
     for lr in STARTS:
-        yield Cell(case=case, strategy=ONE_RUN, lr=lr, seed=seed)
+        yield Cell(case=case, strategy=ONE_RUN, lr=lr, seed=seed, reports=reports)
 
 
 def varied(case: Case, seed: int) -> Iterator[Cell]:
@@ -267,6 +276,7 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
             for case in some:
                 out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, TUNED)]
         if some is small:
+            out += started(TEXT[1], 0, WATCHED)
             for seed in range(min(3, seeds)):
                 out += [*started(DIGITS, seed), *started(TEXT[1], seed)]
         for seed in range(seeds):

@@ -21,6 +21,7 @@ from metaopt_hpo.comparison.study import (
     MAIN,
     NEVER_COMMIT,
     ONE_RUN,
+    RESNET18,
     RIVALS,
     SENSITIVITY,
     SENSITIVITY_CASE,
@@ -61,6 +62,8 @@ class CaseOutcome:
     """Against the schedule and lr that are best on average over the other seeds: chosen without looking at this one."""
     luck: Difference | None
     """That choice against the best of all of the same seed: what the grid's best owes to its luck."""
+    against_constant: Difference | None
+    """Against the best constant lr of the same seed, on the seeds that have all of them."""
     runs: int
     """Tuned runs a seed."""
     noise: float
@@ -108,6 +111,21 @@ class Variation:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """The step size of one run from its first steps on."""
+
+    case: Case
+    start: float
+    part: tuple[float, ...]
+    """Parts of the run, ascending to 1."""
+    step_size: tuple[float, ...]
+
+    def at(self, part: float) -> float:
+        """Step size after this part of the run, interpolated in logarithms."""
+        return math.exp(float(np.interp(math.log(part), np.log(self.part), np.log(self.step_size))))
+
+
+@dataclass(frozen=True)
 class StudyOutcome:
     """Everything the report and the documents show."""
 
@@ -128,12 +146,13 @@ class StudyOutcome:
     transfers: tuple[Transfer, ...]
     stream: tuple[tuple[str, CaseOutcome], ...]
     """The stream, against the best constant lr: as recommended, and as the paper does it."""
+    watched: tuple[Watched, ...]
 
 
 def judge(table: TrialTable) -> StudyOutcome:
     """Judge what a table of the study holds."""
     results = Results(table)
-    cases = tuple(o for case in MAIN if (o := _case(results, case, TUNED)) is not None)
+    cases = tuple(o for case in (*MAIN, RESNET18) if (o := _case(results, case, TUNED)) is not None)
     streams = {"one run": None, "one run that never commits, as in the paper": NEVER_COMMIT}
     rivals = tuple(r for name in RIVALS if (r := _rival(results, name)) is not None)
     counted = [o for o in cases if len(o.seeds) >= CLAIM]
@@ -156,6 +175,12 @@ def judge(table: TrialTable) -> StudyOutcome:
             (label, o)
             for label, changed in streams.items()
             if (o := _case(results, STREAM, ("constant",), changed)) is not None
+        ),
+        watched=tuple(
+            Watched(case, start, tuple(t / r.target_tokens for t in r.curve.tokens), r.curve.step_size)
+            for case in CASES
+            for start, r in results.watched(case, 0)
+            if r.curve is not None
         ),
     )
 
@@ -233,9 +258,15 @@ def _case(
         against_best=_difference(gaps.best),
         against_chosen=_difference(gaps.chosen),
         luck=_difference(gaps.luck),
+        against_constant=_against_constant(results, case, changed),
         runs=len(tuned),
         noise=float(noise.std(ddof=1)) if len(noise) > 1 else math.nan,
     )
+
+
+def _against_constant(results: Results, case: Case, changed: Options | None) -> Difference | None:
+    present = _present(results, case, ("constant",), changed)
+    return _difference(_gaps(results, case, present, changed).best) if present else None
 
 
 def _difference(gaps: np.ndarray) -> Difference | None:

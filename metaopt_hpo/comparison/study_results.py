@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from metaopt_hpo.comparison.study import ONE_RUN, Case, Cell, Options, single
+from metaopt_hpo.comparison.study import ONE_RUN, WATCHED, Case, Cell, Options, single, started
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -36,6 +36,11 @@ class Results:
         """The single run of MetaOptimize as it comes, with what the workload recommends and `changed`, or None."""
         (cell,) = single(case, seed, (ONE_RUN,), changed)
         return self.records.get(cell.key)
+
+    def watched(self, case: Case, seed: int) -> list[tuple[float, TrialRecord]]:
+        """(start, record) of the runs whose step size was followed, from the lowest start."""
+        cells = started(case, seed, WATCHED)
+        return [(c.lr, r) for c in cells if c.lr is not None and (r := self.records.get(c.key)) is not None]
 
     def seeds(self) -> tuple[int, ...]:
         """All seeds in the table."""

@@ -21,9 +21,6 @@ STUDY = "one-run"
 SAVE_EVERY = 20.0
 """Seconds between two writes of the table: at most so much work is lost."""
 
-REPORTS = 4
-"""Points of a run's curve: each is an evaluation, and the study reads the last."""
-
 Progress = Callable[[int, int, TrialRecord], None]
 
 
@@ -138,7 +135,7 @@ def run_cell(cell: Cell) -> TrialRecord:
     tokens = cell.case.steps * job.batch
     try:
         strategy = make(cell.strategy, **cell.strategy_options())
-        run = train(job, strategy, tokens=tokens, seed=cell.seed, max_reports=REPORTS)
+        run = train(job, strategy, tokens=tokens, seed=cell.seed, max_reports=cell.reports)
     except (MetaOptError, ValueError, RuntimeError) as error:
         return replace(
             missing, size=float(job.size), tokens=float(tokens), batch=float(job.batch), reason=str(error)

@@ -19,6 +19,10 @@ from metaopt_hpo.trials.table import TrialTable
 
 AGAINST_SCHEDULES = "One run against tuned schedules"
 FROM_STARTS = "From twelve starts"
+STEP_SIZES = "Step sizes over the run"
+
+PARTS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 0.2, 0.5, 0.8, 1.0)
+"""Parts of a run at which the table shows step sizes."""
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 """Title, head, rows."""
@@ -30,6 +34,7 @@ def tables(outcome: StudyOutcome) -> list[Table]:
         _against_schedules(outcome),
         _against_rivals(outcome),
         _from_starts(outcome),
+        _step_sizes(outcome),
         _sensitivity(outcome),
         _transfers(outcome),
         _stream(outcome),
@@ -59,6 +64,8 @@ def render(table: TrialTable) -> str:
             extra.append(sections.figure(landscape(table, [o.case for o in outcome.cases]), "landscape"))
         if title == FROM_STARTS:
             extra.append(sections.figure(starts_figure(outcome), "starts"))
+        if title == STEP_SIZES:
+            extra.append(sections.figure(step_sizes(outcome), "step-sizes"))
         parts.append(sections.section(title, sections.table(head, rows), *extra))
     intro = (
         f"{outcome.runs} runs, {outcome.flops:.3g} training FLOPs. Differences are of the held-out loss, paired by "
@@ -80,7 +87,7 @@ def percent(d: Difference | None) -> str:
 def _against_schedules(outcome: StudyOutcome) -> Table:
     head = (
         "case", "seeds", "one run", "best WSD", "best cosine", "against the best of all, seed by seed",
-        "of which luck", "against the best on other seeds", "seed noise",
+        "of which luck", "against the best on other seeds", "against the best constant lr", "seed noise",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for o in outcome.cases:
@@ -93,6 +100,7 @@ def _against_schedules(outcome: StudyOutcome) -> Table:
                 f"{percent(o.against_best)} of {o.runs}",
                 percent(o.luck),
                 percent(o.against_chosen),
+                percent(o.against_constant),
                 f"{100 * o.noise:.1f} %" if math.isfinite(o.noise) else DASH,
             )
         )
@@ -105,6 +113,7 @@ def _against_schedules(outcome: StudyOutcome) -> Table:
                 percent(outcome.mean_against_best),
                 percent(outcome.mean_luck),
                 percent(outcome.mean_against_chosen),
+                "",
                 "",
             )
         )
@@ -148,6 +157,14 @@ def _from_starts(outcome: StudyOutcome) -> Table:
         for s in outcome.starts
     ]
     return FROM_STARTS, head, rows
+
+
+def _step_sizes(outcome: StudyOutcome) -> Table:
+    head = ("case", "start", *(f"{p:.0%}" if p >= 0.1 else f"{p:.1%}" for p in PARTS))
+    rows: list[tuple[str, ...]] = [
+        (w.case.name, scientific(w.start), *(scientific(w.at(p)) for p in PARTS)) for w in outcome.watched
+    ]
+    return STEP_SIZES, head, rows
 
 
 def _sensitivity(outcome: StudyOutcome) -> Table:
@@ -239,6 +256,20 @@ def starts_figure(outcome: StudyOutcome) -> go.Figure:
     plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=360)
     log_axis(plot.update_xaxes, STARTS[0], STARTS[-1], "Start")
     plot.update_yaxes(title_text="Loss over the best start − 1", tickformat=".1%")
+    return plot
+
+
+def step_sizes(outcome: StudyOutcome) -> go.Figure:
+    """Step size over the run, one line a start."""
+    plot = empty_figure()
+    for rank, w in enumerate(outcome.watched):
+        plot.add_scatter(
+            x=list(w.part), y=list(w.step_size), mode="lines", name=f"{w.case.name} from {scientific(w.start)}",
+            line={"color": of_rank(rank, len(outcome.watched)).colour, "width": 1.8},
+        )  # fmt: skip
+    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=440)
+    log_axis(plot.update_yaxes, STARTS[0], STARTS[-1], "Step size")
+    log_axis(plot.update_xaxes, min(w.part[0] for w in outcome.watched), 1.0, "Part of the run")
     return plot
 
 

@@ -16,21 +16,24 @@ from metaopt_hpo.comparison.study import (
     ONE_RUN,
     RIVALS,
     SENSITIVITY,
+    SENSITIVITY_CASE,
     STARTS,
     STREAM,
     TEXT,
+    WATCHED,
     Cell,
     StudyError,
     case_named,
     cells,
     single,
+    started,
     tuned,
 )
 from metaopt_hpo.comparison.study_outcome import judge
 from metaopt_hpo.report.study_page import markdown, render
 from metaopt_hpo.strategies import make
 from metaopt_hpo.strategies.registry import available
-from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
 SMALL = case_named("regression")
@@ -181,6 +184,33 @@ def test_a_table_that_is_not_finished_yields_what_it_holds() -> None:
     assert judge(TrialTable.from_records(begun)).counted == len(MAIN)
     assert outcome.mean_against_best is not None
     assert outcome.mean_against_best.pairs == 5 * outcome.counted
+
+
+def test_constant_learning_rates_are_compared_apart() -> None:
+    records = planted(1.01).records()
+    some = [c for case in MAIN[:2] for seed in range(3) for c in tuned(case, seed, ("constant",))]
+    records += [record(c, 2.0 * (1 + 0.01 * c.seed) * (1.1 if c.lr != 8e-3 else 1.04)) for c in some]
+    outcome = judge(TrialTable.from_records(records))
+    against = {o.case.name: o.against_constant for o in outcome.cases}
+    first = against[MAIN[0].name]
+    assert first is not None
+    assert first.pairs == 3
+    assert math.exp(first.mean) == pytest.approx(1.01 / 1.04)
+    assert against[MAIN[2].name] is None
+    assert outcome.cases[0].runs == 14  # they are not among the tuned runs
+
+
+def test_followed_runs_show_their_step_sizes_and_count_nowhere_else() -> None:
+    case = SENSITIVITY_CASE
+    curve = Curve((100.0, 1000.0, 1e4), (3.0, 2.5, 2.0), step_size=(1e-4, 1e-3, 1e-2))
+    followed = [replace(record(c, 9.0), curve=curve) for c in started(case, 0, WATCHED)]
+    table = TrialTable.from_records([*planted(1.0).records(), *followed])
+    outcome = judge(table)
+    assert [w.start for w in outcome.watched] == list(STARTS)
+    assert outcome.watched[0].at(0.1) == pytest.approx(1e-3)
+    assert outcome.watched[0].at(10**-1.5) == pytest.approx(10**-3.5)
+    assert not outcome.starts
+    assert 'id="step-sizes"' in render(table)
 
 
 def test_the_page_and_the_tables_say_the_same_and_need_no_network() -> None:
