@@ -26,17 +26,19 @@ def trials_at_ask(study: Study) -> list[FrozenTrial]:
     return study._get_trials(deepcopy=False, use_cache=True)
 
 
-def completed_count(study: Study) -> int | None:
-    """The number of completed trials, where the storage can count them without reading its running trials again.
+def ended_count(study: Study) -> int | None:
+    """The number of completed and pruned trials, where that is to be had without reading running trials again.
 
     Optuna's relational storage reads every report of every running trial at each `get_trials`; one COUNT tells
-    whether anything has finished since. None on other storages, and where the table is not as expected.
+    whether anything has ended since. None on other storages, and where the table is not as expected.
     """
     backend = getattr(study._storage, "_backend", study._storage)
     engine = getattr(backend, "engine", None)
     if engine is None:
         return None
-    query = sqlalchemy.text("SELECT COUNT(*) FROM trials WHERE study_id = :study AND state = 'COMPLETE'")
+    query = sqlalchemy.text(
+        "SELECT COUNT(*) FROM trials WHERE study_id = :study AND state IN ('COMPLETE', 'PRUNED')"
+    )
     try:
         with engine.connect() as connection:
             return int(connection.execute(query, {"study": study._study_id}).scalar_one())

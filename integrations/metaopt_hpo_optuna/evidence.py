@@ -8,12 +8,11 @@ last is fitted by a thread (`laws`), so that no report waits for a fit, and none
 
 from __future__ import annotations
 
-import math
 import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +23,24 @@ from optuna.trial import FrozenTrial, TrialState
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna import _compat, laws
 from metaopt_hpo_optuna.fields import Fields, StudyWarning
-from metaopt_hpo_optuna.known import Cell, Known, Row, before, row_of, step
+from metaopt_hpo_optuna.known import (
+    Cell,
+    Known,
+    Row,
+    before,
+    place,
+    row_of,
+    step,
+    strategy_of,
+    unfinished_row,
+)
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
     from metaopt_hpo.scaling.proposing import Bowl, Runs
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 REMEMBERED = 1024
 """Trials whose place is kept, to notice one that changes."""
@@ -76,8 +87,7 @@ class Evidence:
 
     def place(self, trial: FrozenTrial) -> Cell | None:
         """Size and planned tokens of a trial, None where it has not both."""
-        size, tokens = self.names.get(trial, "size"), self.names.get(trial, "tokens")
-        return None if size is None or tokens is None else (size, tokens)
+        return place(trial, self.names)
 
     def place_of(self, study: Study, trial: FrozenTrial) -> Cell | None:
         """`place` of a trial of this study, after a check that it is what it was when last asked.
@@ -85,19 +95,19 @@ class Evidence:
         Raises:
             ValueError: the trial has changed its size or its planned tokens.
         """
-        place = self.place(trial)
-        if place is None:
+        cell = self.place(trial)
+        if cell is None:
             return None
         key = (study.study_name, trial.number, trial.datetime_start)
-        before = self._places.setdefault(key, place)
-        if before != place:
+        before = self._places.setdefault(key, cell)
+        if before != cell:
             raise ValueError(
-                f"trial {trial.number} had (size, tokens) = {before} and now has {place}; one trial is one run: "
+                f"trial {trial.number} had (size, tokens) = {before} and now has {cell}; one trial is one run: "
                 "set them once, and start a new trial for another size"
             )
         while len(self._places) > REMEMBERED:
             self._places.popitem(last=False)
-        return place
+        return cell
 
     def read(self, study: Study, *, at_ask: bool = False) -> Known:
         """The study's finished trials and the law they bear, up to date.
@@ -133,7 +143,7 @@ class Evidence:
         from metaopt_hpo.scaling.cells import ADAPTIVE
         from metaopt_hpo.scaling.proposing import Runs, bowl_of
 
-        strategy = str(trial.params.get("strategy", trial.user_attrs.get("strategy", "")))
+        strategy = strategy_of(trial)
 
         def counts(other: str) -> bool:
             return other not in ADAPTIVE and (not strategy or other in ("", strategy))
@@ -145,7 +155,8 @@ class Evidence:
                 rows = [row_of(r) for r in known.first(key[0]) if counts(r.strategy)]
                 known.bowls[strategy] = (key, bowl_of(Runs.of(rows)))
             rows = [row_of(r) for r in known.first(len(known.finished)) if counts(r.strategy)]
-            rows += [row for row, other in self._unfinished(study, trial, known) if counts(other)]
+            without = [*known.pruned, *self._running(study, trial)]
+            rows += [row for _, row, other in without if counts(other)]
             return Runs.of(rows), known.bowls[strategy][1]
 
     def undecided(self, study: Study, trial: FrozenTrial) -> int:
@@ -158,26 +169,12 @@ class Evidence:
             and self.names.get(other, "lr") is None
         )
 
-    def _unfinished(self, study: Study, trial: FrozenTrial, known: Known) -> list[tuple[Row, str]]:
-        found = []
+    def _running(self, study: Study, trial: FrozenTrial) -> Iterator[tuple[int, Row, str]]:
         for other in _compat.trials_at_ask(study):
-            if other.state == TrialState.PRUNED:
-                if other.number not in known.other:
-                    known.other[other.number] = self._place_row(other)
-                row = known.other[other.number]
-            elif other.state == TrialState.RUNNING and other.number != trial.number:
-                row = self._place_row(other)
-            else:
-                continue
-            if row is not None:
-                found.append((row, str(other.params.get("strategy", other.user_attrs.get("strategy", "")))))
-        return found
-
-    def _place_row(self, trial: FrozenTrial) -> Row | None:
-        place, lr = self.place(trial), self.names.get(trial, "lr")
-        if place is None or lr is None:
-            return None
-        return (*place, self.names.get(trial, "batch") or 1.0, lr, math.nan)
+            if other.state == TrialState.RUNNING and other.number != trial.number:
+                row = unfinished_row(other, self.names)
+                if row is not None:
+                    yield other.number, row, strategy_of(other)
 
     def _read(self, study: Study, at_ask: bool) -> Known:
         known = self._update(study, at_ask)
@@ -210,16 +207,15 @@ class Evidence:
     def _update(self, study: Study, at_ask: bool) -> Known:
         storage, study_id = _compat.storage_of(study), _compat.study_id(study)
         known = self._known.setdefault(storage, {}).setdefault(study_id, Known())
-        if not at_ask and _compat.completed_count(study) == known.count:
+        if not at_ask and _compat.ended_count(study) == len(known.seen):
             return known
         if at_ask:
-            complete = [t for t in _compat.trials_at_ask(study) if t.state == TrialState.COMPLETE]
+            ended = [t for t in _compat.trials_at_ask(study) if t.state in ENDED]
         else:
-            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(complete) == known.count:
-            return known
-        check_single_objective(study, "a law")
-        known.take(complete, self.names, study)
+            ended = study.get_trials(deepcopy=False, states=ENDED)
+        if len(ended) > len(known.seen):
+            check_single_objective(study, "a law")
+            known.take(ended, self.names, study)
         return known
 
     def _fit(self, records: list[TrialRecord]) -> tuple[Law | None, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 from metaopt_hpo.scaling.cells import ADAPTIVE
 from metaopt_hpo.scaling.forecast import DRIFT
@@ -117,16 +117,13 @@ class ScalingLawPruner(BasePruner):
         return f"not started: {verdict.reason}"
 
     def _unchecked(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the last `PATIENCE` trials of this size and tokens that ended were all pruned.
-
-        It reads every ended trial, and is asked only where a trial is about to be stopped.
-        """
+        """Whether the last `PATIENCE` trials of this size and tokens that ended were all pruned."""
         from metaopt_hpo.scaling.policy import PATIENCE
 
         place = self._evidence.place(trial)
-        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        same = [t.state for t in ended if t.number != trial.number and self._evidence.place(t) == place]
-        return len(same) >= PATIENCE and TrialState.COMPLETE not in same[-PATIENCE:]
+        assert place is not None  # it has just been judged
+        last = self._evidence.read(study).ended.get(place, ())[-PATIENCE:]
+        return len(last) == PATIENCE and not any(complete for _, complete in last)
 
     def verdict(self, study: Study, trial: FrozenTrial) -> Verdict | None:
         """The law's verdict on a trial as it stands; None where there is no law or it is not to judge."""
@@ -173,6 +170,13 @@ class ScalingLawPruner(BasePruner):
             # nobody has finished here: stop only what would end above all the law holds possible for the best
             goal = known.law.predict(size, tokens, batch).loss.high
         return known.law.verdict(size=size, tokens=tokens, lr=lr, batch=batch, incumbent=goal, curve=curve)
+
+
+def refusal(trial: BaseTrial | None) -> str | None:
+    """Why the law of the trial's study would not start its run at all, where the pruner is one that can tell."""
+    if not isinstance(trial, Trial) or not isinstance(trial.study.pruner, ScalingLawPruner):
+        return None
+    return trial.study.pruner.refuse_launch(trial.study, _compat.stored(trial))
 
 
 def _expected_end(known: Known, seen: int, tokens: float, loss: float) -> float | None:

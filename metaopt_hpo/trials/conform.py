@@ -185,14 +185,13 @@ def finish(frame: pd.DataFrame, notes: list[Note], *, unit_checks: bool = True) 
                 name += "'"
             trial[i] = name
         frame["trial"] = trial
-    curves = frame["curve_tokens"].to_numpy()
-    for i in np.flatnonzero([c is not None for c in curves]):
-        n = len(curves[i])
-        for name in CURVE_COLUMNS[1:]:
-            v: Any = frame.at[i, name]
-            if v is not None and len(v) not in (0, n):
+    # plain lists: a frame's own look-ups would take most of the time of a long table
+    curves, trials = frame["curve_tokens"].tolist(), frame["trial"].tolist()
+    for name in CURVE_COLUMNS[1:]:
+        for trial, tokens, values in zip(trials, curves, frame[name].tolist(), strict=True):
+            if tokens is not None and values is not None and len(values) not in (0, len(tokens)):
                 raise TableError(
-                    f"trial {frame.at[i, 'trial']!r}: {name} has {len(v)} values for {n} token counts"
+                    f"trial {trial!r}: {name} has {len(values)} values for {len(tokens)} token counts"
                 )
     return frame
 

@@ -170,7 +170,10 @@ def check(frame: pd.DataFrame, notes: list[Note]) -> None:
             )
     loss = frame["loss"].to_numpy()
     state = frame["state"].to_numpy().astype(object)
-    broken = ~np.isfinite(loss) & np.isin(state, ("complete", "pruned"))
+    begun = (state == "complete") | (
+        frame["tokens"].to_numpy() > 0
+    )  # a run that was refused may have no loss
+    broken = ~np.isfinite(loss) & np.isin(state, ("complete", "pruned")) & begun
     if broken.any():
         frame["state"] = pd.Series(np.where(broken, "diverged", state), index=frame.index, dtype=object)
         reason = frame["reason"].to_numpy().astype(object)

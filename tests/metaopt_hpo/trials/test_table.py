@@ -136,6 +136,15 @@ def test_a_broken_loss_is_kept_as_diverged_and_counted(value: float) -> None:
     assert [(n.code, n.count) for n in table.notes] == [("loss-not-finite", 1)]
 
 
+def test_a_run_that_was_refused_is_pruned_and_needs_no_loss() -> None:
+    refused = TrialRecord(10, 0, 1, 0.1, math.nan, trial="a", state="pruned", reason="not started: no chance")
+    with pytest.warns(TableWarning, match="1 row"):
+        records = TrialTable.from_records(
+            [refused, dataclasses.replace(refused, trial="b", tokens=5.0)]
+        ).records()
+    assert [r.state for r in records] == ["pruned", "diverged"]
+
+
 def test_texts_are_read_and_counted_or_refused() -> None:
     with pytest.warns(TableWarning, match="2 values of column 'size'"):
         table = TrialTable.from_frame(_frame(size=["124M", "1.3e9"]))
