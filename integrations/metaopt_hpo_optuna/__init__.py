@@ -25,6 +25,7 @@ _HOMES = {
     "trial_table": "study_table",
     "retry_lost_trials": "leases",
     "suggest_strategy": "strategy",
+    "trial_folder": "places",
 }
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "add_records",
     "retry_lost_trials",
     "suggest_strategy",
+    "trial_folder",
     "trial_table",
 ]
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from metaopt_hpo_optuna.engine import OptunaEngine
     from metaopt_hpo_optuna.fields import StudyWarning
     from metaopt_hpo_optuna.leases import retry_lost_trials
+    from metaopt_hpo_optuna.places import trial_folder
     from metaopt_hpo_optuna.pruner import ScalingLawPruner
     from metaopt_hpo_optuna.sampler import ScalingLawSampler
     from metaopt_hpo_optuna.strategy import suggest_strategy

@@ -7,7 +7,6 @@ storage, with ask-and-tell too. Workers' clocks must agree to within the lease.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -65,8 +64,12 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._done.wait(self._seconds / RENEWALS):
-            with contextlib.suppress(Exception):  # the next renewal tries again
+            try:
                 self._renew()
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return  # the trial has ended; there is nothing to keep
+            except Exception:  # the next renewal tries again
+                continue
 
 
 GRACE = 600.0

@@ -1,4 +1,4 @@
-"""A callback that makes a Lightning run a trial: token-grid reports, pruning, record."""
+"""A callback that makes a Lightning run a trial: token-grid reports, pruning, record, resumption."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from optuna.trial import Trial
 
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo_optuna.reporter import TrialReporter
+from metaopt_hpo_optuna.reporter import Point, TrialReporter
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,25 +20,37 @@ except ImportError as error:
 class TrialLightningCallback(Callback):
     """Reports each validation to the trial, at the grid point passed last, and stops when the pruner says so.
 
+        folder = trial_folder(trial, "checkpoints/")  # of metaopt_hpo_optuna
         callback = TrialLightningCallback(trial, size=n, batch=b, lr=lr)
-        Trainer(max_steps=steps, val_check_interval=50, callbacks=[callback]).fit(module, train, held_out)
+        keep = ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=False)
+        trainer = Trainer(max_steps=steps, val_check_interval=50, callbacks=[callback, keep])
+        trainer.fit(module, train, held_out, ckpt_path="last")
         return callback.result()
 
-    Validate often enough (`val_check_interval`): what is not validated cannot be reported.
+    Validate often enough (`val_check_interval`): what is not validated cannot be reported. The checkpoint above is
+    written after each validation, so that it holds what was reported; one that is written before it (with
+    `every_n_train_steps`) makes a retry report that point one validation later. A retry of a trial whose
+    worker died finds its predecessor's folder, goes on from the last checkpoint and reports again what was reported
+    before it. A run to which the law gives no chance is not begun: `fit` raises `optuna.TrialPruned`.
+
+    Under torchrun every rank makes the callback, rank 0 with the trial and the others with None: call
+    `torch.distributed.init_process_group` first, suggest on rank 0, and share with
+    `metaopt_hpo.training.distributed.from_rank_0`. Rank 0 decides, and all ranks stop together.
 
     Args:
-        trial: the trial.
+        trial: the trial; None on ranks other than 0.
         size: trainable non-embedding parameters.
         batch: tokens (examples, where there are none) of an optimizer step, over all devices.
         lr: the knob.
         tokens: planned training tokens; default `max_steps` of the Trainer times `batch`.
         monitor: which logged validation metric is reported.
         strategy: name of what sets lr.
+        lease: seconds of silence after which `retry_lost_trials` may queue the trial again, as in `TrialRun`.
     """
 
     def __init__(
         self,
-        trial: Trial,
+        trial: Trial | None,
         *,
         size: float,
         batch: float,
@@ -46,6 +58,7 @@ class TrialLightningCallback(Callback):
         tokens: float | None = None,
         monitor: str = "val_loss",
         strategy: str = "",
+        lease: float | None = None,
     ) -> None:
         self._trial = trial
         self._size = size
@@ -54,6 +67,8 @@ class TrialLightningCallback(Callback):
         self._tokens = tokens
         self._monitor = monitor
         self._strategy = strategy
+        self._lease = lease
+        self._earlier: list[Point] = []
         self._reporter: TrialReporter | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,7 +85,27 @@ class TrialLightningCallback(Callback):
             batch=self._batch,
             lr=self._lr,
             strategy=self._strategy,
+            lease=self._lease,
         )
+        self._reporter.begin(self._earlier)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was reported so far, for Lightning's checkpoint."""
+        return {"points": [] if self._reporter is None else self._reporter.points()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from there; Lightning calls it before `on_fit_start`."""
+        self._earlier = [tuple(point) for point in state_dict["points"]]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give up the lease."""
+        if self._reporter is not None:
+            self._reporter.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give up the lease."""
+        if self._reporter is not None:
+            self._reporter.close()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report, and stop where the pruner says so."""

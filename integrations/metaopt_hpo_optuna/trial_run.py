@@ -21,7 +21,8 @@ from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import CHECKPOINT, FLOPS_PER_TOKEN, REASON, RECORD, plain
 from metaopt_hpo_optuna.leases import Lease, patiently
-from metaopt_hpo_optuna.pruner import ScalingLawPruner
+from metaopt_hpo_optuna.places import inherited, run_name
+from metaopt_hpo_optuna.pruner import refusal
 from metaopt_hpo_optuna.study_table import check_single_objective, record_to_json
 
 
@@ -114,15 +115,10 @@ class TrialRun(TrainingRun):
     def _checkpoint_file(self, checkpoint: str | os.PathLike[str]) -> str:
         if self.trial is None:
             return ""  # rank 0 names the file
-        inherited = self.trial.user_attrs.get(CHECKPOINT)
-        if isinstance(inherited, str):
-            return inherited
         path = Path(checkpoint)
         if path.is_dir() or str(os.fspath(checkpoint)).endswith(("/", os.sep)):
-            study = self.trial.study.study_name if isinstance(self.trial, Trial) else "fixed"
-            safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in study)
-            path = path / f"{safe}-trial-{self.trial.number}.pt"
-        return str(path)
+            path = path / f"{run_name(self.trial)}.pt"
+        return inherited(self.trial) or str(path)
 
     # -- the trial's attributes ----------------------------------------------------------------------------
 
@@ -170,23 +166,12 @@ class TrialRun(TrainingRun):
             # a retry is a new trial: what its predecessor reported is reported again
             for tokens, loss in zip(curve.tokens, curve.loss, strict=True):
                 self.report(round(tokens), loss)
-        elif (reason := from_rank_0(self._refusal())) is not None:
+        elif (reason := from_rank_0(refusal(self.trial))) is not None:
             self.state, self.reason = "pruned", reason
             self.loss = self.initial_loss  # all that is known of a run that did not begin
             self._keep(self.record())
             raise optuna.TrialPruned(reason)
         return self
-
-    def _refusal(self) -> str | None:
-        """Why the study's law would not start this run at all, where its pruner is one that can tell."""
-        if not isinstance(self.trial, Trial):
-            return None
-        pruner = self.trial.study.pruner
-        return (
-            pruner.refuse_launch(self.trial.study, _compat.stored(self.trial))
-            if isinstance(pruner, ScalingLawPruner)
-            else None
-        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
