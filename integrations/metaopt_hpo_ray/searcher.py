@@ -96,6 +96,8 @@ class ScalingLawSearch(Searcher):
         self.book = TrialBook()
         self.reasons: dict[str, str] = {}
         """trial id → why it was suggested."""
+        self._given: list[dict[str, Any]] = []
+        """What `add_evaluated_point` was told."""
         self._evidence = [r for source in sources for r in read_records(source)]
         self._context()  # says now, and not in the first trial, what is out of range
 
@@ -166,8 +168,12 @@ class ScalingLawSearch(Searcher):
         facts = describe(parameters, self._columns)
         if error or pruned or not {"size", "tokens", "batch", "lr"} <= facts.keys():
             return
+        self._give(float(value), facts)
+
+    def _give(self, loss: float, facts: dict[str, Any]) -> None:
+        self._given.append({"loss": loss, **facts})
         key = f"given-{len(self._evidence)}"
-        self._evidence.append(TrialRecord(loss=float(value), trial=key, study="given", **facts))
+        self._evidence.append(TrialRecord(loss=loss, trial=key, study="given", **facts))
 
     # -- deciding ------------------------------------------------------------------------------------------
 
@@ -221,6 +227,7 @@ class ScalingLawSearch(Searcher):
             "book": self.book.to_state(),
             "made": self._made,
             "reasons": dict(self.reasons),
+            "given": list(self._given),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -232,6 +239,8 @@ class ScalingLawSearch(Searcher):
         self.book.load_state(state["book"])
         self._made = int(state["made"])
         self.reasons = dict(state["reasons"])
+        for facts in state.get("given", ())[len(self._given) :]:
+            self._give(facts["loss"], {k: v for k, v in facts.items() if k != "loss"})
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state as JSON; Tune calls this with each of its snapshots."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,11 @@ def test_points_evaluated_elsewhere_count() -> None:
         s.add_evaluated_point(point, r.loss)
         s.add_evaluated_point({**point, "lr": 0.5}, 1e-3, pruned=True)
     table = search(sources=[TrialTable.from_records(RECORDS)])
-    assert s.suggest("t") == same.suggest("t") == table.suggest("t") != search().suggest("t")
+    restored = search()
+    restored.set_state(json.loads(json.dumps(s.get_state())))
+    found = [x.suggest("t") for x in (s, same, table, restored)]
+    assert found == found[:1] * 4
+    assert found[0] != search().suggest("t")
 
 
 def test_the_rest_of_the_space_is_sampled_by_the_seed() -> None:
