@@ -43,6 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.environ.setdefault(name, "0")
     # the workers import the suite's own helpers
     paths = os.pathsep.join([*map(str, HELPERS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    os.environ["PYTHONPATH"] = paths
     info = ray.init(
         "local",
         num_cpus=CPUS,
@@ -50,7 +51,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=100 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
     )
     yield str(info.address_info["gcs_address"])
     ray.shutdown()
