@@ -19,6 +19,9 @@ LIMIT = 40.0
 
 BASELINE = "tpe"
 
+OURS = ("law", "metaoptimize")
+"""How our methods' names begin; the others are what they are held against."""
+
 
 def costs(frame: pd.DataFrame, within: float, limit: float = LIMIT) -> pd.DataFrame:
     """Cost of each search to come within a relative excess, `limit` where it never did; columns by method."""
@@ -59,8 +62,8 @@ def summary(frame: pd.DataFrame, limit: float = LIMIT, baseline: str = BASELINE)
 def markdown(found: pd.DataFrame, within: float = 0.0025, limit: float = LIMIT) -> str:
     """A row a problem: median target runs of each method with its interval, and how much cheaper ours are."""
     rows = found[found["within"] == within]
-    names = sorted(dict.fromkeys(rows["method"]), key=lambda m: (not m.startswith("law"), m != BASELINE))
-    ours = [m for m in names if m.startswith("law")]
+    names = sorted(dict.fromkeys(rows["method"]), key=lambda m: (not m.startswith(OURS), m != BASELINE))
+    ours = [m for m in names if m.startswith(OURS)]
     heads = ["target", "seeds", *names, *(f"{m}: × cheaper than {BASELINE}" for m in ours)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for problem, g in rows.groupby("problem", sort=False):

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from metaopt_hpo.comparison import protocol
+from metaopt_hpo.comparison.gain_summary import summary
 from metaopt_hpo.comparison.outcome import MATCH, OutcomeError, judge, percent
 from metaopt_hpo.comparison.protocol import Comparison, compare
+from metaopt_hpo.comparison.reached import budget_table, searches
 from metaopt_hpo.comparison.statistics import Difference
 from metaopt_hpo.trials.schema import TableWarning
 from metaopt_hpo.trials.table import TrialTable
@@ -120,3 +122,28 @@ def test_negative_losses_are_refused_in_a_sentence(result: Comparison) -> None:
 )
 def test_percent_is_signed_rounded_and_never_minus_zero(difference: Difference, text: str) -> None:
     assert percent(difference) == text
+
+
+def test_a_comparison_is_a_race_in_target_runs(result: Comparison) -> None:
+    outcome = judge(result)
+    frame = searches(outcome)
+    best = {s: frame.query("seed == @s")["excess"].min() for s in PLAN.seeds}
+    assert best == dict.fromkeys(PLAN.seeds, 0.0)
+    found = summary(frame, float(PLAN.runs)).query("within == 0.01").set_index("method")
+    # a run of MetaOptimize is within 1 % at once; the law pays for its pilots first
+    assert found.loc["metaoptimize", "median"] == 1.0
+    pilots = 5 * (1e3 + 1e4 + 1e5) / 1e6
+    assert found.loc["law", "median"] == pytest.approx(1 + pilots)
+    # costs are those of all runs up to the first good enough one
+    grid = frame.query("method == 'grid' and seed == 0")
+    assert grid["excess"].is_monotonic_decreasing
+    assert grid["cost"].iloc[-1] == pytest.approx(PLAN.runs)
+
+
+def test_where_each_method_ended_is_held_against_the_reference(result: Comparison) -> None:
+    table = budget_table(judge(result)).splitlines()
+    (grid,) = [line for line in table if line.startswith("| Grid search")]
+    (mo,) = [line for line in table if line.startswith("| MetaOptimize")]
+    assert grid.split("|")[3].strip() == "–"
+    assert "90 % interval" in mo.split("|")[3]
+    assert "90 % interval" in mo.split("|")[4]
