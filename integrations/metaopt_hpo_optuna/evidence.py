@@ -59,6 +59,8 @@ class Evidence:
     def __init__(
         self, names: Fields, source_studies: Sequence[Study], *, allow_weak: bool, need: int
     ) -> None:
+        if isinstance(source_studies, Study):
+            raise ValueError("source_studies must be a list of studies, got one study; put it in brackets")
         for source in source_studies:
             if not isinstance(source, Study):
                 raise ValueError(

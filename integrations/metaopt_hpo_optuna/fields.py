@@ -57,7 +57,7 @@ class Fields:
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"model must be the name of a parameter, got {self.model!r}")
         for choice, pair in self.models.items():
-            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_positive, pair)):
+            if not is_pair(pair):
                 raise ValueError(
                     f"models must map each choice of {self.model!r} to (size, tokens), both numbers > 0, "
                     f"got {choice!r}: {pair!r}"
@@ -101,6 +101,11 @@ class Fields:
     def names(self) -> frozenset[str]:
         """Parameter or attribute names in use."""
         return frozenset(s for s in (self.size, self.tokens, self.batch, self.lr) if isinstance(s, str))
+
+
+def is_pair(value: Any) -> bool:
+    """Whether it is (size, tokens)."""
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_positive, value))
 
 
 def _positive(value: Any) -> bool:

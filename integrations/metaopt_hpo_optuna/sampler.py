@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.evidence import Evidence
-from metaopt_hpo_optuna.fields import Fields
+from metaopt_hpo_optuna.fields import Fields, is_pair
 from metaopt_hpo_optuna.known import Cell
 from metaopt_hpo_optuna.study_table import check_single_objective
 
@@ -92,7 +92,9 @@ class ScalingLawSampler(BaseSampler):
             )
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
             raise ValueError(f"seed must be a whole number >= 0 or None, got {seed!r}")
-        if target is not None and not (len(target) == 2 and all(0 < v < math.inf for v in target)):
+        if models is not None and not isinstance(models, Mapping):
+            raise ValueError(f"models must map each choice of {model!r} to (size, tokens), got {models!r}")
+        if target is not None and not is_pair(target):
             raise ValueError(f"target must be (size, tokens), both > 0, or None, got {target!r}")
         names = Fields(size, tokens, batch, lr, dict(models or {}), model)
         self._evidence = Evidence(names, source_studies, allow_weak=False, need=1)

@@ -14,7 +14,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 
 from metaopt_hpo.strategies import LRStrategy, get
-from metaopt_hpo.strategies.space import Choice, Range, check_space, entry_name, read_option
+from metaopt_hpo.strategies.space import Choice, Range, check_space, entry_name, plain_space, read_option
 
 
 def suggest_strategy(
@@ -44,6 +44,7 @@ def suggest_strategy(
         UnknownStrategy: a name that is not registered.
         ValueError: an empty space, an unknown option, an empty range, or a strategy that needs an lr and has none.
     """
+    space = plain_space(space)
     check_space(space, _example, call="suggest_strategy(trial, ")
     choice = str(trial.suggest_categorical(name, list(space)))
     values = {

@@ -195,6 +195,9 @@ def add_records(study: Study, records: Iterable[TrialRecord]) -> None:
                 f"a trial of direction {record.direction!r} cannot join study {study.study_name!r}, whose "
                 f"direction is {study.direction.name.lower()!r}; create the study with the trials' direction"
             )
+        # NumPy's numbers are for no storage but the one in memory
+        numbers: dict[str, Any] = {name: float(getattr(record, name)) for name in _NUMBERS}
+        record = replace(record, **numbers)
         sign = -1.0 if maximise else 1.0
         state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}
         curve = record.curve

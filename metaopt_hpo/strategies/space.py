@@ -38,6 +38,29 @@ class Choice:
     values: tuple[Any, ...]
 
 
+def plain_space(space: Space) -> dict[str, dict[str, Any]]:
+    """The space with plain numbers for NumPy's and torch's, and lists of choices for arrays.
+
+    Raises:
+        ValueError: it is no mapping of names to mappings.
+    """
+    if not isinstance(space, Mapping):
+        raise ValueError(
+            f'the space of strategies must map names to options, {{"metaoptimize": {{}}}}; got {space!r}'
+        )
+    for name, options in space.items():
+        if not isinstance(options, Mapping):
+            raise ValueError(f"options of strategy {name!r} must be a mapping, got {options!r}")
+    return {name: {o: _plain(spec) for o, spec in options.items()} for name, options in space.items()}
+
+
+def _plain(spec: Any) -> Any:
+    if isinstance(spec, list | tuple):
+        return type(spec)(map(_plain, spec))
+    tolist = getattr(spec, "tolist", None)
+    return tolist() if callable(tolist) else spec
+
+
 def read_option(strategy: str, option: str, spec: Any) -> Range | Choice | None:
     """What an option may be; None where `spec` is a fixed value or a distribution of a framework's own.
 

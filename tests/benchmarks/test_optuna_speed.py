@@ -115,7 +115,7 @@ def write_rows(storage: RDBStorage, study: optuna.Study, made: Sequence[FrozenTr
             t.distributions,
         )
         assert (kept.user_attrs, kept.intermediate_values) == (t.user_attrs, t.intermediate_values)
-        assert (kept.datetime_start, kept.datetime_complete) == (t.datetime_start, t.datetime_complete)
+        assert kept.duration == t.duration
 
 
 def utc(time: datetime | None) -> datetime | None:

@@ -260,6 +260,11 @@ def test_ask_and_tell_with_distributions() -> None:
         ({"tokens": -3.0}, "tokens must be the name of a parameter or user attribute or a positive number"),
         ({"base_sampler": "tpe"}, "base_sampler must be an optuna sampler"),
         ({"source_studies": [object()]}, "source_studies must hold optuna studies"),
+        ({"source_studies": optuna.create_study()}, "must be a list of studies, got one study"),
+        ({"models": ["small", "large"]}, r"models must map each choice of 'model' to \(size, tokens\)"),
+        ({"models": {"small": 1e6}}, "got 'small': 1000000.0"),
+        ({"target": 1e9}, r"target must be \(size, tokens\), both > 0"),
+        ({"target": (1e9, 0)}, r"target must be \(size, tokens\), both > 0"),
     ],
 )
 def test_bad_arguments(options: dict[str, object], message: str) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from metaopt_hpo.strategies import UnknownStrategy
@@ -65,6 +69,26 @@ def test_an_extrapolated_lr_can_be_enqueued() -> None:
         assert suggest_strategy(study.ask(), {"cosine": {"lr": (1e-4, 1e-1)}}).lr == 2.0
 
 
+@pytest.mark.parametrize(
+    "lr",
+    [
+        np.float32(0.01),
+        torch.tensor(0.01),
+        (np.float32(1e-3), np.float64(0.1)),
+        [np.float32(0.01), 0.1],
+        np.geomspace(1e-3, 0.1, 3),
+    ],
+    ids=["number", "tensor", "range", "choices", "array"],
+)
+def test_numbers_of_other_libraries_are_numbers(lr: object) -> None:
+    study = optuna.create_study(storage="sqlite://")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        strategy = suggest_strategy(study.ask(), {"cosine": {"lr": lr}})
+    assert type(strategy.lr) is float
+    assert 1e-3 <= strategy.lr <= 0.1 + 1e-6
+
+
 def test_options_that_are_pairs_of_numbers_are_not_ranges() -> None:
     strategy = suggest_strategy(optuna.create_study().ask(), {"cosine": {"lr": 0.01, "betas": (0.9, 0.99)}})
     assert strategy.betas == (0.9, 0.99)
@@ -94,6 +118,7 @@ def test_options_that_are_pairs_of_numbers_are_not_ranges() -> None:
             "warmup is a fraction",
         ),
         ({"cosine": 0.1}, ValueError, "options of strategy 'cosine' must be a mapping"),
+        (["cosine"], ValueError, "space of strategies must map names to options"),
     ],
 )
 def test_a_bad_space_is_refused_before_any_trial_uses_it(

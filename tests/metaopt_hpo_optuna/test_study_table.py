@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -133,6 +134,15 @@ def test_trials_that_lack_a_size_are_counted() -> None:
     # the first of the three takes up the waiting trial, which has a size
     with pytest.warns(StudyWarning, match="2 of 7 trials of study 's' lack size"):
         assert len(trial_table(study)) == 5
+
+
+def test_numpy_records_reach_a_database() -> None:
+    study = optuna.create_study(storage="sqlite://")
+    add_records(
+        study, [TrialRecord(np.float32(8), np.int64(100), np.int32(10), np.float32(0.5), np.float64(2))]
+    )  # type: ignore[arg-type]
+    (record,) = trial_table(study).records()
+    assert (record.size, record.tokens, record.batch, record.lr, record.loss) == (8, 100, 10, 0.5, 2)
 
 
 def test_refusals() -> None:

@@ -181,6 +181,13 @@ def test_the_optunahub_packages_load(kind: str, name: str) -> None:
     import inspect
     import re
 
+    # the example runs, with the folder here in place of the registry
+    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    registry = f", registry_root={str(ROOT / 'optunahub' / 'package')!r})"
+    names: dict[str, object] = {}
+    exec(re.sub(r"load_module\((\S+)\)", rf"load_local_module(\1{registry}", example), names)
+    assert len(names["study"].trials) == 20  # type: ignore[attr-defined]
+
     said = re.search(rf"`{name}\(\*, (.*)\)`", readme)
     assert said is not None
     assert re.findall(r"(\w+)=", said[1]) == list(inspect.signature(getattr(module, name)).parameters)
