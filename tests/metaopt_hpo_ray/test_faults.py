@@ -178,7 +178,7 @@ def _ended(journal: Path) -> int:
     return sum(e.closed for e in book.entries.values())
 
 
-def _wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+def _wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
