@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Protocol
 
@@ -39,7 +39,7 @@ class Trust:
     Attributes:
         copying: share of the extrapolated way that is copied.
         scores: mean excess loss at each of `COPYING` on the held-out cells (empty where there are none).
-        cells: number of held-out cells scored.
+        cells: number of held-out cells scored, those of one size and number of tokens counted once.
         missed: mean excess loss there at the share chosen, of the predicted point or of the measured run that the
             fit would choose, whichever lost less, for a coarse grid overstates what lies between its points; less
             what a lucky run among equals gains by noise alone.
@@ -67,7 +67,9 @@ class Fitted(Protocol):
     @property
     def scale(self) -> float: ...
 
-    def centre(self, size: float, tokens: float) -> tuple[float, float]: ...
+    def centre(
+        self, size: float, tokens: float, extra: Mapping[str, float] | None = None
+    ) -> tuple[float, float]: ...
 
 
 def measure_trust(cells: Cells, axis: str, fit: Callable[[Cells], Fitted | None]) -> Trust:
@@ -76,9 +78,12 @@ def measure_trust(cells: Cells, axis: str, fit: Callable[[Cells], Fitted | None]
     `fit` fits cells, or returns None where they cannot bear it. Extrapolation is kept unless another share is better
     by more than a standard error over the cells.
     """
+    # about the table's own least, so that ties between triangulations of a regular grid break alike in any unit
+    cells = replace(cells, x=cells.x - cells.x.min(), y=cells.y - cells.y.min())
+    extras = cells.cell_extra()
     values = cells.cell_size if axis == "size" else cells.cell_tokens
-    losses: list[list[float]] = []
-    missed: list[list[float]] = []
+    losses: dict[tuple[float, float], list[list[float]]] = {}
+    missed: dict[tuple[float, float], list[list[float]]] = {}
     for train, test in splits(values, 2):
         # only cells whose other coordinate was seen: one axis is tested at a time
         other = cells.cell_tokens if axis == "size" else cells.cell_size
@@ -92,22 +97,25 @@ def measure_trust(cells: Cells, axis: str, fit: Callable[[Cells], Fitted | None]
         for j in np.flatnonzero(test):
             grid = cell_grid(cells, int(j))
             size, tokens = float(cells.cell_size[j]), float(cells.cell_tokens[j])
-            losses.append([])
-            missed.append([])
+            excess, miss = [], []
             for share in COPYING:
                 moved = edge * (float(values[j]) / edge) ** (1.0 - share)
-                x, y = fitted.centre(moved, tokens) if axis == "size" else fitted.centre(size, moved)
-                losses[-1].append(grid.excess(math.exp(x), math.exp(y)))
-                missed[-1].append(_missed(grid, fitted, x, y, losses[-1][-1]))
+                n, d = (moved, tokens) if axis == "size" else (size, moved)
+                x, y = fitted.centre(n, d, {name: float(v[j]) for name, v in extras.items()})
+                excess.append(grid.excess(math.exp(x), math.exp(y)))
+                miss.append(_missed(grid, fitted, x, y, excess[-1]))
+            losses.setdefault((size, tokens), []).append(excess)
+            missed.setdefault((size, tokens), []).append(miss)
     if not losses:
         return Trust()
-    table = np.array(losses)
+    # cells of one size and tokens differ by further coordinates only: they miss together and count once
+    table = np.array([np.mean(rows, axis=0) for rows in losses.values()])
     means = table.mean(axis=0)
     best = int(means.argmin()) if len(losses) >= MIN_SCORED else 0
     gain = table[:, 0] - table[:, best]
     if best and not float(gain.mean()) > float(gain.std(ddof=1)) / math.sqrt(len(losses)):
         best = 0
-    mean_missed = float(np.mean([row[best] for row in missed]))
+    mean_missed = float(np.mean([np.mean(rows, axis=0)[best] for rows in missed.values()]))
     return Trust(COPYING[best], tuple(float(m) for m in means), len(losses), mean_missed)
 
 

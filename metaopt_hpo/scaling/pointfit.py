@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,9 +35,11 @@ class PointFit:
     scale: float
     floors: Array
 
-    def centre(self, size: float, tokens: float) -> tuple[float, float]:
+    def centre(
+        self, size: float, tokens: float, extra: Mapping[str, float] | None = None
+    ) -> tuple[float, float]:
         """(ln lr*, ln B*)."""
-        x, y = self.surface.centre(self.axes.design(size, tokens))
+        x, y = self.surface.centre(self.axes.design(size, tokens, extra))
         return float(x), float(y)
 
 

@@ -45,8 +45,12 @@ def test_units_of_loss_and_tokens_change_nothing_else(make_table: Maker) -> None
     assert float(q.loss) == pytest.approx(7.0 * float(p.loss), rel=1e-4)
     k = 1e3
     f = table.frame
-    moved = f.assign(tokens=f["tokens"] * k, batch=f["batch"] * k)
-    r = fit(TrialTable(moved), draws=40).predict(BIG[0], BIG[1] * k)
+    moved = fit(TrialTable(f.assign(tokens=f["tokens"] * k, batch=f["batch"] * k)), draws=40)
+    r = moved.predict(BIG[0], BIG[1] * k)
+    for axis, trust in law.trust.items():  # also where a regular grid can be triangulated in several ways
+        assert moved.trust[axis].copying == trust.copying
+        assert moved.trust[axis].missed == pytest.approx(trust.missed, abs=1e-6)
+        assert moved.trust[axis].scores == pytest.approx(trust.scores, abs=1e-6)
     assert float(r.lr) == pytest.approx(float(p.lr), rel=1e-5)
     assert float(r.batch) == pytest.approx(k * float(p.batch), rel=1e-5)
     assert r.lr.low == pytest.approx(p.lr.low, rel=1e-3)
@@ -201,6 +205,9 @@ def test_further_hyperparameters_enter_as_coordinates(make_table: Maker) -> None
     assert "extra-varies" in {c.code for c in fit(table, draws=30).warnings}
     law = fit(table, extra=("weight_decay",), draws=30)
     assert "extra-varies" not in {c.code for c in law.warnings}
+    for trust in law.trust.values():  # each held-out cell is judged at its own weight decay
+        assert trust.copying == 0.0
+        assert trust.scores[0] < 1e-3
     a = law.predict(*BIG, extra={"weight_decay": 0.1})
     b = law.predict(*BIG, extra={"weight_decay": 0.4})
     assert float(b.lr) / float(a.lr) == pytest.approx(0.5, rel=0.05)
