@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from metaopt_hpo.scaling.cells import Cells
@@ -160,15 +162,23 @@ def in_open_valley(cells: Cells, axes: Axes, s: Surface) -> bool:
     return bool(np.median(outside) > FAR_OUTSIDE)
 
 
-def exponent_cautions(axes: Axes, draws: Draws, has_batch: bool) -> list[Caution]:
+def exponent_interval(law_value: float, column: Array, widen: float, level: float) -> tuple[float, float]:
+    """Interval of one exponent: the draws' quantiles about the fitted value, widened for few cells."""
+    tail = 0.5 * (1.0 - level)
+    low, high = np.quantile(column - law_value, [tail, 1.0 - tail]) * widen + law_value
+    return float(low), float(high)
+
+
+def exponent_cautions(
+    axes: Axes, surface: Surface, draws: Draws, widen: Mapping[str, float], level: float
+) -> list[Caution]:
+    """A caution for each exponent whose interval, as `Law.describe` gives it, holds both signs."""
     out: list[Caution] = []
-    for label, d, used in (("lr", draws.a, True), ("batch", draws.b, has_batch)):
+    targets = [("lr", surface.a, draws.a)] + ([("batch", surface.b, draws.b)] if surface.has_batch else [])
+    for label, fitted, drawn in targets:
         for i, name in enumerate(axes.names, start=1):
-            if used:
-                low, high = np.quantile(d[:, i], [0.05, 0.95])
-                if low < 0 < high:
-                    message = (
-                        f"the exponent of {label} in {name} may have either sign ({low:.2f} to {high:.2f})"
-                    )
-                    out.append(Caution(f"exponent-{label}-{name}", message))
+            low, high = exponent_interval(float(fitted[i]), drawn[:, i], widen[label], level)
+            if low < 0 < high:
+                message = f"the exponent of {label} in {name} may have either sign ({low:.3f} to {high:.3f})"
+                out.append(Caution(f"exponent-{label}-{name}", message))
     return out

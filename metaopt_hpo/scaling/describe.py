@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from metaopt_hpo.scaling.checks import exponent_interval
 from metaopt_hpo.scaling.ordered import COPYING, MIN_SCORED
 
 if TYPE_CHECKING:
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
 
 def describe(law: Law) -> str:
     """The law in words and numbers, a few lines."""
-    tail = 0.5 * (1.0 - law.level)
     lines = [f"law from {law.trials} trials, {len(law.domain.sizes)} sizes, {law.cells['size'].size} cells"]
     targets = [("lr*", law.surface.a, law.draws.a, "lr")]
     if law.surface.has_batch:
@@ -22,10 +20,13 @@ def describe(law: Law) -> str:
     for label, coef, draws, key in targets:
         parts = []
         for i, name in enumerate(law.axes.names, start=1):
-            low, high = np.quantile(draws[:, i] - coef[i], [tail, 1 - tail]) * law.widen[key] + coef[i]
+            low, high = exponent_interval(float(coef[i]), draws[:, i], law.widen[key], law.level)
             parts.append(f"{name}^{coef[i]:.3f} [{low:.3f}, {high:.3f}]")
         lines.append(f"{label} ∝ " + " · ".join(parts) if parts else f"{label} constant")
     lines.append(f"loss* = {law.floor.formula()}")
+    if law.curvature:
+        bends = ", ".join(f"{name} {e:.3f}" for name, e in law.curvature.items())
+        lines.append(f"bend of ln lr* in log-log, not extrapolated: {bends}")
     lines.append(f"one run scatters by {100 * law.noise:.2g} % about the surface")
     if law.fall is not None:
         lines.append(f"running losses are judged by the curves of {law.fall.runs} finished runs")

@@ -164,7 +164,8 @@ def fit_cells(
     rng = np.random.default_rng(seed)
     result = bootstrap(cells, design, solution, slopes, floor, rng, draws)
     curvature = measure_curvature(cells, axes, solution, slopes, level) if path is None else {}
-    cautions += exponent_cautions(axes, result, has_batch)
+    widen = small_sample(cells, axes) | {"loss": loss_factor(cells, solution, floor.names, seed)}
+    cautions += exponent_cautions(axes, solution.surface, result, widen, level)
     cautions += curvature_cautions(curvature)
     trust = {n: measure_trust(cells, n, point_fitter(prior)) for n in axes.scale_names}
     cautions += validation_cautions(trust)
@@ -178,7 +179,7 @@ def fit_cells(
         cells=_listed(cells, solution),
         trials=cells.n,
         level=level,
-        widen=small_sample(cells, axes) | {"loss": loss_factor(cells, solution, floor.names, seed)},
+        widen=widen,
         scatter=measure_scatter(cells, axes, solution.surface),
         trust=trust,
         curvature=curvature,

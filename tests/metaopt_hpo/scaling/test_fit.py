@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -218,6 +219,21 @@ def test_further_hyperparameters_enter_as_coordinates(make_table: Maker) -> None
         fit(table, extra=("dropout",))
 
 
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
+def test_an_exponent_of_either_sign_is_warned_of_by_the_interval_that_is_shown(
+    make_table: Maker, level: float
+) -> None:
+    for table in (make_table(noise=0.02, lrs=4, batches=3), TrialTable.from_frame(_tiny(5e-3, 0))):
+        law = fit(table, draws=40, level=level)
+        crossing = set()
+        for line in law.describe().splitlines():
+            label = line.split("*")[0]
+            for name, low, high in re.findall(r"(\w+)\^\S+ \[(\S+), (\S+)\]", line):
+                if float(low) < 0 < float(high):
+                    crossing.add(f"exponent-{label}-{name}")
+        assert crossing == {c.code for c in law.warnings if c.code.startswith("exponent")}
+
+
 def test_a_bend_in_log_log_is_noticed(make_table: Maker) -> None:
     straight = make_table(sizes=(1e7, 3e7, 1e8, 3e8), noise=1e-3)
     assert "curvature" not in {c.code for c in fit(straight, draws=30).warnings}
@@ -227,6 +243,7 @@ def test_a_bend_in_log_log_is_noticed(make_table: Maker) -> None:
     law = fit(TrialTable(frame), draws=30)
     assert "curvature" in {c.code for c in law.warnings}
     assert law.curvature["size²"].value == pytest.approx(-0.12, abs=0.04)
+    assert f"size² {law.curvature['size²']:.3f}" in law.describe()
 
 
 def test_copying_is_chosen_only_where_extrapolation_fails() -> None:
