@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metaopt_hpo.scaling.cells import SAME
 from metaopt_hpo.scaling.estimates import Caution
 from metaopt_hpo.scaling.surface import Array, Surface
 
@@ -57,12 +58,16 @@ def place_cautions(law: Law, size: float, tokens: float, batch: float | None) ->
 def doubts_of(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
     """The cautions of `WRONG` that hold for any batch at a size and number of tokens: there the law does not know.
 
-    That it missed sizes or tokens which it had not seen counts only beyond those it was fitted to.
+    That it missed sizes (or tokens) which it had not seen counts only beyond those it was fitted to.
     """
-    beyond = law.domain.factor(size, tokens) > 1.0
-    missed = tuple(c for c in law.warnings if beyond and c.code in WRONG)
+    ranges = {"missed-size": (size, law.domain.size), "missed-tokens": (tokens, law.domain.tokens)}
+    missed = tuple(c for c in law.warnings if c.code in ranges and _outside(*ranges[c.code]))
     dx, dy = law.optimum_draws(size, tokens)
     return (*missed, *unsure(law.surface, *spread_of(dx, dy)))
+
+
+def _outside(value: float, span: tuple[float, float]) -> bool:
+    return not span[0] / (1.0 + SAME) <= value <= span[1] * (1.0 + SAME)
 
 
 def spread_of(dx: Array, dy: Array) -> tuple[float, float, float]:

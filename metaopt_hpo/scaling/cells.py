@@ -17,6 +17,10 @@ from metaopt_hpo.trials.table import TrialTable
 Array = NDArray[np.float64]
 Use = Literal["fixed", "plateau", "all"]
 
+SAME = 1e-2
+"""Sizes, or numbers of tokens, that differ by less, relatively, are one: runs rarely end at exactly the tokens
+planned, and 1 % more of them is worth less than one run's noise."""
+
 ADAPTIVE = frozenset(
     {"metaoptimize", "prodigy", "dog", "ldog", "d-adaptation", "mechanic", "momo", "gdtuo", "hypergradient"}
 )
@@ -88,8 +92,8 @@ class Cells:
 def make_cells(
     size: Array, tokens: Array, batch: Array, lr: Array, loss: Array, extra: Mapping[str, Array] | None = None
 ) -> Cells:
-    """Group trials into cells; sizes (or tokens) within 0.1 % of each other count as equal."""
-    s, t = _snap(size), _snap(tokens)
+    """Group trials into cells; sizes (or tokens) within `SAME` of each other count as equal."""
+    s, t = snap(size), snap(tokens)
     extra = extra or {}
     keys, index = np.unique(np.column_stack([s, t, *extra.values()]), axis=0, return_inverse=True)
     index = index.reshape(-1)
@@ -146,15 +150,16 @@ def thin(cells: Cells, limit: int = MAX_RUNS) -> Cells:
     )
 
 
-def _snap(values: Array, tolerance: float = 1e-3) -> Array:
-    """Values within a relative tolerance of their neighbour get the group's median."""
-    order = np.argsort(values, kind="stable")
-    v = values[order]
-    group = np.concatenate([[0], np.cumsum(np.diff(np.log(v)) > tolerance)])
-    median = pd.Series(v).groupby(group).transform("median").to_numpy()
-    out = np.empty_like(values, dtype=float)
-    out[order] = median
-    return out
+def snap(values: Array) -> Array:
+    """`values`, ascending groups of which span no more than `SAME`, each as its group's median."""
+    distinct, which = np.unique(values, return_inverse=True)
+    group = np.empty(distinct.size, dtype=np.intp)
+    start = number = 0
+    while start < distinct.size:
+        end = int(np.searchsorted(distinct, distinct[start] * (1.0 + SAME), side="right"))
+        group[start:end] = number
+        start, number = end, number + 1
+    return pd.Series(values).groupby(group[which]).transform("median").to_numpy(dtype=float)
 
 
 def from_table(

@@ -87,7 +87,9 @@ def fit(
         reason = "the trials leave the surface undetermined: vary lr, and batch if its optimum is wanted, in more cells"
         raise LawRefused("no-minimum", reason) from e
     options = {"use": use, "strategy": strategy, "extra": list(extra)}
-    return replace(law, settings=law.settings | options, fall=measure_fall(table, law.axes, law.surface))
+    return replace(
+        law, settings=law.settings | options, fall=measure_fall(table, cells, law.axes, law.surface)
+    )
 
 
 def refit(law: Law, table: TrialTable) -> Law:
@@ -109,7 +111,7 @@ def refit(law: Law, table: TrialTable) -> Law:
         again = fit_cells(
             cells, allow_weak=o["allow_weak"], draws=len(law.draws.a), level=law.level, seed=o["seed"]
         )
-        fall = measure_fall(table, again.axes, again.surface)
+        fall = measure_fall(table, cells, again.axes, again.surface)
         return replace(again, settings=o | {"trials": cells.n}, fall=fall)
     axes = law.axes  # the centre stays, so that old draws mean what they meant
     design = axes.design(cells.size, cells.tokens, cells.extra)
@@ -167,7 +169,9 @@ def fit_cells(
     widen = small_sample(cells, axes) | {"loss": loss_factor(cells, solution, floor.names, seed)}
     cautions += exponent_cautions(axes, solution.surface, result, widen, level)
     cautions += curvature_cautions(curvature)
-    trust = {n: measure_trust(cells, n, point_fitter(prior)) for n in axes.scale_names}
+    tied = path is not None
+    validated = axes.scale_names[:1] if tied else axes.scale_names  # on a path, size stands for both
+    trust = {n: measure_trust(cells, n, point_fitter(prior), tied=tied) for n in validated}
     cautions += validation_cautions(trust)
     return Law(
         axes=axes,

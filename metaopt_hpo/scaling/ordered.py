@@ -72,11 +72,14 @@ class Fitted(Protocol):
     ) -> tuple[float, float]: ...
 
 
-def measure_trust(cells: Cells, axis: str, fit: Callable[[Cells], Fitted | None]) -> Trust:
+def measure_trust(
+    cells: Cells, axis: str, fit: Callable[[Cells], Fitted | None], *, tied: bool = False
+) -> Trust:
     """Choose how much to copy along one axis ("size" or "tokens").
 
     `fit` fits cells, or returns None where they cannot bear it. Extrapolation is kept unless another share is better
-    by more than a standard error over the cells.
+    by more than a standard error over the cells. Where tokens are tied to size (`tied`) the next cell along their
+    path is predicted and nothing is copied, for neither can be held while the other moves.
     """
     # about the table's own least, so that ties between triangulations of a regular grid break alike in any unit
     cells = replace(cells, x=cells.x - cells.x.min(), y=cells.y - cells.y.min())
@@ -85,9 +88,9 @@ def measure_trust(cells: Cells, axis: str, fit: Callable[[Cells], Fitted | None]
     losses: dict[tuple[float, float], list[list[float]]] = {}
     missed: dict[tuple[float, float], list[list[float]]] = {}
     for train, test in splits(values, 2):
-        # only cells whose other coordinate was seen: one axis is tested at a time
-        other = cells.cell_tokens if axis == "size" else cells.cell_size
-        test = test & np.isin(other, other[train])
+        if not tied:  # only cells whose other coordinate was seen: one axis is tested at a time
+            other = cells.cell_tokens if axis == "size" else cells.cell_size
+            test = test & np.isin(other, other[train])
         if not test.any():
             continue
         fitted = fit(cells.subset(train))
@@ -98,7 +101,7 @@ def measure_trust(cells: Cells, axis: str, fit: Callable[[Cells], Fitted | None]
             grid = cell_grid(cells, int(j))
             size, tokens = float(cells.cell_size[j]), float(cells.cell_tokens[j])
             excess, miss = [], []
-            for share in COPYING:
+            for share in COPYING[:1] if tied else COPYING:
                 moved = edge * (float(values[j]) / edge) ** (1.0 - share)
                 n, d = (moved, tokens) if axis == "size" else (size, moved)
                 x, y = fitted.centre(n, d, {name: float(v[j]) for name, v in extras.items()})

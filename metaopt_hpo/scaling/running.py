@@ -17,6 +17,7 @@ import numpy as np
 from metaopt_hpo.scaling.surface import Array
 
 if TYPE_CHECKING:
+    from metaopt_hpo.scaling.cells import Cells
     from metaopt_hpo.scaling.surface import Axes, Surface
     from metaopt_hpo.trials.table import TrialTable
 
@@ -62,28 +63,28 @@ class Fall:
         return float(m[0] + m[1] * u + m[2] * v), spread
 
 
-def measure_fall(table: TrialTable, axes: Axes, surface: Surface) -> Fall | None:
-    """The fall of a table's completed runs with curves; None where fewer than `MIN_RUNS` have one."""
+def measure_fall(table: TrialTable, cells: Cells, axes: Axes, surface: Surface) -> Fall | None:
+    """The fall of those runs of `table` that are in `cells` and have a curve; None where fewer than `MIN_RUNS` do."""
     frame = table.frame
-    keep = (frame["state"] == "complete") & frame["curve_tokens"].notna() & (frame["loss"] > 0)
-    columns = ["size", "tokens", "batch", "lr", "loss", "curve_tokens", "curve_loss"]
+    known = (frame["curve_tokens"].notna() & frame["curve_loss"].notna()).to_numpy()
+    columns = [frame[name].to_numpy() for name in ("tokens", "curve_tokens", "curve_loss")]
+    x, y = surface.centre(axes.design(cells.size, cells.tokens, cells.extra))
+    off_lr, off_batch = cells.x - x, (cells.y - y if surface.has_batch else np.zeros(cells.n))
     offsets: list[tuple[float, float, float]] = []
     falls: list[Array] = []
-    for size, tokens, batch, lr, loss, at, losses in frame.loc[keep, columns].itertuples(index=False):
+    for i, row in enumerate(cells.row):
+        tokens, at, losses = (c[row] for c in columns)
+        if not known[row] or len(at) != len(losses):
+            continue
         t, z = np.asarray(at, dtype=float), np.asarray(losses, dtype=float)
-        good = (
-            np.isfinite(z) & (z > 0) & (t > 0) & (t < tokens) if t.size == z.size else np.zeros(t.size, bool)
-        )
-        if not good.any() or not math.isfinite(loss):
+        good = np.isfinite(z) & (z > 0) & (t > 0) & (t < tokens)
+        if not good.any():
             continue
         left = np.append(np.log(tokens / t[good]), 0.0)
-        above = np.append(np.log(z[good] / loss), 0.0)
+        above = np.append(np.log(z[good]) - cells.z[i], 0.0)
         order = np.argsort(left)
         falls.append(np.interp(KNOTS, left[order], above[order], right=math.nan))
-        x, y = surface.centre(axes.design(size, tokens))
-        offsets.append(
-            (1.0, math.log(lr) - float(x), math.log(batch) - float(y) if surface.has_batch else 0.0)
-        )
+        offsets.append((1.0, float(off_lr[i]), float(off_batch[i])))
     if len(falls) < MIN_RUNS:
         return None
     table_of_falls, design = np.array(falls), np.clip(np.array(offsets), -REACH, REACH)

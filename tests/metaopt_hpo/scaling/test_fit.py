@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from metaopt_hpo.scaling import Law, LawRefused, fit
-from metaopt_hpo.scaling.cells import from_table, thin
+from metaopt_hpo.scaling.cells import from_table, snap, thin
 from metaopt_hpo.scaling.fitting import fit_cells
 from metaopt_hpo.trials.table import TrialTable
 
@@ -312,6 +312,38 @@ def test_a_law_that_missed_the_next_size_says_so() -> None:
     assert turned.trust["size"].missed == pytest.approx(0.02 * 3.2**2, rel=0.5)
     again = Law.from_json(turned.to_json())
     assert again.trust == turned.trust
+
+
+def test_a_law_along_tied_tokens_is_validated_along_them() -> None:
+    def tied(at: tuple[float, ...]) -> Law:
+        frame = widths(at, 1e-3).frame
+        return fit(TrialTable(frame.assign(tokens=100 * frame["size"])), draws=30)
+
+    steady, turned = tied((0.8, 0.0, -0.8)), tied((0.8, -0.8, 0.8))
+    assert steady.path is not None
+    assert "missed-size" not in {c.code for c in steady.warnings}
+    assert "missed-size" in {c.code for c in turned.warnings}
+    assert turned.trust["size"].copying == 0.0
+    assert "ordered validation on 1 cell" in turned.describe()
+    question = {"lr": 1e-3, "batch": 1e5, "incumbent": 2.0}
+    assert "missed-size" in turned.verdict(size=6.4e7, tokens=6.4e9, **question).reason
+
+
+def test_sizes_and_tokens_that_hardly_differ_are_one(make_table: Maker) -> None:
+    table = make_table()
+    rng = np.random.default_rng(0)
+    f = table.frame
+    off = f.assign(
+        size=f["size"] * rng.uniform(0.996, 1.004, len(f)),
+        tokens=f["tokens"] * rng.uniform(0.996, 1.004, len(f)),
+    )
+    a, b = fit(table, draws=30), fit(TrialTable(off), draws=30)
+    assert b.cells["size"].size == a.cells["size"].size
+    assert float(b.predict(*BIG).lr) == pytest.approx(float(a.predict(*BIG).lr), rel=0.01)
+    every = np.geomspace(1e6, 1e9, 5000)  # neighbours differ by 0.14 %, and are not one for that
+    groups = np.unique(snap(every))
+    assert 1 < np.max(groups[1:] / groups[:-1]) < 1.02
+    assert np.abs(snap(every) / every - 1).max() < 0.011
 
 
 @pytest.mark.parametrize(("lrs", "batches", "noise"), [(5, 3, 1e-3), (6, 5, 5e-3), (16, 16, 2e-3)])

@@ -108,6 +108,11 @@ def test_no_verdict_where_the_law_may_be_wrong(law: Law) -> None:
     assert missed.verdict(**bad).action == "abstain"
     assert "missed-size" in missed.verdict(**bad).reason
     assert missed.verdict(**inside).action == "stop"  # only beyond what was fitted
+    assert (
+        missed.verdict(**inside | {"tokens": 3 * inside["tokens"]}).action == "stop"
+    )  # in its own direction
+    assert missed.verdict(**inside | {"size": 1.001 * inside["size"]}).action == "stop"
+    assert missed.verdict(**inside | {"size": 1.1 * inside["size"]}).action == "abstain"
 
     lost = dataclasses.replace(law, widen=law.widen | {"lr": 100.0}, _cache={})
     assert "unsure-optimum" in {c.code for c in lost.predict(*TARGET).warnings}

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from metaopt_hpo.scaling import Law, fit
+from metaopt_hpo.scaling.cells import from_table
 from metaopt_hpo.scaling.running import KNOTS, measure_fall
 from metaopt_hpo.trials.table import TrialTable
 
@@ -102,10 +103,36 @@ def test_earlier_than_curves_reach_the_forecast_stays(law: Law) -> None:
 
 def test_few_or_broken_curves_give_no_fall(law: Law) -> None:
     table = make(curves=True)
-    assert measure_fall(table.select(where=np.arange(len(table)) < 7), law.axes, law.surface) is None
+    few = table.select(where=np.arange(len(table)) < 7)
+    assert measure_fall(few, from_table(few), law.axes, law.surface) is None
     frame = table.frame.copy()
     frame["curve_loss"] = [tuple(math.nan for _ in AT)] * len(frame)
-    assert measure_fall(TrialTable(frame), law.axes, law.surface) is None
+    broken = TrialTable(frame)
+    assert measure_fall(broken, from_table(broken), law.axes, law.surface) is None
+
+
+def test_only_the_runs_behind_a_law_tell_how_runs_fall(law: Law) -> None:
+    """A run that finds its own lr falls in another way; its lr says nothing of it."""
+    frame = make(curves=True).frame.assign(strategy="wsd")
+    adaptive = frame.assign(strategy="metaoptimize", trial=[f"a{i}" for i in range(len(frame))])
+    adaptive["curve_loss"] = [tuple(3.0 * v for v in c) for c in adaptive["curve_loss"]]
+    both = fit(TrialTable(pd.concat([frame, adaptive], ignore_index=True)), draws=30)
+    assert both.fall is not None
+    assert law.fall is not None
+    assert both.fall.runs == law.fall.runs
+    assert both.fall.at(1.0, 0.0, 0.0) == pytest.approx(law.fall.at(1.0, 0.0, 0.0))
+
+
+def test_the_fall_is_measured_about_each_run_s_own_optimum(law: Law) -> None:
+    parts = []
+    for i, decay in enumerate((0.05, 0.1, 0.2)):  # the optimal lr goes as 1 / weight decay
+        part = make(curves=True, seed=i).frame.assign(params=json.dumps({"weight_decay": decay}))
+        part["lr"] *= 0.1 / decay
+        parts.append(part.assign(trial=[f"{i}-{j}" for j in range(len(part))]))
+    found = fit(TrialTable(pd.concat(parts, ignore_index=True)), extra=("weight_decay",), draws=30).fall
+    assert found is not None
+    assert law.fall is not None
+    assert found.mean[2] == pytest.approx(law.fall.mean[2], abs=2e-3)
 
 
 def test_the_fall_survives_storage(law: Law) -> None:
