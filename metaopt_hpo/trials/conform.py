@@ -82,8 +82,15 @@ def conform(
         else:
             values = None
         out[col.name] = _convert(values, col, n, notes)
-        if col.name in units:
-            out[col.name] = out[col.name] * _factor(col.name, units[col.name], sequence_length)
+        unit = units.get(
+            col.name, units.get(col.name.removeprefix("curve_"))
+        )  # a curve counts as its run does
+        if unit is not None:
+            factor = _factor(col.name, unit, sequence_length)
+            if col.kind == "curve":
+                out[col.name] = objects([v and tuple(factor * x for x in v) for v in out[col.name]])
+            else:
+                out[col.name] = out[col.name] * factor
     result = pd.DataFrame(out, index=frame.index)
     extra = [c for c in frame.columns if str(c) not in used and c not in schema.COLUMN_NAMES]
     if extra:
@@ -142,6 +149,13 @@ def _params_text(value: Any) -> str:
     return value
 
 
+def _stored(value: Any) -> Any:
+    """A value of a column that is none of ours as JSON can hold it: lists as lists, dates and the like as text."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value if isinstance(value, (str, bool, int, float, list, dict, np.generic)) else str(value)
+
+
 def merge_params(params: pd.Series, extra: pd.DataFrame) -> np.ndarray:
     """JSON texts with the columns of `extra` added; missing values are left out."""
     out: list[str] = []
@@ -149,9 +163,9 @@ def merge_params(params: pd.Series, extra: pd.DataFrame) -> np.ndarray:
     for text, values in zip(params, extra.itertuples(index=False, name=None), strict=True):
         merged = json.loads(text) if text != "{}" else {}
         for name, v in zip(names, values, strict=True):
-            if v is None or v is pd.NA or (isinstance(v, float) and math.isnan(v)):
+            if v is None or v is pd.NA or v is pd.NaT or (isinstance(v, float) and math.isnan(v)):
                 continue
-            merged[name] = v
+            merged[name] = _stored(v)
         out.append(schema.params_to_json(merged))
     return objects(out)
 

@@ -53,6 +53,12 @@ GRID_FACTOR = 8.0
 FEW_STEPS = 1e3
 """Runs with so many times fewer optimizer steps than the median run have tokens counted in sequences."""
 
+MANY_STEPS = 1e6
+"""Steps from which a run with `FEW_STEPS` times more of them than the median run has its batch in sequences."""
+
+MANY_TOKENS = 1e6
+"""Tokens a parameter that no run sees: its size is counted in millions or billions."""
+
 FEW_TOKENS = 0.1
 """Tokens a parameter: a median below it means tokens and batch counted in sequences, or fine-tuning."""
 
@@ -212,6 +218,14 @@ def _check_units(frame: pd.DataFrame, notes: list[Note]) -> None:
                 "sequences (pass units={'tokens': 'sequences'} and sequence_length=…)",
             )
         )
+    size = frame["size"].to_numpy()
+    small = done & (tokens / size > MANY_TOKENS)
+    if small.any():
+        message = (
+            f"{_rows(small)} saw more than {MANY_TOKENS:g} tokens a parameter: size looks as if counted in millions "
+            "or billions (pass units={'size': 'millions'})"
+        )
+        notes.append(Note("units-size", int(small.sum()), message))
     steps = tokens / batch
     usual = float(np.median(steps[done]))
     if usual > IMPLAUSIBLE_STEPS:
@@ -231,7 +245,14 @@ def _check_units(frame: pd.DataFrame, notes: list[Note]) -> None:
             "their tokens look as if counted in sequences"
         )
         notes.append(Note("units-mixed", int(few.sum()), message))
-    each = float(np.median(tokens[done] / frame["size"].to_numpy()[done]))
+    many = done & (steps > max(usual * FEW_STEPS, MANY_STEPS))
+    if many.any():
+        message = (
+            f"{_rows(many)} took over {FEW_STEPS:g} times more optimizer steps than the median run ({usual:.2g}): "
+            "their batch looks as if counted in sequences"
+        )
+        notes.append(Note("units-mixed", int(many.sum()), message))
+    each = float(np.median(tokens[done] / size[done]))
     if each < FEW_TOKENS and not short.any():
         code, what = (
             ("units-tokens", "tokens look") if usual < 100 else ("units-both", "tokens and batch look")

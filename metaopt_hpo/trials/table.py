@@ -136,8 +136,8 @@ class TrialTable:
             parts.append(conform(chunk, columns or {}, units or {}, sequence_length, notes))
         if not parts:
             raise TableError(f"the table {str(path)!r} has no rows")
-        frame = finish(pd.concat(parts, ignore_index=True), notes)
         notes = merge_notes(notes)
+        frame = finish(pd.concat(parts, ignore_index=True), notes)
         schema.issue(notes)
         return cls(frame, tuple(notes))
 

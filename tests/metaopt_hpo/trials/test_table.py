@@ -292,6 +292,43 @@ def test_sequences_for_tokens_are_seen_in_whole_columns_and_in_some_rows() -> No
     assert codes(both) == {"units-both"}
 
 
+def test_units_of_one_group_of_runs_alone_are_seen() -> None:
+    frame = sweep(size=(3e7, 1e8, 3e8))
+    one_size = frame["size"] == 1e8
+    assert codes(frame.assign(batch=frame["batch"].where(~one_size, frame["batch"] / 4096))) == {
+        "units-mixed"
+    }
+    assert codes(frame.assign(size=frame["size"].where(~one_size, 100.0))) == {"units-size"}
+    assert codes(frame.assign(size=frame["size"] / 1e6)) == {"units-size"}
+
+
+def test_every_remark_about_a_file_is_kept(tmp_path: Path) -> None:
+    frame = sweep(size=(3e7, 1e8, 3e8))
+    odd = frame.assign(batch=frame["batch"].where(frame["size"] != 1e8, frame["batch"] / 4096))
+    odd = pd.concat([odd, odd[odd["size"] == 3e7].head(4).assign(batch=lambda f: f["batch"] / 4096)])
+    odd.to_csv(tmp_path / "t.csv", index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TableWarning)
+        whole, read = TrialTable.from_frame(odd), TrialTable.read(tmp_path / "t.csv")
+    assert len(whole.notes) > 1
+    assert read.notes == whole.notes
+
+
+def test_dates_and_lists_of_a_parquet_file_are_kept_as_hyperparameters(tmp_path: Path) -> None:
+    frame = sweep().assign(when=pd.Timestamp("2024-05-01"), never=pd.NaT, shape=[[4, 8]] * 32, good=True)
+    frame.to_parquet(tmp_path / "t.parquet")
+    params = TrialTable.read(tmp_path / "t.parquet").records()[0].params
+    assert params == {"when": "2024-05-01 00:00:00", "shape": [4, 8], "good": True}
+
+
+def test_a_curve_counts_in_the_unit_of_its_run() -> None:
+    frame = sweep().assign(curve_tokens=[[1.0, 2.0]] * 32, curve_loss=[[4.0, 3.5]] * 32)
+    frame["tokens"] /= 1e9
+    table = TrialTable.from_frame(frame, units={"tokens": "billions"})
+    assert table.frame["curve_tokens"][0] == (1e9, 2e9)
+    assert table.frame["curve_loss"][0] == (4.0, 3.5)
+
+
 def test_wide_batch_grids_and_long_ranges_of_tokens_are_no_mix_up() -> None:
     assert codes(sweep(tokens=(3e8, 3e9, 3e10, 1e12))) == set()
     sparse = sweep()[lambda f: f["batch"].isin((2.0**16, 2.0**19))]
