@@ -7,17 +7,20 @@ traces. `law_page` puts them on one page that needs no network.
 from __future__ import annotations
 
 import html
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from metaopt_hpo.comparison.replay import ReplayResult
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import NEUTRAL, of_method, of_rank
 from metaopt_hpo.scaling import Law
+from metaopt_hpo.scaling.cells import SAME
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.trials.table import TrialTable
 
@@ -40,8 +43,10 @@ def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
         cells: how many cells to show, spread over size × tokens.
     """
     plot = empty_figure()
-    frame = table.frame[(table.frame["state"] == "complete") & np.isfinite(table.frame["loss"])]
-    keys = sorted(frame.groupby(["size", "tokens"]).groups, key=lambda c: c[0] * c[1])
+    frame = _usual(law, table)
+    keys = sorted(
+        {*zip(frame["size"].tolist(), frame["tokens"].tolist(), strict=True)}, key=lambda c: c[0] * c[1]
+    )
     chosen = [
         keys[i] for i in sorted({round(i) for i in np.linspace(0, len(keys) - 1, min(cells, len(keys)))})
     ]
@@ -82,28 +87,31 @@ def optimum_against(
 ) -> go.Figure:
     """Optimal lr or batch against size or tokens: the law with its interval, and each cell's best run.
 
+    Where tokens were tied to size there is one line, along their path: across it the trials say nothing.
+
     Args:
         law: a fitted law.
         table: trials whose best runs are shown; those at a grid's edge as open markers.
         what: "lr" or "batch".
         axis: "size" (one line for each of a few tokens) or "tokens" (one line for each of a few sizes).
         reach: how far beyond the fitted range the lines go.
+
+    Further coordinates (`fit(..., extra=…)`) are held at the law's defaults, runs at other values left out.
     """
     if what not in ("lr", "batch") or axis not in ("size", "tokens"):
         raise ValueError(f"what must be lr or batch and axis size or tokens, got {what!r} and {axis!r}")
     plot = empty_figure()
     low, high = law.domain.size if axis == "size" else law.domain.tokens
     others = np.unique(law.cells["tokens" if axis == "size" else "size"])
-    shown = others[sorted({round(i) for i in np.linspace(0, len(others) - 1, min(3, len(others)))})]
+    few = others[sorted({round(i) for i in np.linspace(0, len(others) - 1, min(3, len(others)))})]
+    shown: list[float | None] = [None] if law.path is not None else [float(v) for v in few]
     xs = np.geomspace(low, high * reach, 40)
     values: list[float] = []
+    grids = _grids(_usual(law, table))
     for rank, other in enumerate(shown):
         look = of_rank(rank, len(shown))
-        estimates = [
-            getattr(law.predict(*((x, other) if axis == "size" else (other, x))), what)
-            for x in map(float, xs)
-        ]
-        name = f"{other:.3g} {'tokens' if axis == 'size' else 'parameters'}"
+        estimates = [getattr(law.predict(*_place(law, axis, x, other)), what) for x in map(float, xs)]
+        name = f"{other:.3g} {'tokens' if axis == 'size' else 'parameters'}" if other else "along the path"
         if rank == len(shown) - 1:
             edge = [e.high for e in estimates] + [e.low for e in reversed(estimates)]
             plot.add_scatter(
@@ -119,8 +127,8 @@ def optimum_against(
         plot.add_scatter(
             x=xs, y=[e.value for e in estimates], mode="lines", line={"color": look.colour}, name=name
         )
-        for (size, tokens), grid in _grids(table).items():
-            if not math.isclose(tokens if axis == "size" else size, other, rel_tol=2e-3):
+        for (size, tokens), grid in grids.items():
+            if other and not math.isclose(tokens if axis == "size" else size, other, rel_tol=SAME):
                 continue
             open_marker = grid.at_edge()[0 if what == "lr" else 1]
             best = grid.best_lr if what == "lr" else grid.best_batch
@@ -152,14 +160,17 @@ def optimum_against(
 def residuals(law: Law, table: TrialTable) -> go.Figure:
     """What the law misses on each run, in percent of loss, against the run's distance from the optimal lr."""
     plot = empty_figure()
-    frame = table.frame[
-        (table.frame["state"] == "complete") & (table.frame["loss"] > 0) & np.isfinite(table.frame["loss"])
-    ]
+    frame = _complete(table)
+    extra = _extra(law, frame)
     n, d = frame["size"].to_numpy(dtype=float), frame["tokens"].to_numpy(dtype=float)
     lr, batch = frame["lr"].to_numpy(dtype=float), frame["batch"].to_numpy(dtype=float)
-    miss = 100.0 * np.log(frame["loss"].to_numpy(dtype=float) / law.loss(n, d, batch, lr))
-    best = {(s, t): law.predict(s, t).lr.value for s, t in {*zip(n.tolist(), d.tolist(), strict=True)}}
-    distance = lr / np.array([best[s, t] for s, t in zip(n.tolist(), d.tolist(), strict=True)])
+    miss = 100.0 * np.log(frame["loss"].to_numpy(dtype=float) / law.loss(n, d, batch, lr, extra=extra))
+    places = list(zip(n.tolist(), d.tolist(), *(v.tolist() for v in extra.values()), strict=True))
+    best = {
+        at: law.predict(at[0], at[1], extra=dict(zip(extra, at[2:], strict=True))).lr.value
+        for at in {*places}
+    }
+    distance = lr / np.array([best[at] for at in places])
     sizes = np.unique(n)
     for rank, size in enumerate(sizes):
         look = of_rank(rank, len(sizes))
@@ -196,7 +207,7 @@ def calibration(law: Law, table: TrialTable) -> go.Figure:
         hoverinfo="skip",
     )
     scores: dict[str, list[float]] = {"lr": [], "batch": [], "loss": []}
-    for (size, tokens), grid in _grids(table).items():
+    for (size, tokens), grid in _grids(_usual(law, table)).items():
         p = law.predict(size, tokens)
         edges = grid.at_edge()
         for key, e, got, censored in (
@@ -281,12 +292,52 @@ def law_page(title: str, law: Law, figures: Sequence[tuple[str, go.Figure]], pat
     return out
 
 
-def _grids(table: TrialTable) -> dict[tuple[float, float], CellGrid]:
-    frame = table.frame[(table.frame["state"] == "complete") & np.isfinite(table.frame["loss"])]
+def _complete(table: TrialTable) -> pd.DataFrame:
+    frame = table.frame
+    mask = (frame["state"] == "complete") & (frame["loss"] > 0) & np.isfinite(frame["loss"])
+    usable: pd.DataFrame = frame.loc[mask]
+    return usable
+
+
+def _extra(law: Law, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Each trial's further coordinates; the law's default where a trial has none."""
+    if not law.axes.defaults:
+        return {}
+    params = [json.loads(text) for text in frame["params"]]
     return {
-        (float(s), float(t)): CellGrid(*(g[c].to_numpy(dtype=float) for c in ("lr", "batch", "loss")))
-        for (s, t), g in frame.groupby(["size", "tokens"])
+        name: np.array([p.get(name, default) for p in params], dtype=float)
+        for name, default in law.axes.defaults.items()
     }
+
+
+def _usual(law: Law, table: TrialTable) -> pd.DataFrame:
+    """Completed trials at the law's defaults of further coordinates."""
+    frame = _complete(table)
+    keep = np.ones(len(frame), dtype=bool)
+    for name, values in _extra(law, frame).items():
+        keep &= np.isclose(values, law.axes.defaults[name], rtol=1e-6)
+    return frame.loc[keep] if keep.any() else frame
+
+
+def _place(law: Law, axis: str, x: float, other: float | None) -> tuple[float, float]:
+    """(size, tokens) at a figure's x: at the other one given, else on the path along which tokens were tied to size."""
+    if other is not None:
+        return (x, other) if axis == "size" else (other, x)
+    assert law.path is not None
+    log_factor, power = law.path
+    if axis == "size":
+        return x, math.exp(log_factor + power * math.log(x))
+    return math.exp((math.log(x) - log_factor) / power), x
+
+
+def _grids(frame: pd.DataFrame) -> dict[tuple[float, float], CellGrid]:
+    out = {}
+    for _, g in frame.groupby(["size", "tokens"]):
+        size, tokens, lr, batch, loss = (
+            g[c].to_numpy(dtype=float) for c in ("size", "tokens", "lr", "batch", "loss")
+        )
+        out[float(size[0]), float(tokens[0])] = CellGrid(lr, batch, loss)
+    return out
 
 
 def _span(values: object) -> tuple[float, float]:

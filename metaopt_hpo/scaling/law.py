@@ -240,7 +240,7 @@ class Law:
             out.append(edge * (value / edge) ** (1.0 - share) if share and value > edge else value)
         return out[0], out[1]
 
-    def _check_extra(self, extra: Mapping[str, float] | None) -> None:
+    def _check_extra(self, extra: Mapping[str, Any] | None) -> None:
         unknown = [k for k in extra or {} if k not in self.axes.defaults]
         if unknown:
             known = ", ".join(self.axes.defaults) or "none"
@@ -300,9 +300,9 @@ class Law:
         )
 
     def loss(
-        self, size: Any, tokens: Any, batch: Any, lr: Any, *, extra: Mapping[str, float] | None = None
+        self, size: Any, tokens: Any, batch: Any, lr: Any, *, extra: Mapping[str, Any] | None = None
     ) -> Array:
-        """Expected final loss of configurations; the four arguments broadcast. Returns an array of losses."""
+        """Expected final loss of configurations; all arguments broadcast. Returns an array of losses."""
         self._check_extra(extra)
         values = [np.asarray(v, dtype=float) for v in (size, tokens, batch, lr)]
         for name, v in zip(("size", "tokens", "batch", "lr"), values, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -69,6 +70,38 @@ def test_residuals_centre_on_zero(law: Law, table: TrialTable) -> None:
     values = np.concatenate([np.array(t.y) for t in plot.data])
     assert len(values) == len(table)
     assert abs(np.median(values)) < 0.5
+
+
+def test_further_coordinates_are_held_where_the_law_is_drawn(table: TrialTable) -> None:
+    """Runs at another weight decay have another optimum: neither misses of the law nor points of its slices."""
+    parts = []
+    for i, decay in enumerate((0.1, 0.4)):
+        part = table.frame.assign(
+            params=json.dumps({"weight_decay": decay}), trial=[f"{i}-{j}" for j in range(len(table))]
+        )
+        parts.append(part.assign(lr=part["lr"] * (decay / 0.1) ** -0.5))
+    both = TrialTable(pd.concat(parts, ignore_index=True))
+    law = fit(both, extra=("weight_decay",), draws=30)
+    misses = np.concatenate([np.array(t.y) for t in figures.residuals(law, both).data])
+    assert len(misses) == len(both)
+    assert np.abs(misses).max() < 1.0
+    for points, line in zip(*(figures.surface_slices(law, both).data[i::2] for i in (0, 1)), strict=True):
+        at = np.interp(np.log(points.x), np.log(line.x), line.y)
+        assert np.allclose(np.minimum(at, figures.SLICE_TOP), points.y, atol=0.004)
+
+
+def test_tied_tokens_give_one_line_along_their_path(table: TrialTable) -> None:
+    frame = table.frame
+    frame = frame[np.isclose(frame["tokens"] / frame["size"], 100, rtol=0.01)].reset_index(drop=True)
+    tied = TrialTable(frame)
+    law = fit(tied, draws=30)
+    for axis in ("size", "tokens"):
+        plot = figures.optimum_against(law, tied, axis=axis)
+        (line,) = (t for t in plot.data if t.mode == "lines" and t.name != "interval")
+        assert line.name == "along the path"
+        assert sum(t.mode == "markers" for t in plot.data) == 3
+        size = line.x[20] if axis == "size" else line.x[20] / 100
+        assert line.y[20] == pytest.approx(law.predict(size, 100 * size).lr.value, rel=1e-3)
 
 
 def test_calibration_rises(law: Law, table: TrialTable) -> None:
