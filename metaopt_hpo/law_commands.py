@@ -26,6 +26,12 @@ Units = Annotated[
     list[str] | None,
     typer.Option("--unit", help="OURS=FACTOR, e.g. tokens=1e9, or batch=sequences (with --sequence-length)."),
 ]
+Wandb = Annotated[
+    bool,
+    typer.Option(
+        "--wandb", help="The table is a Weights & Biases export: the runs table as CSV, or runs as JSON."
+    ),
+]
 SequenceLength = Annotated[float | None, typer.Option(help="Tokens in a sequence.")]
 
 
@@ -34,6 +40,7 @@ def fit(
     columns: Columns = None,
     units: Units = None,
     sequence_length: SequenceLength = None,
+    wandb: Wandb = False,
     out: Annotated[Path | None, typer.Option(help="Write the law here, as JSON.")] = None,
     use: Annotated[
         str,
@@ -65,7 +72,7 @@ def fit(
 
     if use not in ("fixed", "plateau", "all"):
         raise MetaOptError(f"--use must be fixed, plateau or all, got {use!r}")
-    trials = _read_table(table, columns, units, sequence_length)
+    trials = _read_table(table, columns, units, sequence_length, wandb=wandb)
     lean_on = None
     if prior is not None:
         lean_on = Law.from_json(Path(prior)) if Path(prior).is_file() else library.prior(prior)
@@ -85,11 +92,17 @@ def fit(
     if page is not None:
         from metaopt_hpo.report import law_figures
 
-        figures = [
-            ("Loss against learning rate", law_figures.surface_slices(law, trials)),
-            ("Where the optimum moves", law_figures.optimum_against(law, trials)),
-            ("Residuals", law_figures.residuals(law, trials)),
-        ]
+        figures = [("Loss against learning rate", law_figures.surface_slices(law, trials))]
+        for what, label in (("lr", "learning rate"), ("batch", "batch")):
+            if what == "lr" or law.surface.has_batch:
+                figures += [
+                    (
+                        f"Where the optimal {label} moves with {axis}",
+                        law_figures.optimum_against(law, trials, what, axis=axis),
+                    )
+                    for axis in law.axes.scale_names[: 1 if law.path is not None else 2]
+                ]
+        figures.append(("Residuals", law_figures.residuals(law, trials)))
         typer.echo(
             f"page written to {law_figures.law_page(f'Law fitted to {table.name}', law, figures, page)}"
         )
@@ -102,6 +115,12 @@ def predict(
     batch: Annotated[
         float | None, typer.Option(help="Tokens per step, if it is given; else the best one is predicted.")
     ] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE of a further coordinate, e.g. weight_decay=0.1. [default: the largest runs']"
+        ),
+    ] = None,
 ) -> None:
     """Predict the best learning rate, batch and loss of a model, with intervals.
 
@@ -109,7 +128,11 @@ def predict(
     """
     from metaopt_hpo.scaling import Law
 
-    _show(Law.from_json(law), size, tokens, batch)
+    given = _pairs("--extra", extra)
+    texts = [k for k, v in given.items() if isinstance(v, str)]
+    if texts:
+        raise MetaOptError(f"--extra takes NAME=NUMBER, got {texts[0]}={given[texts[0]]}")
+    _show(Law.from_json(law), size, tokens, batch, {k: float(v) for k, v in given.items()})
 
 
 def laws(
@@ -120,7 +143,11 @@ def laws(
     tokens: Annotated[float | None, typer.Option(help="Its training tokens.")] = None,
     batch: Annotated[float | None, typer.Option(help="Tokens per step, for laws that need it.")] = None,
     anchor: Annotated[
-        str | None, typer.Option(help="SIZE,TOKENS,LR of a known optimum, for laws that give exponents only.")
+        str | None,
+        typer.Option(
+            help="SIZE,TOKENS,LR of a known optimum (SIZE,TOKENS,BATCH for a law of the batch), for laws that give "
+            "exponents only."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a fitted law here, as JSON.")] = None,
 ) -> None:
@@ -167,8 +194,8 @@ def laws(
         return
     if law.lr is not None:
         typer.echo(f"lr    {law.predict_lr(size, tokens, batch=batch, anchor=_anchor(anchor)):.4g}")
-    if law.batch is not None and not math.isnan(law.batch.coefficient):
-        typer.echo(f"batch {law.predict_batch(size, tokens):.4g}")
+    if law.batch is not None and (law.lr is None or not math.isnan(law.batch.coefficient)):
+        typer.echo(f"batch {law.predict_batch(size, tokens, anchor=_anchor(anchor)):.4g}")
     if law.loss:
         typer.echo(f"loss  {law.predict_loss(size, tokens):.4g}")
 
@@ -180,6 +207,7 @@ def replay(
     columns: Columns = None,
     units: Units = None,
     sequence_length: SequenceLength = None,
+    wandb: Wandb = False,
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = "law,tpe,random,grid",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each method.")] = 10,
     limit: Annotated[float, typer.Option(help="Target runs after which a method has failed.")] = 150.0,
@@ -195,7 +223,7 @@ def replay(
     for name, value in (("--size", size), ("--tokens", tokens)):
         if not 0 < value < math.inf:
             raise MetaOptError(f"{name} must be a positive, finite number, got {value:g}")
-    objective = TableObjective(_read_table(table, columns, units, sequence_length))
+    objective = TableObjective(_read_table(table, columns, units, sequence_length, wandb=wandb))
     near = min(objective.cells, key=lambda c: math.log(c[0] / size) ** 2 + math.log(c[1] / tokens) ** 2)
     if abs(near[0] / size - 1) > 0.02 or abs(near[1] / tokens - 1) > 0.02:
         raise MetaOptError(
@@ -227,8 +255,10 @@ def replay(
         typer.echo(f"curves written to {page}")
 
 
-def _show(law: Law, size: float, tokens: float, batch: float | None) -> None:
-    found = law.predict(size=size, tokens=tokens, batch=batch)
+def _show(
+    law: Law, size: float, tokens: float, batch: float | None, extra: dict[str, float] | None = None
+) -> None:
+    found = law.predict(size=size, tokens=tokens, batch=batch, extra=extra)
     for name in ("lr", "batch", "loss"):
         e = getattr(found, name)
         typer.echo(f"{name:<6} {e.value:.4g}   {law.level:.0%} interval {e.low:.4g} … {e.high:.4g}")
@@ -237,15 +267,25 @@ def _show(law: Law, size: float, tokens: float, batch: float | None) -> None:
 
 
 def _read_table(
-    path: Path, columns: list[str] | None, units: list[str] | None, sequence_length: float | None
+    path: Path,
+    columns: list[str] | None,
+    units: list[str] | None,
+    sequence_length: float | None,
+    *,
+    wandb: bool,
 ) -> TrialTable:
+    from metaopt_hpo.trials.readers import read_wandb
     from metaopt_hpo.trials.table import TrialTable
+
+    named, factors = _pairs("--map", columns), _pairs("--unit", units)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MetaOptWarning)  # said below, without a line of code
-        table = TrialTable.read(
-            path, _pairs("--map", columns), units=_pairs("--unit", units), sequence_length=sequence_length
-        )
+        if wandb:
+            logged = {k: str(named.get(k, k)).removeprefix("summary.") for k in ("tokens", "loss")}
+            table = read_wandb(path, named, units=factors, sequence_length=sequence_length, history=logged)
+        else:
+            table = TrialTable.read(path, named, units=factors, sequence_length=sequence_length)
     for note in table.notes:
         typer.echo(f"warning [{note.code}] {note.message}", err=True)
     return table

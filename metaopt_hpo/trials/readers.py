@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo.trials.schema import REQUIRED, TableError
 from metaopt_hpo.trials.table import TrialTable
 
 WANDB_STATES = {
@@ -54,8 +54,9 @@ def read_wandb(
     Args:
         path: `.csv`, the runs table's export, one row a run; or `.json`/`.jsonl`, a list (or lines) of runs with
             `config`, `summary` and perhaps `history`, as the public API gives them.
-        columns: our name → W&B's, or a number. Names of nested values are joined by dots
-            ("config.optimizer.lr", or "optimizer.lr": config is searched first, then summary).
+        columns: our name → W&B's, or a number; size, tokens, batch, lr and loss that are named so need
+            no entry. Names of nested values are joined by dots ("config.optimizer.lr", or
+            "optimizer.lr": config is searched first, then summary).
         units: as `TrialTable.from_frame`.
         sequence_length: tokens in a sequence.
         history: for JSON with histories: {"tokens": key, "loss": key}, which become the run's curve.
@@ -81,7 +82,8 @@ def read_wandb(
         if frame.empty:
             raise TableError(f"the export {str(path)!r} holds no runs")
         frame = frame.dropna(axis="columns", how="all")
-        columns = {k: _find(v, frame, k) if isinstance(v, str) else v for k, v in columns.items()}
+        named = {k: k for k in REQUIRED} | dict(columns)
+        columns = {k: _find(v, frame, k) if isinstance(v, str) else v for k, v in named.items()}
         frame = _without_duplicated_summary(frame, columns)
     else:
         raise TableError(f"cannot read {path.name!r}: a W&B export is .csv, .json or .jsonl")

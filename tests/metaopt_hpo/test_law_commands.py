@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from metaopt_hpo.scaling import Law, library
 app = typer.Typer()
 app.command()(law_commands.fit)
 app.command()(law_commands.laws)
+app.command()(law_commands.predict)
 app.command()(law_commands.replay)
 runner = CliRunner()
 
@@ -152,7 +154,9 @@ def test_fit_recovers_a_planted_law_and_writes_it_with_its_page(planted: Path) -
     assert result.exit_code == 0, result.output
     law = Law.from_json(out)
     assert law.predict(size=64e6, tokens=20 * 64e6).lr.value == pytest.approx(64e6**-0.3, rel=0.1)
-    assert "Where the optimum moves" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "Where the optimal learning rate moves with size" in text
+    assert "Where the optimal batch moves" not in text  # one batch: no law of it
 
 
 def test_fit_leans_on_a_prior_by_name_or_file_and_refuses_an_unknown_use(planted: Path) -> None:
@@ -163,3 +167,52 @@ def test_fit_leans_on_a_prior_by_name_or_file_and_refuses_an_unknown_use(planted
     assert runner.invoke(app, [*args, "--prior", "fitted-step-law"]).exit_code == 0
     wrong = runner.invoke(app, [*args, "--use", "best"])
     assert isinstance(wrong.exception, MetaOptError)
+
+
+def test_a_law_of_the_batch_takes_an_anchor_and_asks_for_one() -> None:
+    args = ["laws", "power-lines", "--size", "1e9", "--tokens", "1e11"]
+    assert "anchor=(size, tokens, batch)" in str(runner.invoke(app, args).exception)
+    result = runner.invoke(app, [*args, "--anchor", "1e9,1e10,1e6"])
+    assert f"batch {1e6 * 10**0.383:.4g}" in result.output
+
+
+def test_a_wandb_export_is_read_with_its_states_and_curves(planted: Path) -> None:
+    rows = pd.read_csv(planted).to_dict("records")
+    runs = [
+        {
+            "id": f"r{i}",
+            "state": "crashed" if i == 4 else "finished",
+            "config": {"model": {"value": {"params": r["params"]}}, "lr": r["lr"], "batch": r["batch"]},
+            "summary": {"tokens": r["tokens"], "val/loss": r["loss"]},
+            "history": [
+                {"tokens": r["tokens"] * part, "val/loss": r["loss"] * part**-0.1} for part in (0.25, 0.5)
+            ],
+        }
+        for i, r in enumerate(rows)
+    ]
+    path = planted.with_suffix(".json")
+    path.write_text(json.dumps(runs), encoding="utf-8")
+    args = ["fit", str(path), "--wandb", "--map", "size=model.params", "--map", "loss=val/loss"]
+    result = runner.invoke(app, args)
+    assert result.exit_code == 0, result.output
+    assert "law from 14 trials" in result.output
+    assert "1 failed trials were left out" in result.output
+    assert "the curves of 14 finished runs" in result.output
+
+
+def test_a_further_coordinate_is_asked_for_by_name(planted: Path) -> None:
+    frame = pd.read_csv(planted)
+    decays = [frame.assign(weight_decay=w, lr=frame["lr"] * (w / 0.1) ** -0.5) for w in (0.1, 0.4)]
+    pd.concat(decays).to_csv(planted, index=False)
+    out = planted.with_name("law.json")
+    fitted = runner.invoke(
+        app, ["fit", str(planted), "--map", "size=params", "--extra", "weight_decay", "--out", str(out)]
+    )
+    assert fitted.exit_code == 0, fitted.output
+    ask = ["predict", str(out), "--size", "6.4e7", "--tokens", "1.28e9", "--extra"]
+    law = Law.from_json(out)
+    for decay in (0.1, 0.4):
+        wanted = law.predict(6.4e7, 1.28e9, extra={"weight_decay": decay}).lr.value
+        assert f"lr     {wanted:.4g} " in runner.invoke(app, [*ask, f"weight_decay={decay}"]).output
+    assert "takes NAME=NUMBER" in str(runner.invoke(app, [*ask, "weight_decay=much"]).exception)
+    assert "no coordinate of this law" in str(runner.invoke(app, [*ask, "beta2=0.9"]).exception)
