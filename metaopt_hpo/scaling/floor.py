@@ -2,7 +2,7 @@
 
 γ = 1 is Hoffmann et al. 2022 (eq. 2), where a step in tokens is worth the same at every size; E = 0 is Kaplan et
 al. 2020 (eq. 1.5), where a model too small for its tokens gains little from more of them. The tables measured
-here want γ near ½: their separable fits leave residuals of ±1.5 % that change sign from small to large sizes
+here want γ near 0.4: their separable fits leave residuals of ±1.5 % that change sign from small to large sizes
 (docs/laws.md). Parabolas of argmins ("Approach 2") are biased even without noise and are not used.
 """
 

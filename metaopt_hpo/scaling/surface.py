@@ -4,8 +4,8 @@
     ln lr* = a₀ + a·t,   ln B* = b₀ + b·t,   t = (ln N/N₀, ln D/D₀, …)
 
 The cubic term lets too large an lr hurt more than too small a one; past its inflection the bowl goes on as a
-straight line, so that one minimum stays one. The floor is exp F = E + A·N^-α + C·D^-β (Hoffmann et al. 2022,
-eq. 2). Working in ln L makes everything but the floor's scale independent of the loss's unit.
+straight line, so that one minimum stays one. The floor F is another room's (`scaling.floor`). Working in ln L makes
+everything but the floor's scale independent of the loss's unit.
 """
 
 from __future__ import annotations
