@@ -147,3 +147,9 @@ def test_where_each_method_ended_is_held_against_the_reference(result: Compariso
     assert grid.split("|")[3].strip() == "–"
     assert "90 % interval" in mo.split("|")[3]
     assert "90 % interval" in mo.split("|")[4]
+
+
+def test_the_live_race_of_the_docs_is_the_kept_one() -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    outcome = judge(Comparison.read(docs / "results" / "live-race-ray"))
+    assert budget_table(outcome) in (docs / "ray-tune.md").read_text(encoding="utf-8")
