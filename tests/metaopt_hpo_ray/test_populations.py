@@ -116,6 +116,12 @@ def test_a_population_copies_weights_and_changes_lr(cluster: str, name: str, mem
         assert 1e-3 <= r.lr <= 0.3
         assert r.curve is not None
         assert len(r.curve.tokens) == populations.TURNS
+    tried = {p.split(":")[1] for r in changed for p in str(r.params[LR_PATH]).split()}
+    assert (
+        tried
+        - {f"{r.lr:.6g}" for r in records if r not in changed}
+        - {f"{_first_lr(r):.6g}" for r in changed}
+    ), "a copied lr is changed too"
     # whoever copied the best trial at a milestone goes on from its weights: near it, and not where it was
     worst = max(records, key=lambda r: r.curve.loss[0] if r.curve else 0.0)
     assert LR_PATH in worst.params
