@@ -59,6 +59,10 @@ def fit(
     allow_weak: Annotated[
         bool, typer.Option(help="Fit although the table cannot bear it; the law then carries warnings.")
     ] = False,
+    hold_out: Annotated[
+        float | None,
+        typer.Option(help="Fit sizes below this one only, and say how well the law foretells the others."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap behind the intervals.")] = 0,
 ) -> None:
     """Fit a law across sizes to a table of trials.
@@ -73,6 +77,9 @@ def fit(
     if use not in ("fixed", "plateau", "all"):
         raise MetaOptError(f"--use must be fixed, plateau or all, got {use!r}")
     trials = _read_table(table, columns, units, sequence_length, wandb=wandb)
+    held = None
+    if hold_out is not None:
+        trials, held = _split(trials, hold_out)
     lean_on = None
     if prior is not None:
         lean_on = Law.from_json(Path(prior)) if Path(prior).is_file() else library.prior(prior)
@@ -86,6 +93,10 @@ def fit(
         seed=seed,
     )
     typer.echo(law.describe())
+    if held is not None:
+        from metaopt_hpo.comparison.held_out import foretold
+
+        typer.echo(f"\nsizes from {hold_out:g}, not fitted:\n{foretold(law, held)}")
     if out is not None:
         law.to_json(out)
         typer.echo(f"law written to {out}")
@@ -103,9 +114,23 @@ def fit(
                     for axis in law.axes.scale_names[: 1 if law.path is not None else 2]
                 ]
         figures.append(("Residuals", law_figures.residuals(law, trials)))
+        if held is not None:
+            figures.append(("Calibration on the sizes held out", law_figures.calibration(law, held)))
         typer.echo(
             f"page written to {law_figures.law_page(f'Law fitted to {table.name}', law, figures, page)}"
         )
+
+
+def _split(trials: TrialTable, size: float) -> tuple[TrialTable, TrialTable]:
+    """Trials below a size, and those from it on."""
+    sizes = trials.frame["size"].to_numpy()
+    large = sizes >= size
+    if large.all() or not large.any():
+        side = "below" if large.all() else "from"
+        raise MetaOptError(
+            f"--hold-out {size:g} leaves no trial {side} it: sizes are {sizes.min():g} to {sizes.max():g}"
+        )
+    return trials.select(where=~large), trials.select(where=large)
 
 
 def predict(

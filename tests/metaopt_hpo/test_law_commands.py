@@ -12,8 +12,10 @@ import typer
 from typer.testing import CliRunner
 
 from metaopt_hpo import law_commands
+from metaopt_hpo.comparison.held_out import foretold
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.scaling import Law, library
+from metaopt_hpo.scaling import Law, fit, library
+from metaopt_hpo.trials.table import TrialTable
 
 app = typer.Typer()
 app.command()(law_commands.fit)
@@ -216,3 +218,25 @@ def test_a_further_coordinate_is_asked_for_by_name(planted: Path) -> None:
         assert f"lr     {wanted:.4g} " in runner.invoke(app, [*ask, f"weight_decay={decay}"]).output
     assert "takes NAME=NUMBER" in str(runner.invoke(app, [*ask, "weight_decay=much"]).exception)
     assert "no coordinate of this law" in str(runner.invoke(app, [*ask, "beta2=0.9"]).exception)
+
+
+def test_sizes_held_out_are_foretold(planted: Path) -> None:
+    more = pd.read_csv(planted)
+    larger = more.query("params > 1e7").assign(params=64e6, tokens=20 * 64e6)
+    larger["lr"], larger["loss"] = larger["lr"] * 4**-0.3, larger["loss"] * 4**-0.05
+    pd.concat([more, larger]).to_csv(planted, index=False)
+    page = planted.with_name("law.html")
+    args = ["fit", str(planted), "--map", "size=params"]
+    result = runner.invoke(app, [*args, "--hold-out", "64e6", "--page", str(page)])
+    assert result.exit_code == 0, result.output
+    table = TrialTable.read(planted, columns={"size": "params"})
+    law = fit(table.select(where=table.frame["size"] < 64e6))
+    assert foretold(law, table.select(size=64e6)) in result.output
+    (cell, total) = foretold(law, table.select(size=64e6)).splitlines()[1:]
+    assert float(cell.split()[3]) == pytest.approx(64e6**-0.3, rel=0.01)
+    assert 0.0 <= float(total.split()[2]) < 0.2
+    assert "Calibration on the sizes held out" in page.read_text(encoding="utf-8")
+    for size in ("1e6", "1e9"):
+        result = runner.invoke(app, [*args, "--hold-out", size])
+        assert isinstance(result.exception, MetaOptError)
+        assert "leaves no trial" in str(result.exception)
