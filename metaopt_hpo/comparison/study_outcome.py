@@ -80,7 +80,7 @@ class RivalOutcome:
     difference: float
     """Median over cases of the mean ln(our loss / its loss)."""
     p: float
-    """Two-sided, of the mean over these cases, whose seeds were drawn; NaN where a case has one seed."""
+    """Two-sided, of the mean over these cases, whose seeds were drawn; cases with one seed are left out."""
     p_cases: float
     """Wilcoxon's signed-rank test over cases (two-sided), the mean over seeds being one case's value: as if the cases
     had been drawn too; NaN below 5."""
@@ -299,12 +299,13 @@ def _rival(results: Results, name: str) -> RivalOutcome | None:
     if not pairs:
         return None
     means = [statistics.fmean(g) for g in groups]
+    repeated = [g for g in groups if len(g) > 1]
     return RivalOutcome(
         name=name,
         wins=wins,
         pairs=pairs,
         difference=statistics.median(means) if means else math.nan,
-        p=mean_of_means(groups).p if groups else math.nan,
+        p=mean_of_means(repeated).p if repeated else math.nan,
         p_cases=float(stats.wilcoxon(means).pvalue) if len(means) >= 5 else math.nan,
         failed=failed,
     )

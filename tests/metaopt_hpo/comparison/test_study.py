@@ -131,6 +131,13 @@ def test_rivals_are_counted_in_pairs() -> None:
     assert all(r.p < 0.05 and r.p_cases < 0.05 for r in outcome.rivals)
 
 
+def test_a_case_with_one_seed_does_not_hide_what_the_others_show() -> None:
+    some = [r for r in planted(0.99).records() if r.params["case"] != "cifar10" or r.seed == 0]
+    for rival in judge(TrialTable.from_records(some)).rivals:
+        assert rival.pairs == 5 * (len(MAIN) - 1) + 1
+        assert rival.p < 0.05
+
+
 def test_a_rival_that_diverges_loses_its_pairs() -> None:
     table = planted(1.0)
     records = [
