@@ -35,6 +35,7 @@ PRIORS: Mapping[str, tuple[Prior, float]] = {
     "halfway between the published forms (used)": (PRIOR, LEVEL_ERROR),
     "the same, whole sizes and tokens off by 0.1 %": (PRIOR, 1e-3),
     "the same, by 0.3 %": (PRIOR, 3e-3),
+    "exponents near 0.25, γ near 0.5": (_prior((math.log(0.25), 0.5), (-0.7, 0.7)), LEVEL_ERROR),
     "Hoffmann et al.'s exponents and γ": (_prior((math.log(0.31), 0.5), (0.0, 0.3)), LEVEL_ERROR),
     "Kaplan et al.'s exponents and γ": (_prior((math.log(0.085), 0.5), (math.log(0.095), 0.3)), LEVEL_ERROR),
 }

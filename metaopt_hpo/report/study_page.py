@@ -160,7 +160,7 @@ def _from_starts(outcome: StudyOutcome) -> Table:
 
 
 def _step_sizes(outcome: StudyOutcome) -> Table:
-    head = ("case", "start", *(f"{p:.0%}" if p >= 0.1 else f"{p:.1%}" for p in PARTS))
+    head = ("case", "start", *(f"{100 * p:.3g} %" for p in PARTS))
     rows: list[tuple[str, ...]] = [
         (w.case.name, scientific(w.start), *(scientific(w.at(p)) for p in PARTS)) for w in outcome.watched
     ]

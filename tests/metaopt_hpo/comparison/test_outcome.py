@@ -149,7 +149,10 @@ def test_where_each_method_ended_is_held_against_the_reference(result: Compariso
     assert "90 % interval" in mo.split("|")[4]
 
 
-def test_the_live_race_of_the_docs_is_the_kept_one() -> None:
+@pytest.mark.parametrize(
+    ("kept", "page"), [("live_race_ray", "ray-tune.md"), ("live_race_optuna", "gain.md")]
+)
+def test_the_live_races_of_the_docs_are_the_kept_ones(kept: str, page: str) -> None:
     docs = Path(__file__).parents[3] / "docs"
-    outcome = judge(Comparison.read(docs / "results" / "live-race-ray"))
-    assert budget_table(outcome) in (docs / "ray-tune.md").read_text(encoding="utf-8")
+    outcome = judge(Comparison.read(docs / "results" / kept))
+    assert budget_table(outcome) in (docs / page).read_text(encoding="utf-8")
