@@ -73,7 +73,7 @@ def prepare(records: Sequence[TrialRecord], allow_weak: bool) -> None:
 
 
 def _entry(records: Sequence[TrialRecord], allow_weak: bool) -> tuple[_Fit, bool]:
-    numbers = np.array([(r.size, r.tokens, r.batch, r.lr, r.loss, r.plateau_lr) for r in records])
+    numbers = np.array([(r.size, r.tokens, r.batch, r.lr, r.loss, r.found_lr) for r in records])
     text = "\n".join(r.strategy for r in records)
     key = hashlib.sha256(numbers.tobytes() + text.encode() + bytes([allow_weak])).digest()
     with _lock:

@@ -95,7 +95,7 @@ def scaling_law_info(
     points = [
         LawPoint(r.trial, r.size, r.lr, r.loss, r.loss == best[r.size])
         for r in done
-        if not math.isfinite(r.plateau_lr)
+        if not math.isfinite(r.found_lr)
     ]
     try:
         law = fit(TrialTable.from_records(records), allow_weak=True)

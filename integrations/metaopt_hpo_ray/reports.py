@@ -23,8 +23,8 @@ EXTRA = (
     "seconds",
     "memory",
     "grad_noise",
-    "plateau_lr",
-    "plateau_lr_spread",
+    "found_lr",
+    "found_lr_spread",
 )
 """Results that become fields of the trial record."""
 

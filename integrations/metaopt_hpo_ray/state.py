@@ -28,8 +28,8 @@ _RECORDED = (
     "seconds",
     "memory",
     "grad_noise",
-    "plateau_lr",
-    "plateau_lr_spread",
+    "found_lr",
+    "found_lr_spread",
     "workload",
 )
 

@@ -41,8 +41,8 @@ REPORTED = (
     "seconds",
     "memory",
     "grad_noise",
-    "plateau_lr",
-    "plateau_lr_spread",
+    "found_lr",
+    "found_lr_spread",
 )
 """Fields of the trial record that every report carries, so that the trial table needs no checkpoint."""
 

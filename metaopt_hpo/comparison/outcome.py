@@ -146,7 +146,7 @@ def _trajectories(records: Sequence[TrialRecord], name: str, seeds: Sequence[int
             # a truncated run's last loss is no result
             if r.state == "complete" and r.loss < best:
                 best = r.loss
-                lr = r.plateau_lr if math.isfinite(r.plateau_lr) else r.lr
+                lr = r.found_lr if math.isfinite(r.found_lr) else r.lr
             costs.append(spent)
             bests.append(best)
         out.append(Trajectory(seed, tuple(costs), tuple(bests), lr, len(trials), pilot_cost))

@@ -242,7 +242,7 @@ def _case(
     means = np.log(tuned).mean(axis=1)
     count = len(case.grid)
     records = [r for s in gaps.seeds if (r := results.own(case, s, changed)) is not None]
-    plateaus = [math.log(r.plateau_lr) for r in records if r.plateau_lr > 0]
+    plateaus = [math.log(r.found_lr) for r in records if r.found_lr > 0]
     noise = np.log(tuned[int(np.argmin(means))])
     return CaseOutcome(
         case=case,

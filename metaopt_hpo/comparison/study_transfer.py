@@ -36,9 +36,9 @@ def transfers(results: Results) -> list[Transfer]:
     known = []
     for case in TEXT:
         rates = [
-            math.log(r.plateau_lr)
+            math.log(r.found_lr)
             for s in results.seeds()
-            if (r := results.own(case, s)) is not None and r.plateau_lr > 0
+            if (r := results.own(case, s)) is not None and r.found_lr > 0
         ]
         seeds = [
             s

@@ -109,7 +109,7 @@ def loss_at_rate(outcome: Outcome) -> LossAtRate:
 
 def _external(r: TrialRecord) -> bool:
     """Whether the trial's lr is the rate it trained with, not where an adaptive strategy started."""
-    if math.isfinite(r.plateau_lr):
+    if math.isfinite(r.found_lr):
         return False
     if r.method == PILOT:
         return True

@@ -229,9 +229,9 @@ def landscape(table: TrialTable, cases: Sequence[Case]) -> go.Figure:
             line={"color": look.colour}, legendgroup=case.name,
         )  # fmt: skip
         own = [r for seed in results.seeds() if (r := results.own(case, seed)) is not None]
-        good = [r for r in own if r.state == "complete" and r.plateau_lr > 0]
+        good = [r for r in own if r.state == "complete" and r.found_lr > 0]
         if good:
-            at = math.exp(sum(math.log(r.plateau_lr) for r in good) / len(good))
+            at = math.exp(sum(math.log(r.found_lr) for r in good) / len(good))
             plot.add_scatter(
                 x=[at], y=[sum(r.loss for r in good) / len(good) / best - 1], mode="markers", showlegend=False,
                 marker={"color": look.colour, "symbol": "star", "size": 13}, legendgroup=case.name,

@@ -170,7 +170,7 @@ def from_table(
     Args:
         table: any trials; those that did not complete, or whose loss is not finite, are left out and counted.
         use: "fixed" takes runs whose lr was set from outside; "plateau" takes runs of adaptive strategies at
-            the step size they settled on (`plateau_lr`); "all" takes both.
+            the step size they settled on (`found_lr`); "all" takes both.
         strategy: only runs of this strategy. By default, where several strategies of fixed lr are mixed, the
             one with most trials, for the optimal peak lr depends on the schedule.
         extra: names of hyperparameters (in `params`) that are further coordinates of the optimum.
@@ -185,12 +185,12 @@ def from_table(
     loss = f["loss"].to_numpy(dtype=float)
     state = f["state"].to_numpy()
     ok = (state == "complete") & np.isfinite(loss)
-    for name in ("diverged", "pruned", "failed", "running"):
+    for name in ("diverged", "stopped", "pruned", "failed", "running"):
         n = int((state == name).sum())
         if n:
             cautions.append(Caution(f"left-out-{name}", f"{n} {name} trials were left out of the fit"))
     strategies = f["strategy"].to_numpy().astype(object)
-    plateau = f["plateau_lr"].to_numpy(dtype=float)
+    plateau = f["found_lr"].to_numpy(dtype=float)
     adaptive = np.array([s in ADAPTIVE for s in strategies], dtype=bool) | (
         np.isfinite(plateau) & (plateau > 0)
     )

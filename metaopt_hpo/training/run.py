@@ -357,7 +357,7 @@ class TrainingRun:
         Args:
             fields: override or add fields of `TrialRecord` (trial, study, method, engine …).
         """
-        plateau_lr, spread = self.recorder.plateau() if self.strategy.tunes_lr else (math.nan, math.nan)
+        found_lr, spread = self.recorder.plateau() if self.strategy.tunes_lr else (math.nan, math.nan)
         values: dict[str, Any] = {
             "size": self.size,
             "tokens": self.tokens,
@@ -366,6 +366,7 @@ class TrainingRun:
             "loss": self.loss,
             "workload": self._workload,
             "strategy": self.strategy.name,
+            "tuning": "self" if self.strategy.tunes_lr else "external",
             "state": self.state,
             "reason": self.reason,
             "seed": self._seed,
@@ -375,8 +376,8 @@ class TrainingRun:
             "seconds": self.recorder.seconds,
             "memory": peak_memory(self._device),
             "grad_noise": self.recorder.noise.value(),
-            "plateau_lr": plateau_lr,
-            "plateau_lr_spread": spread,
+            "found_lr": found_lr,
+            "found_lr_spread": spread,
             "params": self._params,
             "curve": self.recorder.curve(),
         }

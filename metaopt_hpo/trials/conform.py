@@ -56,6 +56,8 @@ def conform(
             raise ValueError(
                 f"{unknown[0]!r} is no column of a trial table; there are {', '.join(schema.COLUMN_NAMES)}"
             )
+    former = {old: new for old, new in schema.FORMER_NAMES.items() if new not in frame.columns}
+    frame = frame.rename(columns=former)
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
         raise TableError(f"column {twice[0]!r} stands twice in the table; rename or remove one")

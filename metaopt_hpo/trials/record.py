@@ -6,9 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-TrialState = Literal["complete", "pruned", "diverged", "failed", "running"]
-"""How a run ended: `complete` reached its planned tokens; `pruned` was stopped by a decision; `diverged`
-produced a non-finite or exploding loss; `failed` raised; `running` has not ended."""
+TrialState = Literal["complete", "stopped", "pruned", "diverged", "failed", "running"]
+"""How a run ended: `complete` reached its planned tokens; `stopped` ended by itself before them (an early-stopping
+callback, a loop that was satisfied); `pruned` was stopped by a decision; `diverged` produced a non-finite or
+exploding loss; `failed` raised; `running` has not ended."""
+
+Tuning = Literal["", "self", "external"]
+"""Who sets the learning rate of a run, in AlgoPerf's terms: the run itself (`self`), or whoever started it
+(`external`); empty where nobody recorded it."""
 
 EnergySource = Literal["measured", "estimated", "unavailable"]
 
@@ -102,6 +107,8 @@ class TrialRecord:
     """Search method that proposed the run: grid, random, tpe, metaoptimize, law …"""
     workload: str = ""
     strategy: str = ""
+    tuning: Tuning = ""
+    """Whether the strategy finds the learning rate itself: its `tunes_lr`, which only the strategy knows."""
     state: TrialState = "complete"
     reason: str = ""
     """Why it was pruned, diverged or failed; one sentence."""
@@ -119,10 +126,12 @@ class TrialRecord:
     """Peak memory, bytes: of the device's allocator on CUDA, of the process so far elsewhere."""
     grad_noise: float = math.nan
     """Gradient-noise scale near the end, tokens."""
-    plateau_lr: float = math.nan
-    """Median step size over the plateau of an adaptive run (25–70 % of its tokens)."""
-    plateau_lr_spread: float = math.nan
+    found_lr: float = math.nan
+    """Step size that a self-tuning run settled on: the median over its plateau (25–70 % of its tokens)."""
+    found_lr_spread: float = math.nan
     """Standard deviation of ln step size over that plateau."""
+    unique_tokens: float = math.nan
+    """Different tokens in the training data; below `tokens` where the run saw its data more than once."""
     direction: Literal["minimize", "maximize"] = "minimize"
     """Direction of the metric where it came from; a maximised metric is stored negated."""
     params: dict[str, float | int | str | bool] = field(default_factory=dict)
@@ -137,6 +146,16 @@ class TrialRecord:
     def planned_tokens(self) -> float:
         """Tokens the run was planned for, or those seen where it does not say."""
         return self.target_tokens if math.isfinite(self.target_tokens) else self.tokens
+
+    @property
+    def self_tuning(self) -> bool:
+        """True where the run found its learning rate itself, so that `lr` is only where it started."""
+        return self.tuning == "self" or (not self.tuning and self.found_lr > 0)
+
+    @property
+    def epochs(self) -> float:
+        """How often the run saw its data; NaN where its unique tokens were not recorded."""
+        return self.tokens / self.unique_tokens
 
     @property
     def steps(self) -> float:

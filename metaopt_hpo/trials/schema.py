@@ -7,19 +7,19 @@ import json
 import re
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from metaopt_hpo.errors import MetaOptError, MetaOptWarning
-from metaopt_hpo.trials.record import CURVE_FIELDS, TrialRecord
+from metaopt_hpo.trials.record import CURVE_FIELDS, TrialRecord, TrialState
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning; a new optional column does not raise it."""
 
 REQUIRED = ("size", "tokens", "batch", "lr", "loss")
-STATES = ("complete", "pruned", "diverged", "failed", "running")
+STATES = get_args(TrialState)
 CURVE_COLUMNS = tuple(f"curve_{name}" for name in CURVE_FIELDS)
 
 UNITS: dict[str, str] = {
@@ -35,8 +35,9 @@ UNITS: dict[str, str] = {
     "joules": "J",
     "memory": "bytes",
     "grad_noise": "tokens",
-    "plateau_lr": "-",
-    "plateau_lr_spread": "-",
+    "found_lr": "-",
+    "found_lr_spread": "-",
+    "unique_tokens": "tokens",
 }
 
 IMPLAUSIBLE_STEPS = 1e7
@@ -111,6 +112,9 @@ def _columns() -> tuple[Column, ...]:
     return tuple(out)
 
 
+FORMER_NAMES = {"plateau_lr": "found_lr", "plateau_lr_spread": "found_lr_spread"}
+"""Columns that tables of earlier versions hold under another name."""
+
 COLUMNS = _columns()
 COLUMN_NAMES = tuple(c.name for c in COLUMNS)
 
@@ -164,7 +168,7 @@ def check(frame: pd.DataFrame, notes: list[Note]) -> None:
         )
     for name in ("size", "tokens", "batch", "lr"):
         v = frame[name].to_numpy()
-        unfinished = frame["state"].isin(("running", "failed", "diverged", "pruned")).to_numpy()
+        unfinished = frame["state"].isin([s for s in STATES if s != "complete"]).to_numpy()
         bad = ~(np.isfinite(v) & (v > 0))
         if name == "tokens":  # a run that ended before its first step saw none
             bad &= ~(unfinished & (v == 0))
@@ -179,7 +183,7 @@ def check(frame: pd.DataFrame, notes: list[Note]) -> None:
     begun = (state == "complete") | (
         frame["tokens"].to_numpy() > 0
     )  # a run that was refused may have no loss
-    broken = ~np.isfinite(loss) & np.isin(state, ("complete", "pruned")) & begun
+    broken = ~np.isfinite(loss) & np.isin(state, ("complete", "stopped", "pruned")) & begun
     if broken.any():
         frame["state"] = pd.Series(np.where(broken, "diverged", state), index=frame.index, dtype=object)
         reason = frame["reason"].to_numpy().astype(object)

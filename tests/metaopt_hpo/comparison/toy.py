@@ -36,7 +36,7 @@ class Parabola:
             cost=self.cost(c),
             target_tokens=c.tokens,
             workload=self.name,
-            plateau_lr=lr if c.strategy == "metaoptimize" else math.nan,
+            found_lr=lr if c.strategy == "metaoptimize" else math.nan,
         )
 
 

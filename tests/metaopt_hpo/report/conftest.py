@@ -76,7 +76,7 @@ def make_trial(
         "target_tokens": TOKENS,
         "cost": cost / 8 if diverged else cost,
         "seconds": 3.25,
-        "plateau_lr": plateau,
+        "found_lr": plateau,
         "curve": None if diverged else curve,
     }
     return TrialRecord(**(values | changes))

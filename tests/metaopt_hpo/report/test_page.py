@@ -179,7 +179,7 @@ def test_the_table_of_trials_holds_every_trial_at_full_precision(parsed: Parsed,
             break
     assert len(rows) == len(records)
     for row, r in zip(rows, records, strict=True):
-        want = [r.size, float(r.seed), r.lr, r.plateau_lr, r.tokens, r.loss, r.cost, r.seconds]
+        want = [r.size, float(r.seed), r.lr, r.found_lr, r.tokens, r.loss, r.cost, r.seconds]
         assert row == [repr(v) if math.isfinite(v) else "" for v in want]
 
 
@@ -253,7 +253,7 @@ def test_tied_text_reads_as_it_was(text: str) -> None:
 def _all_diverged(records: list[Any], method: str) -> list[Any]:
     return [
         dataclasses.replace(
-            r, state="diverged", loss=math.nan, plateau_lr=math.nan, reason="exploded", curve=None
+            r, state="diverged", loss=math.nan, found_lr=math.nan, reason="exploded", curve=None
         )
         if r.method == method
         else r

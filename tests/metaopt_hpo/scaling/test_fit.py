@@ -153,7 +153,7 @@ def test_adaptive_runs_are_left_out_or_used_at_their_plateau(make_table: Maker) 
     adaptive = frame.iloc[::7].copy()
     adaptive["trial"] = [f"a{i}" for i in range(len(adaptive))]
     adaptive["strategy"] = "metaoptimize"
-    adaptive["plateau_lr"] = adaptive["lr"]
+    adaptive["found_lr"] = adaptive["lr"]
     adaptive["lr"] = 1e-6
     both = TrialTable(pd.concat([frame, adaptive], ignore_index=True))
     law = fit(both, draws=30)

@@ -91,7 +91,7 @@ def test_it_trains_a_language_model_at_its_own_defaults(name: str) -> None:
     assert record.curve is not None
     assert all(math.isfinite(s) for s in record.curve.step_size)
     assert max(record.curve.step_size) > 0
-    assert math.isfinite(record.plateau_lr) == get(name).tunes_lr
+    assert math.isfinite(record.found_lr) == get(name).tunes_lr
 
 
 @pytest.mark.parametrize("name", RIVALS)

@@ -59,7 +59,7 @@ def test_record_of_a_whole_run() -> None:
     assert r.loss == r.curve.loss[-1] < r.initial_loss
     assert r.seconds > 0
     assert r.memory > 1e6
-    assert r.plateau_lr > 0
+    assert r.found_lr > 0
     assert all(c == 6 * 40 * math.ceil(t / 8) * 8 for t, c in zip(r.curve.tokens, r.curve.cost, strict=True))
 
 

@@ -65,7 +65,7 @@ def test_it_learns_and_records() -> None:
     assert r.loss < 0.8 * r.initial_loss
     assert r.curve is not None
     assert r.workload == "text-lm"
-    assert r.plateau_lr > 0
+    assert r.found_lr > 0
 
 
 def test_divergence_is_a_record_not_an_exception() -> None:
