@@ -140,8 +140,9 @@ class MetaOptimizeRun(LRRun):
             self._limit = self._strategy.limit * relative_step(params, self._strategy.base_rule().as_base())
             if self._lr > self._limit:
                 self.optimizer.set_step_size(self._limit)
-        elif self._lr * 2.0 ** (step - 1) < self._limit < math.inf:
-            floor = min(self._limit, self._lr * 2.0**step)
+        elif self._limit < math.inf and step - 1 < math.log2(self._limit) - math.log2(self._lr):
+            # the comparison above is of logarithms: 2.0**1024 overflows
+            floor = min(self._limit, math.ldexp(self._lr, step))
             self.optimizer.set_step_size(self.optimizer.step_sizes().clamp(min=floor))
 
     def step_sizes(self) -> Tensor:

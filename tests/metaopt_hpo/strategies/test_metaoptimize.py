@@ -205,3 +205,11 @@ def test_accumulated_gradients_are_one_step() -> None:
         return model.weight.detach()
 
     assert torch.allclose(train(1), train(4), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3, 10, 1023, 1024, 1025, 1026, 2100])
+@pytest.mark.parametrize("lr", [1e-30, 1e-3])
+def test_a_run_may_have_any_length(horizon: int, lr: float) -> None:
+    run, sizes, losses = run_quadratic(horizon, lr=lr)
+    assert run.steps_taken == horizon
+    assert all(math.isfinite(v) for v in sizes + losses)
