@@ -7,6 +7,7 @@ import os
 from optuna.trial import BaseTrial, Trial
 
 from metaopt_hpo.training.distributed import from_rank_0, rank
+from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import CHECKPOINT
 from metaopt_hpo_optuna.leases import patiently
 
@@ -16,6 +17,14 @@ def run_name(trial: BaseTrial) -> str:
     study = trial.study.study_name if isinstance(trial, Trial) else "fixed"
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in study)
     return f"{safe}-trial-{trial.number}"
+
+
+def owner(trial: BaseTrial) -> dict[str, str]:
+    """Whose checkpoints a trial goes on from: its study, and its number or that of the first trial it retries."""
+    if not isinstance(trial, Trial):
+        return {"study": "", "trial": str(trial.number)}
+    first = patiently(lambda: _compat.stored(trial)).system_attrs.get("failed_trial", trial.number)
+    return {"study": trial.study.study_name, "trial": str(first)}
 
 
 def inherited(trial: BaseTrial) -> str | None:

@@ -21,7 +21,7 @@ from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import CHECKPOINT, FLOPS_PER_TOKEN, REASON, RECORD, plain
 from metaopt_hpo_optuna.leases import Lease, patiently
-from metaopt_hpo_optuna.places import inherited, run_name
+from metaopt_hpo_optuna.places import inherited, owner, run_name
 from metaopt_hpo_optuna.pruner import refusal
 from metaopt_hpo_optuna.study_table import check_single_objective, record_to_json
 
@@ -49,8 +49,8 @@ class TrialRun(TrainingRun):
         trial: the trial. None on the other ranks of a distributed run. A `FixedTrial` never prunes.
         model, strategy, size, tokens, batch, evaluate: as `TrainingRun`. In a study that maximises, `evaluate`
             returns the metric to maximise; records hold it negated.
-        checkpoint: a file to save to and resume from; or a folder (one that exists, or a name that ends in
-            "/"), in which each trial has a file of its own. A trial that is a retry of one whose worker died
+        checkpoint: a file to save to and resume from, of this trial alone; or a folder (one that exists, or a
+            name that ends in "/"), in which each trial has its own. A retry of a trial whose worker died
             inherits that one's file through its user attributes and goes on from it.
         lease: seconds of silence after which `retry_lost_trials` may queue the trial again; for storages and
             loops without Optuna's heartbeat (Journal, gRPC, ask-and-tell). Default None, no lease.
@@ -87,6 +87,7 @@ class TrialRun(TrainingRun):
                 self._sign = -1.0
         self._sign = from_rank_0(self._sign)
         path = None if checkpoint is None else from_rank_0(self._checkpoint_file(checkpoint))
+        self._owner = from_rank_0({} if self.trial is None else owner(self.trial))
         super().__init__(
             model,
             strategy,
@@ -119,6 +120,10 @@ class TrialRun(TrainingRun):
         if path.is_dir() or str(os.fspath(checkpoint)).endswith(("/", os.sep)):
             path = path / f"{run_name(self.trial)}.pt"
         return inherited(self.trial) or str(path)
+
+    def identity(self) -> dict[str, Any]:
+        """The run's identity, and the study and trial; a retry goes on as the trial it retries."""
+        return {**super().identity(), **self._owner}
 
     # -- the trial's attributes ----------------------------------------------------------------------------
 

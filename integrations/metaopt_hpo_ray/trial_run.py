@@ -124,6 +124,11 @@ class TrialRun(TrainingRun):
         """The last held-out loss, or the metric where it is maximised."""
         return self._sign * self.loss
 
+    def identity(self) -> dict[str, Any]:
+        """What must agree: Ray says whose checkpoint it is, and a population goes on at another lr and seed."""
+        whole = super().identity()
+        return {k: whole[k] for k in ("strategy", "size", "tokens", "batch", "model")}
+
     # -- what the loop calls -------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:

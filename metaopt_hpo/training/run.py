@@ -67,7 +67,8 @@ class TrainingRun:
         evaluate: returns the held-out loss (nats per token) of the model as it is; called with the model
             and the optimizer in evaluation mode and gradients off.
         flops_per_token: training FLOPs per token; default 6·size (forward and backward of every weight).
-        checkpoint: file to save to; None for no checkpoints. An existing one is resumed from.
+        checkpoint: file to save to; None for no checkpoints. An existing one of this very run is resumed from:
+            same strategy and options, size, tokens, batch, seed, workload and shapes of the model.
         checkpoint_every: save at every n-th report (default 1) and at the end.
         report_stride: report at every n-th point of the shared token grid t_k = ceil(2^(k/8)) (default 2,
             four an octave); strides that are equal or divide each other share points.
@@ -76,6 +77,7 @@ class TrainingRun:
         seed, workload, params: written to the record.
 
     Raises:
+        CheckpointError: from the start of the block, where the file is damaged or another run's.
         RunDiverged: from `step`, when the loss is non-finite or more than twice that of the untrained model.
         RunStopped: from `step`, when `should_stop` gave a reason.
         ValueError: a field out of range.
@@ -164,7 +166,7 @@ class TrainingRun:
 
     def __enter__(self) -> Self:
         if self._checkpoint is not None and self._checkpoint.exists():
-            self.load_state_dict(checkpoints.load(self._checkpoint, map_location=self._device))
+            self._resume(self._checkpoint)
         if math.isnan(self.initial_loss):
             self.initial_loss = self._held_out()
         return self
@@ -312,9 +314,37 @@ class TrainingRun:
             raise ValueError("this run has no checkpoint file; pass checkpoint=PATH")
         checkpoints.save(self._checkpoint, self.state_dict())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Model, optimizer, strategy, recorder, counters and random generators."""
+    def identity(self) -> dict[str, Any]:
+        """Which run this is: a checkpoint holds it, and no run that differs in any of it goes on from there.
+
+        Integrations add who the trial is; values are plain, so that they compare across processes.
+        """
         return {
+            "workload": self._workload,
+            "strategy": self.strategy.name,
+            "options": {k: checkpoints.plain(v) for k, v in self.strategy.options().items()},
+            "size": self.size,
+            "tokens": self.target_tokens,
+            "batch": self.batch,
+            "seed": self._seed,
+            "model": checkpoints.shapes(self.model),
+        }
+
+    def _resume(self, path: Path) -> None:
+        state = checkpoints.load(path)
+        checkpoints.check_identity(path, state, self.identity())
+        try:
+            self.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise checkpoints.CheckpointError(
+                f"the checkpoint {path} does not fit this run ({str(error).splitlines()[0]}); "
+                "remove it to start again"
+            ) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Identity, model, optimizer, strategy, recorder, counters and random generators."""
+        return {
+            checkpoints.IDENTITY: self.identity(),
             "model": self.model.state_dict(),
             "lr_run": self.lr_run.state_dict(),
             "recorder": self.recorder.state_dict(),
@@ -324,13 +354,16 @@ class TrainingRun:
                 "reports": self._reports,
                 "state": self.state,
                 "batch": self.batch,
+                "bad_steps": 0 if self._bad_steps is None else int(self._bad_steps),
             },
             "random": checkpoints.random_state(),
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; the data position is `steps_taken`.
+        """Continue from `state_dict()`, of this run or of another whose weights are taken up at another lr.
+
+        The data position is `steps_taken`.
 
         Raises:
             CheckpointError: the state is of a run with another batch; data positions would not agree.
@@ -346,6 +379,7 @@ class TrainingRun:
         self.recorder.load_state_dict(state["recorder"])
         self.initial_loss, self.loss = float(counters["initial_loss"]), float(counters["loss"])
         self._reports, self.state = int(counters["reports"]), counters["state"]
+        self._bad_steps = torch.tensor(counters["bad_steps"], dtype=torch.int64, device=self._device)
         self._next_point = sum(t <= self.tokens for t in self._grid)
         checkpoints.set_random_state(state["random"])
         if self._scaler is not None and state.get("scaler"):

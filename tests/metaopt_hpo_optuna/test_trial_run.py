@@ -211,8 +211,9 @@ def test_no_report_is_made_twice() -> None:
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "run.pt"
     study = optuna.create_study()
+    trial = study.ask()
     with pytest.raises(SystemExit):
-        train(study.ask(), die_at=60, checkpoint=file)
+        train(trial, die_at=60, checkpoint=file)
     before = file.read_bytes()
 
     def full(*_: object) -> None:
@@ -221,12 +222,21 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(CheckpointError, match="No space left on device"):
-            train(study.ask(), checkpoint=file)
+            train(trial, checkpoint=file)
     assert file.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
-    trial = study.ask()
     train(trial, checkpoint=file)
     assert study.trials[-1].intermediate_values == undisturbed()
+
+
+def test_another_trial_does_not_go_on_from_a_trials_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "run.pt"
+    study = optuna.create_study(study_name="s")
+    train(study.ask(), checkpoint=file)
+    with pytest.raises(CheckpointError, match="trial '0' instead of '1'"):
+        train(study.ask(), checkpoint=file)
+    with pytest.raises(CheckpointError, match="study 's' instead of 't'"):
+        train(optuna.create_study(study_name="t").ask(), checkpoint=file)
 
 
 def test_attributes_that_disagree_are_an_error() -> None:

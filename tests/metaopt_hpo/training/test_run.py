@@ -133,7 +133,7 @@ def test_checkpoint_of_another_batch_is_refused(tmp_path: Path) -> None:
     train(new_run(checkpoint=tmp_path / "c.pt"), until=40)
     run = new_run(checkpoint=tmp_path / "c.pt")
     run.batch = 16.0
-    with pytest.raises(CheckpointError, match="batch 8 and this run has batch 16"):
+    with pytest.raises(CheckpointError, match=r"batch 8\.0 instead of 16\.0"):
         run.__enter__()
 
 
