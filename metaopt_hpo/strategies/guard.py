@@ -2,13 +2,12 @@
 
 The guard reads the training loss in windows. A window is bad when its mean is not finite, or when more than half
 of the progress made so far is lost again; then model and optimizer return to the last snapshot and the caller
-lowers the step size. The data go on: what is lost is the steps since the snapshot, not the run. A snapshot is one
-copy of everything that trains, in host memory; nothing is read from a device but one pair of numbers a window.
+lowers the step size. The data go on: what is lost is the steps since the snapshot, not the run. Nothing is read
+from a device but one pair of numbers a window; `snapshot` says what a copy costs.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt_hpo.strategies.processes import mean_over_processes
+from metaopt_hpo.strategies.snapshot import Snapshot
 
 LOST = 0.5
 """A window that has lost this fraction of the progress from the first window to the best one is bad."""
@@ -35,25 +35,20 @@ class Guard:
     """Watches one run.
 
     Args:
-        model: what trains; of a module buffers are kept too (BatchNorm's statistics), of bare parameters not.
-        optimizer: its whole state is kept.
+        model, optimizer: what is kept; see `Snapshot`.
         window: steps a window.
     """
 
     def __init__(
         self, model: nn.Module | Iterable[nn.Parameter], optimizer: torch.optim.Optimizer, window: int
     ) -> None:
-        self._tensors: list[Tensor] = (
-            [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else list(model)
-        )
-        self._optimizer = optimizer
+        self._snapshot = Snapshot(model, optimizer)
         self._window = window
         self._sums: Tensor | None = None
         self._count = 0
         self._first = math.nan
         self._best = math.nan
         self._spread = math.nan
-        self._snapshot: dict[str, Any] | None = None
         self.returns = 0
         """Returns since the last window that was as good as any before."""
         self.total = 0
@@ -65,13 +60,13 @@ class Guard:
 
         After a return the gradients in `.grad` belong to weights that are gone: the caller drops them.
         """
-        if self._snapshot is None:
-            self._keep()
+        if self._snapshot.empty:
+            self._snapshot.keep()
         if self.returns > MOST:
             return False
         value = loss.detach().double().reshape(())
         pair = torch.stack([value, value * value])
-        self._sums = pair if self._sums is None else self._sums + pair
+        self._sums = pair if self._sums is None else self._sums.to(pair.device) + pair
         self._count += 1
         if self._count < self._window:
             return False
@@ -88,56 +83,32 @@ class Guard:
         noise = SIGMAS * max(self._spread, spread) / math.sqrt(self._window)
         allowed = max(LOST * progress, ROOM * abs(self._first), 0.0 if math.isnan(noise) else noise)
         if not mean <= self._best + allowed:  # NaN is bad
-            self._bring_back()
+            self._snapshot.restore()
+            self.returns += 1
+            self.total += 1
             return True
         if mean <= self._best:
             self.returns = 0
         if mean <= self._best + 0.2 * allowed:
-            self._keep()
+            self._snapshot.keep()
         self._best = min(self._best, mean)
         self._spread = 0.8 * self._spread + 0.2 * spread
         return False
 
-    def _keep(self) -> None:
-        self._snapshot = {
-            "tensors": [_to_host(t) for t in self._tensors],
-            "optimizer": _copied(self._optimizer.state_dict()),
-        }
+    def state_dict(self, *, snapshot: bool = True) -> dict[str, Any]:
+        """Everything that decides what happens next.
 
-    def _bring_back(self) -> None:
-        assert self._snapshot is not None
-        for tensor, kept in zip(self._tensors, self._snapshot["tensors"], strict=True):
-            tensor.copy_(kept)
-        # a copy: what is loaded is trained on, and the snapshot may be needed again
-        self._optimizer.load_state_dict(_copied(self._snapshot["optimizer"]))
-        self.returns += 1
-        self.total += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides what happens next, the snapshot included."""
-        names = ("_sums", "_count", "_first", "_best", "_spread", "_snapshot", "returns", "total")
-        return {name.lstrip("_"): getattr(self, name) for name in names}
+        Args:
+            snapshot: with the weights and optimizer state to go back to (default). Without, a resumed run takes a new
+                copy at its first step, which makes a difference only if the next window is a bad one.
+        """
+        names = ("_sums", "_count", "_first", "_best", "_spread", "returns", "total")
+        state = {name.lstrip("_"): getattr(self, name) for name in names}
+        return {**state, "snapshot": self._snapshot.state_dict() if snapshot else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict()`."""
         self._sums, self._count = state["sums"], int(state["count"])
         self._first, self._best, self._spread = (float(state[k]) for k in ("first", "best", "spread"))
-        self._snapshot = state["snapshot"]
+        self._snapshot.load_state_dict(state["snapshot"])
         self.returns, self.total = int(state["returns"]), int(state["total"])
-
-
-def _to_host(t: Tensor) -> Tensor:
-    # a shard stays where it is: its copy must be sharded alike
-    kept = t.detach()
-    return kept.to("cpu", copy=True) if type(t) in (Tensor, nn.Parameter) else kept.clone()
-
-
-def _copied(value: Any) -> Any:
-    """A copy of nested dicts and lists whose tensors lie in host memory."""
-    if isinstance(value, Tensor):
-        return _to_host(value)
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(v) for v in value)
-    return copy.deepcopy(value)

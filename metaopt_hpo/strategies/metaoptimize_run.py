@@ -116,7 +116,7 @@ class MetaOptimizeRun(LRRun):
         ramp = warmup_factor(step, self._warmup_steps)
         self._factor = ramp * cooldown_factor(step, self.horizon, self._cooldown_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr * self._factor
+            group["lr"] = self._lr * self._factor * group.get("lr_multiplier", 1.0)
         self.optimizer.meta_lr = self._meta_lr if step < self._commit_step else 0.0
         if self._average_from <= step < self._commit_step:
             logs = self.optimizer.step_sizes().log()
@@ -162,6 +162,9 @@ class MetaOptimizeRun(LRRun):
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self.optimizer.meta_lr = float(state["meta_lr"])
         self._factor, self._limit = float(state["factor"]), float(state["limit"])
-        self._log_sum, self._committed = state["log_sum"], state["committed"]
+        here = self.optimizer.param_groups[0]["beta"].device  # checkpoints are loaded to the host
+        self._log_sum, self._committed = (
+            None if state[name] is None else state[name].to(here) for name in ("log_sum", "committed")
+        )
         if self.guard is not None and state["guard"] is not None:
             self.guard.load_state_dict(state["guard"])

@@ -36,6 +36,10 @@ class NoiseScale:
         noise = ((small_sq - big_sq) / (1 / small - 1 / big)).double()
         if self._signal is None or self._noise is None:
             self._signal, self._noise = torch.zeros_like(signal), torch.zeros_like(noise)
+        self._signal, self._noise = (
+            self._signal.to(signal.device),
+            self._noise.to(noise.device),
+        )  # a checkpoint's
         # a non-finite pair would poison the mean for good
         ok = torch.isfinite(signal) & torch.isfinite(noise)
         zero = torch.zeros_like(signal)

@@ -168,3 +168,29 @@ def test_bad_steps_in_a_row_are_counted_over_a_resume(tmp_path: Path) -> None:
         state = run.state_dict()
         reached.append(run.steps_taken)
     assert reached == [6, 10]
+
+
+class OnDevice(torch.Tensor):
+    """Stands for a tensor on a GPU: NumPy and the generators take it only after `.cpu()`."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = getattr(function, "__name__", "")
+        if name == "numpy":
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        if name == "cpu":
+            return args[0].as_subclass(torch.Tensor)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_random_states_that_were_loaded_to_a_device_are_restored() -> None:
+    state = checkpoint.random_state()
+    expected = torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+    moved = torch.utils._pytree.tree_map(
+        lambda x: x.as_subclass(OnDevice) if isinstance(x, torch.Tensor) else x, state
+    )
+    checkpoint.set_random_state(moved)
+    again = torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+    assert torch.equal(expected[0], again[0])
+    assert (expected[1] == again[1]).all()
+    assert expected[2] == again[2]
