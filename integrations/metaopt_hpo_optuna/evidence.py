@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna import _compat, laws
-from metaopt_hpo_optuna.fields import Fields, StudyWarning
+from metaopt_hpo_optuna.fields import Fields, StudyWarning, strategy_of, tuning_of
 from metaopt_hpo_optuna.known import (
     Cell,
     Known,
@@ -31,7 +31,6 @@ from metaopt_hpo_optuna.known import (
     place,
     row_of,
     step,
-    strategy_of,
     unfinished_row,
 )
 from metaopt_hpo_optuna.study_table import check_single_objective
@@ -139,24 +138,27 @@ class Evidence:
         """All runs that began before `trial`, for proposals, and the bowl they show.
 
         Trials that ended without a loss, or still run, are runs without one. Where the trial has a strategy, runs
-        of others are left out, for the best lr depends on the schedule; so are strategies that find their own lr.
+        of others are left out, for the best lr depends on the schedule; so are runs that find their own lr.
         The bowl is that of the first K finished trials, K as for laws; it takes milliseconds.
         """
-        from metaopt_hpo.scaling.cells import ADAPTIVE
         from metaopt_hpo.scaling.proposing import Runs, bowl_of
 
         strategy = strategy_of(trial)
 
         def counts(other: str) -> bool:
-            return other not in ADAPTIVE and (not strategy or other in ("", strategy))
+            return not strategy or other in ("", strategy)
 
         with self._lock:
             known = self._read(study, True)
             key = (step(len(known.finished)), sum(len(s.finished) for s in known.sources))
             if strategy not in known.bowls or known.bowls[strategy][0] != key:
-                rows = [row_of(r) for r in known.first(key[0]) if counts(r.strategy)]
+                rows = [row_of(r) for r in known.first(key[0]) if counts(r.strategy) and not r.self_tuning]
                 known.bowls[strategy] = (key, bowl_of(Runs.of(rows)))
-            rows = [row_of(r) for r in known.first(len(known.finished)) if counts(r.strategy)]
+            rows = [
+                row_of(r)
+                for r in known.first(len(known.finished))
+                if counts(r.strategy) and not r.self_tuning
+            ]
             without = [*known.pruned, *self._running(study, trial)]
             rows += [row for _, row, other in without if counts(other)]
             return Runs.of(rows), known.bowls[strategy][1]
@@ -175,7 +177,7 @@ class Evidence:
         for other in _compat.trials_at_ask(study):
             if other.state == TrialState.RUNNING and other.number != trial.number:
                 row = unfinished_row(other, self.names)
-                if row is not None:
+                if row is not None and tuning_of(other) != "self":
                     yield other.number, row, strategy_of(other)
 
     def _read(self, study: Study, at_ask: bool) -> Known:

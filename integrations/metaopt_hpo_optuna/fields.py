@@ -11,6 +11,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.trials.record import Tuning
 
 RECORD = "metaopt:record"
 """User attribute: the whole trial record as a JSON object, written when the run ends."""
@@ -133,3 +134,21 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value)  # np.float64 is a float, and still not a plain one
     return value
+
+
+def strategy_of(trial: FrozenTrial) -> str:
+    """Name of the strategy of a trial, empty where it has none."""
+    return str(trial.params.get("strategy", trial.user_attrs.get("strategy", "")))
+
+
+def tuning_of(trial: FrozenTrial) -> Tuning:
+    """Who sets the trial's learning rate: what it recorded, or what the strategy of that name does."""
+    recorded = trial.user_attrs.get("tuning")
+    if recorded in ("self", "external"):
+        return "self" if recorded == "self" else "external"
+    strategy = strategy_of(trial)
+    if not strategy:
+        return ""
+    from metaopt_hpo.strategies import registry  # imports torch
+
+    return registry.tuning_of(strategy)

@@ -18,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_optuna.fields import Fields
+from metaopt_hpo_optuna.fields import Fields, strategy_of, tuning_of
 from metaopt_hpo_optuna.study_table import trial_record
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Known:
     ended: dict[Cell, list[tuple[int, bool]]] = field(default_factory=dict)
     """(size, planned tokens) → numbers of completed and pruned trials, in order, and whether they completed."""
     pruned: list[tuple[int, Row, str]] = field(default_factory=list)
-    """Numbers of pruned trials, in order, where they were, without a loss, and their strategies."""
+    """Numbers of pruned trials whose lr was set from outside, where they were, and their strategies."""
     best: dict[Cell, float] = field(default_factory=dict)
     """Lowest final loss of each (size, tokens)."""
     positive: bool = False
@@ -104,7 +104,7 @@ class Known:
             insort(self.ended.setdefault(cell, []), (trial.number, complete))
         if not complete:
             row = unfinished_row(trial, names)
-            if row is not None:
+            if row is not None and tuning_of(trial) != "self":
                 insort(self.pruned, (trial.number, row, strategy_of(trial)))
             return
         record = trial_record(trial, names, study.study_name, study.direction)
@@ -133,11 +133,6 @@ def place(trial: FrozenTrial, names: Fields) -> Cell | None:
     """Size and planned tokens of a trial, None where it has not both."""
     size, tokens = names.get(trial, "size"), names.get(trial, "tokens")
     return None if size is None or tokens is None else (size, tokens)
-
-
-def strategy_of(trial: FrozenTrial) -> str:
-    """Name of the strategy of a trial, empty where it has none."""
-    return str(trial.params.get("strategy", trial.user_attrs.get("strategy", "")))
 
 
 def unfinished_row(trial: FrozenTrial, names: Fields) -> Row | None:

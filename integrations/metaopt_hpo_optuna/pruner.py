@@ -10,11 +10,10 @@ from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, Trial
 
-from metaopt_hpo.scaling.cells import ADAPTIVE
 from metaopt_hpo.scaling.forecast import DRIFT
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.evidence import Evidence
-from metaopt_hpo_optuna.fields import REASON, Fields
+from metaopt_hpo_optuna.fields import REASON, Fields, tuning_of
 from metaopt_hpo_optuna.known import Known
 from metaopt_hpo_optuna.study_table import check_single_objective
 
@@ -149,8 +148,7 @@ class ScalingLawPruner(BasePruner):
         batch = self._evidence.names.get(trial, "batch")
         lr = self._evidence.names.get(trial, "lr")
         known = self._evidence.read(study)
-        strategy = trial.params.get("strategy", trial.user_attrs.get("strategy"))
-        if known.law is None or batch is None or lr is None or strategy in ADAPTIVE:
+        if known.law is None or batch is None or lr is None or tuning_of(trial) == "self":
             return None
         if size < (known.law.domain.size[1] if self._min_size is None else self._min_size) * (1 - SAME):
             return None

@@ -51,7 +51,10 @@ def suggest_strategy(
         option: _suggest(trial, entry_name(choice, option), _distribution(choice, option, spec), spec)
         for option, spec in space[choice].items()
     }
-    return get(choice).from_options(**values)
+    strategy = get(choice).from_options(**values)
+    if "tuning" not in trial.user_attrs:  # before the run, so that whoever judges it knows
+        trial.set_user_attr("tuning", "self" if strategy.tunes_lr else "external")
+    return strategy
 
 
 def _example(choice: str, option: str, spec: Any) -> Any:

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import optuna
 from optuna.distributions import FloatDistribution
@@ -15,9 +15,18 @@ from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
 from metaopt_hpo.trials.record import TrialState as RecordState
-from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo.trials.schema import FORMER_NAMES, TableError
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, Fields, StudyWarning, plain
+from metaopt_hpo_optuna.fields import (
+    FLOPS_PER_TOKEN,
+    REASON,
+    RECORD,
+    Fields,
+    StudyWarning,
+    plain,
+    strategy_of,
+    tuning_of,
+)
 
 STATES: dict[TrialState, RecordState] = {
     TrialState.COMPLETE: "complete",
@@ -26,7 +35,9 @@ STATES: dict[TrialState, RecordState] = {
     TrialState.RUNNING: "running",
 }
 
-_NUMBERS = tuple(name for name, kind in get_type_hints(TrialRecord).items() if kind is float)
+_TYPES = get_type_hints(TrialRecord)
+_NUMBERS = tuple(name for name, kind in _TYPES.items() if kind is float)
+_WORDS = {name: get_args(_TYPES[name]) for name in ("state", "direction", "tuning")}
 
 
 def record_to_json(record: TrialRecord) -> dict[str, Any]:
@@ -42,6 +53,8 @@ def record_from_json(data: Any) -> TrialRecord:
         TableError: the attribute is not one of ours; the message names what is wrong.
     """
     known = {f.name for f in fields(TrialRecord)}
+    if isinstance(data, dict):
+        data = {FORMER_NAMES.get(k, k): v for k, v in data.items()}
     if not isinstance(data, dict) or not set(data) <= known:
         raise TableError(f"the attribute {RECORD!r} of a trial is not a record of metaopt-hpo: {data!r:.80}")
     values = dict(data)
@@ -53,9 +66,33 @@ def record_from_json(data: Any) -> TrialRecord:
             values["curve"] = Curve(
                 **{k: tuple(float(x) for x in values["curve"].get(k, ())) for k in CURVE_FIELDS}
             )
-        return TrialRecord(**values)
-    except (TypeError, ValueError, AttributeError) as error:
+        record = TrialRecord(**values)
+        _check_ranges(record)
+        return record
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TableError(f"the attribute {RECORD!r} of a trial is damaged: {error}") from error
+
+
+def _check_ranges(record: TrialRecord) -> None:
+    """Raise ValueError where a field holds a number that no run has; types were checked before."""
+    for name in ("size", "batch", "lr"):
+        value = getattr(record, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+    if not 0 <= record.tokens < math.inf or record.target_tokens <= 0:
+        raise ValueError(
+            f"tokens must be finite numbers >= 0, got {record.tokens!r} of {record.target_tokens!r}"
+        )
+    for name in ("state", "direction", "tuning"):
+        if getattr(record, name) not in _WORDS[name]:
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, _WORDS[name]))}, got {getattr(record, name)!r}"
+            )
+    for name in ("strategy", "reason", "workload"):
+        if not isinstance(getattr(record, name), str):
+            raise ValueError(f"{name} must be a text, got {getattr(record, name)!r}")
+    if not isinstance(record.params, dict):
+        raise ValueError(f"params must be an object, got {record.params!r}")
 
 
 def _finite(value: Any) -> Any:
@@ -154,7 +191,8 @@ def trial_record(
         trial=str(trial.number),
         study=study_name,
         engine="optuna",
-        strategy=str(trial.params.get("strategy", trial.user_attrs.get("strategy", ""))),
+        strategy=strategy_of(trial),
+        tuning=tuning_of(trial),
         state=STATES[trial.state],
         reason=str(trial.user_attrs.get(REASON, "")),
         target_tokens=planned,

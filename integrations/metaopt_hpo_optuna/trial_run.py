@@ -104,6 +104,7 @@ class TrialRun(TrainingRun):
         for name, value in described.items():
             self._describe(name, plain(value))
         self._describe("strategy", strategy.name)
+        self._set("tuning", "self" if strategy.tunes_lr else "external")
         self._set(FLOPS_PER_TOKEN, plain(self._flops_per_token))
         if path is not None:
             self._set(CHECKPOINT, path)
@@ -210,6 +211,8 @@ class TrialRun(TrainingRun):
         )
         if record.reason:
             self._set(REASON, record.reason)
+        if math.isfinite(record.found_lr):
+            self._set("found_lr", plain(record.found_lr))
         self._set(RECORD, record_to_json(record))
 
     def _report_penalty(self) -> None:

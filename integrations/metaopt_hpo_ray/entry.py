@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState
+from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState, Tuning
 
 DONE = 0.99
 """A trial that ends by itself after this fraction of its planned tokens has completed: the last step may fall short."""
@@ -32,6 +32,7 @@ class Entry:
     batch: float = math.nan
     lr: float = math.nan
     strategy: str = ""
+    tuning: Tuning = ""
     seed: int = 0
     params: dict[str, Any] = field(default_factory=dict)
     points: dict[float, tuple[float, float, float, float]] = field(default_factory=dict)
@@ -57,6 +58,11 @@ class Entry:
     def known(self) -> bool:
         """True where size, planned tokens, batch and lr are known, so that a law can judge it."""
         return self.size > 0 and self.tokens > 0 and self.batch > 0 and self.lr > 0
+
+    @property
+    def self_tuning(self) -> bool:
+        """True where the run finds its learning rate itself, as far as anybody knows."""
+        return self.tuning == "self" or (not self.tuning and self.extra.get("found_lr", math.nan) > 0)
 
     @property
     def place(self) -> Place:
@@ -90,6 +96,7 @@ class Entry:
             study=study,
             engine="ray",
             strategy=self.strategy,
+            tuning=self.tuning,
             state=self.state,
             reason="; ".join(x for x in (self.note, self.reason) if x),
             seed=self.seed,
@@ -128,6 +135,7 @@ class Entry:
             "batch": self.batch,
             "lr": self.lr,
             "strategy": self.strategy,
+            "tuning": self.tuning,
             "seed": self.seed,
             "params": dict(self.params),
             "points": [[t, *p] for t, p in self.points.items()],

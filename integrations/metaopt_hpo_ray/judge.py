@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from metaopt_hpo.scaling import Law, Verdict
-from metaopt_hpo.scaling.cells import ADAPTIVE
 from metaopt_hpo.scaling.policy import PATIENCE, STOP_BELOW
 from metaopt_hpo.trials.record import GRID_POINTS_PER_OCTAVE, TrialRecord
 from metaopt_hpo_ray.entry import Entry, quarter_octave
@@ -241,7 +240,7 @@ class Judge:
 
     def _verdict(self, entry: Entry, curve: Sequence[tuple[float, float]] | None) -> Verdict:
         assert self.law is not None
-        if entry.strategy in ADAPTIVE:
+        if entry.self_tuning:
             return FINDS_ITS_OWN
         best = self.book.best.get((entry.size, entry.tokens))
         return ask(self.law, question_of(entry), best, curve, self._stop_below)
@@ -261,7 +260,7 @@ class Judge:
         waiting = [
             (t, question_of(entries[t]), self.book.best.get((entries[t].size, entries[t].tokens)))
             for t in self._held
-            if entries[t].strategy not in ADAPTIVE
+            if not entries[t].self_tuning
         ]
         self._fit = Fit(self._training_set(), waiting, self._seed)
         self._fit.start(background=self._background)

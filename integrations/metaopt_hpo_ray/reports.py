@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metaopt_hpo.strategies.registry import tuning_of
 from metaopt_hpo.trials.record import TrialState
 from metaopt_hpo_ray.columns import COST, PROCESS, REASON, STATE, WORK, Columns
 from metaopt_hpo_ray.entry import DONE, Entry
@@ -17,6 +18,7 @@ EXTRA = (
     "batch",
     "lr",
     "strategy",
+    "tuning",
     "seed",
     "workload",
     "initial_loss",
@@ -40,6 +42,7 @@ def describe(config: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     strategy, seed = config.get("strategy"), config.get("seed")
     if isinstance(strategy, str):
         facts["strategy"] = strategy
+        facts["tuning"] = tuning_of(strategy)
     if isinstance(seed, int) and not isinstance(seed, bool):
         facts["seed"] = seed
     facts["params"] = columns.others(config)

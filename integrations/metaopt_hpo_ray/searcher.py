@@ -17,7 +17,6 @@ from ray.tune.search import Searcher
 from ray.tune.search.sample import Domain, Function
 
 from metaopt_hpo.scaling import Config, Context, Law
-from metaopt_hpo.scaling.cells import ADAPTIVE
 from metaopt_hpo.scaling.fitting import MIN_SIZES
 from metaopt_hpo.scaling.policy import propose_next
 from metaopt_hpo.scaling.proposing import Runs
@@ -207,7 +206,7 @@ class ScalingLawSearch(Searcher):
                 r.loss if r.state == "complete" else math.nan,
             )
             for r in records
-            if r.strategy not in ADAPTIVE
+            if not r.self_tuning
         )
 
     def _enter(self, trial_id: str, result: Mapping[str, Any]) -> None:

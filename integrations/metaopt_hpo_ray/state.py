@@ -183,6 +183,7 @@ class TrialBook:
                 if not getattr(entry, name) > 0 and name in extra:
                     setattr(entry, name, float(extra[name]))
             entry.strategy = extra.get("strategy", entry.strategy)
+            entry.tuning = extra.get("tuning", entry.tuning)
             entry.seed = extra.get("seed", entry.seed)
 
     def _state(self, event: Event) -> None:

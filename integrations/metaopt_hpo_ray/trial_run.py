@@ -34,6 +34,7 @@ REPORTED = (
     "batch",
     "lr",
     "strategy",
+    "tuning",
     "target_tokens",
     "initial_loss",
     "seed",

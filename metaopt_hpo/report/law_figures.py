@@ -20,8 +20,8 @@ from metaopt_hpo.comparison.replay import ReplayResult
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import NEUTRAL, of_method, of_rank
 from metaopt_hpo.scaling import Law
-from metaopt_hpo.scaling.cells import SAME
 from metaopt_hpo.scaling.grid import CellGrid
+from metaopt_hpo.scaling.sameness import SAME
 from metaopt_hpo.trials.table import TrialTable
 
 BAND = "rgba(181, 82, 159, 0.18)"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metaopt_hpo.scaling.cells import SAME
 from metaopt_hpo.scaling.estimates import Caution
+from metaopt_hpo.scaling.sameness import SAME
 from metaopt_hpo.scaling.surface import Array, Surface
 
 if TYPE_CHECKING:

@@ -8,23 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from metaopt_hpo.scaling.estimates import Caution, LawRefused
+from metaopt_hpo.scaling.sameness import group
 from metaopt_hpo.trials.table import TrialTable
 
 Array = NDArray[np.float64]
 Use = Literal["fixed", "plateau", "all"]
-
-SAME = 1e-2
-"""Sizes, or numbers of tokens, that differ by less, relatively, are one: runs rarely end at exactly the tokens
-planned, and 1 % more of them is worth less than one run's noise."""
-
-ADAPTIVE = frozenset(
-    {"metaoptimize", "prodigy", "dog", "ldog", "d-adaptation", "mechanic", "momo", "gdtuo", "hypergradient"}
-)
-"""Strategies whose lr is only where the step size starts: their `lr` is no coordinate of the surface."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +83,8 @@ class Cells:
 def make_cells(
     size: Array, tokens: Array, batch: Array, lr: Array, loss: Array, extra: Mapping[str, Array] | None = None
 ) -> Cells:
-    """Group trials into cells; sizes (or tokens) within `SAME` of each other count as equal."""
-    s, t = snap(size), snap(tokens)
+    """Group trials into cells; sizes (or tokens) that are the same (`scaling.sameness`) count as equal."""
+    s, t = group(size), group(tokens)
     extra = extra or {}
     keys, index = np.unique(np.column_stack([s, t, *extra.values()]), axis=0, return_inverse=True)
     index = index.reshape(-1)
@@ -150,18 +141,6 @@ def thin(cells: Cells, limit: int = MAX_RUNS) -> Cells:
     )
 
 
-def snap(values: Array) -> Array:
-    """`values`, ascending groups of which span no more than `SAME`, each as its group's median."""
-    distinct, which = np.unique(values, return_inverse=True)
-    group = np.empty(distinct.size, dtype=np.intp)
-    start = number = 0
-    while start < distinct.size:
-        end = int(np.searchsorted(distinct, distinct[start] * (1.0 + SAME), side="right"))
-        group[start:end] = number
-        start, number = end, number + 1
-    return pd.Series(values).groupby(group[which]).transform("median").to_numpy(dtype=float)
-
-
 def from_table(
     table: TrialTable, *, use: Use = "fixed", strategy: str | None = None, extra: Sequence[str] = ()
 ) -> Cells:
@@ -191,9 +170,9 @@ def from_table(
             cautions.append(Caution(f"left-out-{name}", f"{n} {name} trials were left out of the fit"))
     strategies = f["strategy"].to_numpy().astype(object)
     plateau = f["found_lr"].to_numpy(dtype=float)
-    adaptive = np.array([s in ADAPTIVE for s in strategies], dtype=bool) | (
-        np.isfinite(plateau) & (plateau > 0)
-    )
+    tuning = f["tuning"].to_numpy().astype(str)
+    found = np.isfinite(plateau) & (plateau > 0)
+    adaptive = (tuning == "self") | ((tuning == "") & found)  # as `TrialRecord.self_tuning`
     lr = f["lr"].to_numpy(dtype=float).copy()
     if use != "fixed":
         lr = np.where(adaptive, plateau, lr)

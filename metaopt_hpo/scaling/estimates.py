@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
 from metaopt_hpo.errors import MetaOptError
 
@@ -82,3 +84,9 @@ def positive(name: str, value: float) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
     return number
+
+
+@cache
+def normal_quantile(level: float) -> float:
+    """z with P(|Z| < z) = level for a standard normal Z: half the width of an interval of that level."""
+    return NormalDist().inv_cdf(0.5 + 0.5 * level)

@@ -13,10 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
-from metaopt_hpo.scaling.estimates import Estimate, positive
+from metaopt_hpo.scaling.estimates import Estimate, normal_quantile, positive
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
@@ -80,7 +79,7 @@ def forecast(
         curve: what it has reported so far; points without a finite, positive loss are passed over.
     """
     mean, sd, excess = distribution(law, size, tokens, lr, batch, curve)
-    z = _quantile(law.level)
+    z = normal_quantile(law.level)
     estimate = Estimate(math.exp(mean), math.exp(mean - z * sd), math.exp(mean + z * sd))
     return Forecast(estimate, mean, sd, excess, law.domain.factor(size, tokens))
 
@@ -164,11 +163,3 @@ def last_point(curve: CurveLike) -> tuple[float, float] | None:
         if math.isfinite(loss) and loss > 0 and t > 0:
             return float(t), math.log(loss)
     return None
-
-
-@cache
-def _quantile(level: float) -> float:
-    """z with P(|Z| < z) = level."""
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(0.5 + 0.5 * level)

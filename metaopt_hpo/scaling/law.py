@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of, unsure
-from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, positive
+from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, normal_quantile, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
 from metaopt_hpo.scaling.ordered import Trust
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 UNKNOWN = 12.0
 """Half-width, ln units, at which an interval says nothing more: five decades either way."""
-
-SIGMA_90 = 1.6448536269514722
 
 
 @dataclass(frozen=True)
@@ -291,7 +289,7 @@ class Law:
     def _estimate(self, value: float, deviation: Array, widen: float, scatter: float) -> Estimate:
         tail = 0.5 * (1.0 - self.level)
         low, high = np.quantile(deviation, [tail, 1.0 - tail]) * widen
-        extra = SIGMA_90 * scatter * widen
+        extra = normal_quantile(self.level) * scatter * widen
         low, high = max(min(float(low), 0.0), -UNKNOWN), min(max(float(high), 0.0), UNKNOWN)
         return Estimate(
             math.exp(value),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from metaopt_hpo.strategies.base import LRStrategy, StrategyError
+from metaopt_hpo.trials.record import Tuning
 
 ENTRY_POINT_GROUP = "metaopt_hpo.strategies"
 BUILT_IN = {
@@ -53,6 +55,7 @@ def register(name: str) -> Callable[[S], S]:
             )
         cls.name = name
         _registered[name] = cls
+        tuning_of.cache_clear()
         return cls
 
     return add
@@ -82,6 +85,18 @@ def available() -> list[str]:
     """Names of all strategies that `get` can find, sorted."""
     offered = {e.name for e in entry_points(group=ENTRY_POINT_GROUP)}
     return sorted(set(BUILT_IN) | set(_registered) | offered)
+
+
+@cache
+def tuning_of(name: str) -> Tuning:
+    """Who sets the learning rate under the strategy of that name: for a run that has not recorded it itself.
+
+    Empty where no strategy of that name is to be had in this process, or an installed package's cannot be loaded.
+    """
+    try:
+        return "self" if get(name).tunes_lr else "external"
+    except Exception:
+        return ""
 
 
 def _load_entry_point(name: str) -> None:

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from metaopt_hpo.scaling import Law, LawRefused, fit
-from metaopt_hpo.scaling.cells import from_table, snap, thin
+from metaopt_hpo.scaling.cells import from_table, thin
 from metaopt_hpo.scaling.fitting import fit_cells
+from metaopt_hpo.scaling.sameness import group
 from metaopt_hpo.trials.table import TrialTable
 
 Maker = Callable[..., TrialTable]
@@ -152,7 +153,7 @@ def test_adaptive_runs_are_left_out_or_used_at_their_plateau(make_table: Maker) 
     frame["strategy"] = "wsd"
     adaptive = frame.iloc[::7].copy()
     adaptive["trial"] = [f"a{i}" for i in range(len(adaptive))]
-    adaptive["strategy"] = "metaoptimize"
+    adaptive["strategy"], adaptive["tuning"] = "metaoptimize", "self"
     adaptive["found_lr"] = adaptive["lr"]
     adaptive["lr"] = 1e-6
     both = TrialTable(pd.concat([frame, adaptive], ignore_index=True))
@@ -341,9 +342,9 @@ def test_sizes_and_tokens_that_hardly_differ_are_one(make_table: Maker) -> None:
     assert b.cells["size"].size == a.cells["size"].size
     assert float(b.predict(*BIG).lr) == pytest.approx(float(a.predict(*BIG).lr), rel=0.01)
     every = np.geomspace(1e6, 1e9, 5000)  # neighbours differ by 0.14 %, and are not one for that
-    groups = np.unique(snap(every))
+    groups = np.unique(group(every))
     assert 1 < np.max(groups[1:] / groups[:-1]) < 1.02
-    assert np.abs(snap(every) / every - 1).max() < 0.011
+    assert np.abs(group(every) / every - 1).max() < 0.011
 
 
 @pytest.mark.parametrize(("lrs", "batches", "noise"), [(5, 3, 1e-3), (6, 5, 5e-3), (16, 16, 2e-3)])

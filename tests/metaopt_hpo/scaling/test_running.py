@@ -114,7 +114,9 @@ def test_few_or_broken_curves_give_no_fall(law: Law) -> None:
 def test_only_the_runs_behind_a_law_tell_how_runs_fall(law: Law) -> None:
     """A run that finds its own lr falls in another way; its lr says nothing of it."""
     frame = make(curves=True).frame.assign(strategy="wsd")
-    adaptive = frame.assign(strategy="metaoptimize", trial=[f"a{i}" for i in range(len(frame))])
+    adaptive = frame.assign(
+        strategy="metaoptimize", tuning="self", trial=[f"a{i}" for i in range(len(frame))]
+    )
     adaptive["curve_loss"] = [tuple(3.0 * v for v in c) for c in adaptive["curve_loss"]]
     both = fit(TrialTable(pd.concat([frame, adaptive], ignore_index=True)), draws=30)
     assert both.fall is not None
