@@ -55,6 +55,13 @@ def fit(
     prior: Annotated[
         str | None, typer.Option(help="A fitted law of the library, or a law's JSON file, to lean on.")
     ] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Runs of like models to borrow strength from: a table of ours, a law's JSON file, or a fitted law of "
+            "the library; may be given several times."
+        ),
+    ] = None,
     page: Annotated[Path | None, typer.Option(help="Write the law's figures here, as HTML.")] = None,
     allow_weak: Annotated[
         bool, typer.Option(help="Fit although the table cannot bear it; the law then carries warnings.")
@@ -89,6 +96,7 @@ def fit(
         strategy=strategy,
         extra=tuple(extra or ()),
         prior=lean_on,
+        base=[_base(b) for b in base] if base else None,
         allow_weak=allow_weak,
         seed=seed,
     )
@@ -119,6 +127,22 @@ def fit(
         typer.echo(
             f"page written to {law_figures.law_page(f'Law fitted to {table.name}', law, figures, page)}"
         )
+
+
+def _base(source: str) -> Law | TrialTable | str:
+    """A base as `fit` takes it: a law's file, a table's file, or a name of the library."""
+    from metaopt_hpo.scaling import Law
+    from metaopt_hpo.trials.table import TrialTable
+
+    path = Path(source)
+    if not path.is_file():
+        return source
+    return Law.from_json(path) if path.suffix == ".json" and _is_law(path) else TrialTable.read(path)
+
+
+def _is_law(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as f:
+        return "metaopt-hpo law" in f.read(64)
 
 
 def _split(trials: TrialTable, size: float) -> tuple[TrialTable, TrialTable]:

@@ -24,6 +24,7 @@ from metaopt_hpo.comparison.accuracy import (
     learned_section,
     width_section,
 )
+from metaopt_hpo.comparison.borrowing import borrowing_section
 from metaopt_hpo.comparison.floor_accuracy import floor_section
 from metaopt_hpo.comparison.replay import replay
 from metaopt_hpo.comparison.section import Section
@@ -124,6 +125,7 @@ def main(
         builders: list[Callable[[], Section]] = [
             lambda: excess_section(splits, laws),
             lambda: coverage_section(splits, laws),
+            lambda: borrowing_section(data),
             lambda: floor_section(data),
             *([lambda: learned_section([*splits, *benchmarks.live_splits()])] if learned else []),
             lambda: width_section(data),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.estimates import Caution, LawRefused
 from metaopt_hpo.scaling.law import Draws
 from metaopt_hpo.scaling.surface import Array, Axes, Surface, coordinate
+
+if TYPE_CHECKING:
+    from metaopt_hpo.scaling.base.population import Base
 
 MIN_SIZES = 3
 
@@ -28,12 +32,17 @@ OPEN_VALLEY = Caution(
 )
 
 
-def choose_axes(cells: Cells) -> tuple[Axes, tuple[float, float] | None]:
+def choose_axes(cells: Cells, base: Base | None = None) -> tuple[Axes, tuple[float, float] | None]:
     """The axes along which the cells vary, and the path tokens = c·size^k where they cannot tell them apart.
 
-    On a path both axes stay: along it the data decide, across it the prior of the exponents alone.
+    On a path both axes stay: along it the data decide, across it the prior of the exponents alone. A base that knows
+    exponents keeps its axes whatever the cells vary.
     """
     n, d = np.log(cells.cell_size), np.log(cells.cell_tokens)
+    if base is not None:
+        scale = {"size": n, "tokens": d}
+        varied = {k: v for k, v in scale.items() if k in base.axes or np.ptp(v) > 0.05}
+        return _axes(cells, varied), None
     moves_n, moves_d = np.ptp(n) > 0.05, np.ptp(d) > 0.05
     if moves_n and moves_d:
         if np.corrcoef(n, d)[0, 1] ** 2 > COLLINEAR:
@@ -59,8 +68,10 @@ def _axes(cells: Cells, scale: dict[str, Array]) -> Axes:
     return Axes(tuple(values), np.array([float(v.mean()) for v in values.values()]), defaults)
 
 
-def batch_varies(cells: Cells) -> bool:
-    """Three batches in some cell identify a batch optimum."""
+def batch_varies(cells: Cells, base: Base | None = None) -> bool:
+    """Three batches in some cell identify a batch optimum; so does a base that knows one."""
+    if base is not None and base.has_batch:
+        return True
     return max(np.unique(np.round(cells.y[cells.cell == j], 6)).size for j in range(cells.k)) >= 3
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metaopt_hpo.scaling.base.conflict import disagreement
+from metaopt_hpo.scaling.base.population import Base
+from metaopt_hpo.scaling.base.sources import BaseLike, base_of
 from metaopt_hpo.scaling.cells import Cells, Use, from_table
 from metaopt_hpo.scaling.checks import MIN_SIZES as MIN_SIZES  # integrations say how many sizes are needed
 from metaopt_hpo.scaling.checks import (
@@ -21,7 +24,7 @@ from metaopt_hpo.scaling.checks import (
     refusals,
 )
 from metaopt_hpo.scaling.estimates import LawRefused
-from metaopt_hpo.scaling.floor import Floor, fit_floor, recentre
+from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, recentre
 from metaopt_hpo.scaling.floor_error import loss_factor
 from metaopt_hpo.scaling.law import Domain, Draws, Law
 from metaopt_hpo.scaling.ordered import measure_trust, validation_cautions
@@ -49,6 +52,7 @@ def fit(
     *,
     allow_weak: bool = False,
     prior: Law | None = None,
+    base: BaseLike | Sequence[BaseLike] | None = None,
     use: Use = "fixed",
     strategy: str | None = None,
     extra: Sequence[str] = (),
@@ -63,6 +67,9 @@ def fit(
         allow_weak: fit even from two sizes, or from optima that all lie at the grid's edge; the law then
             carries a caution instead.
         prior: a law whose exponents are believed within its intervals; it lifts the same refusals.
+        base: tables or laws of like models to borrow strength from (`scaling.base`): a few cheap pilots then move
+            their optimum, exponents and curvature to this table's own. A table, a law, a name of the library's fitted
+            laws, or a list of them; it lifts the refusals too. Not together with `prior`.
         use: which trials' lr counts: "fixed" (schedules set from outside), "plateau" (adaptive strategies at
             the step size they settled on), "all".
         strategy: only trials of this strategy.
@@ -80,9 +87,17 @@ def fit(
         raise ValueError(f"level must be in [0.5, 1), got {level!r}")
     if seed < 0:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+    if prior is not None and base is not None:
+        raise ValueError("give prior or base, not both: a base holds what a prior law knows")
+    believed = None if base is None else base_of(base)
     cells = from_table(table, use=use, strategy=strategy, extra=extra)
+    unlike = None if believed is None else disagreement(cells, believed)
+    if unlike is not None:
+        believed, cells = None, replace(cells, cautions=(*cells.cautions, unlike))
     try:
-        law = fit_cells(cells, allow_weak=allow_weak, prior=prior, draws=draws, level=level, seed=seed)
+        law = fit_cells(
+            cells, allow_weak=allow_weak, prior=prior, base=believed, draws=draws, level=level, seed=seed
+        )
     except np.linalg.LinAlgError as e:
         reason = "the trials leave the surface undetermined: vary lr, and batch if its optimum is wanted, in more cells"
         raise LawRefused("no-minimum", reason) from e
@@ -104,20 +119,28 @@ def refit(law: Law, table: TrialTable) -> Law:
     """
     o = law.settings
     cells = from_table(table, use=o["use"], strategy=o["strategy"], extra=o["extra"])
-    axes, path = choose_axes(cells)
-    has_batch = batch_varies(cells)
+    base = Base.from_dict(o["base"]) if o.get("base") else None
+    axes, path = choose_axes(cells, base)
+    has_batch = batch_varies(cells, base)
     grown = cells.n > REFIT_GROWTH * o["trials"] or cells.n < 50
     if grown or axes.names != law.axes.names or has_batch != law.surface.has_batch:
         again = fit_cells(
-            cells, allow_weak=o["allow_weak"], draws=len(law.draws.a), level=law.level, seed=o["seed"]
+            cells,
+            allow_weak=o["allow_weak"],
+            base=base,
+            draws=len(law.draws.a),
+            level=law.level,
+            seed=o["seed"],
         )
         fall = measure_fall(table, cells, again.axes, again.surface)
         return replace(again, settings=o | {"trials": cells.n}, fall=fall)
     axes = law.axes  # the centre stays, so that old draws mean what they meant
     design = axes.design(cells.size, cells.tokens, cells.extra)
-    solution = solve(cells, design, law.surface, prior=slope_prior(axes, law.surface, None), iterations=24)
+    believed = law.surface if base is None else start_surface(cells, axes, has_batch, base)
+    solution = solve(cells, design, law.surface, prior=slope_prior(axes, believed, None, base), iterations=24)
     check_bowl(solution.surface)
-    floor = _floor(law.floor.names, cells, solution, start=law.floor)
+    floor_prior = PRIOR if base is None else base.floor_prior(*floor_centre(cells))
+    floor = _floor(law.floor.names, cells, solution, floor_prior, start=law.floor)
     draws = Draws(
         law.draws.a + (solution.surface.a - law.surface.a),
         law.draws.b + (solution.surface.b - law.surface.b),
@@ -143,35 +166,39 @@ def fit_cells(
     *,
     allow_weak: bool = False,
     prior: Law | None = None,
+    base: Base | None = None,
     draws: int = 200,
     level: float = 0.9,
     seed: int = 0,
 ) -> Law:
     """`fit` from arrays."""
     cautions = list(cells.cautions)
-    axes, path = choose_axes(cells)
-    has_batch = batch_varies(cells)
-    cautions += refusals(cells, weak=allow_weak or prior is not None)
+    axes, path = choose_axes(cells, base)
+    has_batch = batch_varies(cells, base)
+    if base is None:
+        cautions += refusals(cells, weak=allow_weak or prior is not None)
     cautions += axis_cautions(cells, axes, path, has_batch)
     design = axes.design(cells.size, cells.tokens, cells.extra)
-    start = start_surface(cells, axes, has_batch)
-    slopes = slope_prior(axes, start, prior)
+    start = start_surface(cells, axes, has_batch, base)
+    slopes = slope_prior(axes, start, prior, base)
     solution = solve(cells, design, start, prior=slopes)
     check_bowl(solution.surface)
     open_valley = in_open_valley(cells, axes, solution.surface)
     cautions += [OPEN_VALLEY] if open_valley else []
     # on a path the loss cannot be shared out between size and tokens
     names = ("size",) if path is not None else axes.scale_names or ("size",)
-    floor = _floor(names, cells, solution)
+    floor_prior = PRIOR if base is None else base.floor_prior(*floor_centre(cells))
+    floor = _floor(names, cells, solution, floor_prior)
     rng = np.random.default_rng(seed)
-    result = bootstrap(cells, design, solution, slopes, floor, rng, draws)
+    result = bootstrap(cells, design, solution, slopes, floor, rng, draws, floor_prior)
     curvature = measure_curvature(cells, axes, solution, slopes, level) if path is None else {}
-    widen = small_sample(cells, axes) | {"loss": loss_factor(cells, solution, floor.names, seed)}
+    few = dict.fromkeys(("lr", "batch"), 1.0) if base is not None else small_sample(cells, axes)
+    widen = few | {"loss": loss_factor(cells, solution, floor.names, seed, prior=floor_prior)}
     cautions += exponent_cautions(axes, solution.surface, result, widen, level)
     cautions += curvature_cautions(curvature)
     tied = path is not None
     validated = axes.scale_names[:1] if tied else axes.scale_names  # on a path, size stands for both
-    trust = {n: measure_trust(cells, n, point_fitter(prior), tied=tied) for n in validated}
+    trust = {n: measure_trust(cells, n, point_fitter(prior, base), tied=tied) for n in validated}
     cautions += validation_cautions(trust)
     return Law(
         axes=axes,
@@ -189,12 +216,23 @@ def fit_cells(
         curvature=curvature,
         warnings=tuple(cautions),
         open_valley=open_valley,
-        settings={"allow_weak": allow_weak or prior is not None, "seed": seed, "trials": cells.n},
+        settings={
+            "allow_weak": allow_weak or prior is not None,
+            "base": None if base is None else base.to_dict(),
+            "seed": seed,
+            "trials": cells.n,
+        },
         path=path,
     )
 
 
-def _floor(names: tuple[str, ...], cells: Cells, solution: Solution, start: Floor | None = None) -> Floor:
+def _floor(
+    names: tuple[str, ...],
+    cells: Cells,
+    solution: Solution,
+    prior: Mapping[str, tuple[float, float]],
+    start: Floor | None = None,
+) -> Floor:
     return fit_floor(
         names,
         np.log(cells.cell_size),
@@ -203,7 +241,13 @@ def _floor(names: tuple[str, ...], cells: Cells, solution: Solution, start: Floo
         cells.cell_weight(),
         start=start,
         noise=solution.scale,
+        prior=prior,
     )
+
+
+def floor_centre(cells: Cells) -> tuple[float, float]:
+    """(ln size, ln tokens) about which the floor's terms are taken."""
+    return float(np.log(cells.cell_size).mean()), float(np.log(cells.cell_tokens).mean())
 
 
 def _listed(cells: Cells, solution: Solution) -> dict[str, Array]:

@@ -126,7 +126,7 @@ def fit_floor(
     """
     t, centre = _coordinates(names, log_size, log_tokens)
     mean = float(np.average(log_loss, weights=np.maximum(weight, 1e-12)))
-    value, precision = prior_of(prior, len(names))
+    value, precision = prior_of(prior, len(names), names)
 
     def problem(count: int, sigma: float) -> FloorBatch:
         z, w, mu, q = (np.tile(v, (count, 1)) for v in (log_loss - mean, weight, value, precision))
@@ -173,7 +173,7 @@ def refit_floors(
     t, centre = _coordinates(floor.names, log_size, log_tokens)
     mean = np.average(log_loss, axis=1, weights=np.maximum(weight, 1e-12))
     value, precision = (
-        np.array(v) for v in zip(*(prior_of(p, len(floor.names)) for p in priors), strict=True)
+        np.array(v) for v in zip(*(prior_of(p, len(floor.names), floor.names) for p in priors), strict=True)
     )
     batch = FloorBatch(t, log_loss - mean[:, None], weight, value, precision, max(floor.scatter, MODEL_ERROR))
     theta = batch.minimise(_encode(floor, centre, mean), steps)

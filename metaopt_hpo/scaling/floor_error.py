@@ -58,7 +58,7 @@ def draw_doubt(
             _, which = np.unique(values, return_inverse=True)
             moved += level * rng.standard_normal(which.max() + 1)[which]
     drawn = {
-        name: (mean if name == "share" else mean + sd * rng.standard_normal(), sd)
+        name: (mean if name.startswith("share") else mean + sd * rng.standard_normal(), sd)
         for name, (mean, sd) in prior.items()
     }
     return Doubt(moved, drawn)
@@ -88,7 +88,14 @@ def draw_floors(
     )
 
 
-def loss_factor(cells: Cells, solution: Solution, names: tuple[str, ...], seed: int) -> float:
+def loss_factor(
+    cells: Cells,
+    solution: Solution,
+    names: tuple[str, ...],
+    seed: int,
+    *,
+    prior: Mapping[str, tuple[float, float]] = PRIOR,
+) -> float:
     """By how much ordered validation widens the spread of draws: root mean square error over spread, at least 1.
 
     One held-out size, or number of tokens, is one observation, for its cells miss together; those of an axis are
@@ -104,8 +111,10 @@ def loss_factor(cells: Cells, solution: Solution, names: tuple[str, ...], seed: 
             if train.sum() < 2 + len(names):
                 continue
             size, tokens, z = cells.cell_size[train], cells.cell_tokens[train], solution.floors[train]
-            floor = fit_floor(names, np.log(size), np.log(tokens), z, weight[train], noise=solution.scale)
-            doubts = [draw_doubt(floor, size, tokens, rng) for _ in range(CALIBRATION_DRAWS)]
+            floor = fit_floor(
+                names, np.log(size), np.log(tokens), z, weight[train], noise=solution.scale, prior=prior
+            )
+            doubts = [draw_doubt(floor, size, tokens, rng, prior=prior) for _ in range(CALIBRATION_DRAWS)]
             draws = draw_floors(floor, size, tokens, z, weight[train], doubts)
             own = floor.scatter**2 + len(names) * LEVEL_ERROR**2
             squares = []

@@ -6,7 +6,7 @@ bootstrap of a law some seconds; together they cost what one does. All fits of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,13 +135,21 @@ class FloorBatch:
         return np.asarray(spread * np.sqrt(n / max(n - theta.shape[1], 0.25 * n)))
 
 
-def prior_of(prior: Mapping[str, tuple[float, float]], terms: int) -> tuple[Array, Array]:
-    """(value, precision) over the parameters of a floor with one or two terms, from `floor.PRIOR`'s names."""
+def prior_of(
+    prior: Mapping[str, tuple[float, float]], terms: int, names: Sequence[str] = ()
+) -> tuple[Array, Array]:
+    """(value, precision) over the parameters of a floor with one or two terms, from `floor.PRIOR`'s names.
+
+    What is known of one term alone stands under "share:size" or "exponent:tokens" and comes before what holds for all;
+    `names` says which terms there are.
+    """
     gamma = np.exp(prior["power"][0] if terms > 1 else 0.0)
-    share = (
-        prior["share"][0] / gamma,
-        prior["share"][1] / gamma,
-    )  # a coefficient c is a term of c^γ in the loss
-    rows = [prior["level"], *([share] * terms), *([prior["exponent"]] * terms)]
+
+    def each(what: str) -> list[tuple[float, float]]:
+        return [prior.get(f"{what}:{n}", prior[what]) for n in (names or [""] * terms)]
+
+    # a coefficient c is a term of c^γ in the loss
+    shares = [(mean / gamma, sd / gamma) for mean, sd in each("share")]
+    rows = [prior["level"], *shares, *each("exponent")]
     mean, sd = np.array([*rows, *([prior["power"]] if terms > 1 else [])], dtype=float).T
     return mean, 1.0 / sd**2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from metaopt_hpo.scaling.base.population import AXES, Base
 from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.checks import batch_varies, check_bowl, choose_axes
 from metaopt_hpo.scaling.estimates import LawRefused
@@ -43,34 +45,67 @@ class PointFit:
         return float(x), float(y)
 
 
-def point_fit(cells: Cells, prior: Law | None = None) -> PointFit:
+def point_fit(cells: Cells, prior: Law | None = None, base: Base | None = None) -> PointFit:
     """The optimum without intervals: milliseconds, for searches and validation.
+
+    Args:
+        cells: the trials.
+        prior: a law whose exponents are believed within its intervals.
+        base: a population of tables to which this one belongs; the trials then need show no minimum of their own.
 
     Raises:
         LawRefused: the runs show no minimum.
     """
-    axes, _ = choose_axes(cells)
-    start = start_surface(cells, axes, batch_varies(cells))
+    axes, _ = choose_axes(cells, base)
+    start = start_surface(cells, axes, batch_varies(cells, base), base)
     design = axes.design(cells.size, cells.tokens, cells.extra)
-    solution = solve(cells, design, start, prior=slope_prior(axes, start, prior))
+    solution = solve(cells, design, start, prior=slope_prior(axes, start, prior, base))
     check_bowl(solution.surface)
     return PointFit(axes, solution.surface, solution.scale, solution.floors)
 
 
-def point_fitter(prior: Law | None) -> Callable[[Cells], PointFit | None]:
+def point_fitter(prior: Law | None, base: Base | None = None) -> Callable[[Cells], PointFit | None]:
     """`point_fit` for ordered validation: None where the cells cannot bear a fit."""
 
     def fit(cells: Cells) -> PointFit | None:
         try:
-            return point_fit(cells, prior)
+            return point_fit(cells, prior, base)
         except (LawRefused, np.linalg.LinAlgError):
             return None
 
     return fit
 
 
-def start_surface(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
-    """First guess: ridge regression of each cell's best run."""
+def start_surface(cells: Cells, axes: Axes, has_batch: bool, base: Base | None = None) -> Surface:
+    """First guess: the base's optimum and curvature, or a ridge regression of each cell's best run."""
+    if base is not None:
+        return _base_surface(axes, has_batch, base, _regressed(cells, axes, has_batch))
+    return _regressed(cells, axes, has_batch)
+
+
+def _base_surface(axes: Axes, has_batch: bool, base: Base, own: Surface) -> Surface:
+    """What the base says, filled up with the trials' own where it says nothing."""
+    coefficients = []
+    for key, values in (("lr", own.a), ("batch", own.b)):
+        mean, _ = base.at(key, scale_centre(axes, base))
+        filled = values.copy()
+        if math.isfinite(mean[0]):
+            filled[0] = mean[0]
+            for name, slope in zip(AXES, mean[1:], strict=True):
+                if name in axes.names and math.isfinite(slope):
+                    filled[1 + axes.names.index(name)] = slope
+        coefficients.append(filled)
+    h = np.where(np.isfinite(base.curvature), base.curvature, [*own.h, own.skew])
+    return Surface(coefficients[0], coefficients[1], h[:3], float(h[3]), has_batch)
+
+
+def scale_centre(axes: Axes, base: Base) -> Array:
+    """(ln size, ln tokens) at which the intercepts of `axes` are read; the base's own along an axis they lack."""
+    own = dict(zip(axes.names, axes.centre, strict=True))
+    return np.array([own.get(n, c) for n, c in zip(AXES, base.centre, strict=True)], dtype=float)
+
+
+def _regressed(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
     best = np.array(
         [np.flatnonzero(cells.cell == j)[np.argmin(cells.z[cells.cell == j])] for j in range(cells.k)]
     )
@@ -93,16 +128,21 @@ def start_surface(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
     return Surface(a, b, np.array([0.02, 0.0, 0.02]), 0.0, has_batch)
 
 
-def slope_prior(axes: Axes, start: Surface, prior: Law | None) -> Prior:
-    """Weak Gaussian prior on the centre's coefficients; tighter where a prior law knows the exponent."""
+def slope_prior(axes: Axes, start: Surface, prior: Law | None, base: Base | None = None) -> Prior:
+    """Gaussian prior on the centre's coefficients: weak, tighter where a prior law or a base knows them."""
     value: list[float] = []
     precision: list[float] = []
     for key, used in (("lr", True), ("batch", start.has_batch)):
         if not used:
             continue
+        known = _base_slopes(axes, key, base)
         value.append(float((start.a if key == "lr" else start.b)[0]))
-        precision.append(1.0 / INTERCEPT_SPREAD**2)
+        precision.append(1.0 / known.get("", (0.0, INTERCEPT_SPREAD))[1] ** 2)
         for name in axes.names:
+            if name in known:
+                value.append(known[name][0])
+                precision.append(1.0 / known[name][1] ** 2)
+                continue
             mean, spread = SLOPE_PRIOR[key].get(name, 0.0), SLOPE_SPREAD[key].get(name, EXTRA_SPREAD)
             if prior is not None and name in prior.axes.names and (key == "lr" or prior.surface.has_batch):
                 i = 1 + prior.axes.names.index(name)
@@ -111,4 +151,17 @@ def slope_prior(axes: Axes, start: Surface, prior: Law | None) -> Prior:
                 spread = max(float(own.std()) * prior.widen[key], 0.02)
             value.append(mean)
             precision.append(1.0 / spread**2)
-    return Prior(np.array(value), np.array(precision))
+    curvature = None if base is None else base.curvature_prior(batch=start.has_batch)
+    return Prior(np.array(value), np.array(precision), curvature)
+
+
+def _base_slopes(axes: Axes, key: str, base: Base | None) -> dict[str, tuple[float, float]]:
+    """(mean, standard deviation) of what the base knows, by axis; the intercept's under the empty name."""
+    if base is None:
+        return {}
+    mean, spread = base.at(key, scale_centre(axes, base))
+    return {
+        name: (float(m), float(s))
+        for name, m, s in zip(("", *AXES), mean, spread, strict=True)
+        if math.isfinite(m)
+    }

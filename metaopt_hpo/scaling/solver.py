@@ -26,12 +26,38 @@ SKEW_SPREAD = 0.5
 """Prior standard deviation of c/h₁₁ about 0: a bowl of few runs stays symmetric."""
 
 
+LEAST_CURVATURE = 0.2
+"""Part of the curvature known beforehand below which no fit of few runs may fall: a surface without a minimum says that
+the runs are few, not that there is none."""
+
+
 @dataclass(frozen=True)
-class Prior:
-    """Gaussian prior on the centre's coefficients (a then b): mean and precision; precision 0 = none."""
+class CurvaturePrior:
+    """Gaussian prior on the surface's linear part, and what is known of the noise before any run.
+
+    Attributes:
+        value: mean of (h₁₁, h₁₂, h₂₂, c), or of (h₁₁, c) where the batch is no part of the surface.
+        precision: inverse covariance of the same.
+        noise: standard deviation (ln loss) of a run about the surface.
+        runs: how many runs' residuals `noise` is worth.
+    """
 
     value: Array
     precision: Array
+    noise: float
+    runs: float
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Gaussian prior on the centre's coefficients (a then b): mean and precision; precision 0 = none.
+
+    `curvature` is None where nothing is known of the surface's shape but that it is nearly symmetric (`SKEW_SPREAD`).
+    """
+
+    value: Array
+    precision: Array
+    curvature: CurvaturePrior | None = None
 
 
 @dataclass(frozen=True)
@@ -132,15 +158,23 @@ class _Problem:
         v = self.cells.y - theta[self.p :] @ self.across
         return _Columns(np.stack([self.cells.z, 0.5 * square, u * v, 0.5 * v * v, square * u]), u, v)
 
-    def linear(self, columns: _Columns, w: Array, skew_ridge: float) -> _Linear:
-        """The bowl's coefficients under the weights `w`."""
+    def linear(self, columns: _Columns, w: Array, noise: float, skew_ridge: float) -> _Linear:
+        """The surface's linear coefficients under the weights `w`; `noise` is the variance of a run."""
         rows = self.demean(columns.rows, w)
         z, basis = rows[0], rows[1:]
         weighted = w * basis
-        gram = weighted @ basis.T
+        gram, target = weighted @ basis.T, weighted @ z
         gram.flat[:: len(gram) + 1] += 1e-12 * max(float(gram.trace()), 1e-300)
-        gram[-1, -1] += skew_ridge
-        h = np.linalg.solve(gram, weighted @ z).astype(np.float64)
+        known = self.prior.curvature
+        if known is None:
+            gram[-1, -1] += skew_ridge
+        else:
+            gram += noise * known.precision
+            target = target + noise * (known.precision @ known.value)
+        h = np.linalg.solve(gram, target).astype(np.float64)
+        if known is not None and h[0] < (least := LEAST_CURVATURE * float(known.value[0])):
+            rest = np.linalg.solve(gram[1:, 1:], target[1:] - gram[1:, 0] * least)
+            h = np.concatenate([[least], rest])
         return _Linear(columns, h, z - h @ basis, basis, gram)
 
     def jacobian(self, lin: _Linear, w: Array) -> Array:
@@ -158,8 +192,13 @@ class _Problem:
 
     def objective(self, theta: Array, lin: _Linear, w: Array, noise: float, ridge: float) -> float:
         """Weighted squares of the residual and the priors' penalties."""
-        off = theta - self.prior.value
-        penalty = noise * float(self.prior.precision @ off**2) + ridge * float(lin.h[-1]) ** 2
+        off, known = theta - self.prior.value, self.prior.curvature
+        penalty = noise * float(self.prior.precision @ off**2)
+        if known is None:
+            penalty += ridge * float(lin.h[-1]) ** 2
+        else:
+            away = lin.h - known.value
+            penalty += noise * float(away @ known.precision @ away)
         return float(w @ lin.residual**2) + penalty
 
     def run(self, start: Surface, scale: float | None, iterations: int) -> Solution:
@@ -167,17 +206,18 @@ class _Problem:
         prior = self.prior
         sigma = np.inf if scale is None else scale
         near = np.ones(self.cells.n) if scale is None else nearness(self.cells, scale)
-        lin = self.linear(self.columns(theta), self.base * near, 0.0)
+        first = 0.0 if prior.curvature is None else prior.curvature.noise**2
+        lin = self.linear(self.columns(theta), self.base * near, first, 0.0)
         damping = 1e-3
         settle = 0 if scale is not None else 14  # steps over which scale and weights may still move
         for step in range(iterations):
             if step < settle:
-                sigma = max(_scale(lin.residual, self.base * near, theta.size, self.cells), 1e-7)
+                sigma = self.scale(lin.residual, near, theta.size)
                 near = nearness(self.cells, sigma)
             w = self.base * near / np.sqrt(1.0 + (lin.residual / (1.5 * sigma)) ** 2)
             noise = sigma * sigma
             ridge = noise / (SKEW_SPREAD * max(abs(float(lin.h[0])), 1e-6)) ** 2
-            lin = self.linear(lin.columns, w, ridge)
+            lin = self.linear(lin.columns, w, noise, ridge)
             current = self.objective(theta, lin, w, noise, ridge)
             jac = self.jacobian(lin, w)
             normal = (w * jac) @ jac.T + noise * np.diag(prior.precision)
@@ -186,7 +226,7 @@ class _Problem:
             for _ in range(8):
                 damped = normal + damping * np.diag(np.diag(normal) + 1e-12)
                 delta = np.clip(np.linalg.solve(damped, gradient), -0.5, 0.5)
-                trial = self.linear(self.columns(theta + delta), w, ridge)
+                trial = self.linear(self.columns(theta + delta), w, noise, ridge)
                 if self.objective(theta + delta, trial, w, noise, ridge) <= current:
                     theta, lin = theta + delta, trial
                     moved = float(np.max(np.abs(delta)))
@@ -196,6 +236,15 @@ class _Problem:
             if step >= settle and moved < 1e-6:
                 break
         return self.finish(theta, lin, start, near, sigma)
+
+    def scale(self, residual: Array, near: Array, parameters: int) -> float:
+        """Robust standard deviation of a run, pooled with what is known of it beforehand."""
+        own = max(_scale(residual, self.base * near, parameters, self.cells), 1e-7)
+        known = self.prior.curvature
+        if known is None:
+            return own
+        left = max(self.cells.n - self.cells.k - parameters, 0)
+        return float(np.sqrt((left * own**2 + known.runs * known.noise**2) / (left + known.runs)))
 
     def finish(self, theta: Array, lin: _Linear, start: Surface, near: Array, sigma: float) -> Solution:
         h = lin.h

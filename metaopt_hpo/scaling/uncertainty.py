@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy import stats
 
 from metaopt_hpo.scaling.cells import Cells
+from metaopt_hpo.scaling.design import CELL_SCATTER
 from metaopt_hpo.scaling.estimates import Caution, Estimate
+from metaopt_hpo.scaling.floor import PRIOR as FLOOR_PRIOR
 from metaopt_hpo.scaling.floor import Floor
 from metaopt_hpo.scaling.floor_error import draw_doubt, draw_floors
 from metaopt_hpo.scaling.law import Draws
 from metaopt_hpo.scaling.ordered import cell_grid
-from metaopt_hpo.scaling.solver import Prior, Solution, solve
+from metaopt_hpo.scaling.solver import LEAST_CURVATURE, CurvaturePrior, Prior, Solution, solve
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
 CURVATURE_SPREAD = 0.1
@@ -37,14 +40,21 @@ def bootstrap(
     floor: Floor,
     rng: np.random.Generator,
     draws: int,
+    floor_prior: Mapping[str, tuple[float, float]] = FLOOR_PRIOR,
 ) -> Draws:
-    """Parameters fitted to reweighted sizes, cells and runs."""
+    """Parameters fitted to reweighted sizes, cells and runs.
+
+    Where a base is known, few runs may be all there are, and reweighting them would leave draws that have seen
+    none. Then losses are perturbed by their noise and each cell's optimum by its scatter instead, beside the prior:
+    in a linear Gaussian model such draws are the posterior's (randomize-then-optimize, Bardsley et al. 2014).
+    """
+    known = slopes.curvature is not None
     a, b, valley, bottoms, shares, doubts = [], [], [], [], [], []
     per_cell = np.bincount(cells.cell, minlength=cells.k)
     for _ in range(draws):
-        weight = bootstrap_weights(cells, rng)
+        weight = np.ones(cells.n) if known else bootstrap_weights(cells, rng)
         s = solve(
-            cells,
+            _perturbed(cells, solution, rng) if known else cells,
             design,
             solution.surface,
             weight=weight,
@@ -59,21 +69,38 @@ def bootstrap(
         valley.append(min(max(slope, -STEEPEST_VALLEY), STEEPEST_VALLEY))
         bottoms.append(s.floors)
         shares.append(cells.cell_weight() * share)
-        doubts.append(draw_doubt(floor, cells.cell_size, cells.cell_tokens, rng))
+        doubts.append(draw_doubt(floor, cells.cell_size, cells.cell_tokens, rng, prior=floor_prior))
     floors = draw_floors(
         floor, cells.cell_size, cells.cell_tokens, np.array(bottoms), np.array(shares), doubts
     )
     return Draws(np.array(a), np.array(b), np.array(valley), floors)
 
 
+def _perturbed(cells: Cells, solution: Solution, rng: np.random.Generator) -> Cells:
+    """The cells with losses, and where each cell's optimum lies, moved as their noise would."""
+    shift = CELL_SCATTER * rng.standard_normal((2, cells.k))[:, cells.cell]
+    z = cells.z + solution.scale * rng.standard_normal(cells.n)
+    return replace(cells, x=cells.x + shift[0], y=cells.y + shift[1], z=z)
+
+
 def _jitter(prior: Prior, intercepts: Sequence[int], rng: np.random.Generator) -> Prior:
     """The prior's exponents drawn anew: what only the prior knows is as uncertain as the prior.
 
-    Intercepts stay: their prior only keeps a flat bowl near its grid.
+    Intercepts stay, unless a base knows them: otherwise their prior only keeps a flat bowl near its grid.
     """
     spread = np.where(prior.precision > 0, 1.0 / np.sqrt(np.maximum(prior.precision, 1e-12)), 0.0)
-    spread[list(intercepts)] = 0.0
-    return Prior(prior.value + spread * rng.standard_normal(prior.value.size), prior.precision)
+    if prior.curvature is None:
+        spread[list(intercepts)] = 0.0
+    value = prior.value + spread * rng.standard_normal(prior.value.size)
+    return Prior(value, prior.precision, prior.curvature and _drawn(prior.curvature, rng))
+
+
+def _drawn(prior: CurvaturePrior, rng: np.random.Generator) -> CurvaturePrior:
+    """A curvature prior about a draw of itself, one that is still curved upwards."""
+    root = np.linalg.cholesky(np.linalg.inv(prior.precision))
+    value = prior.value + root @ rng.standard_normal(prior.value.size)
+    positive = value[0] > LEAST_CURVATURE * prior.value[0]
+    return replace(prior, value=value if positive else prior.value)
 
 
 def bootstrap_weights(cells: Cells, rng: np.random.Generator) -> Array:

@@ -1,0 +1,76 @@
+"""Where a base comes from: a table of runs, a fitted law, a law of the library, or several of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from metaopt_hpo.scaling import library
+from metaopt_hpo.scaling.base.population import AXES, Base, mean_of
+from metaopt_hpo.scaling.cells import from_table
+from metaopt_hpo.scaling.checks import choose_axes
+from metaopt_hpo.scaling.floor import Floor, fit_floor
+from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.pointfit import PointFit, point_fit
+from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.trials.table import TrialTable
+
+BaseLike = Law | TrialTable | Base | str
+"""What strength can be borrowed from: a fitted law, a table of runs, or the name of a fitted law in the library."""
+
+
+def base_of(source: BaseLike | Sequence[BaseLike]) -> Base:
+    """The base that a table, a law, a name in the library, or several of them give.
+
+    Raises:
+        LawRefused: a table shows no optimum.
+        LibraryError: no fitted law of that name.
+        ValueError: an empty list.
+    """
+    if isinstance(source, Base):
+        return source
+    if isinstance(source, str):
+        return base_of(library.prior(source))
+    if isinstance(source, TrialTable):
+        return _of_table(source)
+    if isinstance(source, Law):
+        return _of_fit(source, source.floor)
+    parts = [base_of(s) for s in source]
+    if not parts:
+        raise ValueError("base is an empty list: give a table or a law, or leave it out")
+    return mean_of(parts)
+
+
+def _of_table(table: TrialTable) -> Base:
+    cells = from_table(table)
+    fit = point_fit(cells)
+    floor = None
+    if set(AXES) <= set(fit.axes.names) and choose_axes(cells)[1] is None:
+        n, d = np.log(cells.cell_size), np.log(cells.cell_tokens)
+        floor = fit_floor(AXES, n, d, fit.floors, cells.cell_weight(), noise=fit.scale)
+    return _of_fit(fit, floor)
+
+
+def _of_fit(fit: PointFit | Law, floor: Floor | None) -> Base:
+    surface, axes = fit.surface, fit.axes
+    known = {n: (i, float(axes.centre[i])) for i, n in enumerate(axes.names) if n in AXES}
+    centre = np.array([known[n][1] if n in known else math.nan for n in AXES])
+
+    def coefficients(values: Array) -> Array:
+        slopes = [float(values[1 + known[n][0]]) if n in known else math.nan for n in AXES]
+        return np.array([float(values[0]), *slopes])
+
+    batch = surface.has_batch and not surface.open
+    h = np.array([*surface.h, surface.skew], dtype=float)
+    if not batch:
+        h[1:3] = math.nan
+    return Base(
+        centre,
+        coefficients(surface.a),
+        coefficients(surface.b) if batch else np.full(3, math.nan),
+        h,
+        float(fit.noise if isinstance(fit, Law) else fit.scale),
+        floors=(floor,) if floor is not None and floor.names == AXES else (),
+    )
