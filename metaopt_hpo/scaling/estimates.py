@@ -90,3 +90,15 @@ def positive(name: str, value: float) -> float:
 def normal_quantile(level: float) -> float:
     """z with P(|Z| < z) = level for a standard normal Z: half the width of an interval of that level."""
     return NormalDist().inv_cdf(0.5 + 0.5 * level)
+
+
+LARGEST = 700.0
+"""ln of the largest number that is answered: the largest float is e^709.78."""
+
+
+def no_answer(size: float, tokens: float) -> MetaOptError:
+    """The error of a law whose formula leaves the floats."""
+    return MetaOptError(
+        f"the law gives no finite answer at size {size:g} and {tokens:g} tokens: they are too far from the runs it was "
+        "fitted to, or the law is damaged"
+    )

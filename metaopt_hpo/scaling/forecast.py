@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from metaopt_hpo.scaling.estimates import Estimate, normal_quantile, positive
+from metaopt_hpo.scaling.estimates import LARGEST, Estimate, no_answer, normal_quantile, positive
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
@@ -80,7 +80,8 @@ def forecast(
     """
     mean, sd, excess = distribution(law, size, tokens, lr, batch, curve)
     z = normal_quantile(law.level)
-    estimate = Estimate(math.exp(mean), math.exp(mean - z * sd), math.exp(mean + z * sd))
+    high = min(mean + z * sd, LARGEST)
+    estimate = Estimate(math.exp(mean), math.exp(mean - z * sd), math.exp(high))
     return Forecast(estimate, mean, sd, excess, law.domain.factor(size, tokens))
 
 
@@ -98,6 +99,8 @@ def distribution(
         mean, variance = seen[1], 0.0
     elif seen is not None:
         mean, variance = _with_curve(law, (size, tokens, lr, batch), seen, mean, variance)
+    if not (abs(mean) < LARGEST and variance >= 0.0):  # also where either is NaN
+        raise no_answer(size, tokens)
     return mean, math.sqrt(variance + law.noise**2), excess
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of, unsure
-from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, normal_quantile, positive
+from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, normal_quantile, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
 from metaopt_hpo.scaling.ordered import Trust
@@ -145,10 +145,30 @@ class Law:
         Returns:
             Estimates with intervals at the law's level, and cautions that hold for this prediction. The lr is
             that of least *expected* loss (see `margin`); the interval is that of the optimum.
+
+        Raises:
+            ValueError: an argument that is no positive, finite number, or a coordinate the law does not have.
+            MetaOptError: so far outside that the law gives no finite answer.
         """
         size, tokens = positive("size", size), positive("tokens", tokens)
         given = None if batch is None else positive("batch", batch)
         self._check_extra(extra)
+        try:
+            with np.errstate(all="ignore"):
+                found = self._predict(size, tokens, given, extra)
+            finite = all(
+                0 < e.value < math.inf and e.low >= 0 and e.high < math.inf
+                for e in (found.lr, found.batch, found.loss)
+            )
+        except (OverflowError, ValueError, ZeroDivisionError):
+            finite = False
+        if not finite:
+            raise no_answer(size, tokens)
+        return found
+
+    def _predict(
+        self, size: float, tokens: float, given: float | None, extra: Mapping[str, float] | None
+    ) -> Prediction:
         row = self.axes.design(*self.anchor(size, tokens), extra)
         x, y = float(row @ self.surface.a), float(row @ self.surface.b)
         dx, dy = self.draws.a @ row - x, self.draws.b @ row - y
@@ -261,19 +281,27 @@ class Law:
         key = (size, tokens)
         found = self._cache.get(key)
         if found is None:
-            row = self.axes.design(*self.anchor(size, tokens))
-            x, y = float(row @ self.surface.a), float(row @ self.surface.b)
-            dx, dy = self.optimum_draws(size, tokens)
-            df = self._floor_draws(size, tokens)
-            var_f = (df.std() * self.widen["loss"]) ** 2 + self._floor_scatter() ** 2
-            var_y = float(dy.var()) if self.surface.has_batch else 0.0
-            f = float(self.floor.log_loss(size, tokens))
-            doubts = doubts_of(self, size, tokens)
-            found = Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts)
+            try:
+                with np.errstate(all="ignore"):
+                    found = self._place(size, tokens)
+            except (OverflowError, ValueError, ZeroDivisionError):
+                raise no_answer(size, tokens) from None
+            if not all(map(math.isfinite, found[:6])):
+                raise no_answer(size, tokens)
             if len(self._cache) > 4096:
                 self._cache.clear()
             self._cache[key] = found
         return found
+
+    def _place(self, size: float, tokens: float) -> Place:
+        row = self.axes.design(*self.anchor(size, tokens))
+        x, y = float(row @ self.surface.a), float(row @ self.surface.b)
+        dx, dy = self.optimum_draws(size, tokens)
+        df = self._floor_draws(size, tokens)
+        var_f = (df.std() * self.widen["loss"]) ** 2 + self._floor_scatter() ** 2
+        var_y = float(dy.var()) if self.surface.has_batch else 0.0
+        f = float(self.floor.log_loss(size, tokens))
+        return Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts_of(self, size, tokens))
 
     def optimum_draws(self, size: float, tokens: float) -> tuple[Array, Array]:
         """Draws of (ln lr*, ln B*) at a size and number of tokens."""

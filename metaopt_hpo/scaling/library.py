@@ -38,6 +38,10 @@ class Monomial:
             if name not in values:
                 raise LibraryError(f"this law depends on {name}: give it")
             total += power * math.log(values[name])
+        if not total < 709.0:  # the largest float is e^709.78
+            raise LibraryError(
+                "the law gives no finite number there: it is too far from the runs that it rests on"
+            )
         return math.exp(total)
 
 
@@ -95,7 +99,9 @@ class PublishedLaw:
         if anchor is None:
             raise LibraryError(f"{self.name} publishes exponents only: give anchor=(size, tokens, lr)")
         shape = Monomial(1.0, self.lr.exponents)
-        return anchor[2] * shape(values) / shape(self._values(anchor[0], anchor[1], batch))
+        return (
+            positive("lr of the anchor", anchor[2]) * shape(values) / shape(self._values(*anchor[:2], batch))
+        )
 
     def predict_batch(
         self, size: float, tokens: float, *, anchor: tuple[float, float, float] | None = None
@@ -109,7 +115,8 @@ class PublishedLaw:
         if anchor is None:
             raise LibraryError(f"{self.name} publishes exponents only: give anchor=(size, tokens, batch)")
         shape = Monomial(1.0, self.batch.exponents)
-        return anchor[2] * shape(values) / shape(self._values(anchor[0], anchor[1], None))
+        known = positive("batch of the anchor", anchor[2])
+        return known * shape(values) / shape(self._values(anchor[0], anchor[1], None))
 
     def predict_loss(self, size: float, tokens: float) -> float:
         """Loss at the optimum, in the units of the law's own data."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.floor import Floor
 from metaopt_hpo.scaling.law import Domain, Draws, Law
+from metaopt_hpo.scaling.law_schema import check
 from metaopt_hpo.scaling.ordered import Trust
 from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
@@ -23,11 +27,26 @@ FORMAT = "metaopt-hpo law"
 VERSION = 2
 
 
+MAX_BYTES = 256 * 2**20
+"""Largest file that is read as a law: a law of a thousand cells with 10,000 draws has a tenth of it."""
+
+CHECKSUM = "checksum"
+
+
 def write(law: Law, path: str | os.PathLike[str] | None = None) -> str:
-    """The law as JSON text; also written to `path` where one is given."""
-    text = json.dumps({"format": FORMAT, "version": VERSION, **encode(law)}, allow_nan=False)
+    """The law as JSON text, with a checksum; also written to `path` where one is given.
+
+    Raises:
+        WriteError: the file cannot be written; one that was there is unchanged.
+        MetaOptError: the law holds a number that is not finite.
+    """
+    data = {"format": FORMAT, "version": VERSION, **encode(law)}
+    try:
+        text = json.dumps({**data, CHECKSUM: _checksum(data)}, allow_nan=False)
+    except ValueError as error:
+        raise MetaOptError(f"the law cannot be written: {error}") from error
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(path, text)
     return text
 
 
@@ -35,24 +54,51 @@ def read(source: str | os.PathLike[str]) -> Law:
     """See `Law.from_json`."""
     text = str(source)
     if not text.lstrip().startswith("{"):
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except OSError as e:
-            raise MetaOptError(f"cannot read a law from {str(source)!r}: {e.strerror}") from e
+        text = _file_text(source)
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise MetaOptError(f"not a law: the text is no JSON ({e.msg} at character {e.pos})") from e
+        data = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise MetaOptError(f"not a law: the text is no JSON ({error})") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise MetaOptError(f"not a law: the JSON has no format {FORMAT!r}")
     if data.get("version") != VERSION:
         raise MetaOptError(
-            f"this law has version {data.get('version')}, this release reads {VERSION}: fit it again"
+            f"this law has version {data.get('version')!r:.20}, this release reads {VERSION}: fit it again"
         )
+    said = data.pop(CHECKSUM, None)
     try:
+        if said is not None and said != _checksum(data):
+            raise ValueError("its content does not match its checksum; write it again with fit")
         return decode(data)
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise MetaOptError(f"not a law: a part is missing or malformed ({e})") from e
+
+
+def _file_text(source: str | os.PathLike[str]) -> str:
+    try:
+        path = Path(source)
+        if path.is_dir():
+            raise MetaOptError(f"cannot read a law from {str(source)!r}: it is a folder")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as e:
+        raise MetaOptError(f"cannot read a law from {str(source)[:200]!r}: {e.strerror}") from e
+    except ValueError as e:  # a null character
+        raise MetaOptError(f"cannot read a law from {str(source)[:200]!r}: {e}") from e
+    if len(raw) > MAX_BYTES:
+        raise MetaOptError(f"{str(source)!r} is not a law: it is larger than {MAX_BYTES >> 20} MiB")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise MetaOptError(
+            f"{str(source)!r} is not a law: it is no UTF-8 text (compressed? unpack it first)"
+        ) from None
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    """Of the content, whatever the order of keys and white space; numbers are equal where their values are."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def encode(law: Law) -> dict[str, Any]:
@@ -74,58 +120,43 @@ def encode(law: Law) -> dict[str, Any]:
     return out
 
 
-def decode(data: dict[str, Any]) -> Law:
+def decode(data: Mapping[str, Any]) -> Law:
+    """The law of these JSON values, which `law_schema` checks first.
+
+    Raises:
+        ValueError: a part is missing, of a wrong type, out of range, or does not fit the others.
+    """
+    law = check(data)
+
     def arr(v: Any) -> Array:
         return np.asarray(v, dtype=float)
 
-    s, f, d, m = data["surface"], data["floor"], data["draws"], data["domain"]
-    pairs = {k: (float(m[k][0]), float(m[k][1])) for k in ("size", "tokens", "batch", "lr")}
+    def pair(v: Sequence[float]) -> tuple[float, float]:
+        return float(v[0]), float(v[1])
+
+    s, f, d, m = law.surface, law.floor, law.draws, law.domain
     return Law(
-        axes=Axes(
-            tuple(data["axes"]["names"]),
-            arr(data["axes"]["centre"]),
-            {k: float(v) for k, v in data["axes"]["defaults"].items()},
-        ),
-        surface=Surface(arr(s["a"]), arr(s["b"]), arr(s["h"]), float(s["skew"]), bool(s["has_batch"])),
+        axes=Axes(tuple(law.axes.names), arr(law.axes.centre), dict(law.axes.defaults)),
+        surface=Surface(arr(s.a), arr(s.b), arr(s.h), s.skew, s.has_batch),
         floor=Floor(
-            tuple(f["names"]),
-            arr(f["centre"]),
-            float(f["level"]),
-            arr(f["coefficient"]),
-            arr(f["exponent"]),
-            float(f["scatter"]),
-            float(f["power"]),
+            tuple(f.names), arr(f.centre), f.level, arr(f.coefficient), arr(f.exponent), f.scatter, f.power
         ),
-        draws=Draws(arr(d["a"]), arr(d["b"]), arr(d["slope"]), arr(d["floor"])),
-        domain=Domain(**pairs, sizes=tuple(float(v) for v in m["sizes"])),
-        noise=float(data["noise"]),
-        cells={k: arr(v) for k, v in data["cells"].items()},
-        trials=int(data["trials"]),
-        level=float(data["level"]),
-        widen={k: float(v) for k, v in data["widen"].items()},
-        scatter={k: float(v) for k, v in data["scatter"].items()},
-        trust={
-            k: Trust(
-                float(v["copying"]),
-                tuple(float(x) for x in v["scores"]),
-                int(v["cells"]),
-                float(v.get("missed", 0.0)),  # laws written before it was measured
-            )
-            for k, v in data["trust"].items()
-        },
-        curvature={
-            k: Estimate(float(v["value"]), float(v["low"]), float(v["high"]))
-            for k, v in data["curvature"].items()
-        },
-        warnings=tuple(Caution(c["code"], c["message"]) for c in data["warnings"]),
-        origin=str(data["origin"]),
-        open_valley=bool(data["open_valley"]),
-        settings=dict(data["settings"]),
-        fall=None if data["fall"] is None else _fall(data["fall"]),
-        path=None if data["path"] is None else (float(data["path"][0]), float(data["path"][1])),
+        draws=Draws(arr(d.a), arr(d.b), arr(d.slope), arr(d.floor)),
+        domain=Domain(pair(m.size), pair(m.tokens), pair(m.batch), pair(m.lr), sizes=tuple(m.sizes)),
+        noise=law.noise,
+        cells={k: arr(v) for k, v in law.cells.model_dump().items()},
+        trials=law.trials,
+        level=law.level,
+        widen=law.widen.model_dump(),
+        scatter=law.scatter.model_dump(),
+        trust={k: Trust(v.copying, tuple(v.scores), v.cells, v.missed) for k, v in law.trust.items()},
+        curvature={k: Estimate(v.value, v.low, v.high) for k, v in law.curvature.items()},
+        warnings=tuple(Caution(c.code, c.message) for c in law.warnings),
+        origin=law.origin,
+        open_valley=law.open_valley,
+        settings=law.settings.model_dump(exclude_unset=True),
+        fall=None
+        if law.fall is None
+        else Fall(arr(law.fall.left), arr(law.fall.mean), arr(law.fall.spread), law.fall.runs),
+        path=None if law.path is None else pair(law.path),
     )
-
-
-def _fall(data: dict[str, Any]) -> Fall:
-    left, mean, spread = (np.asarray(data[k], dtype=float) for k in ("left", "mean", "spread"))
-    return Fall(left, mean, spread, int(data["runs"]))
