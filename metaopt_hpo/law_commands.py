@@ -298,9 +298,10 @@ def replay(
             f"{row['reached']:>9.0%}"
         )
     if page is not None:
+        from metaopt_hpo.atomic import write_text
         from metaopt_hpo.report.law_figures import replay_curves
 
-        replay_curves(result).update_layout(showlegend=True).write_html(page)
+        write_text(page, replay_curves(result).update_layout(showlegend=True).to_html())
         typer.echo(f"curves written to {page}")
 
 

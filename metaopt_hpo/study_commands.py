@@ -37,6 +37,7 @@ def study(
 
     Example: metaopt-hpo study --short
     """
+    from metaopt_hpo.atomic import write_text
     from metaopt_hpo.comparison import study_runner
     from metaopt_hpo.comparison.study import cells
     from metaopt_hpo.comparison.study_outcome import judge
@@ -54,7 +55,7 @@ def study(
             raise typer.Exit(130) from None
     typer.echo(markdown(judge(table)))
     path = page or study_runner.table_path(out).with_suffix(".html")
-    path.write_text(render(table), encoding="utf-8")
+    write_text(path, render(table))
     typer.echo(f"page written to {path}")
 
 

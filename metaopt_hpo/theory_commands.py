@@ -75,6 +75,7 @@ def attribute(
 
     Example: metaopt-hpo attribute --tier 0
     """
+    from metaopt_hpo.atomic import replacing
     from metaopt_hpo.attribution import run_tier
     from metaopt_hpo.report.theory_figures import attribution_section, theory_page
     from metaopt_hpo.report.theory_tables import write_tables
@@ -92,7 +93,8 @@ def attribute(
         ("protocol", result.protocol_frame()),
         ("proxy", result.proxy_frame()),
     ):
-        frame.to_parquet(out / f"attribution_tier{tier}_{name}.parquet", index=False)
+        with replacing(out / f"attribution_tier{tier}_{name}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False)
     for row in (*result.rows(), *result.protocol_rows()):
         typer.echo("  ".join(f"{name} {value}" for name, value in row.items() if value))
     typer.echo(f"tables written to {write_tables(out)}")
@@ -103,9 +105,7 @@ def attribute(
 
 
 def _write(path: Path, page: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise MetaOptError(f"cannot write the page to {str(path)!r}: {error.strerror}") from error
+    from metaopt_hpo.atomic import write_text
+
+    write_text(path, page)
     typer.echo(f"page written to {path}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.attribution.config import ExperimentConfig
 from metaopt_hpo.attribution.estimand import AttributionError
 from metaopt_hpo.attribution.levels import Setting
@@ -154,8 +155,7 @@ def _grid_of(
             return np.array(known["lr"])
     lr = pilot_grid(world, settings, config)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"fingerprint": mark, "lr": lr.tolist()}), encoding="utf-8")
+        write_text(path, json.dumps({"fingerprint": mark, "lr": lr.tolist()}))
     return lr
 
 

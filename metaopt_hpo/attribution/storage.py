@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from metaopt_hpo.atomic import replacing
 from metaopt_hpo.attribution.estimand import AttributionError
 from metaopt_hpo.attribution.levels import CRITERIA, Setting
 from metaopt_hpo.attribution.stepping import GridResult
@@ -37,11 +38,8 @@ def save_grid(result: GridResult, path: Path, fingerprint: str) -> None:
     table = pa.table(columns).replace_schema_metadata(
         {"fingerprint": fingerprint, "world": result.world, "settings": settings_json}
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, so that an interrupted write leaves no half file behind.
-    aside = path.with_suffix(".partial")
-    pq.write_table(table, aside, compression="zstd")
-    aside.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def load_grid(path: Path, fingerprint: str | None = None) -> GridResult | None:

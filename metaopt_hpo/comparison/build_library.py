@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.comparison import benchmarks
 from metaopt_hpo.comparison.scoring import Centre, cells_of, of_law, published, score
 from metaopt_hpo.errors import MetaOptWarning
@@ -85,7 +86,7 @@ def main(data: Annotated[Path, typer.Option(help="Folder that holds the tables."
         files[name] = entry
     for name, content in files.items():
         text = json.dumps(content, ensure_ascii=False, indent=None if "law" in content else 1)
-        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        write_text(folder / f"{name}.json", text + "\n")
         typer.echo(f"{name}: {content['errors']}")
     typer.echo(f"{len(library.names())} laws in the library")
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.comparison import benchmarks
 from metaopt_hpo.comparison.accuracy import (
     caution_section,
@@ -141,9 +142,7 @@ def main(
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(2) from e
     if out is not None:
-        out.write_text(
-            json.dumps([s.__dict__ for s in sections], ensure_ascii=False, indent=1), encoding="utf-8"
-        )
+        write_text(out, json.dumps([s.__dict__ for s in sections], ensure_ascii=False, indent=1))
 
 
 if __name__ == "__main__":

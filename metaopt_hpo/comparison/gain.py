@@ -9,7 +9,6 @@ file; what it holds is not run again.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from metaopt_hpo.atomic import replacing
 from metaopt_hpo.comparison import live_table
 from metaopt_hpo.comparison.engine import EngineError, get_engine
 from metaopt_hpo.comparison.gain_summary import KEYS, LIMIT, THRESHOLDS, markdown, summary
@@ -67,10 +67,8 @@ def race_all(
                 rows = run(racer, method, problem, seed, limit)
                 new = pd.DataFrame([dict(zip(KEYS, key, strict=True)) | r for r in rows])
                 frame = new if frame.empty else pd.concat([frame, new], ignore_index=True)
-                out.parent.mkdir(parents=True, exist_ok=True)
-                temporary = out.with_suffix(".tmp")
-                frame.to_parquet(temporary, index=False)
-                os.replace(temporary, out)
+                with replacing(out) as temporary:
+                    frame.to_parquet(temporary, index=False)
     return frame[frame["engine"] == engine]
 
 

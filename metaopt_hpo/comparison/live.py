@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError
 from metaopt_hpo.trials.record import Curve, TrialRecord
 
@@ -173,7 +174,7 @@ class LiveReplay:
 
     def save(self, path: Path) -> None:
         """Write the place in the curve."""
-        path.write_text(json.dumps({"run": self._identity(), "at": self._at}), encoding="utf-8")
+        write_text(path, json.dumps({"run": self._identity(), "at": self._at}))
 
     def record(self) -> TrialRecord:
         """The run so far."""

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.comparison.replay import ReplayResult
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import NEUTRAL, of_method, of_rank
@@ -288,7 +289,7 @@ def law_page(title: str, law: Law, figures: Sequence[tuple[str, go.Figure]], pat
         )
         parts.append(f"<h2>{html.escape(heading)}</h2>{body}")
     out = Path(path)
-    out.write_text("\n".join(parts) + "</html>\n", encoding="utf-8")
+    write_text(out, "\n".join(parts) + "</html>\n")
     return out
 
 

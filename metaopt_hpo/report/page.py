@@ -24,6 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
+from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.outcome import Outcome, judge, percent
 from metaopt_hpo.comparison.protocol import Comparison
@@ -94,15 +95,10 @@ def write_report(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     text = render(judge(comparison))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
-        raise ReportError(
-            f"cannot write the report to {path}: {error.strerror}; choose a folder that can be written"
-        ) from error
+        write_text(path, text)
+    except WriteError as error:
+        raise ReportError(f"the report is not written: {error}") from error
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.attribution.levels import IDEAL, TUNED_MOMENTA, Criterion, Setting
 from metaopt_hpo.attribution.outcome import TUNED
 
@@ -101,7 +102,7 @@ def write_tables(folder: Path) -> Path:
     """Write every table of a folder's frames into one Markdown file there."""
     path = folder / TABLES_FILE
     text = "".join(f"## {title}\n\n{table}\n\n" for title, table in tables(read_frames(folder)).items())
-    path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    write_text(path, text.rstrip() + "\n")
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from metaopt_hpo.atomic import WriteError, replacing
 from metaopt_hpo.trials import schema
 from metaopt_hpo.trials.conform import objects
 from metaopt_hpo.trials.schema import CURVE_COLUMNS, TableError
@@ -78,20 +78,20 @@ def write_frame(frame: pd.DataFrame, path: Path) -> Path:
     """Write a table's frame as `.parquet` (schema version inside) or `.csv`."""
     if path.suffix not in {".parquet", ".csv"}:
         raise ValueError(f"path must end in .parquet or .csv, got {str(path)!r}")
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.suffix == ".parquet":
-            data = pa.Table.from_pandas(_plain(frame), schema=_arrow_schema(), preserve_index=False)
-            pq.write_table(data, tmp, compression="zstd")
-        else:
-            text = frame.copy()
-            for name in CURVE_COLUMNS:
-                text[name] = [None if v is None else json.dumps([float(x) for x in v]) for v in text[name]]
-            text.to_csv(tmp, index=False, float_format="%.17g")
-        os.replace(tmp, path)
-    except OSError as e:
-        tmp.unlink(missing_ok=True)
-        raise TableError(f"cannot write the table to {str(path)!r}: {e.strerror or e}") from e
+        with replacing(path) as temporary:
+            if path.suffix == ".parquet":
+                data = pa.Table.from_pandas(_plain(frame), schema=_arrow_schema(), preserve_index=False)
+                pq.write_table(data, temporary, compression="zstd")
+            else:
+                text = frame.copy()
+                for name in CURVE_COLUMNS:
+                    text[name] = [
+                        None if v is None else json.dumps([float(x) for x in v]) for v in text[name]
+                    ]
+                text.to_csv(temporary, index=False, float_format="%.17g")
+    except WriteError as e:
+        raise TableError(f"the table is not written: {e}") from e
     return path
 
 

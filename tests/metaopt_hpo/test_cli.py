@@ -86,7 +86,7 @@ def test_every_public_name_is_there_and_none_is_a_submodule() -> None:
         (["verify-rule", "lr ~ D^-0.5, B ~ D^1.2"], "leaves 1 <= B <= D"),
         (["verify-rule", "lr ~ D^-0.5", "--path", "B = 2 D"], "leaves 1 <= B <= D"),
         (["verify-rule", "lr ~ n^-1"], "give a path such as 'L ~ n^2'"),
-        (["verify-rule", "lr ~ D^-0.5", "--page", "."], "cannot write the page to '.'"),
+        (["verify-rule", "lr ~ D^-0.5", "--page", "."], "cannot write .: it is a folder"),
         (["attribute", "--tier", "3"], "engine"),
         (["attribute", "--tier", "0", "--engine", "optuna"], "no other tier does"),
         (["attribute", "--tier", "3", "--engine", "nevergrad"], "no engine 'nevergrad'"),

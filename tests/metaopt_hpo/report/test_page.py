@@ -396,7 +396,7 @@ def test_folders_that_cannot_be_read_or_written_are_named(
         report_from_folder(tmp_path)
     held = comparison(methods=("grid",), seeds=(0,), pilots=())
     with pytest.raises(ReportError, match="nowhere"):
-        write_report(held, tmp_path / "nowhere" / "report.html")
+        write_report(held, tmp_path / TABLE_FILE / "nowhere.html")
 
 
 @pytest.fixture(autouse=True)

@@ -227,7 +227,7 @@ def test_foreign_and_broken_files(tmp_path: Path) -> None:
     )
     assert table.frame.loc[0, "lr"] == 0.1
     with pytest.raises(TableError, match="cannot write"):
-        table.write(tmp_path / "nowhere" / "t.csv")
+        table.write(tmp_path / "f.parquet" / "t.csv")
 
 
 def test_chunks_make_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
