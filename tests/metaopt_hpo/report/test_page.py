@@ -395,8 +395,9 @@ def test_folders_that_cannot_be_read_or_written_are_named(
     with pytest.raises(CompareError, match="holds no finished comparison"):
         report_from_folder(tmp_path)
     held = comparison(methods=("grid",), seeds=(0,), pilots=())
+    (tmp_path / "file").touch()
     with pytest.raises(ReportError, match="nowhere"):
-        write_report(held, tmp_path / TABLE_FILE / "nowhere.html")
+        write_report(held, tmp_path / "file" / "nowhere.html")
 
 
 @pytest.fixture(autouse=True)
