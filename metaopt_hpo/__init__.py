@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from metaopt_hpo.optim import MetaOptimize
     from metaopt_hpo.report import write_report
     from metaopt_hpo.scaling import Law, LawRefused, fit
+    from metaopt_hpo.strategies.wrap import wrap
     from metaopt_hpo.training import TrainingRun
     from metaopt_hpo.trials.record import TrialRecord, token_grid
     from metaopt_hpo.trials.table import TrialTable
@@ -41,6 +42,7 @@ _HOMES = {
     "fit": "scaling",
     "judge": "comparison.outcome",
     "token_grid": "trials.record",
+    "wrap": "strategies.wrap",
     "write_report": "report",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "fit",
     "judge",
     "token_grid",
+    "wrap",
     "write_report",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -149,6 +150,9 @@ class LRStrategy:
     tunes_lr: ClassVar[bool] = False
     """True where the strategy finds the learning rate itself, so that it leaves the search space."""
 
+    bases: ClassVar[tuple[str, ...]] = ()
+    """Base rules it can stand on, the default first; () leaves the choice to a class of a user's own."""
+
     lr: float = 1e-3
     base: str = "adamw"
     weight_decay: float = 0.1
@@ -157,6 +161,11 @@ class LRStrategy:
 
     def __post_init__(self) -> None:
         check_positive(self, "lr")
+        if self.bases and self.base not in self.bases:
+            raise ValueError(
+                f"base of strategy {self.name!r} must be {one_of(self.bases)}, got {self.base!r}"
+                f"{close_to(self.base, self.bases)}"
+            )
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay!r}")
         if len(tuple(self.betas)) != 2 or not all(0 <= b < 1 for b in self.betas):
@@ -194,8 +203,21 @@ class LRStrategy:
             if key not in known:
                 raise ValueError(
                     f"strategy {cls.name!r} has no option {key!r}; it has {', '.join(sorted(known))}"
+                    f"{close_to(key, known)}"
                 )
         return cls(**options)
+
+
+def close_to(word: object, known: Iterable[str]) -> str:
+    """ " (did you mean 'adamw'?)" where a known word is close to this one, else nothing."""
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def one_of(words: Iterable[str]) -> str:
+    """Quoted words as a sentence names them: 'a', 'b' or 'c'."""
+    *first, last = map(repr, words)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def check_positive(config: object, *names: str) -> None:
@@ -224,8 +246,9 @@ def check_horizon(horizon: int) -> int:
     whole = isinstance(horizon, int | float) and not isinstance(horizon, bool) and math.isfinite(horizon)
     if not whole or int(horizon) != horizon or horizon < 1:
         raise ValueError(
-            f"horizon must be a positive whole number of optimizer steps, got {horizon!r}; where it is not known, "
-            "give the steps you mean to take: past them the last step size stays in force"
+            f"horizon must be a positive whole number of optimizer steps, got {horizon!r}; with gradient accumulation "
+            "count optimizer steps, math.ceil(batches / accumulation); where it is not known, give the steps you mean "
+            "to take: past them the last step size stays in force"
         )
     return int(horizon)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from metaopt_hpo.optim import AdamW, MetaOptimize
 from metaopt_hpo.optim.blocks import BlockSpec
 from metaopt_hpo.optim.metaoptimize import TRACES
-from metaopt_hpo.optim.rules import Rule, base_rule
+from metaopt_hpo.optim.rules import BASE_RULES, Rule, base_rule
 from metaopt_hpo.strategies.base import (
     LRRun,
     LRStrategy,
@@ -85,6 +85,7 @@ class MetaOptimizeStrategy(LRStrategy):
     """
 
     tunes_lr: ClassVar[bool] = True
+    bases: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(("adamw", *BASE_RULES)))
 
     expected: float | None = None
     within: float = 2.0
@@ -142,9 +143,14 @@ class MetaOptimizeStrategy(LRStrategy):
     def build(self, model: nn.Module | Iterable[nn.Parameter], horizon: int) -> LRRun:
         horizon = check_horizon(horizon)
         model = model if isinstance(model, nn.Module) else list(model)
+        optimizer = self.optimizer(decay_groups(model, self.weight_decay), horizon)
+        return MetaOptimizeRun(self, optimizer, horizon, model)
+
+    def optimizer(self, groups: list[dict[str, Any]], horizon: int) -> MetaOptimize:
+        """The optimizer of a run over these parameter groups."""
         start, bounds = self.start()
-        optimizer = MetaOptimize(
-            decay_groups(model, self.weight_decay),
+        return MetaOptimize(
+            groups,
             lr=start,
             base=self.base_rule(),
             meta=AdamW(betas=self.meta_betas) if self.meta == "adam" else self.meta,
@@ -155,4 +161,3 @@ class MetaOptimizeStrategy(LRStrategy):
             trace=self.trace,
             max_grad_norm=None if self.trace == TRACES[0] else self.max_grad_norm,
         )
-        return MetaOptimizeRun(self, optimizer, horizon, model)

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from metaopt_hpo.strategies.base import LRStrategy, StrategyError
+from metaopt_hpo.strategies.base import LRStrategy, StrategyError, close_to
 from metaopt_hpo.trials.record import Tuning
 
 ENTRY_POINT_GROUP = "metaopt_hpo.strategies"
@@ -102,7 +102,10 @@ def tuning_of(name: str) -> Tuning:
 def _load_entry_point(name: str) -> None:
     found = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
     if not found:
-        raise UnknownStrategy(f"unknown strategy {name!r}; available: {', '.join(available())}")
+        known = available()
+        raise UnknownStrategy(
+            f"unknown strategy {name!r}; available: {', '.join(known)}{close_to(name, known)}"
+        )
     cls = found[0].load()
     if not (isinstance(cls, type) and issubclass(cls, LRStrategy)):
         raise StrategyError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,12 @@ class Schedule(LRStrategy):
         warmup: fraction of the run over which lr rises linearly from near 0 (default 0.05).
     """
 
+    bases: ClassVar[tuple[str, ...]] = ("adamw", "sgd", "sgdm")
+
     warmup: float = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.base not in ("adamw", "sgd", "sgdm"):
-            raise ValueError(f"base of a schedule must be 'adamw', 'sgd' or 'sgdm', got {self.base!r}")
         check_fraction(self, "warmup")
 
     def multiplier(self, step: int, horizon: int) -> float:

@@ -42,10 +42,9 @@ class Rival(LRStrategy):
     cannot_resume: ClassVar[str] = ""
     """Why a run cannot be resumed; "" where it can."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.base != self.rule:
-            raise ValueError(f"base of strategy {self.name!r} can only be {self.rule!r}, got {self.base!r}")
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.bases = (cls.rule,)
 
     def build(self, model: nn.Module | Iterable[nn.Parameter], horizon: int) -> LRRun:
         horizon = check_horizon(horizon)

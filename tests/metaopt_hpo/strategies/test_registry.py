@@ -15,6 +15,7 @@ from metaopt_hpo.strategies import (
     register,
     registry,
 )
+from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 from metaopt_hpo.strategies.schedules import Constant
 
 
@@ -64,3 +65,19 @@ def test_an_entry_point_that_is_no_strategy_is_refused(monkeypatch: pytest.Monke
     offer(monkeypatch, "math:sqrt")
     with pytest.raises(StrategyError, match="math:sqrt"):
         get("theirs")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("metaoptimize", {"base": "adam"}, "did you mean 'adamw'"),
+        ("cosine", {"base": "adamW"}, "did you mean 'adamw'"),
+        ("prodigy", {"base": "sgd"}, "must be 'adamw'"),
+        ("metaoptimize", {"weightdecay": 0.1}, "did you mean 'weight_decay'"),
+        ("metaoptimise", {}, "did you mean 'metaoptimize'"),
+    ],
+)
+def test_a_near_miss_is_refused_at_once_with_what_was_meant(name: str, options: dict, says: str) -> None:
+    assert MetaOptimizeStrategy.name == "metaoptimize"
+    with pytest.raises(ValueError, match=says):
+        make(name, **options)

@@ -1,0 +1,259 @@
+"""Keep the optimizer you have, and let its learning rate be found: `wrap(optimizer, horizon)`.
+
+The recipe stays: groups with their relative learning rates, betas, ε, momentum, weight decay in the form the optimizer
+has it, and whatever clipping the loop does. Only the learning rate is set by MetaOptimize, as in the `metaoptimize`
+strategy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metaopt_hpo.optim.metaoptimize import TRACES, MetaOptimize
+from metaopt_hpo.optim.rules import SGD, AdamW, Lion, Rule
+from metaopt_hpo.strategies.base import LRRun, LRStrategy, StrategyError, check_horizon, close_to
+from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
+from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
+from metaopt_hpo.strategies.torch_rules import AMSGrad, TorchMomentum, TorchRMSprop
+
+TAKEN = "torch.optim's AdamW, Adam, SGD and RMSprop, and Lion of lion-pytorch or pytorch-optimizer"
+
+FROM_OPTIMIZER = ("base", "betas", "weight_decay", "lr", "rule")
+"""Options of the strategy that the optimizer has already decided."""
+
+
+class WrapError(StrategyError, ValueError):
+    """An optimizer that cannot be wrapped; the message says why and what can be."""
+
+
+def wrap(
+    optimizer: torch.optim.Optimizer, horizon: int, model: nn.Module | None = None, **options: Any
+) -> WrappedRun:
+    """A run in which the learning rate of an existing optimizer is found; everything else of its recipe stays.
+
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+        run = wrap(optimizer, horizon=1000)
+        for x, y in batches:                  # 1000 of them
+            loss = loss_of(model(x), y)
+            loss.backward()
+            run.step(loss)                    # in the place of optimizer.step(); optimizer.zero_grad()
+
+    Clip gradients between `backward()` and `step()` as before. For a framework that calls `optimizer.step()` itself
+    use `run.as_optimizer()`. The optimizer's lr is where the search starts (it hardly matters, see
+    `MetaOptimizeStrategy`); where its groups have different ones, their ratios are kept.
+
+    Args:
+        optimizer: torch.optim's AdamW, Adam (with its L2 decay), SGD (momentum, dampening, Nesterov) or RMSprop, or a
+            Lion of lion-pytorch or pytorch-optimizer, before its first step. Its own `step` must not be called again.
+        horizon: optimizer steps of the whole run.
+        model: the model; give it where it has buffers (BatchNorm), which the guard then restores too.
+        options: of `MetaOptimizeStrategy`: `limit`, `warmup`, `cooldown`, `guard`, `expected`, `meta_lr` …;
+            `max_grad_norm` is None here, since the loop clips.
+
+    Raises:
+        WrapError: another optimizer, one that was wrapped before or has taken steps, or an option that it has and
+            MetaOptimize does not.
+        ValueError: an unknown option, a horizon that is no positive whole number, or nothing to train.
+    """
+    horizon = check_horizon(horizon)
+    recipe = _read(optimizer)
+    for name in options:
+        if name in FROM_OPTIMIZER:
+            raise WrapError(f"{name} is read from the optimizer; set it there instead of in wrap()")
+    known = {f.name for f in fields(WrappedStrategy)} - set(FROM_OPTIMIZER)
+    for name in options:
+        if name not in known:
+            raise WrapError(f"wrap() has no option {name!r}{close_to(name, known)}")
+    if options.get("trace", TRACES[0]) != TRACES[0]:
+        raise WrapError(
+            f"trace={options['trace']!r} computes gradients itself, which wrap() leaves to the loop: use "
+            f'make("metaoptimize", trace={options["trace"]!r}) for it'
+        )
+    strategy = WrappedStrategy(
+        lr=recipe.lr, rule=recipe.rule, **{"max_grad_norm": None, "weight_decay": 0.0, **options}
+    )
+    built = strategy.optimizer(recipe.groups, horizon)
+    trained: nn.Module | list[nn.Parameter] = (
+        [p for group in built.param_groups for p in group["params"]] if model is None else model
+    )
+    run = WrappedRun(strategy, built, horizon, trained)
+    optimizer._metaopt_hpo_wrapped = True  # type: ignore[attr-defined]
+    return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappedStrategy(MetaOptimizeStrategy):
+    """The `metaoptimize` strategy over the rule of an optimizer that existed before."""
+
+    name = "metaoptimize"
+    rule: Rule = field(default_factory=AdamW)
+
+    def base_rule(self) -> Rule:
+        return self.rule
+
+    def build(self, model: Any, horizon: int) -> LRRun:
+        raise StrategyError("this strategy belongs to one optimizer; call wrap() for another run")
+
+
+class WrappedRun(MetaOptimizeRun):
+    """A run of `wrap`; L2 decay (Adam's and SGD's) is added to the gradients for the update alone."""
+
+    def _optimizer_step(self, loss: Tensor | None) -> None:
+        with _l2_added(self.optimizer.param_groups):
+            self.optimizer.step()
+
+
+class Recipe(NamedTuple):
+    """What an optimizer says about a run, but for the learning rate."""
+
+    lr: float
+    rule: Rule
+    groups: list[dict[str, Any]]
+
+
+def _read(optimizer: Any) -> Recipe:
+    _refuse_the_wrong_thing(optimizer)
+    reader = _reader(optimizer)
+    if optimizer.state:
+        raise WrapError(
+            "this optimizer has taken steps, whose momentum would be lost; wrap it before its first step"
+        )
+    lrs = [float(group["lr"]) for group in optimizer.param_groups]
+    lr = next((x for x in lrs if x > 0), 0.0)
+    if not (lr > 0 and all(math.isfinite(x) and x >= 0 for x in lrs)):
+        raise WrapError(
+            f"the optimizer's learning rates are {lrs}; at least one must be positive, to start from"
+        )
+    readings = [reader(group) for group in optimizer.param_groups]
+    rules = {r.rule for r in readings}
+    if len(rules) > 1:
+        raise WrapError(
+            f"the optimizer's groups have different rules ({', '.join(map(str, rules))}); MetaOptimize has one for all "
+            "groups: give them the same betas, eps and momentum"
+        )
+    groups = []
+    for group, reading, own in zip(optimizer.param_groups, readings, lrs, strict=True):
+        names = group.get("param_names")
+        decay = float(group.get("weight_decay", 0.0))
+        groups.append(
+            {
+                "params": list(group["params"])
+                if names is None
+                else list(zip(names, group["params"], strict=True)),
+                "lr": own,
+                "lr_multiplier": own / lr,
+                "weight_decay": 0.0 if reading.l2 else decay,
+                "l2": decay if reading.l2 else 0.0,
+                "maximize": bool(group.get("maximize", getattr(optimizer, "maximize", False))),
+            }
+        )
+    if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+        raise WrapError("no parameter of the optimizer has requires_grad=True; there is nothing to train")
+    return Recipe(lr, readings[0].rule, groups)
+
+
+def _refuse_the_wrong_thing(optimizer: Any) -> None:
+    twice = getattr(optimizer, "_metaopt_hpo_wrapped", False) is True
+    if twice or isinstance(optimizer, LRRun | MetaOptimize) or hasattr(optimizer, "lr_run"):
+        raise WrapError("this optimizer's learning rate is found already; wrap() takes a plain one, once")
+    if isinstance(optimizer, LRStrategy) or (
+        isinstance(optimizer, type) and issubclass(optimizer, LRStrategy)
+    ):
+        raise WrapError(
+            "wrap() takes a torch optimizer and this is a strategy: call its build(model, horizon) instead"
+        )
+
+
+class _Reading(NamedTuple):
+    rule: Rule
+    l2: bool
+    """Whether weight decay is added to the gradient."""
+
+
+def _reader(optimizer: Any) -> Callable[[dict[str, Any]], _Reading]:
+    kind = type(optimizer)
+    known: dict[type, Callable[[dict[str, Any]], _Reading]] = {
+        torch.optim.AdamW: _adamw,
+        torch.optim.Adam: _adam,
+        torch.optim.SGD: _sgd,
+        torch.optim.RMSprop: _rmsprop,
+    }
+    if kind in known:
+        return known[kind]
+    if kind.__name__ == "Lion" and all(
+        "betas" in group for group in getattr(optimizer, "param_groups", [{}])
+    ):
+        if getattr(optimizer, "decoupled_wd", False):
+            raise WrapError("decoupled_weight_decay=True of this Lion is not supported; set it to False")
+        return _lion
+    raise WrapError(f"{kind.__module__}.{kind.__qualname__} cannot be wrapped; what can: {TAKEN}")
+
+
+def _refuse_options(group: dict[str, Any], kind: str, *names: str) -> None:
+    for name in names:
+        if group.get(name):
+            raise WrapError(
+                f"{name}={group[name]!r} of {kind} is not supported by MetaOptimize; leave it out"
+            )
+
+
+def _adam(group: dict[str, Any]) -> _Reading:
+    _refuse_options(group, "Adam", "differentiable")
+    betas, eps = tuple(map(float, group["betas"])), float(group["eps"])
+    rule = AMSGrad if group.get("amsgrad") else AdamW
+    return _Reading(rule(betas=(betas[0], betas[1]), eps=eps), not group.get("decoupled_weight_decay", False))
+
+
+def _adamw(group: dict[str, Any]) -> _Reading:
+    return _adam(group)._replace(l2=False)
+
+
+def _sgd(group: dict[str, Any]) -> _Reading:
+    _refuse_options(group, "SGD", "differentiable")
+    momentum = float(group["momentum"])
+    if momentum == 0:
+        return _Reading(SGD(), True)
+    return _Reading(TorchMomentum(momentum, float(group["dampening"]), bool(group["nesterov"])), True)
+
+
+def _rmsprop(group: dict[str, Any]) -> _Reading:
+    _refuse_options(group, "RMSprop", "differentiable")
+    alpha, eps, momentum = (float(group[name]) for name in ("alpha", "eps", "momentum"))
+    return _Reading(TorchRMSprop(alpha, eps, momentum, bool(group["centered"])), True)
+
+
+def _lion(group: dict[str, Any]) -> _Reading:
+    _refuse_options(group, "Lion", "cautious", "cautious_factor", "fixed_decay", "use_gc", "adanorm")
+    betas = tuple(map(float, group["betas"]))
+    return _Reading(Lion(betas=(betas[0], betas[1])), not group.get("weight_decouple", True))
+
+
+@contextmanager
+def _l2_added(groups: list[dict[str, Any]]) -> Iterator[None]:
+    """Inside, `.grad` is the gradient of the loss with ½·l2·|w|² added; outside it is what it was."""
+    before: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for group in groups:
+            decay = group.get("l2", 0.0)
+            if not decay:
+                continue
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            before += [(p, p.grad) for p in params]
+            sign = -decay if group["maximize"] else decay
+            sums = torch._foreach_add([p.grad for p in params], params, alpha=sign)
+            for p, g in zip(params, sums, strict=True):
+                p.grad = g
+    try:
+        yield
+    finally:
+        for p, g in before:
+            p.grad = g

@@ -1,0 +1,215 @@
+"""wrap(): the recipe of an existing optimizer stays exactly, and only its learning rate is found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import metaopt_hpo
+from metaopt_hpo import MetaOptimize
+from metaopt_hpo.strategies import StrategyError, make
+from metaopt_hpo.strategies.wrap import wrap
+
+PLAIN = {"meta_lr": 0.0, "warmup": 0.0, "cooldown": 0.0, "guard": False}
+"""With these a run is the optimizer itself at its own lr."""
+
+O = torch.optim
+
+
+def Lion(params: Any, **options: Any) -> torch.optim.Optimizer:
+    return pytest.importorskip("pytorch_optimizer").Lion(params, **options)
+
+
+RECIPES: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": lambda p: O.AdamW(p, lr=3e-3, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1),
+    "adamw amsgrad": lambda p: O.AdamW(p, lr=3e-3, amsgrad=True),
+    "adamw maximize": lambda p: O.AdamW(p, lr=3e-3, maximize=True),
+    "adam": lambda p: O.Adam(p, lr=3e-3),
+    "adam l2": lambda p: O.Adam(p, lr=3e-3, weight_decay=0.1),
+    "adam l2 maximize": lambda p: O.Adam(p, lr=3e-3, weight_decay=0.1, maximize=True),
+    "sgd": lambda p: O.SGD(p, lr=3e-2, weight_decay=0.01),
+    "momentum": lambda p: O.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.01),
+    "dampening": lambda p: O.SGD(p, lr=1e-2, momentum=0.9, dampening=0.3),
+    "nesterov": lambda p: O.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
+    "rmsprop": lambda p: O.RMSprop(p, lr=1e-3, weight_decay=0.01),
+    "rmsprop centered momentum": lambda p: O.RMSprop(p, lr=1e-3, centered=True, momentum=0.5, alpha=0.9),
+    "lion": lambda p: Lion(p, lr=1e-3, weight_decay=0.1),
+    "lion l2": lambda p: Lion(p, lr=1e-3, weight_decay=0.1, weight_decouple=False),
+}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2)).double()
+
+
+def losses(model: nn.Module, steps: int) -> Any:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(16, 6, generator=generator, dtype=torch.float64)
+        yield (model(x) - x[:, :2].abs()).square().mean()
+
+
+def groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups with learning rates of their own would be the same for all recipes; a decay of its own is not."""
+    return [
+        {"params": [p for p in model.parameters() if p.ndim > 1]},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0, "lr": 2e-3},
+    ]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_at_the_users_lr_it_is_the_users_optimizer(name: str) -> None:
+    a, b = net(), net()
+    plain = RECIPES[name](groups(a))
+    run = wrap(RECIPES[name](groups(b)), 20, **PLAIN)
+    for loss, same in zip(losses(a, 20), losses(b, 20), strict=True):
+        loss.backward()
+        same.backward()
+        for model in (a, b):
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        plain.step()
+        plain.zero_grad()
+        run.step(same)
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
+    assert all(q.grad is None for q in b.parameters())
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if "maximize" not in n])
+def test_it_learns_from_any_lr(name: str) -> None:
+    ends = []
+    for lr in (1e-6, 1e-2):
+        model = net()
+        optimizer = RECIPES[name](model.parameters())
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        run = wrap(optimizer, 300, model=model)
+        for loss in losses(model, 300):
+            loss.backward()
+            run.step(loss)
+        ends.append(loss.item())
+    assert max(ends) < 0.6 * next(iter(losses(net(), 1))).item()
+
+
+def test_relative_learning_rates_of_groups_are_kept() -> None:
+    model = net()
+    run = wrap(
+        O.AdamW([{"params": model[0].parameters(), "lr": 1e-2}, {"params": model[2].parameters()}], lr=1e-3),
+        50,
+    )
+    for loss in losses(model, 30):
+        loss.backward()
+        run.step(loss)
+    first, second = (float(g["step_size"]) for g in run.optimizer.param_groups)
+    assert first == pytest.approx(10 * second)
+
+
+def test_resumed_it_goes_on_bitwise(tmp_path: Any) -> None:
+    ends = []
+    for cut in (0, 1, 17):
+        model = net()
+        run = wrap(O.Adam(model.parameters(), weight_decay=0.01), 40)
+        for i, loss in enumerate(losses(model, 40)):
+            if i == cut:
+                torch.save((model.state_dict(), run.state_dict()), tmp_path / "c.pt")
+                other = net()
+                run = wrap(O.Adam(other.parameters(), weight_decay=0.01), 40)
+                weights, state = torch.load(tmp_path / "c.pt", weights_only=True)
+                other.load_state_dict(weights)
+                run.load_state_dict(state)
+                loss, model = None, other
+                break
+            loss.backward()
+            run.step(loss)
+        for i, loss in enumerate(losses(model, 40)):
+            if i >= cut:
+                loss.backward()
+                run.step(loss)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+def test_what_it_is_and_where_it_is_found() -> None:
+    assert metaopt_hpo.wrap is wrap
+    run = wrap(O.SGD(net().parameters(), lr=0.1), 10)
+    assert run.horizon == 10
+    assert run.max_grad_norm is None
+
+
+class OwnAdamW(torch.optim.AdamW):
+    """May compute anything."""
+
+
+def adamw(**options: Any) -> torch.optim.Optimizer:
+    return O.AdamW(net().parameters(), **options)
+
+
+def stepped() -> torch.optim.Optimizer:
+    optimizer = adamw()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    return optimizer
+
+
+def wrapped() -> torch.optim.Optimizer:
+    optimizer = adamw()
+    wrap(optimizer, 10)
+    return optimizer
+
+
+def frozen() -> torch.optim.Optimizer:
+    model = net().requires_grad_(False)
+    return O.AdamW(model.parameters())
+
+
+def two_rules() -> torch.optim.Optimizer:
+    first, second = net(), net()
+    return O.AdamW([{"params": first.parameters(), "betas": (0.5, 0.9)}, {"params": second.parameters()}])
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (lambda: O.Adagrad(net().parameters()), "Adagrad cannot be wrapped; what can: .*AdamW, Adam, SGD"),
+        (lambda: OwnAdamW(net().parameters()), "OwnAdamW cannot be wrapped"),
+        (wrapped, "found already"),
+        (lambda: wrap(adamw(), 10), "found already"),
+        (lambda: wrap(adamw(), 10).optimizer, "found already"),
+        (lambda: MetaOptimize(net().parameters()), "found already"),
+        (lambda: make("metaoptimize"), "this is a strategy"),
+        (lambda: type(make("cosine")), "this is a strategy"),
+        (stepped, "has taken steps"),
+        (frozen, "nothing to train"),
+        (two_rules, "different rules"),
+        (lambda: adamw(differentiable=True), "differentiable=True"),
+        (lambda: adamw(lr=0.0), "at least one must be positive"),
+        (lambda: Lion(net().parameters(), fixed_decay=True), "fixed_decay=True"),
+        (lambda: None, "cannot be wrapped"),
+    ],
+)
+def test_what_it_refuses_in_one_sentence(what: Callable[[], Any], says: str) -> None:
+    with pytest.raises(StrategyError, match=says) as error:
+        wrap(what(), 10)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lr": 1e-3}, "lr is read from the optimizer"),
+        ({"betas": (0.9, 0.9)}, "betas is read from the optimizer"),
+        ({"warm_up": 0.1}, "did you mean 'warmup'"),
+        ({"trace": "2x2"}, "wrap.. leaves to the loop"),
+        ({"horizon": 12.5}, "count optimizer steps"),
+        ({"horizon": 0}, "positive whole number"),
+    ],
+)
+def test_options_it_refuses(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        wrap(adamw(), **{"horizon": 10, **options})
