@@ -1,19 +1,23 @@
-"""A foreign frame turned into a trial table's columns: names, units, types, duplicates and trial ids."""
+"""A foreign frame turned into a trial table's columns: names, units, types, duplicates and trial ids.
+
+A table is read in chunks: `Reading.take` conforms one, `Reading.finish` settles what only the whole table can say
+(which sign separates decimals, which rows are reports of one run, whether the units are plausible).
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from metaopt_hpo.trials import schema
+from metaopt_hpo.trials import naming, numbers, quantities, reports, schema, states, units
+from metaopt_hpo.trials.nested import expand
 from metaopt_hpo.trials.schema import CURVE_COLUMNS, Note, TableError
-
-FACTORS = {"thousands": 1e3, "millions": 1e6, "billions": 1e9, "trillions": 1e12}
 
 
 def objects(values: list[Any]) -> np.ndarray:
@@ -24,104 +28,246 @@ def objects(values: list[Any]) -> np.ndarray:
     return out
 
 
-def _factor(name: str, unit: float | str, sequence_length: float | None) -> float:
-    if isinstance(unit, str):
-        if unit == "sequences":
-            if sequence_length is None or not sequence_length > 0:
-                raise ValueError(
-                    f"units of {name!r} are sequences: pass sequence_length (tokens in a sequence)"
-                )
-            return float(sequence_length)
-        if unit in FACTORS:
-            return FACTORS[unit]
-        raise ValueError(
-            f"unit of {name!r} must be a number, 'sequences' or one of {sorted(FACTORS)}, got {unit!r}"
-        )
-    if not (math.isfinite(unit) and unit > 0):
-        raise ValueError(f"unit of {name!r} must be a positive factor, got {unit!r}")
-    return float(unit)
+@dataclass(frozen=True)
+class Options:
+    """How a user says a foreign table is to be read; see `TrialTable.read`."""
+
+    columns: Mapping[str, str | float]
+    units: Mapping[str, float | str]
+    sequence_length: float | None = None
+    decimal: numbers.Mark | None = None
+    take_finished: bool = False
+    implausible: Literal["refuse", "warn"] = "refuse"
+
+    def __post_init__(self) -> None:
+        naming.check_nameable(self.columns, self.units)
+        if self.implausible not in ("refuse", "warn"):
+            raise ValueError(f"implausible must be 'refuse' or 'warn', got {self.implausible!r}")
+        for name, unit in self.units.items():
+            units.factor(name, unit, self.sequence_length)
 
 
-def conform(
-    frame: pd.DataFrame,
-    columns: Mapping[str, str | float],
-    units: Mapping[str, float | str],
-    sequence_length: float | None,
-    notes: list[Note],
-) -> pd.DataFrame:
-    """The schema's columns from a foreign frame; no checks of values yet."""
-    for source in (columns, units):
-        unknown = [k for k in source if k not in schema.COLUMN_NAMES and k != "curve"]
-        if unknown:
-            raise ValueError(
-                f"{unknown[0]!r} is no column of a trial table; there are {', '.join(schema.COLUMN_NAMES)}"
-            )
-    former = {old: new for old, new in schema.FORMER_NAMES.items() if new not in frame.columns}
-    frame = frame.rename(columns=former)
-    twice = frame.columns[frame.columns.duplicated()]
-    if len(twice):
-        raise TableError(f"column {twice[0]!r} stands twice in the table; rename or remove one")
-    used: set[str] = set()
-    out: dict[str, Any] = {}
-    n = len(frame)
-    for col in schema.COLUMNS:
-        source_name = columns.get(col.name, col.name)
-        if isinstance(source_name, (int, float)) and not isinstance(source_name, bool):
-            values: pd.Series | None = pd.Series(np.full(n, float(source_name)), index=frame.index)
-        elif source_name in frame.columns:
-            values = frame[source_name]
-            used.add(str(source_name))
-        elif col.name in columns:
+class Reading:
+    """One table as it is read.
+
+    Args:
+        options: what the user said.
+        line: lines of a text file before its first row, so that messages can name a cell's line.
+        points_open: see `NumberReader`.
+        settings: prefix of the columns that are hyperparameters, which lose it; without one, all that are not the
+            schema's are.
+        sparse: a report without a loss did not evaluate it; a loss that was lost is infinite there.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        line: int | None = None,
+        points_open: bool = False,
+        settings: str | None = None,
+        sparse: bool = False,
+    ) -> None:
+        self.options = options
+        self.sparse = sparse
+        self.settings = settings
+        self.notes: list[Note] = []
+        self.numbers = numbers.NumberReader(options.decimal, points_open=points_open, line=line)
+        self.names: naming.Names | None = None
+        self.own = False
+        self.parts: list[pd.DataFrame] = []
+        self.rows = 0
+
+    # -- a chunk ----------------------------------------------------------------------------------------------
+
+    def take(self, frame: pd.DataFrame) -> None:
+        """Conform the next rows of the table."""
+        frame = frame.copy(deep=False)
+        frame.index = pd.RangeIndex(self.rows, self.rows + len(frame))
+        self.rows += len(frame)
+        former = {old: new for old, new in schema.FORMER_NAMES.items() if new not in frame.columns}
+        frame = expand(frame.rename(columns=former))
+        twice = frame.columns[frame.columns.duplicated()]
+        if len(twice):
+            raise TableError(f"column {twice[0]!r} stands twice in the table; rename or remove one")
+        first = self.names is None
+        names = naming.resolve(list(frame.columns), self.options.columns, self.notes if first else None)
+        if first:
+            self.names = names
+            self.own = set(schema.REQUIRED) | {"state", "trial", "params"} <= set(map(str, frame.columns))
+        self.parts.append(self._conform(frame, names))
+
+    def _conform(self, frame: pd.DataFrame, names: naming.Names) -> pd.DataFrame:
+        if names.missing:
             raise TableError(
-                f"column {source_name!r} (for {col.name!r}) is missing; the table has "
-                f"{', '.join(map(str, frame.columns))}"
+                naming.missing_message(names.missing, list(map(str, frame.columns)), names.found)
             )
-        elif col.name in schema.REQUIRED:
-            raise TableError(
-                f"column {col.name!r} ({col.unit}) is missing; the table has "
-                f"{', '.join(map(str, frame.columns))}; name it with columns={{{col.name!r}: …}}"
-            )
-        else:
-            values = None
-        out[col.name] = _convert(values, col, n, notes)
-        unit = units.get(
-            col.name, units.get(col.name.removeprefix("curve_"))
-        )  # a curve counts as its run does
-        if unit is not None:
-            factor = _factor(col.name, unit, sequence_length)
-            if col.kind == "curve":
-                out[col.name] = objects([v and tuple(factor * x for x in v) for v in out[col.name]])
+        used: set[str] = set()
+        out: dict[str, Any] = {}
+        n = len(frame)
+        for col in schema.COLUMNS:
+            source = names.source(col.name)
+            values: pd.Series | None
+            if isinstance(source, float):
+                values = pd.Series(np.full(n, source), index=frame.index)
+            elif source is None:
+                values = None
             else:
-                out[col.name] = out[col.name] * factor
-    result = pd.DataFrame(out, index=frame.index)
-    extra = [c for c in frame.columns if str(c) not in used and c not in schema.COLUMN_NAMES]
-    if extra:
-        result["params"] = merge_params(result["params"], frame.loc[:, extra])
-    return result
+                values = frame[source]
+            optional = col.name in naming.OPTIONAL and col.name not in self.options.columns
+            try:
+                out[col.name] = self._convert(values, col, n, source)
+            except TableError:
+                if not (optional and source != col.name):
+                    raise
+                out[col.name], source = self._convert(None, col, n, None), None
+            if isinstance(source, str):
+                used.add(source)
+            self._in_units(out, col)
+        result = pd.DataFrame(out, index=frame.index)
+        for name in naming.DERIVED:
+            source = names.source(name)
+            if isinstance(source, float):
+                result[f"_{name}"] = source
+            elif isinstance(source, str) and ("tokens" not in names.found or self._counts_epochs()):
+                result[f"_{name}"] = self.numbers.read(frame[source], name, source)
+        used |= self._helpers(result, frame, names)
+        extra = [c for c in frame.columns if str(c) not in used and c not in schema.COLUMN_NAMES]
+        others = frame.loc[:, extra]
+        if self.settings is not None:
+            own = [c for c in extra if str(c).startswith(self.settings)]
+            others = frame.loc[:, own].rename(columns=lambda c: str(c).removeprefix(self.settings or ""))
+        if len(others.columns):
+            result["params"] = merge_params(result["params"], others)
+        return result
 
+    def _counts_epochs(self) -> bool:
+        return self.options.units.get("tokens") == "epochs"
 
-def _convert(values: pd.Series | None, col: schema.Column, n: int, notes: list[Note]) -> Any:
-    if values is None:
-        return (
-            objects([col.default] * n) if col.kind in ("text", "params", "curve") else np.full(n, col.default)
+    def _in_units(self, out: dict[str, Any], col: schema.Column) -> None:
+        given = self.options.units
+        # a curve, and the plan, count as the run's tokens do
+        unit = given.get(col.name, given.get(col.name.removeprefix("curve_")))
+        if unit is None and col.name == "target_tokens":
+            unit = given.get("tokens")
+        if unit is None:
+            return
+        factor = units.factor(col.name, unit, self.options.sequence_length)
+        if factor is None or factor == 1.0:
+            return
+        if col.kind == "curve":
+            out[col.name] = objects([v and tuple(factor * x for x in v) for v in out[col.name]])
+        elif col.name not in self.numbers.columns or not self.numbers.columns[col.name].open:
+            out[col.name] = out[col.name] * factor
+        else:
+            self.numbers.columns[col.name].factor = factor
+            out[col.name] = out[col.name] * factor
+
+    def _convert(self, values: pd.Series | None, col: schema.Column, n: int, source: object) -> Any:
+        if values is None:
+            return (
+                objects([col.default] * n)
+                if col.kind in ("text", "params", "curve")
+                else np.full(n, math.nan if col.default is None else col.default)
+            )
+        if col.kind == "number":
+            return self.numbers.read(values, col.name, str(source))
+        if col.kind == "integer":
+            found = np.nan_to_num(self.numbers.read(values, col.name, str(source)), nan=0.0)
+            if (found % 1 != 0).any():
+                raise TableError(f"column {str(source)!r} must hold whole numbers")
+            return found.astype("int64")
+        if col.kind == "curve":
+            return objects([_curve_values(v, col.name) for v in values])
+        if col.kind == "params":
+            return objects([_params_text(v) for v in values])
+        if col.name == "state":
+            if source != "state" and "state" not in self.options.columns and not states.recognised(values):
+                raise TableError(f"column {source!r} holds no states")
+            return states.read(values, str(source))
+        return objects(
+            [
+                "" if v is None or v is pd.NA or (isinstance(v, float) and math.isnan(v)) else _text(v)
+                for v in values
+            ]
         )
-    if col.kind == "number":
-        return schema.to_numbers(values, col.name, notes).to_numpy()
-    if col.kind == "integer":
-        numbers = schema.to_numbers(values, col.name, notes).fillna(0)
-        if ((numbers % 1) != 0).any():
-            raise TableError(f"column {col.name!r} must hold whole numbers")
-        return numbers.astype("int64").to_numpy()
-    if col.kind == "curve":
-        return objects([_curve_values(v, col.name) for v in values])
-    if col.kind == "params":
-        return objects([_params_text(v) for v in values])
-    return objects(
-        [
-            "" if v is None or v is pd.NA or (isinstance(v, float) and math.isnan(v)) else str(v)
-            for v in values
-        ]
-    )
+
+    def _helpers(self, result: pd.DataFrame, frame: pd.DataFrame, names: naming.Names) -> set[str]:
+        """Keep what `reports` needs to tell runs from reports; which of it is no hyperparameter."""
+        if names.source("curve_tokens") is not None:
+            return set()
+        given = self.options.columns.get("progress")
+        found = names.source("progress")
+        progress = [found] if isinstance(found, str) else reports.progress_columns(list(frame.columns))
+        progress = [c for c in progress if c not in names.found.values() or names.source("tokens") == c]
+        if given is None and not progress:
+            return set()
+        trial = names.source("trial")
+        ids = [trial] if isinstance(trial, str) else []
+        ids += [c for c in reports.id_columns(list(frame.columns)) if c not in ids]
+        for column in ids:
+            result[reports.ID + column] = frame[column].to_numpy(dtype=object)
+        for column in progress:
+            values = pd.to_numeric(frame[column], errors="coerce") if column != found else None
+            result[reports.PROGRESS + column] = (
+                self.numbers.read(frame[column], "progress", column)
+                if values is None
+                else values.astype(float)
+            )
+        if "done" in frame.columns:
+            result[reports.DONE] = frame["done"].map(lambda v: str(v).lower() == "true")
+        return {c for c in progress if quantities.parts(c)[1] in quantities.PROGRESS}
+
+    # -- the whole --------------------------------------------------------------------------------------------
+
+    def finish(self) -> tuple[pd.DataFrame, list[Note]]:
+        """The table's frame and what is to be said about it."""
+        frame = pd.concat(self.parts, ignore_index=True) if len(self.parts) > 1 else self.parts[0]
+        self.parts = []
+        if len(frame) == 0:
+            raise TableError("the table has no rows")
+        frame = frame.reset_index(drop=True)
+        notes, options = self.notes, self.options
+        self.numbers.settle(frame, notes, in_units=[n for n, u in options.units.items() if u != 1])
+        states.from_words(frame, self.numbers.words, notes, numbers.WORDS)
+        frame = self._tokens(frame)
+        assert self.names is not None
+        lr_source = self.names.source("lr")
+        frame = reports.fold(
+            frame,
+            notes,
+            named=list(options.columns),
+            sparse=self.sparse,
+            lr_is_set=isinstance(lr_source, str) and quantities.parts(lr_source)[0] == "config",
+        )
+        if not self.own:
+            frame = states.ended_early(frame, notes)
+            source = self.names.source("tokens")
+            planned_only = isinstance(source, str) and quantities.parts(source)[0] == "config"
+            states.take_finished(frame, notes, take=options.take_finished, planned_only=planned_only)
+        frame = finish(
+            frame,
+            notes,
+            told=set(options.units) | ({"tokens"} if "epochs" in self.names.found else set()),
+            refuse=options.implausible == "refuse" and not self.own,
+            foreign=not self.own,
+        )
+        return frame, notes
+
+    def _tokens(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Tokens from what stands in for them: multiples of the size, epochs, or steps."""
+        units.relative(frame, self.options.units)
+        if "_epochs" in frame and np.isfinite(frame["unique_tokens"]).all():
+            frame["tokens"] = frame["_epochs"] * frame["unique_tokens"]
+            self.notes.append(Note("derived", len(frame), "tokens are epochs times unique tokens"))
+        elif "_steps" in frame and np.isnan(frame["tokens"]).all():
+            frame["tokens"] = frame["_steps"] * frame["batch"]
+            self.notes.append(Note("derived", len(frame), "tokens are steps times batch"))
+        return frame.drop(columns=[c for c in ("_epochs", "_steps") if c in frame])
+
+
+def _text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _curve_values(value: Any, name: str) -> tuple[float, ...] | None:
@@ -172,12 +318,20 @@ def merge_params(params: pd.Series, extra: pd.DataFrame) -> np.ndarray:
     return objects(out)
 
 
-def finish(frame: pd.DataFrame, notes: list[Note], *, unit_checks: bool = True) -> pd.DataFrame:
-    """Checked frame with plain text columns, unique trials and a fresh index."""
+def finish(
+    frame: pd.DataFrame,
+    notes: list[Note],
+    *,
+    told: Collection[str] = (),
+    refuse: bool = False,
+    foreign: bool = False,
+) -> pd.DataFrame:
+    """Checked frame with plain text columns, unique trials and a fresh index; `told` and the rest as `units.check`."""
     frame = frame.reset_index(drop=True)
     if len(frame) == 0:
         raise TableError("the table has no rows")
     schema.check(frame, notes)
+    units.check(frame, notes, told=told, refuse=refuse, foreign=foreign)
     same = frame.drop(columns=list(CURVE_COLUMNS)).duplicated().to_numpy()
     if same.any():
         n = int(same.sum())
@@ -189,7 +343,8 @@ def finish(frame: pd.DataFrame, notes: list[Note], *, unit_checks: bool = True) 
         row = frame.loc[named].iloc[int(np.flatnonzero(clash)[0])]
         raise TableError(
             f"trial {row['trial']!r} of study {row['study']!r} appears {int(clash.sum()) + 1} times with "
-            "different values; give each run its own trial id"
+            "different values; give each run its own trial id, or name the column that counts a run's reports with "
+            "columns={'progress': …}"
         )
     if not named.all():
         trial = frame["trial"].to_numpy().astype(object)
@@ -210,18 +365,3 @@ def finish(frame: pd.DataFrame, notes: list[Note], *, unit_checks: bool = True) 
                     f"trial {trial!r}: {name} has {len(values)} values for {len(tokens)} token counts"
                 )
     return frame
-
-
-def merge_notes(notes: list[Note]) -> list[Note]:
-    """Notes of several chunks with one code and column as one note."""
-    merged: dict[tuple[str, str], Note] = {}
-    for note in notes:
-        column = note.message.split("'")[1] if "'" in note.message else ""
-        key = (note.code, column)
-        if key in merged:
-            count = merged[key].count + note.count
-            text = note.message.replace(str(note.count), str(count), 1)
-            merged[key] = Note(note.code, count, text)
-        else:
-            merged[key] = note
-    return cast("list[Note]", list(merged.values()))

@@ -99,16 +99,16 @@ QUANTITIES: dict[str, Quantity] = {
 }  # fmt: skip
 
 PROGRESS = (
-    "tokens_seen", "num_input_tokens_seen", "num_tokens_seen", "consumed_tokens", "tokens_processed",
+    "tokens_seen", "num_input_tokens_seen", "num_tokens_seen", "consumed_tokens", "tokens_processed", "tokens",
     "training_iteration", "global_step", "step",
     "steps", "iteration", "iter", "epoch", "timesteps_total", "time_total_s", "runtime", "timestamp", "checkpoint",
 )  # fmt: skip
 """Names of what grows within a run, those that count tokens first."""
 
-PROGRESS_TOKENS = PROGRESS[:5]
+PROGRESS_TOKENS = PROGRESS[:6]
 """Those that count training tokens seen so far."""
 
-PROGRESS_STEPS = PROGRESS[6:9]
+PROGRESS_STEPS = PROGRESS[7:10]
 """Those that count optimizer steps."""
 
 RUN_IDS = (

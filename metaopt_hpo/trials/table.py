@@ -11,15 +11,16 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from metaopt_hpo.trials import schema
-from metaopt_hpo.trials.conform import conform, finish, merge_notes, merge_params, objects
+from metaopt_hpo.trials.conform import Options, Reading, finish, merge_params, objects
 from metaopt_hpo.trials.files import VERSION_KEY as VERSION_KEY
-from metaopt_hpo.trials.files import chunks, write_frame
+from metaopt_hpo.trials.files import write_frame
+from metaopt_hpo.trials.numbers import decimal_mark
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
 from metaopt_hpo.trials.schema import CURVE_COLUMNS, Note, TableError
 
@@ -60,26 +61,47 @@ class TrialTable:
         *,
         units: Mapping[str, float | str] | None = None,
         sequence_length: float | None = None,
+        decimal: str | None = None,
+        take_finished: bool = False,
+        implausible: Literal["refuse", "warn"] = "refuse",
     ) -> TrialTable:
         """A table from a DataFrame with at least size, tokens, batch, lr and loss.
 
         Args:
-            frame: one row a trial.
-            columns: our name → the frame's name, or a number that every row shares (`{"batch": 32768}`).
+            frame: one row a run, or one a report: rows that share a run's id and count its progress become one
+                run with its curve.
+            columns: our name → the frame's name, or a number that every row shares (`{"batch": 32768}`). Columns
+                whose names can mean nothing else (`learning_rate`, `config/lr`) are found without it. `steps` or
+                `epochs` with `unique_tokens` may stand for tokens; `progress` names what grows within a run.
             units: our name → factor to multiply by, or "sequences" (with `sequence_length`), "thousands",
-                "millions", "billions", "trillions".
+                "millions", "billions", "trillions"; for tokens also "per_parameter", "chinchilla" (20 tokens a
+                parameter) and "epochs" (of `unique_tokens`). A column whose unit is named is not doubted.
             sequence_length: tokens in a sequence.
+            decimal: "comma" or "point", where the table's numbers leave it open.
+            take_finished: count runs that are marked as failed or running as complete where they reached their
+                planned tokens.
+            implausible: refuse numbers that no run has (the default: such a table gives a law that is wrong
+                without a word), or only warn.
 
         Columns of other names become hyperparameters (`params`). Rows with a NaN or infinite loss stay and
         count as diverged; exact duplicates are dropped; both are counted in `notes` and warned about.
 
         Raises:
-            TableError: a column is missing, a value cannot be meant, or two rows of one trial contradict.
+            TableError: a column is missing, a value cannot be meant or can be meant in two ways, or two rows of one
+                trial contradict.
         """
-        notes: list[Note] = []
-        out = conform(frame, columns or {}, units or {}, sequence_length, notes)
-        out = finish(out, notes)
-        schema.issue(notes)
+        reading = Reading(
+            Options(
+                columns or {}, units or {}, sequence_length, decimal_mark(decimal), take_finished, implausible
+            )
+        )
+        reading.take(frame)
+        return cls._from_reading(reading)
+
+    @classmethod
+    def _from_reading(cls, reading: Reading) -> TrialTable:
+        out, notes = reading.finish()
+        schema.issue(notes, stacklevel=4)
         return cls(out, tuple(notes))
 
     @classmethod
@@ -119,27 +141,28 @@ class TrialTable:
         *,
         units: Mapping[str, float | str] | None = None,
         sequence_length: float | None = None,
+        decimal: str | None = None,
+        take_finished: bool = False,
+        implausible: Literal["refuse", "warn"] = "refuse",
+        format: str | None = None,
     ) -> TrialTable:
-        """Read `.parquet`, `.csv`, `.csv.gz`, `.jsonl` or `.json`; arguments as `from_frame`.
+        """Read a table, an export or a folder of runs; arguments as `from_frame`.
+
+        Args:
+            path: `.csv`, `.tsv`, `.parquet`, `.feather`, `.jsonl`, `.json`, packed or not; a folder of Ray, MLflow,
+                W&B, Lightning, Transformers or TensorBoard; an Optuna storage's URL. docs/tables.md lists them.
+            format: name of the reader, where the file does not show whose it is; see `trials.readers.names`.
 
         Text files stream in chunks. The schema's version in a Parquet file that `write` made is checked.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise TableError(f"there is no table at {str(path)!r}")
-        notes: list[Note] = []
-        parts: list[pd.DataFrame] = []
-        offset = 0
-        for chunk in chunks(path):
-            chunk.index = pd.RangeIndex(offset, offset + len(chunk))
-            offset += len(chunk)
-            parts.append(conform(chunk, columns or {}, units or {}, sequence_length, notes))
-        if not parts:
-            raise TableError(f"the table {str(path)!r} has no rows")
-        notes = merge_notes(notes)
-        frame = finish(pd.concat(parts, ignore_index=True), notes)
-        schema.issue(notes)
-        return cls(frame, tuple(notes))
+        from metaopt_hpo.trials.readers import open_export
+
+        options = Options(
+            columns or {}, units or {}, sequence_length, decimal_mark(decimal), take_finished, implausible
+        )
+        export = open_export(path, format=format)
+        reading = export.reading(options)
+        return cls._from_reading(reading)
 
     @classmethod
     def concat(cls, tables: Iterable[TrialTable]) -> TrialTable:
@@ -148,7 +171,7 @@ class TrialTable:
         if not parts:
             raise ValueError("concat needs at least one table, got none")
         notes: list[Note] = []
-        frame = finish(pd.concat([t.frame for t in parts], ignore_index=True), notes, unit_checks=True)
+        frame = finish(pd.concat([t.frame for t in parts], ignore_index=True), notes)
         known = {n for t in parts for n in t.notes}
         return cls(frame, tuple(known | set(notes)))
 

@@ -90,6 +90,8 @@ def test_replay_of_a_file(tmp_path: Path) -> None:
         "size=N",
         "--map",
         "batch=bsz",
+        "--unit",
+        "batch=1",
         "--methods",
         "random,grid",
     ]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 
 from metaopt_hpo.trials.readers import read_wandb
-from metaopt_hpo.trials.schema import TableError, UnitsWarning
+from metaopt_hpo.trials.schema import TableError, TableWarning
 
 COLUMNS: dict[str, str | float] = {
     "size": "model.params",
@@ -40,17 +39,21 @@ def test_json_of_runs(tmp_path: Path) -> None:
     path = tmp_path / "runs.json"
     runs = [
         _run(0),
-        _run(1, state="killed", summary={"tokens": 4e9, "eval/loss": 3.1}),
+        _run(1, state="killed", summary={"tokens": 4e9, "eval/loss": 3.1}, history=[]),
         _run(2, state="crashed", summary={}),
     ]
     path.write_text(json.dumps(runs))
-    table = read_wandb(
-        path,
-        COLUMNS,
-        units={"batch": "sequences"},
-        sequence_length=2048,
-        history={"tokens": "tokens", "loss": "eval/loss"},
-    )
+    with (
+        pytest.warns(TableWarning, match="rows are reports of 3 runs"),
+        pytest.warns(TableWarning, match="take_finished=True"),
+    ):
+        table = read_wandb(
+            path,
+            COLUMNS,
+            units={"batch": "sequences"},
+            sequence_length=2048,
+            history={"tokens": "tokens", "loss": "eval/loss"},
+        )
     a, b, c = table.records()
     assert (a.trial, a.state, a.size, a.batch, a.lr, a.loss) == (
         "run0",
@@ -64,12 +67,12 @@ def test_json_of_runs(tmp_path: Path) -> None:
     assert a.curve is not None
     assert a.curve.tokens == (5e9, 1e10)
     assert (b.state, b.tokens) == ("pruned", 4e9)
-    assert (c.state, c.tokens) == ("failed", 0.0)
-    assert math.isnan(c.loss)
+    assert (c.state, c.tokens, c.loss) == ("failed", 1e10, 2.5)  # what its history says
     lines = tmp_path / "runs.jsonl"
     lines.write_text("\n".join(json.dumps(r) for r in runs))
-    assert len(read_wandb(lines, COLUMNS, units={"batch": 2048.0})) == 3
-    with pytest.warns(UnitsWarning, match="sequences"):
+    with pytest.warns(TableWarning):
+        assert len(read_wandb(lines, COLUMNS, units={"batch": 2048.0})) == 3
+    with pytest.raises(TableError, match="sequences"):
         read_wandb(lines, COLUMNS)
 
 
@@ -83,14 +86,16 @@ def test_csv_of_the_runs_table(tmp_path: Path) -> None:
     table = read_wandb(path, {"size": "params", "loss": "val"})
     a, b = table.records()
     assert (a.trial, a.state, a.seconds, a.engine) == ("x1", "complete", 12.0, "wandb")
-    assert a.params == {"name": "a", "wd": 0.1}
+    assert a.params == {"Name": "a", "wd": 0.1}
     assert (b.state, b.tokens) == ("failed", 0.0)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     path = tmp_path / "runs.json"
     path.write_text(json.dumps([_run(0)]))
-    with pytest.raises(TableError, match=r"no run has 'nope' \(for 'lr'\)"):
+    with pytest.raises(
+        TableError, match=r"'nope' \(for 'lr'\) is missing; did you mean columns=\{'lr': 'config.optim.lr'\}"
+    ):
         read_wandb(path, COLUMNS | {"lr": "nope"})
     path.write_text("{broken")
     with pytest.raises(TableError, match="as JSON"):
@@ -99,7 +104,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="list of runs"):
         read_wandb(path, COLUMNS)
     path.write_text(json.dumps([_run(0, state="odd")]))
-    with pytest.raises(TableError, match="'odd' is unknown"):
+    with pytest.raises(TableError, match="holds the state 'odd', which is unknown"):
         read_wandb(path, COLUMNS)
     with pytest.raises(TableError, match="no export"):
         read_wandb(tmp_path / "none.json", COLUMNS)
