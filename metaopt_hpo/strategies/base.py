@@ -7,12 +7,15 @@ import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptError
+
+if TYPE_CHECKING:
+    from metaopt_hpo.strategies.as_optimizer import RunOptimizer, RunScheduler
 
 NORM_TYPES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm)
 
@@ -37,6 +40,7 @@ class LRRun:
         self.steps_taken = 0
         self.grad_norm: Tensor | None = None
         """Norm of the last gradient before clipping, a 0-d tensor on its device."""
+        self._as_optimizer: RunOptimizer | None = None
 
     @property
     def needs_graph(self) -> bool:
@@ -102,6 +106,32 @@ class LRRun:
         """Step sizes of the last step: one value a block or parameter group, shape (blocks,)."""
         return torch.tensor([float(g["lr"]) for g in self.optimizer.param_groups], dtype=torch.float64)
 
+    def group_step_sizes(self) -> Tensor:
+        """Step sizes of the last step, one a parameter group (the geometric mean over its blocks)."""
+        sizes, groups = self.step_sizes().double(), len(self.optimizer.param_groups)
+        return sizes if sizes.numel() == groups else sizes.log().mean().exp().expand(groups)
+
+    def as_optimizer(self) -> RunOptimizer:
+        """This run as a `torch.optim.Optimizer`, for a framework that calls `step()` itself; one a run.
+
+        Return it from Lightning's `configure_optimizers`, or give it to `accelerator.prepare`.
+        """
+        if self._as_optimizer is None:
+            from metaopt_hpo.strategies.as_optimizer import RunOptimizer
+
+            self._as_optimizer = RunOptimizer(self)
+        return self._as_optimizer
+
+    def as_scheduler(self) -> RunScheduler:
+        """A scheduler that changes nothing and shows the live step size, where a framework asks for one."""
+        from metaopt_hpo.strategies.as_optimizer import RunScheduler
+
+        return RunScheduler(self.as_optimizer())
+
+    def as_optimizers(self) -> tuple[RunOptimizer, RunScheduler]:
+        """Both, as Hugging Face's Trainer takes them: `Trainer(…, optimizers=run.as_optimizers())`."""
+        return self.as_optimizer(), self.as_scheduler()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly; loads with `torch.load(weights_only=True)`."""
         return {
@@ -110,6 +140,10 @@ class LRRun:
             "horizon": self.horizon,
             **self._extra_state(),
         }
+
+    def small_state(self) -> dict[str, Any]:
+        """`state_dict()` without the optimizer's and without copies of weights that a resumed run takes anew."""
+        return {"steps_taken": self.steps_taken, "horizon": self.horizon, **self._extra_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict()`.

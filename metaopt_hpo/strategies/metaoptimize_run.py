@@ -149,6 +149,13 @@ class MetaOptimizeRun(LRRun):
         """Step sizes of the last step, ramps included: one value a block."""
         return self.optimizer.step_sizes() * self._factor
 
+    def group_step_sizes(self) -> Tensor:
+        return torch.stack([g["step_size"].double().log().mean().exp() for g in self.optimizer.param_groups])
+
+    def small_state(self) -> dict[str, Any]:
+        guard = None if self.guard is None else self.guard.state_dict(snapshot=False)
+        return {**super().small_state(), "guard": guard}
+
     def _extra_state(self) -> dict[str, Any]:
         return {
             "meta_lr": self.optimizer.meta_lr,

@@ -1,0 +1,238 @@
+"""A run as the optimizer and scheduler that Trainer, accelerate and Lightning call: same steps, their loop.
+
+A framework calls `optimizer.step()`, saves `optimizer.state_dict()` and shows `param_groups[i]["lr"]`. The optimizer
+here passes the first two on to a run, whose phases, guard and counters come along, and shows the live step size as lr.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.strategies.base import LRRun, StrategyError
+
+RUN = "run"
+"""Entry of the first saved group that holds the run's own state, as text: checkpoint formats take it whole."""
+
+LARGE = "run_tensors"
+"""Entry with those of its tensors that have more than `FEW` numbers."""
+
+FEW = 1024
+
+
+class LRSetTwice(MetaOptWarning):
+    """Somebody else writes the learning rate of a run that sets its own."""
+
+
+class RunOptimizer(torch.optim.Optimizer):
+    """The optimizer of a run, for a framework's loop; `run.as_optimizer()` makes it.
+
+    Each `step` is one step of the run; give a closure that returns the loss (Lightning does), or set `loss` before
+    it, and the guard watches it. `param_groups[i]["lr"]` shows the step size of the last step; on a GPU the value may
+    be a step old, for reading it must not wait. Gradients are cleared after each step. What others write into lr is
+    not used, and one warning says so: a run has its own schedule.
+
+    The state holds everything to go on bitwise but the guard's copy of the weights, which is taken anew.
+    """
+
+    def __init__(self, run: LRRun) -> None:
+        if run.needs_graph:
+            raise StrategyError(
+                "this strategy differentiates the gradient and a framework calls backward() itself: use "
+                "trace='hessian_free'"
+            )
+        self.lr_run = run
+        inner = run.optimizer
+        self._ready = False
+        super().__init__([{"params": list(group["params"])} for group in inner.param_groups], {"lr": 0.0})
+        self._ready = True
+        for group, own in zip(inner.param_groups, self.param_groups, strict=True):
+            if "param_names" in group:
+                own["param_names"] = list(group["param_names"])
+        self.loss: Tensor | None = None
+        """Loss of the coming step, for loops whose `step` takes no closure."""
+        self._host: Tensor | None = None
+        self._warned = False
+        self._publish()
+
+    @property
+    def state(self) -> Any:
+        """The state of each parameter, which the run's optimizer keeps."""
+        return self.lr_run.optimizer.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        return None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, such as unfrozen ones; their lr counts relative to the lr shown for the first group."""
+        super().add_param_group(param_group)
+        if not self._ready:
+            return
+        own = self.param_groups[-1]
+        shown = self._shown[0]
+        lr = float(own["lr"]) if param_group.get("lr") is not None else shown
+        inner = self.lr_run.optimizer
+        first = inner.param_groups[0]
+        ratio = lr / shown if shown > 0 else 1.0
+        params: list[Any] = list(own["params"])
+        if "param_names" in own:
+            params = list(zip(own["param_names"], params, strict=True))
+        extra = {k: v for k, v in own.items() if k not in ("params", "param_names", "lr")}
+        multiplier = first.get("lr_multiplier", 1.0) * ratio
+        inner.add_param_group(
+            {**extra, "params": params, "lr": first["lr"] * ratio, "lr_multiplier": multiplier}
+        )
+        self._publish()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the run; returns what the closure returned."""
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        if self._only_sets_up_state():
+            return value
+        self._check_lr()
+        loss = value if isinstance(value, Tensor) and value.numel() == 1 else self.loss
+        self.loss = None
+        self.lr_run.step(None if loss is None else loss.detach())
+        self._publish()
+        return value
+
+    def _only_sets_up_state(self) -> bool:
+        """True for the empty step by which `torch.distributed.checkpoint` makes state to load into."""
+        if self.lr_run.steps_taken or self.state or any(group["lr"] != 0 for group in self.param_groups):
+            return False
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not grads or any(bool(torch.count_nonzero(g)) for g in grads):
+            return False
+        self.lr_run.optimizer.step()
+        return True
+
+    def train(self) -> None:
+        """Training mode, for methods whose weights differ between the two."""
+        self.lr_run.train()
+
+    def eval(self) -> None:
+        """Evaluation mode, for methods whose weights differ between the two."""
+        self.lr_run.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A state dict in torch's format; loads with `weights_only=True`, and through distributed checkpoints."""
+        inner = self.lr_run.optimizer.state_dict()
+        groups = [dict(group) for group in inner["param_groups"]]
+        large: list[Tensor] = []
+        groups[0][RUN] = json.dumps(_plain(self.lr_run.small_state(), large))
+        if large:
+            groups[0][LARGE] = large
+        return {"state": inner["state"], "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore `state_dict()`.
+
+        Raises:
+            StrategyError: a state of another optimizer, or of a run of another horizon.
+        """
+        groups = [dict(group) for group in state_dict["param_groups"]]
+        if not groups or RUN not in groups[0]:
+            raise StrategyError(
+                "this is not the state of a run as an optimizer; load the checkpoint with the optimizer it was saved "
+                "with"
+            )
+        saved = _tensors(json.loads(groups[0].pop(RUN)), groups[0].pop(LARGE, []))
+        self.lr_run.load_state_dict({**saved, "optimizer": {**state_dict, "param_groups": groups}})
+        self._publish()
+
+    # -- the learning rate that is shown -------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        """Show the live step sizes as lr."""
+        sizes = self.lr_run.group_step_sizes()
+        if sizes.is_cuda:
+            if self._host is None or self._host.shape != sizes.shape:
+                self._host = sizes.cpu().pin_memory()
+            values = self._host.tolist()
+            self._host.copy_(sizes, non_blocking=True)
+        else:
+            values = sizes.tolist()
+        self._shown = values
+        for group, value in zip(self.param_groups, values, strict=True):
+            group["lr"] = value
+
+    def _check_lr(self) -> None:
+        if self._warned:
+            return
+        written = [group["lr"] for group in self.param_groups]
+        if all(a == b or (a != a and b != b) for a, b in zip(written, self._shown, strict=True)):
+            return
+        self._warned = True
+        warnings.warn(
+            f"lr of this run was set to {float(written[0]):.4g} from outside, by a scheduler perhaps; the run sets its "
+            "own and goes on with that: leave the scheduler out, or give run.as_scheduler() where one is asked for",
+            LRSetTwice,
+            stacklevel=3,
+        )
+
+
+class RunScheduler(torch.optim.lr_scheduler.LRScheduler):
+    """What a framework that wants a scheduler gets: it changes nothing, and `get_last_lr` is the live step size."""
+
+    def __init__(self, optimizer: RunOptimizer) -> None:
+        self.optimizer = optimizer
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.last_epoch = 0
+
+    def step(self, epoch: int | None = None) -> None:
+        """Nothing: the run schedules itself."""
+        self.last_epoch += 1
+
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
+        """The step size of the last step, one a group."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """The same."""
+        return self.get_last_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Calls so far; the run's state is in the optimizer's."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore `state_dict()`."""
+        self.last_epoch = int(state_dict["last_epoch"])
+
+
+def _plain(value: Any, large: list[Tensor]) -> Any:
+    """Nested state as JSON can hold it; tensors as their dtype, shape and numbers, or their place in `large`."""
+    if isinstance(value, Tensor):
+        if value.numel() > FEW:
+            large.append(value)
+            return {"large": len(large) - 1}
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "shape": list(value.shape), "values": value.flatten().tolist()}
+    if isinstance(value, dict):
+        return {k: _plain(v, large) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, large) for v in value]
+    return value
+
+
+def _tensors(value: Any, large: list[Tensor]) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(value, dict):
+        if value.keys() == {"large"}:
+            return large[value["large"]]
+        if value.keys() == {"dtype", "shape", "values"}:
+            return torch.tensor(value["values"], dtype=getattr(torch, value["dtype"])).reshape(value["shape"])
+        return {k: _tensors(v, large) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_tensors(v, large) for v in value]
+    return value

@@ -1,0 +1,159 @@
+"""A run as an optimizer: the same steps as run.step, every strategy, torch's own loop and checkpoints."""
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from metaopt_hpo import wrap
+from metaopt_hpo.strategies import StrategyError, available, make
+from metaopt_hpo.strategies.as_optimizer import LRSetTwice
+
+STEPS = 40
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
+
+
+def losses(model: nn.Module, start: int = 0, stop: int = STEPS) -> Any:
+    for step in range(start, stop):
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
+        yield (model(x) - x[:, :2].abs()).square().mean()
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def runs(name: str, model: nn.Module) -> Any:
+    if name == "wrap":
+        return wrap(torch.optim.Adam(model.parameters(), weight_decay=0.01), STEPS, model)
+    return make(name, **({} if make(name).tunes_lr else {"lr": 1e-2})).build(model, STEPS)
+
+
+NAMES = ["wrap", *(n for n in available() if n != "gdtuo")]  # gdtuo differentiates its own update
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_takes_the_runs_steps(name: str) -> None:
+    try:
+        plain, framed = net(), net()
+        run, other = runs(name, plain), runs(name, framed)
+        optimizer = other.as_optimizer()
+    except StrategyError as error:
+        pytest.skip(str(error))
+    for a, b in zip(losses(plain), losses(framed), strict=True):
+        a.backward()
+        run.step(a)
+
+        def closure(loss: torch.Tensor = b) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure) is b
+        assert [g["lr"] for g in optimizer.param_groups] == other.group_step_sizes().tolist()
+    assert torch.equal(weights(plain), weights(framed))
+
+
+@pytest.mark.parametrize("name", ["wrap", "metaoptimize", "cosine", "prodigy"])
+@pytest.mark.parametrize("cut", [0, 5, 19, 35])
+def test_resumed_from_its_state_dict_it_goes_on_bitwise(name: str, cut: int, tmp_path: Any) -> None:
+    model = net()
+    optimizer = runs(name, model).as_optimizer()
+    for step, loss in enumerate(losses(model)):
+        if step == cut:
+            torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / "c.pt")
+        loss.backward()
+        optimizer.step()
+    other = net()
+    resumed = runs(name, other).as_optimizer()
+    saved = torch.load(tmp_path / "c.pt", weights_only=True)
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    for loss in losses(other, cut):
+        loss.backward()
+        resumed.step()
+    assert torch.equal(weights(model), weights(other))
+    assert [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in resumed.param_groups]
+
+
+def test_somebody_elses_scheduler_is_named_once_and_changes_nothing() -> None:
+    plain, model = net(), net()
+    alone = runs("wrap", plain).as_optimizer()
+    for loss in losses(plain):
+        loss.backward()
+        alone.step()
+    optimizer = runs("wrap", model).as_optimizer()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / STEPS)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for loss in losses(model):
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+    assert [w.category for w in said if issubclass(w.category, LRSetTwice)] == [LRSetTwice]
+    assert torch.equal(weights(plain), weights(model))
+
+
+def test_its_own_scheduler_shows_the_step_size() -> None:
+    model = net()
+    optimizer, scheduler = runs("metaoptimize", model).as_optimizers()
+    for loss in losses(model):
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        assert scheduler.get_last_lr() == optimizer.lr_run.group_step_sizes().tolist()
+    other = runs("metaoptimize", net()).as_scheduler()
+    other.load_state_dict(scheduler.state_dict())
+    assert other.last_epoch == STEPS
+
+
+def test_unfrozen_weights_join_with_an_lr_relative_to_what_is_shown() -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    run = wrap(torch.optim.AdamW(model[2].parameters()), STEPS, model)
+    optimizer = run.as_optimizer()
+    for loss in losses(model, 0, 20):
+        loss.backward()
+        optimizer.step()
+    model[0].requires_grad_(True)
+    optimizer.add_param_group(
+        {"params": list(model[0].parameters()), "lr": optimizer.param_groups[0]["lr"] / 10}
+    )
+    for loss in losses(model, 20):
+        loss.backward()
+        optimizer.step()
+    old, new = (g["lr"] for g in optimizer.param_groups)
+    assert new == pytest.approx(old / 10)
+
+
+def test_a_foreign_state_and_another_horizon_are_refused() -> None:
+    optimizer = runs("wrap", net()).as_optimizer()
+    with pytest.raises(StrategyError, match="not the state of a run"):
+        optimizer.load_state_dict(torch.optim.AdamW(net().parameters()).state_dict())
+    other = wrap(torch.optim.Adam(net().parameters()), STEPS + 1).as_optimizer()
+    with pytest.raises(StrategyError, match="planned for 40 steps and this one for 41"):
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def test_a_strategy_that_needs_the_graph_is_refused() -> None:
+    with pytest.raises(StrategyError, match="hessian_free"):
+        make("metaoptimize", trace="2x2").build(net(), STEPS).as_optimizer()
+
+
+def test_loss_scaling_from_outside() -> None:
+    model = net()
+    optimizer = runs("wrap", model).as_optimizer()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    for loss in losses(model):
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert next(iter(losses(model))).item() < next(iter(losses(net()))).item()
