@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.strategies.base import LRRun, StrategyError
@@ -33,10 +33,11 @@ class LRSetTwice(MetaOptWarning):
 class RunOptimizer(torch.optim.Optimizer):
     """The optimizer of a run, for a framework's loop; `run.as_optimizer()` makes it.
 
-    Each `step` is one step of the run; give a closure that returns the loss (Lightning does), or set `loss` before
-    it, and the guard watches it. `param_groups[i]["lr"]` shows the step size of the last step; on a GPU the value may
-    be a step old, for reading it must not wait. Gradients are cleared after each step. What others write into lr is
-    not used, and one warning says so: a run has its own schedule.
+    Each `step` is one step of the run. The guard watches the loss where it can be had: from a closure that returns it
+    (Lightning's does), from a model whose output holds it (Hugging Face's), or from `loss`, set before the step.
+    `param_groups[i]["lr"]` shows the step size of the last step; on a GPU the value may be a step old, for reading it
+    must not wait. Gradients are cleared after each step. What others write into lr is not used, and one warning says
+    so: a run has its own schedule.
 
     The state holds everything to go on bitwise but the guard's copy of the weights, which is taken anew.
     """
@@ -56,10 +57,21 @@ class RunOptimizer(torch.optim.Optimizer):
             if "param_names" in group:
                 own["param_names"] = list(group["param_names"])
         self.loss: Tensor | None = None
-        """Loss of the coming step, for loops whose `step` takes no closure."""
+        """Loss of the coming step, for loops whose `step` takes no closure; heard from a model that returns it, as
+        Hugging Face's do (summed over the passes of an accumulated step)."""
         self._host: Tensor | None = None
         self._warned = False
+        if run.listens_to is not None:
+            run.listens_to.register_forward_hook(self._hear)
         self._publish()
+
+    def _hear(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not (module.training and torch.is_grad_enabled()):
+            return
+        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            heard = loss.detach().reshape(())
+            self.loss = heard if self.loss is None else self.loss + heard
 
     @property
     def state(self) -> Any:

@@ -40,6 +40,8 @@ class LRRun:
         self.steps_taken = 0
         self.grad_norm: Tensor | None = None
         """Norm of the last gradient before clipping, a 0-d tensor on its device."""
+        self.listens_to: nn.Module | None = None
+        """Module whose outputs may hold the loss that a framework's loop does not pass on; None: nobody listens."""
         self._as_optimizer: RunOptimizer | None = None
 
     @property

@@ -56,6 +56,7 @@ class MetaOptimizeRun(LRRun):
         self._committed: Tensor | None = None
         window = max(LEAST_WINDOW, horizon // GUARD_WINDOWS)
         self.guard = Guard(model, optimizer, window) if strategy.guard else None
+        self.listens_to = model if strategy.guard and isinstance(model, nn.Module) else None
 
     @property
     def needs_graph(self) -> bool:
