@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from metaopt_hpo.optim.kernels.choose import KernelWarning
+from metaopt_hpo.optim.kernels.compiled import KernelWarning
 from metaopt_hpo.optim.metaoptimize import MetaOptimize
+from metaopt_hpo.optim.muon import Muon, MuonMatrix
 from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule
 from metaopt_hpo.optim.watch import StepSizeWarning
 
@@ -14,6 +15,8 @@ __all__ = [
     "KernelWarning",
     "Lion",
     "MetaOptimize",
+    "Muon",
+    "MuonMatrix",
     "RMSprop",
     "Rule",
     "StepSizeWarning",

@@ -6,6 +6,15 @@ import math
 from typing import Any
 
 from metaopt_hpo.optim.blocks import BlockSpec
+from metaopt_hpo.optim.rules import Rule
+
+RULE_OPTIONS = (
+    "betas", "eps", "momentum", "beta", "beta1", "beta2", "dampening", "nesterov", "amsgrad", "alpha", "rho",
+    "centered", "momentum_decay", "lr_decay", "ns_steps", "foreach", "fused",
+)  # fmt: skip
+"""Options of optimizers that groups are known to carry: one that the base rule has not is refused, for it would be
+ignored in silence. ``foreach`` and ``fused`` say how, not what, and are let pass."""
+HARMLESS = ("foreach", "fused")
 
 WEIGHT_BOUNDS = (-15.0, math.log(0.1))
 """Bounds of β for weight blocks: unguarded, the step sizes of single weights overflow float32."""
@@ -45,7 +54,8 @@ def check_group(group: dict[str, Any]) -> None:
     if not (decay >= 0 and math.isfinite(decay)):
         raise ValueError(f"weight_decay={decay!r} is not allowed: it must be a finite number, at least 0")
     for i, p in enumerate(group["params"]):
-        name = repr(group["param_names"][i]) if "param_names" in group else f"number {i}"
+        names = group.get("param_names", ())
+        name = repr(names[i]) if i < len(names) else f"number {i}"
         if p.is_complex():
             raise ValueError(
                 f"parameter {name} is complex, which is not supported: optimise torch.view_as_real of it"
@@ -53,4 +63,16 @@ def check_group(group: dict[str, Any]) -> None:
         if not p.is_floating_point():
             raise ValueError(
                 f"parameter {name} has dtype {p.dtype}: only floating-point parameters can be optimised"
+            )
+
+
+def check_options(given: dict[str, Any], rule: Rule) -> None:
+    """Refuse an option of a group that another optimizer would obey and this rule would ignore."""
+    known = rule.options()
+    for name, value in given.items():
+        if name in RULE_OPTIONS and name not in HARMLESS and name not in known and value:
+            has = ", ".join(known) or "none"
+            raise ValueError(
+                f"{name}={value!r} of a parameter group is not an option of {type(rule).__name__} (it has: {has}): "
+                "leave it out, or give the group a base rule that has it"
             )

@@ -1,98 +1,133 @@
 """Which weights share one step size: the map from parameters to blocks of β.
 
+A block belongs to its parameters, known by identity, and not to positions in the optimizer's groups: groups and
+their members may be removed, added and put in another order, and every parameter keeps its block. A block that
+has lost its last member stays, for the member may come back.
+
 Source: arXiv 2402.02342, section on blockwise step sizes; β has one entry a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 BlockSpec = str | Callable[[str], str]
 
-KINDS = ("scalar", "layer", "tensor", "weight")
+KINDS = ("scalar", "layer", "tensor", "weight", "group", "rule")
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """The block of every parameter, parameters in the order of the optimizer's groups.
+class Member:
+    """One parameter.
 
     Attributes:
-        labels: one name a block; with ``per_weight``, one name a parameter.
-        of: for each parameter the index of its block; with ``per_weight``, the offset of its first weight in β.
-        count: number of blocks, the length of β.
-        per_weight: whether every weight is a block of its own.
+        name: its name, or None.
+        block: index of its block; of weight blocks the offset of its first weight in β.
+        numel: its size when it joined.
     """
 
-    labels: tuple[str, ...]
-    of: tuple[int, ...]
-    count: int
-    per_weight: bool = False
+    name: str | None
+    block: int
+    numel: int
+
+
+@dataclass
+class Blocks:
+    """The block of every parameter.
+
+    Attributes:
+        spec: "scalar" (one block), "layer" (the parameters of one module), "tensor", "weight", "group" (a
+            parameter group), "rule" (the parameters that one base rule advances), or a function from a
+            parameter's name to its block's name.
+        members: every parameter ever met.
+        labels: one name a block; of weight blocks, one name a parameter in the order of joining.
+        of: the block of each present parameter, in the order of the optimizer's groups.
+        count: number of blocks, the length of β.
+    """
+
+    spec: BlockSpec
+    members: dict[Tensor, Member] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    of: tuple[int, ...] = ()
+    count: int = 0
+    _index: dict[str, int] = field(default_factory=dict)
+    _groups: int = 0
+
+    def __post_init__(self) -> None:
+        if not callable(self.spec) and self.spec not in KINDS:
+            raise ValueError(
+                f"blocks={self.spec!r} is not known: use {', '.join(KINDS)}, or a function from name to block"
+            )
+
+    @property
+    def per_weight(self) -> bool:
+        """Whether every weight is a block of its own."""
+        return self.spec == "weight"
 
     @property
     def names(self) -> tuple[str, ...]:
         """One name a block; a weight's is its parameter's with its flat index, as in ``layer.weight[7]``."""
         if not self.per_weight:
-            return self.labels
-        ends = (*self.of[1:], self.count)
-        return tuple(
-            f"{label}[{j}]"
-            for label, start, end in zip(self.labels, self.of, ends, strict=True)
-            for j in range(end - start)
-        )
+            return tuple(self.labels)
+        sizes = [member.numel for member in self.members.values()]
+        return tuple(f"{label}[{j}]" for label, n in zip(self.labels, sizes, strict=True) for j in range(n))
+
+    def new_group(self) -> str:
+        """The label of a group's block under "group"."""
+        self._groups += 1
+        return f"group {self._groups - 1}"
+
+    def join(self, p: Tensor, name: str | None, group: str, rule: str) -> Member:
+        """The member for a parameter; a new one goes to the block that ``spec`` names.
+
+        Args:
+            p: the parameter.
+            name: its name, or None where the optimizer does not know one.
+            group: its group's label.
+            rule: the name of its base rule.
+
+        Raises:
+            ValueError: "layer" or a function without a name.
+        """
+        known = self.members.get(p)
+        if known is not None:
+            return known
+        if self.per_weight:
+            label = name if name is not None else str(len(self.members))
+            member = Member(name, self.count, p.numel())
+            self.labels.append(label)
+            self.count += p.numel()
+        else:
+            label = self._label(name, group, rule)
+            if label not in self._index:
+                self._index[label] = self.count
+                self.labels.append(label)
+                self.count += 1
+            member = Member(name, self._index[label], p.numel())
+        self.members[p] = member
+        return member
+
+    def _label(self, name: str | None, group: str, rule: str) -> str:
+        if callable(self.spec):
+            block = self.spec(_need_name(name, "blocks=<function>"))
+            if not isinstance(block, str):
+                raise ValueError(
+                    f"blocks: the function returned {block!r} for {name!r}; it must return the block's name, a str"
+                )
+            return block
+        if self.spec == "layer":
+            return _need_name(name, "blocks='layer'").rpartition(".")[0] or "root"
+        if self.spec == "tensor":
+            return name if name is not None else str(len(self.members))
+        return {"group": group, "rule": rule}.get(self.spec, "all")
 
 
-def assign(params: Sequence[Tensor], names: Sequence[str] | None, spec: BlockSpec) -> Blocks:
-    """Assign every parameter to a block.
-
-    Args:
-        params: all parameters, groups one after another.
-        names: their names, or None where the optimizer was given bare tensors.
-        spec: "scalar" (one block), "layer" (the parameters of one module), "tensor", "weight", or a function
-            from a parameter's name to its block's name.
-
-    Raises:
-        ValueError: an unknown ``spec``; "layer" or a function without names.
-    """
-    if callable(spec):
-        keys = [_block_name(spec, name) for name in _need_names(names, "blocks=<function>")]
-    elif spec == "scalar":
-        keys = ["all"] * len(params)
-    elif spec == "layer":
-        keys = [name.rpartition(".")[0] or "root" for name in _need_names(names, "blocks='layer'")]
-    elif spec == "tensor":
-        keys = list(names) if names is not None else [str(i) for i in range(len(params))]
-    elif spec == "weight":
-        return _per_weight(params, names)
-    else:
-        raise ValueError(
-            f"blocks={spec!r} is not known: use {', '.join(KINDS)}, or a function from name to block"
-        )
-    order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    return Blocks(tuple(order), tuple(order[key] for key in keys), len(order))
-
-
-def _per_weight(params: Sequence[Tensor], names: Sequence[str] | None) -> Blocks:
-    labels = tuple(names) if names is not None else tuple(str(i) for i in range(len(params)))
-    ends = list(accumulate((p.numel() for p in params), initial=0))
-    return Blocks(labels, tuple(ends[:-1]), ends[-1], per_weight=True)
-
-
-def _need_names(names: Sequence[str] | None, what: str) -> Sequence[str]:
-    if names is None:
+def _need_name(name: str | None, what: str) -> str:
+    if name is None:
         raise ValueError(
             f"{what} needs parameter names: pass model.named_parameters() instead of model.parameters()"
         )
-    return names
-
-
-def _block_name(spec: Callable[[str], str], name: str) -> str:
-    block = spec(name)
-    if not isinstance(block, str):
-        raise ValueError(
-            f"blocks: the function returned {block!r} for {name!r}; it must return the block's name, a str"
-        )
-    return block
+    return name

@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from metaopt_hpo.optim.meta import usable
+from metaopt_hpo.optim.meta import count_steps, usable
+from metaopt_hpo.optim.rules import Rule, direction
 from metaopt_hpo.optim.traces import JointMap, JointState, Tensors, advance, sum_products
 
 NEEDS_CLOSURE = (
@@ -143,74 +144,113 @@ def _replicas_seen(groups: list[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Names:
-    """Where a joint state's tensors are kept: in ``param_groups[0]`` and in each parameter's state."""
+    """Where a trace is kept: under ``prefix`` in the shared state and in each parameter's.
 
-    beta: str
+    "H_beta" and "H_meta_<state>" are the rows of β and of the meta state, "H" and "H_<state>" those of the weights
+    and of the base state.
+    """
+
+    prefix: str
     meta: tuple[str, ...]
-    weights: str
-    base: tuple[str, ...]
 
-    @staticmethod
-    def of(prefix: str, meta: Sequence[str], base: Sequence[str]) -> Names:
-        """The names of a trace: "H" and "H_<state>" of the weights, "H_beta" and "H_meta_<state>" of β."""
-        return Names(
-            f"{prefix}_beta",
-            tuple(f"{prefix}_meta_{name}" for name in meta),
-            prefix,
-            tuple(f"{prefix}_{name}" for name in base),
-        )
+    @property
+    def shared(self) -> tuple[str, ...]:
+        return (f"{self.prefix}_beta", *(f"{self.prefix}_meta_{name}" for name in self.meta))
 
     def read(
-        self, shared: dict[str, Any], states: Sequence[dict[str, Any]], joined: Joined, leading: int
+        self,
+        shared: dict[str, Any],
+        states: Sequence[dict[str, Any]],
+        base: Sequence[tuple[str, ...]],
+        joined: Joined,
+        leading: int,
     ) -> JointState:
         """The trace, its tensors joined; ``leading`` counts the dimensions before a parameter's own."""
-        return JointState(
-            shared[self.beta],
-            tuple(shared[name] for name in self.meta),
-            joined.join([state[self.weights] for state in states], leading),
-            tuple(joined.join([state[name] for state in states], leading) for name in self.base),
-        )
+        beta, *meta = (shared[name] for name in self.shared)
+        weights = joined.join([state[self.prefix] for state in states], leading)
+        rows = [[s[f"{self.prefix}_{name}"] for name in names] for s, names in zip(states, base, strict=True)]
+        return JointState(beta, tuple(meta), weights, joined.join_rows(rows, leading))
 
     def write(
-        self, shared: dict[str, Any], states: Sequence[dict[str, Any]], joined: Joined, new: JointState
+        self,
+        shared: dict[str, Any],
+        states: Sequence[dict[str, Any]],
+        base: Sequence[tuple[str, ...]],
+        joined: Joined,
+        new: JointState,
     ) -> None:
         """Copy a trace back to where it is kept."""
-        for name, value in zip((self.beta, *self.meta), (new.beta, *new.meta), strict=True):
+        for name, value in zip(self.shared, (new.beta, *new.meta), strict=True):
             shared[name].copy_(value)
-        for name, row in zip((self.weights, *self.base), (new.weights, *new.base), strict=True):
-            for state, value in zip(states, joined.part(row), strict=True):
-                state[name].copy_(value)
+        for state, value in zip(states, joined.part(new.weights), strict=True):
+            state[self.prefix].copy_(value)
+        for state, names, row in zip(states, base, joined.part_rows(new.base), strict=True):
+            for name, value in zip(names, row, strict=True):
+                state[f"{self.prefix}_{name}"].copy_(value)
 
 
 class Joined:
     """Tensors joined into long ones and parted again; what is joined is advanced by the same operations.
 
     Args:
-        keys: one a tensor; neighbours in the order of first appearance with equal keys are joined.
+        keys: one a tensor; neighbours in the order of first appearance with equal keys are joined, and flattened. None
+            leaves a tensor alone and as it is.
         shapes: their shapes.
     """
 
     def __init__(self, keys: Sequence[Any], shapes: Sequence[torch.Size]) -> None:
         order: dict[Any, list[int]] = {}
         for i, key in enumerate(keys):
-            order.setdefault(key, []).append(i)
+            order.setdefault(("alone", i) if key is None else key, []).append(i)
         self.members = list(order.values())
+        self._alone = [keys[own[0]] is None for own in self.members]
         self._shapes = list(shapes)
 
     def join(self, tensors: Sequence[Tensor], leading: int = 0) -> Tensors:
         """One long tensor a key; ``leading`` dimensions are kept."""
         return tuple(
-            torch.cat([tensors[i].reshape(*tensors[i].shape[:leading], -1) for i in own], dim=-1)
-            for own in self.members
+            tensors[own[0]]
+            if alone
+            else torch.cat([tensors[i].reshape(*tensors[i].shape[:leading], -1) for i in own], dim=-1)
+            for own, alone in zip(self.members, self._alone, strict=True)
         )
 
     def part(self, joined: Sequence[Tensor]) -> list[Tensor]:
         """The tensors again, in their order, with any leading dimensions kept."""
         out: dict[int, Tensor] = {}
-        for own, long in zip(self.members, joined, strict=True):
+        for own, alone, long in zip(self.members, self._alone, joined, strict=True):
+            if alone:
+                out[own[0]] = long
+                continue
             pieces = long.split([self._shapes[i].numel() for i in own], dim=-1)
             for i, piece in zip(own, pieces, strict=True):
                 out[i] = piece.reshape(*piece.shape[:-1], *self._shapes[i])
+        return [out[i] for i in range(len(self._shapes))]
+
+    def join_rows(self, rows: Sequence[Sequence[Tensor]], leading: int = 0) -> tuple[Tensors, ...]:
+        """The states of the joined tensors, from those of each: equally many for equal keys."""
+        out = []
+        for own, alone in zip(self.members, self._alone, strict=True):
+            if alone:
+                out.append(tuple(rows[own[0]]))
+                continue
+            columns = zip(*(rows[i] for i in own), strict=True)
+            out.append(
+                tuple(torch.cat([x.reshape(*x.shape[:leading], -1) for x in col], dim=-1) for col in columns)
+            )
+        return tuple(out)
+
+    def part_rows(self, joined: Sequence[Tensors]) -> list[Tensors]:
+        """The states of each tensor again."""
+        out: dict[int, Tensors] = {}
+        for own, alone, row in zip(self.members, self._alone, joined, strict=True):
+            if alone:
+                out[own[0]] = row
+                continue
+            sizes = [self._shapes[i].numel() for i in own]
+            pieces = [x.split(sizes, dim=-1) for x in row]
+            for k, i in enumerate(own):
+                out[i] = tuple(p[k].reshape(*p[k].shape[:-1], *self._shapes[i]) for p in pieces)
         return [out[i] for i in range(len(self._shapes))]
 
 
@@ -223,8 +263,8 @@ def step(
     params: Sequence[Tensor],
     states: Sequence[dict[str, Any]],
     shared: dict[str, Any],
-    meta: Sequence[str],
-    base: Sequence[str],
+    meta: tuple[str, ...],
+    base: Sequence[tuple[str, ...]],
     gamma: float,
 ) -> None:
     """Advance weights, β and traces in place.
@@ -232,13 +272,14 @@ def step(
     Args:
         kind: "l", "2x2" or "exact".
         make_map: the joint map for the parameters of these indices.
-        keys: one a used parameter, equal where parameters may be joined (same block, multiplier, decay and step
-            count).
+        keys: one a used parameter, equal where parameters may be joined (same rule, block, multiplier, decay and
+            step count), None where one stands alone.
         graph: of the loss; ``graph.used`` are the parameters that move.
         factors: factor of each used gradient: clipping, and −1 to maximise.
         params, states: all parameters and their state.
-        shared: ``param_groups[0]``.
-        meta, base: names of the rules' state.
+        shared: the optimizer's shared state.
+        meta: names of the meta rule's state.
+        base: for each used parameter the names of its base rule's state.
         gamma: γ.
     """
     used = graph.used
@@ -252,12 +293,12 @@ def step(
         shared["beta"],
         tuple(shared[f"meta_{name}"] for name in meta),
         joined.join([params[i].detach().to(f.dtype) for i, f in zip(used, factors, strict=True)]),
-        tuple(joined.join([state[name] for state in own]) for name in base),
+        joined.join_rows([[state[name] for name in names] for state, names in zip(own, base, strict=True)]),
     )
     joint = make_map([used[members[0]] for members in joined.members])
-    first, second = Names.of("H", meta, base), Names.of("Q", meta, base)
-    trace = first.read(shared, own, joined, 1)
-    bend = second.read(shared, own, joined, 2) if kind == "exact" else None
+    first, second = Names("H", meta), Names("Q", meta)
+    trace = first.read(shared, own, base, joined, 1)
+    bend = second.read(shared, own, base, joined, 2) if kind == "exact" else None
 
     def hvp(v: Tensors) -> Tensors:
         return joined.join(graph.hvp(tuple(joined.part(v))))
@@ -267,40 +308,40 @@ def step(
 
     new, new_trace, new_bend = advance(kind, joint, s, grads, trace, bend, gamma, hvp, third)
     z = sum_products(trace.weights, grads)
-    d, moved = joint.meta.update(z, s.meta, joint.meta_steps)
-    ok = usable(z, s.beta - joint.meta_lr * d, moved)
-    shared["meta_step"].add_(ok)
-    shared["skipped"].add_(~ok.all())
+    d, moved = direction(joint.meta, z, s.meta, joint.meta_steps, s.beta, None)
+    count_steps(shared["meta_step"], shared["skipped"], usable(z, s.beta - joint.meta_lr * d, moved))
     for i, w in zip(used, joined.part(new.weights), strict=True):
         params[i].copy_(w)
         states[i]["step"] += 1
-    for name, row in zip(base, new.base, strict=True):
-        for state, value in zip(own, joined.part(row), strict=True):
+    for state, names, row in zip(own, base, joined.part_rows(new.base), strict=True):
+        for name, value in zip(names, row, strict=True):
             state[name].copy_(value)
     for old, value in zip((s.beta, *s.meta), (new.beta, *new.meta), strict=True):
         old.copy_(value)
-    first.write(shared, own, joined, new_trace)
+    first.write(shared, own, base, joined, new_trace)
     if new_bend is not None:
-        second.write(shared, own, joined, new_bend)
+        second.write(shared, own, base, joined, new_bend)
 
 
-def init_shared(kind: str, beta: Tensor, meta: Sequence[str]) -> dict[str, Tensor]:
+def init_shared(kind: str, beta: Tensor, meta: Rule) -> dict[str, Tensor]:
     """The traces of β and of the meta state at the start: Y = I, all else 0."""
     m = beta.numel()
-    names = Names.of("H", meta, ())
-    shared = {names.beta: torch.eye(m, dtype=beta.dtype, device=beta.device)}
-    shared |= {name: beta.new_zeros((m, m)) for name in names.meta}
+    first, *rest = Names("H", meta.states).shared
+    shapes = [x.shape for x in meta.init_state(beta)]
+    shared = {first: torch.eye(m, dtype=beta.dtype, device=beta.device)}
+    shared |= {name: beta.new_zeros((m, *shape)) for name, shape in zip(rest, shapes, strict=True)}
     if kind == "exact":
-        bend = Names.of("Q", meta, ())
-        shared |= {name: beta.new_zeros((m, m, m)) for name in (bend.beta, *bend.meta)}
+        first, *rest = Names("Q", meta.states).shared
+        shared |= {first: beta.new_zeros((m, m, m))}
+        shared |= {name: beta.new_zeros((m, m, *shape)) for name, shape in zip(rest, shapes, strict=True)}
     return shared
 
 
-def init_state(kind: str, like: Tensor, m: int, base: Sequence[str]) -> dict[str, Tensor]:
-    """A parameter's traces at the start, all 0; ``like`` has its shape and the state's dtype."""
-    names = Names.of("H", (), base)
-    state = {name: like.new_zeros((m, *like.shape)) for name in (names.weights, *names.base)}
+def init_state(kind: str, like: Tensor, m: int, base: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A parameter's traces at the start, all 0; ``like`` has its shape and the state's dtype, ``base`` is its rule's
+    state."""
+    parts = {"": like, **{f"_{name}": value for name, value in base.items()}}
+    state = {f"H{suffix}": x.new_zeros((m, *x.shape)) for suffix, x in parts.items()}
     if kind == "exact":
-        bend = Names.of("Q", (), base)
-        state |= {name: like.new_zeros((m, m, *like.shape)) for name in (bend.weights, *bend.base)}
+        state |= {f"Q{suffix}": x.new_zeros((m, m, *x.shape)) for suffix, x in parts.items()}
     return state

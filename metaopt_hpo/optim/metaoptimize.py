@@ -1,7 +1,7 @@
 """MetaOptimize: a torch optimizer that learns its own step sizes as training goes.
 
 Source: arXiv 2402.02342, Algorithm 3 (Hessian-free). This class checks arguments and runs steps; the maths is
-in ``rules``, ``kernels`` and ``traces``, what is kept and saved in ``kept_state``.
+in ``rules``, ``kernels`` and ``traces``, what is kept in ``kept_state``, saving and loading in ``saved_state``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 from metaopt_hpo.optim import hessian
 from metaopt_hpo.optim.arguments import bounds_of, check_meta_lr, check_positive
 from metaopt_hpo.optim.blocks import Blocks, BlockSpec
-from metaopt_hpo.optim.kept_state import KeptState
 from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
 from metaopt_hpo.optim.kernels.choose import CHOICES, choose
 from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.layout import computed_in
-from metaopt_hpo.optim.kernels.native import NativeKernel, WholeStep, supports
+from metaopt_hpo.optim.kernels.native import NativeKernel, WholeStep
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
+from metaopt_hpo.optim.saved_state import SavedState
 from metaopt_hpo.optim.sharding import ShardKey, is_sharded, like_shards, local, reduce_sums, shard_key
 from metaopt_hpo.optim.traces import HESSIAN_TRACES, JointMap
 from metaopt_hpo.optim.watch import Watch
@@ -31,7 +31,7 @@ from metaopt_hpo.optim.watch import Watch
 TRACES = ("hessian_free", *HESSIAN_TRACES)
 
 
-class MetaOptimize(KeptState):
+class MetaOptimize(SavedState):
     """Gradient descent whose step sizes α = exp β are themselves learned, by a meta-gradient through an
     eligibility trace.
 
@@ -118,24 +118,39 @@ class MetaOptimize(KeptState):
         self._live: list[Tensor | slice | int] | None = None
         self._watch = Watch(math.log(lr))
         self._blocks: Blocks | None = None
-        super().__init__(params, {"lr": lr, "weight_decay": float(weight_decay), "maximize": bool(maximize)})
+        self._shared: dict[str, Any] = {}
+        self._rules: dict[str, Rule] = {}
+        self._variants: dict[Any, Rule] = {}
+        self._param_rule_cache: tuple[list[Rule], list[Rule]] | None = None
+        self._order: list[Tensor] = []
+        self._away: dict[Tensor, Any] = {}
+        self._sizes: list[int] = []
+        self._groups: list[dict[str, Any]] = []
+        defaults: dict[str, Any] = {"lr": lr, "weight_decay": float(weight_decay), "maximize": bool(maximize)}
+        options = {name: value for name, value in self._base.options().items() if name not in defaults}
+        defaults |= {"base": self._register(self._base), **options}
+        self._own_defaults = tuple(defaults)
+        super().__init__(params, defaults)
+        self._blocks = Blocks(blocks)
         self._bounds = bounds_of(beta_bounds, blocks, math.log(lr))
         self._init_shared(float(meta_lr))
 
     @property
     def meta_lr(self) -> float:
         """η, the step size of the meta update; set it at any time, 0 freezes the step sizes."""
-        return float(self.param_groups[0]["meta_lr"])
+        return float(self._shared["meta_lr"])
 
     @meta_lr.setter
     def meta_lr(self, value: float) -> None:
         check_meta_lr(value)
-        self.param_groups[0]["meta_lr"] = float(value)
+        self._shared["meta_lr"] = float(value)
+        if self.param_groups:
+            self.param_groups[0]["meta_lr"] = float(value)
 
     @property
     def skipped(self) -> int:
         """Number of steps in which z was not finite and some β kept its value (reading it waits for the device)."""
-        return int(self.param_groups[0]["skipped"])
+        return int(self._shared["skipped"])
 
     @torch.no_grad()
     def set_step_size(self, alpha: float | Tensor) -> None:
@@ -145,7 +160,8 @@ class MetaOptimize(KeptState):
             ValueError: a value that is not positive and finite (numbers only; a tensor is not looked at, to
                 spare a sync), a tensor of another shape.
         """
-        beta: Tensor = self.param_groups[0]["beta"]
+        self._follow()
+        beta: Tensor = self._shared["beta"]
         if isinstance(alpha, Tensor):
             if alpha.numel() not in (1, beta.numel()):
                 raise ValueError(
@@ -163,7 +179,8 @@ class MetaOptimize(KeptState):
     def scale_step_size(self, factor: float) -> None:
         """Multiply every exp β by a positive factor; traces and meta state stay."""
         check_positive("factor", factor)
-        beta: Tensor = self.param_groups[0]["beta"]
+        self._follow()
+        beta: Tensor = self._shared["beta"]
         beta.add_(math.log(factor))
         if self._bounds is not None:
             beta.clamp_(*self._bounds)
@@ -177,13 +194,13 @@ class MetaOptimize(KeptState):
             ValueError: more than 2²⁸ entries.
         """
         assert self._blocks is not None
-        params = self._all_params()
+        params = self._follow()
         total, m = sum(p.numel() for p in params), self._blocks.count
         if total * m > 2**28:
             raise ValueError(
                 f"the trace would have {total} × {m} entries, more than 2^28: read state[p]['h'] instead"
             )
-        beta: Tensor = self.param_groups[0]["beta"]
+        beta: Tensor = self._shared["beta"]
         out = beta.new_zeros((total, m))
         row = 0
         for p, block in zip(params, self._blocks.of, strict=True):
@@ -221,34 +238,40 @@ class MetaOptimize(KeptState):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        params = self._follow()
         if self._kernel is None:
-            shared = self.param_groups[0]
-            self._kernel = choose(self._compile, shared["kernel"], self._base, self._meta, self._all_params())
-            shared["kernel"] = self._kernel.name
-        if not self._step_at_once(self._kernel):
-            self._step_by_buckets(self._kernel)
+            self._kernel = choose(
+                self._compile, self._shared["kernel"], self._param_rules(), self._meta, params
+            )
+            self._shared["kernel"] = self.param_groups[0]["kernel"] = self._kernel.name
+        if not self._step_at_once(self._kernel, params):
+            self._step_by_buckets(self._kernel, params)
         return loss
 
     def _step_with_hessian(self, closure: Callable[[], Any] | None) -> Any:
         assert self._blocks is not None
-        params, shared = self._all_params(), self.param_groups[0]
+        params, shared, blocks = self._follow(), self._shared, self._blocks
         beta: Tensor = shared["beta"]
         loss, graph = hessian.loss_graph(closure, params, self._trace)
         for i, g in zip(graph.used, graph.grads, strict=True):
             params[i].grad = g.to(params[i].dtype)
         self._init_states()
+        rules = self._param_rules()
+        for i in graph.used:
+            if self.state[params[i]]["H"].shape[1:] != params[i].shape:
+                raise ValueError(f"{self._name_of(params[i])} has changed its shape: make a new optimizer")
         owners = [group for group in self.param_groups for _ in group["params"]]
         clip = self._clip_factor([params[i] for i in graph.used], list(graph.grads))
         one = beta.new_ones(()) if clip is None else clip
         factors = [(-one if owners[i]["maximize"] else one).to(computed_in(params[i])) for i in graph.used]
 
         def joint_map(used: list[int]) -> JointMap:
-            assert self._blocks is not None
             return JointMap(
-                self._base,
+                tuple(rules[i] for i in used),
+                tuple(blocks.members[params[i]].name for i in used),
                 self._meta,
-                tuple(self._blocks.of[i] for i in used),
-                self._blocks.per_weight,
+                tuple(blocks.of[i] for i in used),
+                blocks.per_weight,
                 tuple(owners[i]["lr"] / self.defaults["lr"] for i in used),
                 tuple(owners[i]["weight_decay"] for i in used),
                 tuple(float(self.state[params[i]]["step"]) + 1 for i in used),
@@ -260,26 +283,27 @@ class MetaOptimize(KeptState):
         hessian.step(
             self._trace,
             joint_map,
-            [self._joins(i, params[i], owners[i]) for i in graph.used],
+            [self._joins(i, params[i], owners[i], rules[i]) for i in graph.used],
             graph,
             factors,
             params,
             [self.state[p] for p in params],
             shared,
             self._meta.states,
-            self._base.states,
+            [rules[i].states for i in graph.used],
             self._gamma,
         )
         self._refresh_step_sizes()
         self._watch.see(beta)
         return loss.detach()
 
-    def _joins(self, i: int, p: Tensor, group: dict[str, Any]) -> Any:
+    def _joins(self, i: int, p: Tensor, group: dict[str, Any], rule: Rule) -> Any:
         """Parameters with equal values here are advanced by the same operations on every element."""
         assert self._blocks is not None
-        if not self._base.elementwise or self._blocks.per_weight:
-            return i
+        if not rule.elementwise or self._blocks.per_weight or "name" in rule.needs:
+            return None
         return (
+            rule,
             self._blocks.of[i],
             group["lr"],
             group["weight_decay"],
@@ -287,69 +311,86 @@ class MetaOptimize(KeptState):
             computed_in(p),
         )
 
-    def _step_at_once(self, kernel: Kernel) -> bool:
+    def _step_at_once(self, kernel: Kernel, params: list[Tensor]) -> bool:
         """The whole step in one native call, where everything is a dense tensor on the CPU; whether it was done."""
         if not isinstance(kernel, NativeKernel):
             return False
-        params = self._all_params()
         grads = [p.grad for p in params]
-        if self._whole is None or not self._whole.matches(params, grads, self.state):
-            self._whole = self._prepare(kernel, params, grads)
+        rules = self._param_rules()
+        if self._whole is None or not self._whole.matches(rules, grads, self.state):
+            self._whole = self._prepare(kernel, params, rules, grads)
             if self._whole is None:
                 return False
         pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
         scale = self._clip_factor([p for p, _ in pairs], [g for _, g in pairs])
-        self._watch.range(*self._whole.run(grads, self.param_groups, self.defaults["lr"], scale))
+        self._watch.range(
+            *self._whole.run(grads, self.param_groups, self.defaults["lr"], self._shared, scale)
+        )
         return True
 
     def _prepare(
-        self, kernel: NativeKernel, params: list[Tensor], grads: list[Tensor | None]
+        self,
+        kernel: NativeKernel,
+        params: list[Tensor],
+        rules: list[Rule],
+        grads: list[Tensor | None],
     ) -> WholeStep | None:
         assert self._blocks is not None
-        shared = self.param_groups[0]
-        if self._blocks.per_weight or not supports(self._meta) or not shared["beta"].is_cpu:
+        if not kernel.takes_meta(self._meta) or not self._shared["beta"].is_cpu:
             return None
         if any(is_sharded(p) for p in params):
             return None
         self._init_states()
-        for p, g in zip(params, grads, strict=True):
+        for p, g, rule in zip(params, grads, rules, strict=True):
             if g is None:
                 continue
-            if not kernel.takes(p, g, self._moving(p), self._base):
+            self._fit_state(p, rule)
+            self._check_gradient(p, g)
+            if not kernel.takes(p, g, self._moving(p, rule), rule):
                 return None
         groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
-        return WholeStep(
-            kernel,
+        return kernel.whole_step(
             params,
+            rules,
             grads,
             self.state,
             groups,
-            self._blocks.of,
-            shared,
+            self._blocks,
+            self._shared,
             self._own_blocks(),
-            self._base,
             self._meta,
             self._gamma,
             self._bounds,
         )
 
-    def _step_by_buckets(self, kernel: Kernel) -> None:
-        shared = self.param_groups[0]
+    def _check_gradient(self, p: Tensor, g: Tensor) -> None:
+        if g.layout is not torch.strided:
+            raise ValueError(f"{self._name_of(p)} has a sparse gradient, which is not supported")
+        if g.shape != p.shape:
+            raise ValueError(
+                f"{self._name_of(p)} has the shape {tuple(p.shape)} and its gradient {tuple(g.shape)}: zero the "
+                "gradients after a parameter has been changed in place"
+            )
+        if g.device != p.device:
+            raise ValueError(f"{self._name_of(p)} is on {p.device} and its gradient on {g.device}")
+
+    def _step_by_buckets(self, kernel: Kernel, params: list[Tensor]) -> None:
+        shared = self._shared
         beta: Tensor = shared["beta"]
         self._init_states()
         buckets = self._buckets(kernel)
         scale = self._clip_factor(
-            [p for _, _, bucket in buckets for p in bucket.params],
-            [g for _, _, bucket in buckets for g in bucket.grads],
+            [p for _, _, _, bucket in buckets for p in bucket.params],
+            [g for _, _, _, bucket in buckets for g in bucket.grads],
         )
         alpha = beta.exp()
         parts: dict[ShardKey, Tensor] = {(): torch.zeros_like(beta)}
-        for key, runner, bucket in buckets:
+        for key, rule, runner, bucket in buckets:
             shards = bucket.local()
             device = shards.params[0].device
             part = torch.zeros_like(beta, device=device)
             factor = None if scale is None else scale.to(device)
-            runner.advance(shards, self._base, alpha.to(device), self._gamma, factor, part)
+            runner.advance(shards, rule, alpha.to(device), self._gamma, factor, part)
             parts[key] = parts.get(key, torch.zeros_like(beta)) + part.to(beta.device)
         z = reduce_sums(parts, beta)
         meta_state = [shared[f"meta_{name}"] for name in self._meta.states]
@@ -366,54 +407,58 @@ class MetaOptimize(KeptState):
         self._refresh_step_sizes()
         self._watch.see(beta)
 
-    def _buckets(self, kernel: Kernel) -> list[tuple[ShardKey, Kernel, Bucket]]:
-        """Parameters with a gradient, by group, device and dtype, each with the kernel that can advance it."""
+    def _buckets(self, kernel: Kernel) -> list[tuple[ShardKey, Rule, Kernel, Bucket]]:
+        """Parameters with a gradient, by group, rule, device and dtype, each with the kernel that can advance it."""
         assert self._blocks is not None
-        buckets: dict[Any, tuple[ShardKey, Kernel, Bucket]] = {}
-        block = iter(self._blocks.of)
+        buckets: dict[Any, tuple[ShardKey, Rule, Kernel, Bucket]] = {}
+        block, rules = iter(self._blocks.of), iter(self._param_rules())
+        per_weight = self._blocks.per_weight
         for number, group in enumerate(self.param_groups):
             for p in group["params"]:
-                own = next(block)
+                own, rule = next(block), next(rules)
                 g = p.grad
                 if g is None:
                     continue
-                if g.layout is not torch.strided:
-                    raise ValueError(f"{self._name_of(p)} has a sparse gradient, which is not supported")
-                if is_sharded(p) and self._blocks.per_weight:
+                state = self._fit_state(p, rule)
+                self._check_gradient(p, g)
+                if is_sharded(p) and per_weight:
                     raise ValueError(f"{self._name_of(p)} is sharded, which blocks='weight' does not support")
                 g = like_shards(g, p)
-                state = self.state[p]
-                runner = self._runner(kernel, p, g)
+                runner = self._runner(kernel, p, g, rule)
                 shards = shard_key(p)
-                key = (number, p.device, p.dtype, runner.name, shards)
+                key = (number, id(rule), p.device, p.dtype, state["h"].dtype, runner.name, shards)
                 if key not in buckets:
                     ratio = group["lr"] / self.defaults["lr"]
-                    per_weight = self._blocks.per_weight
                     new = Bucket(ratio, group["weight_decay"], group["maximize"], per_weight)
-                    new.states = tuple([] for _ in self._base.states)
-                    buckets[key] = shards, runner, new
-                bucket = buckets[key][2]
+                    new.states = tuple([] for _ in rule.states)
+                    buckets[key] = shards, rule, runner, new
+                bucket = buckets[key][3]
                 bucket.params.append(p)
                 bucket.grads.append(g)
                 bucket.traces.append(state["h"])
                 bucket.steps.append(state["step"])
                 bucket.blocks.append(own)
-                for tensors, name in zip(bucket.states, self._base.states, strict=True):
+                bucket.names.append(self._blocks.members[p].name)
+                for tensors, name in zip(bucket.states, rule.states, strict=True):
                     tensors.append(state[name])
         return list(buckets.values())
 
-    def _runner(self, kernel: Kernel, p: Tensor, g: Tensor) -> Kernel:
+    def _runner(self, kernel: Kernel, p: Tensor, g: Tensor, rule: Rule) -> Kernel:
+        """The kernel, where it can advance this parameter, else plain operations."""
         assert self._blocks is not None
-        if not isinstance(kernel, NativeKernel):
-            return kernel
-        fits = kernel.takes(local(p), local(g), [local(x) for x in self._moving(p)], self._base)
-        return kernel if fits and not self._blocks.per_weight else self._eager
+        if isinstance(kernel, NativeKernel):
+            moving = [local(x) for x in self._moving(p, rule)]
+            if self._blocks.per_weight or not kernel.takes(local(p), local(g), moving, rule):
+                return self._eager
+        elif not rule.elementwise and kernel.name != "inductor":
+            return self._eager
+        return kernel
 
     def _clip_factor(self, params: list[Tensor], grads: list[Tensor]) -> Tensor | None:
         """min(1, max_grad_norm / norm of all gradients), the norm over all shards; None without clipping."""
         if self._max_grad_norm is None or not grads:
             return None
-        beta: Tensor = self.param_groups[0]["beta"]
+        beta: Tensor = self._shared["beta"]
         squares: dict[ShardKey, Tensor] = {}
         for p, norm in zip(params, torch._foreach_norm([local(g) for g in grads], 2), strict=True):
             key = shard_key(p)

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from metaopt_hpo.optim.meta import usable
-from metaopt_hpo.optim.rules import Rule
+from metaopt_hpo.optim.rules import Rule, direction
 
 HESSIAN_TRACES = ("l", "2x2", "exact")
 LIMITS = {"l": 2**28, "2x2": 2**28, "exact": 2**22}
@@ -47,7 +47,7 @@ class JointState:
         beta: β, (m,).
         meta: the meta rule's state, each (m,).
         weights: the weights, one tensor a parameter.
-        base: for each name of the base rule's state, one tensor a parameter.
+        base: for each parameter the state of its base rule.
     """
 
     beta: Tensor
@@ -61,8 +61,8 @@ class JointState:
     def like(self, flat: Sequence[Tensor]) -> JointState:
         """The tensors of ``flat`` in this state's structure."""
         m, n = len(self.meta), len(self.weights)
-        rest = flat[1 + m + n :]
-        rows = tuple(tuple(rest[i * n : (i + 1) * n]) for i in range(len(self.base)))
+        rest = iter(flat[1 + m + n :])
+        rows = tuple(tuple(next(rest) for _ in row) for row in self.base)
         return JointState(flat[0], tuple(flat[1 : 1 + m]), tuple(flat[1 + m : 1 + m + n]), rows)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> JointState:
@@ -74,7 +74,9 @@ class JointMap:
     """One step of base and meta rule together, as a pure function of s, of the gradients and of h.
 
     Attributes:
-        base, meta: the rules.
+        base: each parameter's base rule.
+        names: their names, or None.
+        meta: the meta rule.
         blocks: each parameter's block, or with ``per_weight`` the offset of its first weight in β.
         per_weight: whether every weight has a step size of its own.
         ratios, decays, steps: each parameter's lr_group / lr, κ and number of this step.
@@ -83,7 +85,8 @@ class JointMap:
         bounds: of β, or None.
     """
 
-    base: Rule
+    base: tuple[Rule, ...]
+    names: tuple[str | None, ...]
     meta: Rule
     blocks: tuple[int, ...]
     per_weight: bool
@@ -98,27 +101,29 @@ class JointMap:
         """s' from s; h has m rows a parameter. A block that cannot be used keeps its β and meta state."""
         weights, rows = self._weights(s, grads)
         z = sum_products(h, grads)
-        d, new_meta = self.meta.update(z, s.meta, self.meta_steps)
+        d, new_meta = direction(self.meta, z, s.meta, self.meta_steps, s.beta, None)
         new_beta = s.beta - self.meta_lr * d
         ok = usable(z, new_beta, new_meta)
         if self.bounds is not None:
             new_beta = new_beta.clamp(*self.bounds)
         beta = torch.where(ok, new_beta, s.beta)
-        meta = tuple(torch.where(ok, new, old) for new, old in zip(new_meta, s.meta, strict=True))
+        meta = tuple(
+            torch.where(ok if new.shape == ok.shape else ok.all(), new, old)
+            for new, old in zip(new_meta, s.meta, strict=True)
+        )
         return JointState(beta, meta, weights, rows)
 
     def _weights(self, s: JointState, grads: Tensors) -> tuple[Tensors, tuple[Tensors, ...]]:
         alpha = s.beta.exp()
         weights: list[Tensor] = []
-        rows: list[list[Tensor]] = [[] for _ in s.base]
+        rows: list[Tensors] = []
         for i, (w, g) in enumerate(zip(s.weights, grads, strict=True)):
             start = self.blocks[i]
             a = alpha[start : start + w.numel()].view(w.shape) if self.per_weight else alpha[start]
-            u, new = self.base.update(g, tuple(row[i] for row in s.base), self.steps[i])
+            u, new = direction(self.base[i], g, s.base[i], self.steps[i], w, self.names[i])
             weights.append(w - (a * self.ratios[i]).to(w.dtype) * (u + self.decays[i] * w))
-            for row, x in zip(rows, new, strict=True):
-                row.append(x)
-        return tuple(weights), tuple(tuple(row) for row in rows)
+            rows.append(new)
+        return tuple(weights), tuple(rows)
 
 
 def sum_products(h: Tensors, grads: Tensors) -> Tensor:
@@ -198,7 +203,7 @@ def advance(
 
 def needs_hessian(kind: str, step: JointMap) -> bool:
     """Whether any row of the trace depends on ∇²f: not where only signs of averages move the weights."""
-    base_needs = step.base.uses_magnitude
+    base_needs = any(rule.uses_magnitude for rule in step.base)
     return base_needs or (kind != "l" and step.meta.uses_magnitude)
 
 

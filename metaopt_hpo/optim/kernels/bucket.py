@@ -24,6 +24,7 @@ class Bucket:
         states: for every name in the base rule's ``states``, the list of its tensors.
         traces: h.
         steps: number of steps taken so far, 0-dim float32 tensors on the CPU.
+        names: the parameters' names, or None.
         blocks: index of the block; with ``per_weight`` the offset of the first weight in β.
     """
 
@@ -37,6 +38,7 @@ class Bucket:
     traces: list[Tensor] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    names: list[str | None] = field(default_factory=list)
 
     def local(self) -> Bucket:
         """The same parameters, each as the part that this process holds."""
@@ -51,6 +53,7 @@ class Bucket:
             [local(x) for x in self.traces],
             self.steps,
             self.blocks,
+            self.names,
         )
 
     def pick(self, indices: list[int]) -> Bucket:
@@ -66,6 +69,7 @@ class Bucket:
             [self.traces[i] for i in indices],
             [self.steps[i] for i in indices],
             [self.blocks[i] for i in indices],
+            [self.names[i] for i in indices] if self.names else [],
         )
 
 

@@ -1,23 +1,43 @@
 """The pure function of the step through torch.compile: Inductor makes Triton of it on a GPU and C++ on a CPU.
 
-Any rule runs here, a user's own too. On a CPU the sums of h·g are taken in a pass of their own: beside the
-updates, CPU Inductor of torch 2.13 fails on them (a KeyError in its outer-loop fusion).
+For rules of one's own, and tensors that no other kernel takes. Every list of shapes is compiled once: decay, γ, the
+multipliers and the numbers of a rule enter as tensors, and each graph has a code object of its own, so that Dynamo's
+limit on recompilations, which counts over a whole process, is never met. A rule that cannot be compiled runs eagerly,
+with one warning. On a CPU the sums of h·g are taken in a pass of their own: beside the updates, CPU Inductor of
+torch 2.13 fails on them (a KeyError in its outer-loop fusion); and 0-dim tensors are given as one-element ones, for
+it treats a 0-dim float64 tensor as a number and loses what is written to it.
 """
 
 from __future__ import annotations
 
+import threading
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.optim.kernels.bucket import Bucket
 from metaopt_hpo.optim.kernels.eager import EagerKernel, gradient, one_tensor
 from metaopt_hpo.optim.kernels.layout import computed_in
 from metaopt_hpo.optim.rules import Rule
 
-SIGNATURES = 32
-"""How many different lists of shapes one process compiles for; later ones run eagerly."""
+GRAPHS = 64
+"""How many graphs a process keeps; the one unused for longest is dropped, and compiled anew if it is wanted again."""
+
+
+class KernelWarning(MetaOptWarning):
+    """A fast kernel cannot run here; the slower, plain torch operations do."""
+
+
+_graphs: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()
+_lock = threading.Lock()
+_warned: set[str] = set()
 
 
 class CompiledKernel:
@@ -26,43 +46,142 @@ class CompiledKernel:
     name = "inductor"
 
     def __init__(self) -> None:
-        self._graph = torch.compile(_graph, fullgraph=True, dynamic=False)
-        self._seen: set[Any] = set()
         self._eager = EagerKernel()
 
     def advance(
         self, bucket: Bucket, rule: Rule, alpha: Tensor, gamma: float, scale: Tensor | None, z: Tensor
     ) -> None:
-        shapes = tuple((p.shape, p.stride(), p.dtype) for p in bucket.params)
-        self._seen.add((shapes, tuple(bucket.blocks), rule, gamma, bucket.decay, bucket.maximize))
         short = any(h.dtype != computed_in(p) for p, h in zip(bucket.params, bucket.traces, strict=True))
-        if short or bucket.per_weight or len(self._seen) > SIGNATURES:
+        if short or bucket.per_weight or not all(p.numel() for p in bucket.params):
             self._eager.advance(bucket, rule, alpha, gamma, scale, z)
             return
-        torch._foreach_add_(bucket.steps, 1.0)
-        beside = not bucket.params[0].is_cpu
+        kept = _snapshot(bucket) if _key(bucket, rule, scale) not in _graphs else None
+        try:
+            self._run(bucket, rule, alpha, gamma, scale, z)
+        except Exception as error:
+            if kept is None:
+                raise
+            # the first run of a graph compiles it; nothing is known of how far it came
+            with _lock:
+                _graphs[_key(bucket, rule, scale)] = None
+            _restore(bucket, kept)
+            _say(rule, error)
+            self._eager.advance(bucket, rule, alpha, gamma, scale, z)
+
+    def _run(
+        self, bucket: Bucket, rule: Rule, alpha: Tensor, gamma: float, scale: Tensor | None, z: Tensor
+    ) -> None:
+        key = _key(bucket, rule, scale)
+        with _lock:
+            graph = _graphs.get(key, _graph)
+            if graph is _graph:
+                graph = _graphs[key] = torch.compile(_copy(_graph), fullgraph=True, dynamic=False)
+            _graphs.move_to_end(key)
+            if len(_graphs) > GRAPHS:
+                _graphs.popitem(last=False)
+        if graph is None:
+            self._eager.advance(bucket, rule, alpha, gamma, scale, z)
+            return
+        device = bucket.params[0].device
+        beside = device.type != "cpu"
+        part = torch.zeros_like(z)
         if not beside:
             for h, raw, block in zip(bucket.traces, bucket.grads, bucket.blocks, strict=True):
                 g = gradient(raw, h.dtype, scale, bucket.maximize)
-                z[block].add_((h * g).sum())
-        with torch._dynamo.config.patch(recompile_limit=2 * SIGNATURES):
-            sums = self._graph(
-                bucket.params,
-                bucket.grads,
-                bucket.states,
-                bucket.traces,
-                [t.double() for t in bucket.steps],
-                [alpha[block] for block in bucket.blocks],
-                torch.tensor(bucket.ratio, dtype=torch.float64),
-                scale,
-                rule,
-                gamma,
-                bucket.decay,
-                bucket.maximize,
-                beside,
-            )
-        for block, part in zip(bucket.blocks, sums, strict=False):
-            z[block].add_(part)
+                part[block].add_((h * g).sum())
+        numbers = _numbers(rule)
+        values = [bucket.ratio, bucket.decay, gamma, *numbers.values()]
+        constants = torch.tensor(values, dtype=torch.float64, device="cpu")
+        if beside:
+            constants = constants.pin_memory().to(device, non_blocking=True)
+        sums = graph(
+            [_at_least_1d(x) for x in bucket.params],
+            [_at_least_1d(x) for x in bucket.grads],
+            tuple([_at_least_1d(x) for x in tensors] for tensors in bucket.states),
+            [_at_least_1d(x) for x in bucket.traces],
+            [t.to(torch.float64).reshape(1) + 1 for t in bucket.steps],
+            [alpha[block].reshape(1) for block in bucket.blocks],
+            constants,
+            scale,
+            rule,
+            tuple(numbers),
+            bucket.maximize,
+            beside,
+            tuple(bucket.names),
+        )
+        for block, value in zip(bucket.blocks, sums, strict=False):
+            part[block].add_(value)
+        torch._foreach_add_(bucket.steps, 1.0)
+        z.add_(part)
+
+
+def _key(bucket: Bucket, rule: Rule, scale: Tensor | None) -> Any:
+    numbers = _numbers(rule)
+    fixed = tuple((f.name, repr(getattr(rule, f.name))) for f in fields(rule) if f.name not in numbers)
+    shapes = tuple((p.shape, p.stride(), p.dtype, str(p.device)) for p in bucket.params)
+    strides = tuple((g.stride(), h.stride()) for g, h in zip(bucket.grads, bucket.traces, strict=True))
+    states = tuple(tuple((x.shape, x.stride(), x.dtype) for x in column) for column in bucket.states)
+    names = tuple(bucket.names) if "name" in rule.needs else ()
+    return type(rule), fixed, shapes, strides, states, bucket.maximize, scale is None, names
+
+
+def _numbers(rule: Rule) -> dict[str, float]:
+    """The fields of a rule that are floating-point numbers; of a pair, "name.0" and "name.1"."""
+    out: dict[str, float] = {}
+    for f in fields(rule):
+        value = getattr(rule, f.name)
+        if isinstance(value, float):
+            out[f.name] = value
+        elif isinstance(value, tuple) and value and all(isinstance(x, float) for x in value):
+            out |= {f"{f.name}.{i}": x for i, x in enumerate(value)}
+    return out
+
+
+def _with_numbers(rule: Rule, names: tuple[str, ...], values: list[Tensor]) -> Rule:
+    """The rule with tensors in the place of its numbers (and without the checks of its constructor)."""
+    parts: dict[str, Any] = {f.name: getattr(rule, f.name) for f in fields(rule)}
+    for name, value in zip(names, values, strict=True):
+        field, _, i = name.partition(".")
+        parts[field] = value if not i else (*parts[field][: int(i)], value, *parts[field][int(i) + 1 :])
+    copy = object.__new__(type(rule))
+    for field, value in parts.items():
+        object.__setattr__(copy, field, value)
+    return copy
+
+
+def _at_least_1d(x: Tensor) -> Tensor:
+    return x.view(1) if x.ndim == 0 else x
+
+
+def _copy(function: Any) -> Any:
+    """The same function with a code object of its own."""
+    code = function.__code__.replace(co_name=function.__name__)
+    return types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
+
+
+def _snapshot(bucket: Bucket) -> list[Tensor]:
+    columns = [bucket.params, *bucket.states, bucket.traces]
+    return [x.clone() for column in columns for x in column]
+
+
+def _restore(bucket: Bucket, kept: list[Tensor]) -> None:
+    columns = [bucket.params, *bucket.states, bucket.traces]
+    for x, old in zip((x for column in columns for x in column), kept, strict=True):
+        x.copy_(old)
+
+
+def _say(rule: Rule, error: Exception) -> None:
+    name = type(rule).__name__
+    if name in _warned:
+        return
+    _warned.add(name)
+    reason = str(error).strip().split("\n")[0][:200]
+    warnings.warn(
+        f"the inductor kernel of MetaOptimize cannot compile {name}: {type(error).__name__}: {reason}; plain torch "
+        "operations take its place",
+        KernelWarning,
+        stacklevel=6,
+    )
 
 
 def _graph(
@@ -72,20 +191,24 @@ def _graph(
     traces: list[Tensor],
     steps: list[Tensor],
     alphas: list[Tensor],
-    ratio: Tensor,
+    constants: Tensor,
     scale: Tensor | None,
     rule: Rule,
-    gamma: float,
-    decay: float,
+    numbers: tuple[str, ...],
     maximize: bool,
     beside: bool,
+    names: tuple[str | None, ...],
 ) -> list[Tensor]:
     sums: list[Tensor] = []
+    ratio, decay, gamma = constants[0:1], constants[1], constants[2]
+    live = _with_numbers(rule, numbers, [constants[3 + i] for i in range(len(numbers))])
     for i, (p, h) in enumerate(zip(params, traces, strict=True)):
         state = tuple(tensors[i] for tensors in states)
         g = gradient(grads[i], h.dtype, scale, maximize)
-        a = alphas[i] * ratio
-        delta, new_h, new_state, hg = one_tensor(rule, p.to(h.dtype), g, h, state, steps[i], a, gamma, decay)
+        a = (alphas[i] * ratio)[0]
+        delta, new_h, new_state, hg = one_tensor(
+            live, p.to(h.dtype), g, h, state, steps[i][0], a, gamma, decay, names[i] if names else None
+        )
         if beside:
             sums.append(hg.sum())
         p.copy_(p.to(h.dtype) + delta)

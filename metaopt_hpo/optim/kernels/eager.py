@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metaopt_hpo.optim.kernels.bucket import Bucket
 from metaopt_hpo.optim.kernels.layout import computed_in, dither_, flat, is_dense
-from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule, State, resolved_eps
+from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule, State, direction, resolved_eps
 
 PIECE = 65536
 """Elements that go through all operations together on a CPU: six tensors of them fit a core's second-level cache."""
@@ -28,8 +28,9 @@ def one_tensor(
     state: State,
     t: Tensor | float,
     alpha: Tensor,
-    gamma: float,
-    decay: float,
+    gamma: Tensor | float,
+    decay: Tensor | float,
+    name: str | None = None,
 ) -> tuple[Tensor, Tensor, State, Tensor]:
     """Lines 2–6 of Algorithm 3 for one tensor: (Δw, h', base state', h ⊙ g).
 
@@ -40,8 +41,9 @@ def one_tensor(
         alpha: α, a scalar or of w's shape.
         gamma: γ.
         decay: κ.
+        name: the parameter's, for rules that ask.
     """
-    u, new_state = rule.update(g, state, t)
+    u, new_state = direction(rule, g, state, t, w, name)
     delta = -alpha * (u + decay * w)
     return delta, gamma * (1 - decay * alpha) * h + delta, new_state, h * g
 
@@ -59,7 +61,7 @@ class EagerKernel:
         known = type(rule) in _DIRECTIONS and not bucket.per_weight
         for i, (p, h) in enumerate(zip(bucket.params, bucket.traces, strict=True)):
             same = p.stride() == h.stride() == bucket.grads[i].stride() and is_dense(p)
-            if known and same and p.numel() > 0 and h.dtype == computed_in(p):
+            if known and same and bucket.steps[i].is_cpu and p.numel() > 0 and h.dtype == computed_in(p):
                 together.setdefault((bucket.blocks[i], float(bucket.steps[i])), []).append(i)
             else:
                 _one_by_one(bucket, i, rule, alpha, gamma, scale, z)
@@ -86,9 +88,11 @@ def _one_by_one(
     g = gradient(bucket.grads[i], wide, scale, bucket.maximize)
     own = slice(block, block + p.numel())
     a = (alpha[own].view(p.shape) if bucket.per_weight else alpha[block]) * bucket.ratio
-    t = float(bucket.steps[i])
+    count = bucket.steps[i]
+    t = float(count) if count.is_cpu else count.double()  # a number on a device is not waited for
+    name = bucket.names[i] if bucket.names else None
     delta, new_h, new_state, hg = one_tensor(
-        rule, p.to(wide), g, h.to(wide), state, t, a.to(wide), gamma, bucket.decay
+        rule, p.to(wide), g, h.to(wide), state, t, a.to(wide), gamma, bucket.decay, name
     )
     if bucket.per_weight:
         z[own].add_(hg.reshape(-1))

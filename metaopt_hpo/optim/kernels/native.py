@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaopt_hpo.optim.blocks import Blocks
 from metaopt_hpo.optim.kernels.bucket import Bucket
 from metaopt_hpo.optim.kernels.build import BuildError, load
 from metaopt_hpo.optim.kernels.eager import one_tensor
@@ -101,8 +102,8 @@ class Arrays:
         self._array("chunk_tensor", _I64, len(table))[:] = [i for i, _ in table]
         self._array("chunk_from", _I64, len(table))[:] = [start for _, start in table]
         self._array("partial", _F64, len(table))
-        self.alpha = torch.zeros(count, dtype=torch.float64)
-        self.z = torch.zeros(count, dtype=torch.float64)
+        self.alpha = torch.zeros(count, dtype=torch.float64, device="cpu")
+        self.z = torch.zeros(count, dtype=torch.float64, device="cpu")
         job.alpha, job.z = self.alpha.data_ptr(), self.z.data_ptr()
 
     def _array(self, name: str, kind: Any, length: int) -> Any:
@@ -118,18 +119,38 @@ class Arrays:
 class NativeKernel:
     """The one-pass C loop, for dense float32, float64 and bfloat16 tensors on the CPU.
 
-    Raises:
-        BuildError: it cannot be built here, or gives wrong numbers when tried.
+    One object belongs to one optimizer, for two threads may step two optimizers at once; the library is the process's.
     """
 
     name = "native"
 
-    def __init__(self) -> None:
-        self.library = load()
-        if int(self.library.metaopt_job_size()) != ctypes.sizeof(_Job):
-            raise BuildError("the library's structure differs from the one expected here")
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         self._arrays: dict[Any, Arrays] = {}
-        _try_out(self)
+
+    def takes_meta(self, rule: Rule) -> bool:
+        """Whether the C code knows this meta rule."""
+        return supports(rule)
+
+    def whole_step(
+        self,
+        params: Sequence[Tensor],
+        rules: Sequence[Rule],
+        grads: Sequence[Tensor | None],
+        state: Any,
+        groups: Sequence[int],
+        blocks: Blocks,
+        shared: dict[str, Any],
+        live: Sequence[Sequence[int]],
+        meta: Rule,
+        gamma: float,
+        bounds: tuple[float, float] | None,
+    ) -> WholeStep | None:
+        if blocks.per_weight or any(rule is not rules[0] for rule in rules):
+            return None
+        return WholeStep(
+            self, params, grads, state, groups, blocks.of, shared, live, rules[0], meta, gamma, bounds
+        )
 
     def takes(self, p: Tensor, g: Tensor, state: Sequence[Tensor], rule: Rule) -> bool:
         """Whether this weight, its gradient and its state, the trace last, can be walked side by side as runs
@@ -143,6 +164,7 @@ class NativeKernel:
         return (
             g.dtype == p.dtype
             and g.stride() == stride
+            and g.shape == shape
             and all(x.is_cpu and x.shape == shape and x.stride() == stride for x in state)
             and all(x.dtype == wide for x in state[:-1])
         )
@@ -227,11 +249,13 @@ class WholeStep:
         self._pattern = [g is not None for g in grads]
         active = [i for i, used in enumerate(self._pattern) if used]
         self._active = active
+        self._base = base
         self._params = [params[i] for i in active]
         self._dicts = [state[p] for p in self._params]
         self._names = (*base.states, "h", "step")
         self._state = {name: [d[name] for d in self._dicts] for name in self._names}
         self._strides = [p.stride() for p in self._params]
+        self._shapes = [p.shape for p in self._params]
         self._dtypes = [p.dtype for p in self._params]
         self._kinds = {name: [_kind(x) for x in column] for name, column in self._state.items()}
         self._groups = [groups[i] for i in active]
@@ -259,9 +283,9 @@ class WholeStep:
         self._live_ratio = arrays._array("live_ratio", _F64, len(live))
         self._multipliers: list[tuple[float, float, bool]] | None = None
 
-    def matches(self, params: Sequence[Tensor], grads: Sequence[Tensor | None], state: Any) -> bool:
-        """Whether the arrays still describe these parameters, gradients and state tensors."""
-        if len(params) != len(self._all) or not all(map(is_, params, self._all)):
+    def matches(self, rules: Sequence[Rule], grads: Sequence[Tensor | None], state: Any) -> bool:
+        """Whether the arrays still describe these gradients, the parameters and their state."""
+        if any(rule is not self._base for rule in rules):
             return False
         if [g is not None for g in grads] != self._pattern:
             return False
@@ -275,6 +299,8 @@ class WholeStep:
         if [p.stride() for p in mine] != self._strides or [p.dtype for p in mine] != self._dtypes:
             return False
         used = [grads[i] for i in self._active]
+        if [p.shape for p in mine] != self._shapes or [g.shape for g in used] != self._shapes:  # type: ignore[union-attr]
+            return False
         return (
             all(p.is_cpu for p in mine)
             and all(g.layout is torch.strided for g in used)  # type: ignore[union-attr]
@@ -287,10 +313,11 @@ class WholeStep:
         grads: Sequence[Tensor | None],
         param_groups: Sequence[dict[str, Any]],
         lr: float,
+        shared: dict[str, Any],
         scale: Tensor | None,
     ) -> tuple[float, float]:
         """Do the step; returns the least and the greatest β after it."""
-        arrays, job, shared = self._arrays, self._arrays.job, param_groups[0]
+        arrays, job = self._arrays, self._arrays.job
         arrays.point("p", self._params)
         arrays.point("g", [grads[i] for i in self._active])  # type: ignore[misc]
         for name in self._names:
@@ -314,25 +341,32 @@ class WholeStep:
         return job.least, job.greatest
 
 
-def _kind(x: Tensor) -> tuple[bool, torch.dtype, tuple[int, ...]]:
+def _kind(x: Tensor) -> tuple[bool, torch.dtype, torch.Size, tuple[int, ...]]:
     """What a tensor's memory looks like, but for its address; ``x.data`` can be exchanged behind an optimizer's
     back."""
-    return x.is_cpu, x.dtype, x.stride()
+    return x.is_cpu, x.dtype, x.shape, x.stride()
 
 
-def _try_out(kernel: NativeKernel) -> None:
-    """Hold the library against the pure function once, on a few numbers: a miscompiled one must not train anything."""
-    n = 40_000
-    ramp = torch.arange(n, dtype=torch.float64)
+def open_library() -> ctypes.CDLL:
+    """The library, built where it must be, and held against the pure function once, on a few numbers: a miscompiled
+    one must not train anything.
+
+    Raises:
+        BuildError: it cannot be built here, or gives wrong numbers when tried.
+    """
+    library = load()
+    if int(library.metaopt_job_size()) != ctypes.sizeof(_Job):
+        raise BuildError("the library's structure differs from the one expected here")
+    cpu = torch.device("cpu")
+    ramp = torch.arange(40_000, dtype=torch.float64, device=cpu)
     w, g, h = torch.sin(ramp), torch.cos(3 * ramp), torch.sin(2 * ramp)
     state = [0.1 * torch.cos(ramp), torch.sin(ramp) ** 2]
-    alpha, z = torch.tensor([0.01], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    alpha = torch.tensor([0.01], dtype=torch.float64, device=cpu)
+    z, count = torch.zeros_like(alpha), torch.tensor(2.0, dtype=torch.float32, device=cpu)
     rule = AdamW()
     delta, trace, (m, v), hg = one_tensor(rule, w, g, h, (state[0], state[1]), 3.0, alpha, 0.9, 0.1)
-    bucket = Bucket(
-        1.0, 0.1, False, False, [w.clone()], [g], ([state[0]], [state[1]]), [h], [torch.tensor(2.0)], [0]
-    )
-    kernel.advance(bucket, rule, alpha, 0.9, None, z)
+    bucket = Bucket(1.0, 0.1, False, False, [w.clone()], [g], ([state[0]], [state[1]]), [h], [count], [0])
+    NativeKernel(library).advance(bucket, rule, alpha, 0.9, None, z)
     pairs = [
         (bucket.params[0], w + delta),
         (h, trace),
@@ -342,3 +376,4 @@ def _try_out(kernel: NativeKernel) -> None:
     ]
     if not all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in pairs):
         raise BuildError("the compiled library gives wrong numbers")
+    return library

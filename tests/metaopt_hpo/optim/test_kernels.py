@@ -35,10 +35,10 @@ NO_COMPILER = "the native kernel cannot be built here"
 
 
 def native() -> NativeKernel:
-    kernel = choosing._native()
-    if isinstance(kernel, BuildError):
-        pytest.skip(f"{NO_COMPILER}: {kernel}")
-    return kernel
+    library = choosing._native()
+    if isinstance(library, BuildError):
+        pytest.skip(f"{NO_COMPILER}: {library}")
+    return NativeKernel(library)
 
 
 def bucket(rule: Rule, dtype: torch.dtype, device: str = "cpu", maximize: bool = False) -> Bucket:
