@@ -1,4 +1,4 @@
-"""The command study of the command line; `metaopt_hpo.cli` registers it."""
+"""The command study of the command line; `metaopt_hpo.cli.app` registers it."""
 
 from __future__ import annotations
 

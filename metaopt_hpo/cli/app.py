@@ -1,4 +1,4 @@
-"""The command line: commands are thin, rooms do the work.
+"""The application: its options, the commands compare and report, and the registration of the others.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo import law_commands, study_commands, theory_commands
+from metaopt_hpo.cli import laws, study, theory
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ def compare(
 
     Example: metaopt-hpo compare text-lm --methods grid,metaoptimize --steps 512 --out results/small
     """
+    from metaopt_hpo.cli.progress import ComparisonProgress
     from metaopt_hpo.comparison.protocol import Plan
     from metaopt_hpo.comparison.protocol import compare as run_comparison
-    from metaopt_hpo.console import ComparisonProgress
 
     objective, sizes, batch = _workload(workload, widths, device)
     low, high = _range("--lr", lr)
@@ -133,13 +133,13 @@ def report(folder: Annotated[Path, typer.Argument(help="Results folder of a comp
 
 
 for command in (
-    law_commands.fit,
-    law_commands.predict,
-    law_commands.replay,
-    law_commands.laws,
-    theory_commands.verify_rule,
-    theory_commands.attribute,
-    study_commands.study,
+    laws.fit,
+    laws.predict,
+    laws.replay,
+    laws.laws,
+    theory.verify_rule,
+    theory.attribute,
+    study.study,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 
@@ -185,7 +185,3 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The commands verify-rule and attribute of the command line; `metaopt_hpo.cli` registers them."""
+"""The commands verify-rule and attribute of the command line; `metaopt_hpo.cli.app` registers them."""
 
 from __future__ import annotations
 

@@ -11,17 +11,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from metaopt_hpo import law_commands
+from metaopt_hpo.cli import laws
 from metaopt_hpo.comparison.held_out import foretold
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling import Law, fit, library
 from metaopt_hpo.trials.table import TrialTable
 
 app = typer.Typer()
-app.command()(law_commands.fit)
-app.command()(law_commands.laws)
-app.command()(law_commands.predict)
-app.command()(law_commands.replay)
+app.command()(laws.fit)
+app.command()(laws.laws)
+app.command()(laws.predict)
+app.command()(laws.replay)
 runner = CliRunner()
 
 

@@ -1,4 +1,4 @@
-"""The commands fit, predict, laws and replay of the command line; `metaopt_hpo.cli` registers them."""
+"""The commands fit, predict, laws and replay of the command line; `metaopt_hpo.cli.app` registers them."""
 
 from __future__ import annotations
 
