@@ -37,7 +37,7 @@ from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
-    from metaopt_hpo.scaling.proposing import Bowl, Runs
+    from metaopt_hpo.scaling.policy.points import Bowl, Runs
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -141,7 +141,7 @@ class Evidence:
         of others are left out, for the best lr depends on the schedule; so are runs that find their own lr.
         The bowl is that of the first K finished trials, K as for laws; it takes milliseconds.
         """
-        from metaopt_hpo.scaling.proposing import Runs, bowl_of
+        from metaopt_hpo.scaling.policy.points import Runs, bowl_of
 
         strategy = strategy_of(trial)
 

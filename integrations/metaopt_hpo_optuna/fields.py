@@ -25,6 +25,14 @@ CHECKPOINT = "metaopt:checkpoint"
 FLOPS_PER_TOKEN = "metaopt:flops_per_token"
 """User attribute: training FLOPs per token, so that a killed trial's cost follows from its last report."""
 
+COMPARABLE = "metaopt:comparable_from"
+"""User attribute: part of the run from which on its loss may be compared with runs of other strategies."""
+
+CONFIGURATION = "metaopt:configuration"
+"""User attribute: digest of everything that a run is a function of, to notice one that is made again."""
+
+REPEATS = "metaopt:repeats"
+"""User attribute: number of the finished trial whose value this one took instead of training."""
 
 LEASE = "metaopt:lease"
 """User attribute: Unix time until which a running trial counts as alive."""
@@ -152,3 +160,17 @@ def tuning_of(trial: FrozenTrial) -> Tuning:
     from metaopt_hpo.strategies import registry  # imports torch
 
     return registry.tuning_of(strategy)
+
+
+def comparable_from(trial: FrozenTrial) -> float:
+    """Part of its run from which on a trial's loss may be compared with runs of other strategies."""
+    said = trial.user_attrs.get(COMPARABLE)
+    if isinstance(said, int | float) and 0 <= said <= 1:
+        return float(said)
+    return 1.0 if tuning_of(trial) == "self" else 0.0
+
+
+def planned_of(trial: FrozenTrial) -> float | None:
+    """Planned tokens as `TrialRun` writes them; None where the trial does not say."""
+    value = trial.user_attrs.get("tokens", trial.params.get("tokens"))
+    return None if value is None or not _positive(value) else float(value)

@@ -23,7 +23,7 @@ from metaopt_hpo_optuna.study_table import trial_record
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
-    from metaopt_hpo.scaling.proposing import Bowl
+    from metaopt_hpo.scaling.policy.points import Bowl
 
 GROWTH = 1.1
 """Evidence grows by this factor before the law is fitted again: the number of fits is logarithmic in trials."""

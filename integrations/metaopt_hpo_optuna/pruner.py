@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.study import Study, StudyDirection
-from optuna.trial import BaseTrial, FrozenTrial, Trial
+from optuna.trial import FrozenTrial
 
 from metaopt_hpo.scaling.forecast import DRIFT
-from metaopt_hpo_optuna import _compat
+from metaopt_hpo_optuna import _compat, fairness
 from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import REASON, Fields, tuning_of
 from metaopt_hpo_optuna.known import Known
@@ -100,7 +100,7 @@ class ScalingLawPruner(BasePruner):
             return False
         verdict = self.verdict(study, trial)
         if verdict is None or verdict.action == "abstain":
-            return self._wrapped is not None and bool(self._wrapped.prune(study, trial))
+            return self._wrapped is not None and fairness.prune(self._wrapped, study, trial)
         if verdict.action != "stop" or self._unchecked(study, trial):
             return False
         _compat.write_user_attr(study, trial, REASON, f"after {trial.last_step} tokens: {verdict.reason}")
@@ -168,13 +168,6 @@ class ScalingLawPruner(BasePruner):
             # nobody has finished here: stop only what would end above all the law holds possible for the best
             goal = known.law.predict(size, tokens, batch).loss.high
         return known.law.verdict(size=size, tokens=tokens, lr=lr, batch=batch, incumbent=goal, curve=curve)
-
-
-def refusal(trial: BaseTrial | None) -> str | None:
-    """Why the law of the trial's study would not start its run at all, where the pruner is one that can tell."""
-    if not isinstance(trial, Trial) or not isinstance(trial.study.pruner, ScalingLawPruner):
-        return None
-    return trial.study.pruner.refuse_launch(trial.study, _compat.stored(trial))
 
 
 def _expected_end(known: Known, seen: int, tokens: float, loss: float) -> float | None:

@@ -26,7 +26,7 @@ from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.policy import Context
-    from metaopt_hpo.scaling.proposing import Runs
+    from metaopt_hpo.scaling.policy.points import Runs
 
 USUAL_LR = (1e-4, 1e-1)
 """Range of lr before any trial has shown one; only its width counts, for what a first pilot may be worth."""

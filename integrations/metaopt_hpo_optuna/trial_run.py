@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import optuna
-import torch
-from optuna.trial import BaseTrial, Trial
+from optuna.trial import BaseTrial
 from torch import Tensor, nn
 
 from metaopt_hpo.strategies.base import LRStrategy
-from metaopt_hpo.training.distributed import from_rank_0, is_distributed, min_over_ranks, rank
-from metaopt_hpo.training.run import EXPLODED, RunDiverged, RunStopped, TrainingRun
+from metaopt_hpo.training.distributed import from_rank_0
+from metaopt_hpo.training.framework_run import FrameworkRun
+from metaopt_hpo.training.run import RunStopped
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_optuna import _compat
-from metaopt_hpo_optuna.fields import CHECKPOINT, FLOPS_PER_TOKEN, REASON, RECORD, plain
-from metaopt_hpo_optuna.leases import Lease, patiently
+from metaopt_hpo_optuna.fields import CHECKPOINT, FLOPS_PER_TOKEN, REASON, REPEATS
 from metaopt_hpo_optuna.places import inherited, owner, run_name
-from metaopt_hpo_optuna.pruner import refusal
-from metaopt_hpo_optuna.study_table import check_single_objective, record_to_json
+from metaopt_hpo_optuna.trial_link import TrialLink
+
+logger = logging.getLogger(__name__)
+
+Repeats = Literal["reuse", "train"]
 
 
-class TrialRun(TrainingRun):
+class TrialRun(FrameworkRun):
     """A run of a model under a strategy, as a trial: what an objective holds.
 
         with TrialRun(trial, model, strategy, size=n, tokens=d, batch=b, evaluate=held_out_loss) as run:
@@ -34,13 +35,16 @@ class TrialRun(TrainingRun):
                 run.step(loss(model, data(step)))
         return run.value
 
-    Reports go to the shared token grid, at most 100 a trial, with the number of tokens as Optuna's step, so
-    that trials of all sizes meet at equal tokens. `size`, `tokens`, `batch`, `lr` and `strategy` become user
-    attributes unless they are parameters; the whole record becomes one at the end.
+    Reports go to the shared token grid, at most 100 a trial, with the number of tokens as Optuna's step, so that
+    trials of all sizes meet at equal tokens (`n_warmup_steps=5` of a pruner means five tokens; above 2³¹ see
+    `trials.steps`). `size`, `tokens`, `batch`, `lr`, `strategy`, `tuning` and, where the run finds it, `found_lr`
+    become user attributes unless they are parameters; the whole record becomes one at the end.
 
-    A run that the study's pruner stops leaves the block as `optuna.TrialPruned`. So does one that diverges,
-    with a finite value twice the untrained model's loss as its last report and the reason in its user
-    attributes: the study goes on and samplers learn from it.
+    The study's pruner is asked after each report, beside trials that the run may fairly be compared with
+    (`fairness`): one that finds its own lr is not stopped for starting low. A run that is stopped leaves the block as
+    `optuna.TrialPruned`. So does one that diverges, with a finite value twice the untrained model's loss as its last
+    report and the reason in its user attributes: the study goes on and samplers learn from it. A loop that is left
+    early gives a trial that is `stopped` in the table, with the tokens it saw.
 
     With `torch.distributed` initialised every rank builds the run, rank 0 with the trial and the others with
     None; rank 0 reports, decides and saves, and all ranks stop together. Rank 0's held-out loss counts.
@@ -54,6 +58,10 @@ class TrialRun(TrainingRun):
             inherits that one's file through its user attributes and goes on from it.
         lease: seconds of silence after which `retry_lost_trials` may queue the trial again; for storages and
             loops without Optuna's heartbeat (Journal, gRPC, ask-and-tell). Default None, no lease.
+        repeats: what becomes of a trial that repeats a finished one of the same seed, where no parameter is a
+            number (a strategy that finds its lr, chosen again). "reuse" (default) takes that one's value: the
+            loop has no steps. "train" trains it. To have each repeat train with another seed, seed with
+            `repeat_seed(trial)` and pass it as `seed`.
         options: further options of `TrainingRun` (checkpoint_every, report_stride, seed, workload …).
 
     Raises:
@@ -73,19 +81,16 @@ class TrialRun(TrainingRun):
         evaluate: Callable[[], float | Tensor],
         checkpoint: str | os.PathLike[str] | None = None,
         lease: float | None = None,
+        repeats: Repeats = "reuse",
         **options: Any,
     ) -> None:
-        if trial is None and rank() == 0:
-            raise ValueError("trial is None; only ranks other than 0 of a distributed run have no trial")
-        self.trial = trial if rank() == 0 else None
-        self._lease = Lease(trial, lease) if lease is not None and isinstance(trial, Trial) else None
-        self._sign = 1.0
-        self._reported: set[int] = set()
-        if isinstance(self.trial, Trial):
-            check_single_objective(self.trial.study, "TrialRun")
-            if self.trial.study.direction == optuna.study.StudyDirection.MAXIMIZE:
-                self._sign = -1.0
-        self._sign = from_rank_0(self._sign)
+        if repeats not in ("reuse", "train"):
+            raise ValueError(f'repeats must be "reuse" or "train", got {repeats!r}')
+        self._link = TrialLink(trial, lease=lease)
+        self.trial = self._link.trial
+        self._repeats = repeats
+        self.repeats: int | None = None
+        """Number of the finished trial whose value this one reuses; None where it trains."""
         path = None if checkpoint is None else from_rank_0(self._checkpoint_file(checkpoint))
         self._owner = from_rank_0({} if self.trial is None else owner(self.trial))
         super().__init__(
@@ -95,24 +100,20 @@ class TrialRun(TrainingRun):
             tokens=tokens,
             batch=batch,
             evaluate=evaluate,
+            maximize=self._link.maximize,
             checkpoint=path,
             **options,
         )
-        if self._lease is not None:
-            self._lease.take()
-        described = {"size": size, "tokens": tokens, "batch": batch, "lr": strategy.lr}
-        for name, value in described.items():
-            self._describe(name, plain(value))
-        self._describe("strategy", strategy.name)
-        self._set("tuning", "self" if strategy.tunes_lr else "external")
-        self._set(FLOPS_PER_TOKEN, plain(self._flops_per_token))
+        self._link.take_lease()
+        self._link.describe({"size": size, "tokens": tokens, "batch": batch, "lr": strategy.lr})
+        self._link.describe_strategy(
+            strategy.name,
+            tuning="self" if strategy.tunes_lr else "external",
+            comparable_from=strategy.comparable_from,
+        )
+        self._link.set(FLOPS_PER_TOKEN, self._flops_per_token)
         if path is not None:
-            self._set(CHECKPOINT, path)
-
-    @property
-    def value(self) -> float:
-        """What the objective returns: the last held-out loss, or the metric where the study maximises."""
-        return self._sign * self.loss
+            self._link.set(CHECKPOINT, path)
 
     def _checkpoint_file(self, checkpoint: str | os.PathLike[str]) -> str:
         if self.trial is None:
@@ -126,71 +127,69 @@ class TrialRun(TrainingRun):
         """The run's identity, and the study and trial; a retry goes on as the trial it retries."""
         return {**super().identity(), **self._owner}
 
-    # -- the trial's attributes ----------------------------------------------------------------------------
-
-    def _describe(self, name: str, value: Any) -> None:
-        if self.trial is None:
-            return
-        for kind, held in (("parameter", self.trial.params), ("user attribute", self.trial.user_attrs)):
-            if name not in held:
-                continue
-            if held[name] != value:
-                raise ValueError(
-                    f"trial {self.trial.number} already has the {kind} {name}={held[name]!r}, and this run has "
-                    f"{name}={value!r}; a trial is one run, of one {name}"
-                )
-            return
-        self._set(name, value)
-
-    def _set(self, key: str, value: Any) -> None:
-        trial = self.trial
-        if trial is not None:
-            patiently(lambda: trial.set_user_attr(key, value))
-
     # -- what the loop calls -------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        if self._lease is not None:
-            self._lease.__enter__()
+        self._link.begin()
         try:
-            return self._begin()
+            if not self._reuse():
+                self._begin()
         except BaseException:
-            self._release()
+            self._link.close()
             raise
+        return self
 
-    def _release(self) -> None:
-        if self._lease is not None:
-            self._lease.__exit__()
-
-    def _begin(self) -> Self:
+    def _begin(self) -> None:
         super().__enter__()
-        trial = self.trial
-        if isinstance(trial, Trial):
-            self._reported = set(patiently(lambda: _compat.stored(trial)).intermediate_values)
         curve = self.recorder.curve()
         if curve is not None:
             # a retry is a new trial: what its predecessor reported is reported again
             for tokens, loss in zip(curve.tokens, curve.loss, strict=True):
                 self.report(round(tokens), loss)
-        elif (reason := from_rank_0(refusal(self.trial))) is not None:
+        elif (reason := self._link.refusal()) is not None:
             self.state, self.reason = "pruned", reason
             self.loss = self.initial_loss  # all that is known of a run that did not begin
             self._keep(self.record())
             raise optuna.TrialPruned(reason)
-        return self
+
+    def _reuse(self) -> bool:
+        """Take the value of the finished trial that this one repeats, where there is one."""
+        facts = {
+            "strategy": [self.strategy.name, self.strategy.options()],
+            "run": [self.size, self.target_tokens, self.batch, self._seed, self._workload],
+        }
+        earlier = self._link.repeated(facts) if self._repeats == "reuse" else None
+        self.repeats, value = from_rank_0(
+            (None, 0.0) if earlier is None or earlier.value is None else (earlier.number, earlier.value)
+        )
+        if self.repeats is None:
+            return False
+        self.loss, self.state = self._sign * value, "complete"
+        self.reason = f"it repeats trial {self.repeats}, whose value it takes"
+        self._link.set(REPEATS, self.repeats)
+        self._link.set(REASON, self.reason)
+        logger.info("trial not trained: %s; repeats='train' trains it again", self.reason)
+        return True
+
+    def __iter__(self) -> Iterator[int]:
+        """Numbers of the steps that remain; none where the trial repeats a finished one."""
+        return iter(()) if self.repeats is not None else super().__iter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        self._release()
+        self._link.close()
+        if self.repeats is not None:
+            return None
         super().__exit__(kind, error, trace)
         record = self.record()
         if record.state == "running" and kind is not None:
-            reason = f"{kind.__name__}: {error}".strip(": ")
-            self._keep(self.record(state="failed", reason=reason))
+            self._keep(self.record(state="failed", reason=f"{kind.__name__}: {error}".strip(": ")))
             return None
-        if isinstance(error, RunDiverged):
-            self._report_penalty()
+        if self.diverged(error):
+            stand_in = self.stand_in(self._link.worst_values())
+            if stand_in is not None:
+                self._link.report(self._link.stand_in_step(self.tokens), self._sign * stand_in)
         if record.state != "running":
             self._keep(record)
         if isinstance(error, RunStopped):
@@ -198,72 +197,18 @@ class TrialRun(TrainingRun):
         return None
 
     def _keep(self, record: TrialRecord) -> None:
-        direction = "maximize" if self._sign < 0 else "minimize"
-        number = "" if self.trial is None else str(self.trial.number)
-        study = self.trial.study.study_name if isinstance(self.trial, Trial) else ""
-        record = self.record(
-            state=record.state,
-            reason=record.reason,
-            engine="optuna",
-            direction=direction,
-            trial=number,
-            study=study,
+        self._link.keep(
+            self.record(
+                state=record.state, reason=record.reason, direction=self.direction, **self._link.identity
+            )
         )
-        if record.reason:
-            self._set(REASON, record.reason)
-        if math.isfinite(record.found_lr):
-            self._set("found_lr", plain(record.found_lr))
-        self._set(RECORD, record_to_json(record))
-
-    def _report_penalty(self) -> None:
-        """A finite last report: twice the untrained loss, or the worst known where that says nothing."""
-        curve = self.recorder.curve()
-        known = [self.initial_loss, *(curve.loss if curve is not None else ())]
-        finite = [v for v in known if math.isfinite(v)]
-        if not finite and isinstance(self.trial, Trial):
-            values = [t.value for t in self.trial.study.get_trials(deepcopy=False) if t.value is not None]
-            finite = [self._sign * v for v in values if math.isfinite(v)]
-        if not finite:
-            return  # nothing is known yet that it could be worse than; it ends without a value
-        worst = max(finite)
-        penalty = max(worst, EXPLODED * self.initial_loss if self.initial_loss > 0 else worst)
-        step = max(round(self.tokens), max(self._reported, default=0) + 1)
-        self.report(step, penalty if math.isfinite(penalty) else worst)
 
     # -- what the run calls --------------------------------------------------------------------------------
 
     def report(self, tokens: int, loss: float) -> None:
-        """Report one point to the study, once; Optuna ignores a second report of a step, with a warning."""
-        if self.trial is not None and tokens not in self._reported:
-            trial = self.trial
-            patiently(lambda: trial.report(float(self._sign * loss), int(tokens)))
-            self._reported.add(tokens)
+        """Report one point to the study, once."""
+        self._link.report(tokens, self._sign * loss)
 
-    def should_stop(self) -> str | None:
-        """The pruner's reason, or None; rank 0 asks, all ranks get the answer."""
-        reason: str | None = None
-        if self.trial is not None and patiently(self.trial.should_prune):
-            reason = patiently(self._pruner_reason)
-        return from_rank_0(reason)
-
-    def _pruner_reason(self) -> str:
-        assert self.trial is not None
-        written = _compat.stored(self.trial).user_attrs.get(REASON) if isinstance(self.trial, Trial) else None
-        if isinstance(written, str):
-            return written
-        pruner = type(self.trial.study.pruner).__name__ if isinstance(self.trial, Trial) else "the pruner"
-        return f"{pruner} stopped it after {round(self.tokens)} tokens at {self.value:.4g}"
-
-    def save(self) -> None:
-        """Write the checkpoint; rank 0 writes, the others wait for it."""
-        if rank() == 0:
-            super().save()
-        if is_distributed():
-            torch.distributed.barrier()
-
-    def _held_out(self) -> float:
-        # all ranks must judge the same number, or one would stop and the others wait for it
-        return from_rank_0(self._sign * super()._held_out())
-
-    def _watch(self, loss: Tensor) -> None:
-        super()._watch(min_over_ranks(loss))
+    def ask(self) -> str | None:
+        """The pruner's reason to stop, or None."""
+        return self._link.ask(self.tokens, self.value)

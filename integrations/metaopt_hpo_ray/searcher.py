@@ -19,7 +19,7 @@ from ray.tune.search.sample import Domain, Function
 from metaopt_hpo.scaling import Config, Context, Law
 from metaopt_hpo.scaling.fitting import MIN_SIZES
 from metaopt_hpo.scaling.policy import propose_next
-from metaopt_hpo.scaling.proposing import Runs
+from metaopt_hpo.scaling.policy.points import Runs
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns

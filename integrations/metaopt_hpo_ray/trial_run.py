@@ -15,14 +15,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray.train
-import torch
 from ray import tune
 from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies.base import LRStrategy
-from metaopt_hpo.training.distributed import from_rank_0, is_distributed, min_over_ranks, rank
-from metaopt_hpo.training.run import EXPLODED, RunDiverged, TrainingRun
+from metaopt_hpo.training.distributed import rank
+from metaopt_hpo.training.framework_run import FrameworkRun
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import COST, METRIC, PROCESS, PROGRESS, REASON, STATE, WORK, TuneWarning, look_up
 
@@ -48,7 +47,7 @@ REPORTED = (
 """Fields of the trial record that every report carries, so that the trial table needs no checkpoint."""
 
 
-class TrialRun(TrainingRun):
+class TrialRun(FrameworkRun):
     """A run of a model under a strategy, as a trial: what a trainable holds.
 
         def train(config):
@@ -104,7 +103,6 @@ class TrialRun(TrainingRun):
         for name, value in (("size", size), ("tokens", tokens), ("batch", batch), ("lr", strategy.lr)):
             _check_same(config, name, value)
         self._metric = metric
-        self._sign = -1.0 if maximize else 1.0
         self._folder = Path(tempfile.mkdtemp(prefix="metaopt-trial-"))
         self._process = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
         self._cost_at_start = 0.0
@@ -116,14 +114,10 @@ class TrialRun(TrainingRun):
             tokens=tokens,
             batch=batch,
             evaluate=evaluate,
+            maximize=maximize,
             checkpoint=self._folder / FILE,
             **options,
         )
-
-    @property
-    def value(self) -> float:
-        """The last held-out loss, or the metric where it is maximised."""
-        return self._sign * self.loss
 
     def identity(self) -> dict[str, Any]:
         """What must agree: Ray says whose checkpoint it is, and a population goes on at another lr and seed."""
@@ -142,11 +136,10 @@ class TrialRun(TrainingRun):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         super().__exit__(kind, error, trace)
-        diverged = isinstance(error, RunDiverged)
+        diverged = self.diverged(error)
         if diverged:
-            self._send(
-                {**self._metrics(self.tokens), self._metric: self._sign * self._penalty()}, checkpoint=False
-            )
+            stand_in = self._sign * (self.stand_in((1.0,)) or 1.0)
+            self._send({**self._metrics(self.tokens), self._metric: stand_in}, checkpoint=False)
         shutil.rmtree(self._folder, ignore_errors=True)
         return True if diverged else None
 
@@ -158,19 +151,9 @@ class TrialRun(TrainingRun):
         self._saved = False
 
     def save(self) -> None:
-        """Write the checkpoint; rank 0 writes, the others wait for it."""
-        if rank() == 0:
-            super().save()
-        if is_distributed():
-            torch.distributed.barrier()
+        """Write the checkpoint; the next report hands it to Ray."""
+        super().save()
         self._saved = True
-
-    def _held_out(self) -> float:
-        # all ranks must judge the same number, or one would stop and the others wait for it
-        return from_rank_0(self._sign * super()._held_out())
-
-    def _watch(self, loss: Tensor) -> None:
-        super()._watch(min_over_ranks(loss))
 
     # -- Ray's side ----------------------------------------------------------------------------------------
 
@@ -204,13 +187,6 @@ class TrialRun(TrainingRun):
             REASON: record.reason,
             **{name: getattr(record, name) for name in REPORTED},
         }
-
-    def _penalty(self) -> float:
-        """A finite loss for a diverged run: twice the untrained model's, or the worst it has reported."""
-        curve = self.recorder.curve()
-        known = [x for x in (self.initial_loss, *(curve.loss if curve else ())) if math.isfinite(x)]
-        worst = max(known, default=1.0)
-        return max(worst, EXPLODED * self.initial_loss) if self.initial_loss > 0 else worst
 
     def _send(self, metrics: dict[str, Any], *, checkpoint: bool) -> None:
         folder = str(self._folder) if checkpoint and rank() == 0 else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.scaling import LawRefused, fit
 from metaopt_hpo.scaling.policy import Config, Context, propose_at, propose_next, runs_of
-from metaopt_hpo.scaling.proposing import Bounds, Runs, bowl_of
+from metaopt_hpo.scaling.policy.points import Bounds, Runs, bowl_of
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 

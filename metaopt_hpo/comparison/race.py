@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from metaopt_hpo.comparison.objective import Configuration, Objective
-from metaopt_hpo.scaling.design import Cell
-from metaopt_hpo.scaling.proposing import Bounds
+from metaopt_hpo.scaling.policy.design import Cell
+from metaopt_hpo.scaling.policy.points import Bounds
 from metaopt_hpo.trials.record import TrialRecord
 
 

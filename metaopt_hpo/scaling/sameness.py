@@ -56,4 +56,9 @@ def group(values: Array) -> Array:
         end = max(end, start + 1)  # whatever the numbers are, each is at least its own group
         number_of[start:end] = number
         start, number = end, number + 1
-    return pd.Series(values).groupby(number_of[which.reshape(-1)]).transform("median").to_numpy(dtype=float)
+    return (
+        pd.Series(values)
+        .groupby(number_of[which.reshape(-1)])
+        .transform("median")
+        .to_numpy(dtype=float, copy=True)
+    )

@@ -210,6 +210,14 @@ class LRStrategy:
             check_positive(self, "max_grad_norm")
         object.__setattr__(self, "betas", tuple(self.betas))
 
+    @property
+    def comparable_from(self) -> float:
+        """Fraction of the run from which its loss may be compared with runs of other strategies at equal tokens.
+
+        A run that finds its learning rate starts low and settles late: only its end is comparable (1).
+        """
+        return 1.0 if self.tunes_lr else 0.0
+
     def build(self, model: nn.Module | Iterable[nn.Parameter], horizon: int) -> LRRun:
         """Build the run.
 

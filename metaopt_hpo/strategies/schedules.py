@@ -130,6 +130,11 @@ class WSD(Schedule):
         super().__post_init__()
         check_fraction(self, "cooldown")
 
+    @property
+    def comparable_from(self) -> float:
+        """Its end: until lr has decayed, the loss lies above that of schedules that decay all along."""
+        return 1.0 if self.cooldown > 0 else 0.0
+
     def _shape(self, step: int, horizon: int) -> float:
         return cooldown_factor(step, horizon, round(self.cooldown * horizon))
 

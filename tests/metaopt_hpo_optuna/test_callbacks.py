@@ -94,7 +94,7 @@ def test_bad_input() -> None:
         trial_folder(None, "checkpoints")
     trial = optuna.create_study().ask()
     trial.set_user_attr("lr", 0.2)
-    with pytest.raises(ValueError, match=r"already has lr=0\.2"):
+    with pytest.raises(ValueError, match=r"already has the user attribute lr=0\.2"):
         reporter(trial)
     with pytest.raises(MetaOptError, match="evaluate at least once"):
         reporter(optuna.create_study().ask()).result()

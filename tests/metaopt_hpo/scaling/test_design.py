@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaopt_hpo.scaling.design import Design, target_runs
 from metaopt_hpo.scaling.policy import Config, Context, next_cell, propose_at, propose_next
-from metaopt_hpo.scaling.proposing import Runs
+from metaopt_hpo.scaling.policy.design import Design, target_runs
+from metaopt_hpo.scaling.policy.points import Runs
 
 TARGET = (4e8, 5e10)
 PILOTS = tuple((n, d) for n in (5e7, 1e8, 2e8) for d in (2e9, 8e9, 5e10))

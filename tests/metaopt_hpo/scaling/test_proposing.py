@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metaopt_hpo.scaling.policy import Context, propose_next
-from metaopt_hpo.scaling.proposing import SAME, Box, Runs
+from metaopt_hpo.scaling.policy.points import MADE, Box, Runs
 
 PILOTS = tuple((n, 2e9) for n in (5e7, 1e8, 2e8))
 TARGET = (4e8, 2e9)
@@ -36,7 +36,7 @@ def test_no_run_is_made_twice_even_where_the_optimum_is_outside_the_box(
         there = runs.at(cell)
         points = np.log(np.column_stack([there.lr, there.batch]))
         away = np.abs(points[:, None] - points[None]).max(axis=-1) + 10 * np.eye(len(points))
-        assert not len(points) or away.min() >= SAME * 0.5
+        assert not len(points) or away.min() >= MADE * 0.5
     assert runs.lr.min() >= LR[0] * (1 - 1e-9)
     assert runs.lr.max() <= LR[1] * (1 + 1e-9)
     assert runs.batch.min() >= batch[0] * (1 - 1e-9)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt_hpo.scaling.cells import make_cells, thin
-from metaopt_hpo.scaling.design import Cell, Design
 from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.pointfit import PointFit, point_fit
+from metaopt_hpo.scaling.policy.design import Cell, Design
+from metaopt_hpo.scaling.sameness import all_same, group, same
 from metaopt_hpo.scaling.surface import Array, Surface
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ a quarter cover the box evenly, so that no more than four times a plain search's
 NEAR = 0.3
 """Standard deviation, ln units, of those near the best."""
 
-SAME = 0.02
+MADE = 0.02
 """Distance, ln units, below which two runs of a cell are one: it is not made again."""
 
 TRIES = 50
@@ -82,15 +83,17 @@ class Runs:
         """Number of runs."""
         return self.size.size
 
-    def counts(self) -> Counter[Cell]:
-        """Runs of each cell."""
-        return Counter(zip(self.size.tolist(), self.tokens.tolist(), strict=True))
+    def counts(self, known: Iterable[Cell] = ()) -> Counter[Cell]:
+        """Runs of each cell; runs of a `known` cell are counted under that one's own size and tokens."""
+        size, tokens = group(self.size), group(self.tokens)
+        for cell in known:
+            there = all_same(self.size, cell[0]) & all_same(self.tokens, cell[1])
+            size[there], tokens[there] = cell
+        return Counter(zip(size.tolist(), tokens.tolist(), strict=True))
 
     def at(self, cell: Cell) -> Runs:
-        """The runs of one cell; sizes and tokens within 0.1 % are equal."""
-        return self.where(
-            (np.abs(self.size / cell[0] - 1) < 1e-3) & (np.abs(self.tokens / cell[1] - 1) < 1e-3)
-        )
+        """The runs of one cell: of the same size and tokens."""
+        return self.where(all_same(self.size, cell[0]) & all_same(self.tokens, cell[1]))
 
     def with_unfinished(self, cell: Cell, count: int) -> Runs:
         """And `count` runs of a cell of which nothing is known."""
@@ -198,7 +201,7 @@ def pilot_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) 
         return _cover(there, cell, box, there.n, seed)
     u, v = _even(cell, there.n, seed)
     x, y = _inside(bowl, cell, box)
-    sd = math.sqrt(Design(runs.counts(), cell, box.spread).variance(cell))
+    sd = math.sqrt(Design(runs.counts((cell,)), cell, box.spread).variance(cell))
     reach = max(LEAST_REACH, REACH * sd)
     return box.part(x, y, reach, u, v)
 
@@ -237,11 +240,7 @@ def target_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int)
 
 def _spread_beside(runs: Runs, cell: Cell, box: Box) -> float:
     """Standard deviation of the optimum at a cell, from the runs of all others."""
-    counts = {
-        c: n
-        for c, n in runs.counts().items()
-        if abs(c[0] / cell[0] - 1) >= 1e-3 or abs(c[1] / cell[1] - 1) >= 1e-3
-    }
+    counts = {c: n for c, n in runs.counts().items() if not (same(c[0], cell[0]) and same(c[1], cell[1]))}
     return math.sqrt(Design(counts, cell, box.spread).variance(cell))
 
 
@@ -271,7 +270,7 @@ def _draw(
 def _made(there: Runs, lr: float, batch: float) -> bool:
     """Whether the cell has a run there already; one without lr is nowhere yet."""
     away = np.maximum(np.abs(np.log(there.lr / lr)), np.abs(np.log(there.batch / batch)))
-    return bool((away < SAME).any())
+    return bool((away < MADE).any())
 
 
 def _inside(bowl: Bowl, cell: Cell, box: Box) -> tuple[float, float]:

@@ -1,94 +1,24 @@
-"""The one policy that every integration calls: verdicts on runs, and which configuration to run next.
+"""Which configuration to run next, so that the target's optimum is found for the least compute.
 
-Pure functions of a law (or table) and a context: no framework, no clock, randomness only from the seed given.
+Pure functions of a table (or a law) and a context: no framework, no clock, randomness only from the seed given.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metaopt_hpo.scaling.design import Design
 from metaopt_hpo.scaling.estimates import positive
-from metaopt_hpo.scaling.forecast import CurveLike, chance_below, distribution
 from metaopt_hpo.scaling.law import Law
-from metaopt_hpo.scaling.proposing import Bowl, Box, Runs, bowl_of, pilot_point, target_point
+from metaopt_hpo.scaling.policy.design import Design
+from metaopt_hpo.scaling.policy.points import Bowl, Box, Runs, bowl_of, pilot_point, target_point
+from metaopt_hpo.scaling.sameness import at_least, same
 
 if TYPE_CHECKING:
     from metaopt_hpo.trials.table import TrialTable
-
-Action = Literal["launch", "keep", "stop", "abstain"]
-
-STOP_BELOW = 0.05
-"""A run is stopped, or not launched, when its chance of beating the incumbent is below this."""
-
-PATIENCE = 5
-"""After so many stops at one size in a row the next run is let finish: a law that is wrong would otherwise never see
-evidence against itself, for what it stops teaches it nothing."""
-
-TRUST_FACTOR = 64.0
-"""Further than this outside the fitted sizes or tokens the law gives no verdict."""
-
-MARGIN = 0.01
-"""Without an incumbent a run is measured against the law's own best: within this relative loss counts as good."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What to do with a run: `probability` is that of beating the incumbent, `reason` one sentence."""
-
-    action: Action
-    probability: float
-    reason: str
-
-
-def verdict(
-    law: Law,
-    *,
-    size: float,
-    tokens: float,
-    lr: float,
-    batch: float,
-    incumbent: float | None = None,
-    curve: CurveLike | None = None,
-    stop_below: float = STOP_BELOW,
-) -> Verdict:
-    """Launch or keep a run that may win, stop one that cannot, abstain where the law does not know.
-
-    It does not know far outside its trials, nor where it carries a caution that it may be wrong (`Place.doubts`).
-
-    Args:
-        law: a fitted law.
-        size, tokens, lr, batch: the run, `tokens` being those it is to see in all.
-        incumbent: the loss to beat at the same size and tokens. None measures the run against the law's own
-            best there: good is within 1 % of it.
-        curve: the run's reports so far; None before it starts.
-        stop_below: chance of winning below which the run is stopped (default 0.05: one winner in twenty lost).
-    """
-    if incumbent is not None:
-        positive("incumbent", incumbent)
-    mean, sd, excess = distribution(law, size, tokens, lr, batch, curve)
-    factor = law.domain.factor(size, tokens)
-    if factor > TRUST_FACTOR:
-        return Verdict("abstain", 0.5, f"{factor:.3g} times outside the fitted sizes or tokens")
-    doubts = law.at(size, tokens).doubts
-    if doubts:
-        return Verdict("abstain", 0.5, f"the law may be wrong here ({doubts[0].code}): {doubts[0].message}")
-    if incumbent is None:
-        own = math.log1p(MARGIN)
-        sd = math.sqrt(max(excess, 0.0) * 0.5 * own + law.noise**2)
-        p = 0.5 * math.erfc((excess - own) / (sd * math.sqrt(2.0)))
-        goal = f"within {MARGIN:.0%} of the best at this size"
-    else:
-        p = chance_below(incumbent, mean, sd)
-        goal = f"a loss below {incumbent:.4g}"
-    if p < stop_below:
-        return Verdict("stop", p, f"{p:.1%} chance of {goal}; {math.exp(mean):.4g} expected")
-    action: Action = "launch" if curve is None else "keep"
-    return Verdict(action, p, f"{p:.0%} chance of {goal}; {math.exp(mean):.4g} expected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +81,8 @@ class Proposal:
 def propose(table: TrialTable | None, context: Context, *, law: Law | None = None) -> Proposal:
     """What to run next so that the target's optimum is found for the least compute.
 
-    Pilots are bought while they save more target runs than they cost (`scaling.design`); a pilot goes where it
-    shows its bowl, a run of the target where the optimum probably is (`scaling.proposing`).
+    Pilots are bought while they save more target runs than they cost (`policy.design`); a pilot goes where it
+    shows its bowl, a run of the target where the optimum probably is (`policy.points`).
 
     Args:
         table: trials so far; those without a final loss count as runs and teach nothing. None is no trial yet.
@@ -185,7 +115,7 @@ def propose_next(
     bowl = bowl or bowl_of(runs, law)
     cell = next_cell(runs, context)
     config = propose_at(runs, cell, context, bowl=bowl)
-    if cell != context.target:
+    if not _same_cell(cell, context.target):
         what = "cover the range first" if bowl is None else "where it shows its bowl"
         return Proposal(config, f"a pilot saves more runs of the target than it costs: {what}")
     if bowl is None:
@@ -197,7 +127,7 @@ def propose_next(
 def propose_at(runs: Runs, cell: tuple[float, float], context: Context, *, bowl: Bowl | None) -> Config:
     """lr and batch of a run whose size and tokens are decided: a pilot's, where it is cheaper than the target."""
     box = Box(context.lr, context.batch)
-    pilot = cell[0] * cell[1] < context.target[0] * context.target[1] * (1 - 1e-3)
+    pilot = not at_least(cell[0] * cell[1], context.target[0] * context.target[1])
     point = (pilot_point if pilot else target_point)(runs, cell, box, bowl, context.seed)
     return Config(cell[0], cell[1], point[1], point[0])
 
@@ -213,7 +143,13 @@ def next_cell(runs: Runs, context: Context) -> tuple[float, float]:
     cost = context.target[0] * context.target[1]
     spare = min(context.budget / 6.0 - cost, cost)
     pilots = tuple(
-        c for c in dict.fromkeys(context.candidates) if c != context.target and c[0] * c[1] <= spare
+        c
+        for c in dict.fromkeys(context.candidates)
+        if not _same_cell(c, context.target) and c[0] * c[1] <= spare
     )
-    design = Design(runs.counts(), context.target, box.spread)
+    design = Design(runs.counts((*context.candidates, context.target)), context.target, box.spread)
     return design.best_pilot(pilots, two=box.two) or context.target
+
+
+def _same_cell(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    return same(a[0], b[0]) and same(a[1], b[1])

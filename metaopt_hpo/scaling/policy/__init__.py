@@ -1,0 +1,33 @@
+"""The policy that every integration calls: what to run next, and what becomes of a running trial.
+
+`proposing` says what to run next (`design`: which size and tokens; `points`: where in lr and batch), `stopping` whether
+a trial may still win, `refits` when a law is fitted again. Pure: no framework, no clock.
+"""
+
+from metaopt_hpo.scaling.policy.proposing import (
+    Config,
+    Context,
+    Proposal,
+    next_cell,
+    propose,
+    propose_at,
+    propose_next,
+    runs_of,
+)
+from metaopt_hpo.scaling.policy.stopping import PATIENCE, STOP_BELOW, Verdict, comparable, verdict
+
+__all__ = [
+    "PATIENCE",
+    "STOP_BELOW",
+    "Config",
+    "Context",
+    "Proposal",
+    "Verdict",
+    "comparable",
+    "next_cell",
+    "propose",
+    "propose_at",
+    "propose_next",
+    "runs_of",
+    "verdict",
+]
