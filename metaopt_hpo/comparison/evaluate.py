@@ -30,6 +30,7 @@ from metaopt_hpo.comparison.floor_accuracy import floor_section
 from metaopt_hpo.comparison.replay import replay
 from metaopt_hpo.comparison.section import Section
 from metaopt_hpo.comparison.table_objective import TableObjective
+from metaopt_hpo.comparison.worlds import worlds_section
 from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 from metaopt_hpo.scaling import fit
 
@@ -127,6 +128,7 @@ def main(
             lambda: excess_section(splits, laws),
             lambda: coverage_section(splits, laws),
             lambda: borrowing_section(data),
+            lambda: worlds_section(),
             lambda: floor_section(data),
             *([lambda: learned_section([*splits, *benchmarks.live_splits()])] if learned else []),
             lambda: width_section(data),

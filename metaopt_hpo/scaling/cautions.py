@@ -21,7 +21,7 @@ COSTLY = 5e-3
 """Expected excess loss of a predicted configuration, by the law's own draws, from which it carries a caution."""
 
 
-WRONG = ("missed-size", "missed-tokens", "unsure-optimum")
+WRONG = ("missed-size", "missed-tokens", "unsure-optimum", "bend", "tokens-not-varied", "tokens-off-path")
 """Codes of the cautions that say a prediction may be wrong, not merely far or incomplete."""
 
 
@@ -35,6 +35,17 @@ def place_cautions(law: Law, size: float, tokens: float, batch: float | None) ->
             f"(limit {EXTRAPOLATION_LIMIT:g}×)"
         )
         out.append(Caution("extrapolation", message))
+    out += (*tokens_cautions(law, size, tokens), *bend_cautions(law, size, tokens))
+    if batch is not None and not law.domain.batch[0] / 1.01 <= batch <= law.domain.batch[1] * 1.01:
+        low, high = law.domain.batch
+        out.append(
+            Caution("batch-outside", f"batch {batch:.4g} lies outside the fitted {low:.4g}–{high:.4g}")
+        )
+    return tuple(out)
+
+
+def tokens_cautions(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
+    """Where the trials' tokens say nothing of these tokens at this size."""
     low, high = law.domain.tokens
     if law.path is not None:
         expected = math.exp(law.path[0] + law.path[1] * math.log(size))
@@ -43,16 +54,25 @@ def place_cautions(law: Law, size: float, tokens: float, batch: float | None) ->
                 f"all trials had tokens tied to size; at this size that is {expected:.3g} tokens: lr and batch at "
                 f"{tokens:.3g} rest on published exponents, and the loss is that of the path"
             )
-            out.append(Caution("tokens-off-path", message))
+            return (Caution("tokens-off-path", message),)
     elif "tokens" not in law.axes.names and not low / 1.5 < tokens < high * 1.5:
         message = f"all trials saw about {high:.3g} tokens; nothing is known of {tokens:.3g}"
-        out.append(Caution("tokens-not-varied", message))
-    if batch is not None and not law.domain.batch[0] / 1.01 <= batch <= law.domain.batch[1] * 1.01:
-        low, high = law.domain.batch
-        out.append(
-            Caution("batch-outside", f"batch {batch:.4g} lies outside the fitted {low:.4g}–{high:.4g}")
-        )
-    return tuple(out)
+        return (Caution("tokens-not-varied", message),)
+    return ()
+
+
+def bend_cautions(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
+    """A bend of ln lr* that the trials show, where going straight on would cost more than `COSTLY`."""
+    if law.bend is None or law.domain.factor(size, tokens) <= 1.0 + SAME:
+        return ()
+    cost = law.bend.cost(law.surface, law.axes.design(*law.anchor(size, tokens)))
+    if cost <= COSTLY:
+        return ()
+    message = (
+        f"the optimal lr bends in log-log: if the bend of the fitted trials went on, the predicted lr would lose "
+        f"{100 * cost:.2g} % (limit {100 * COSTLY:.2g} %): run a size or a number of tokens nearer to this one"
+    )
+    return (Caution("bend", message),)
 
 
 def doubts_of(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
@@ -63,7 +83,12 @@ def doubts_of(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
     ranges = {"missed-size": (size, law.domain.size), "missed-tokens": (tokens, law.domain.tokens)}
     missed = tuple(c for c in law.warnings if c.code in ranges and _outside(*ranges[c.code]))
     dx, dy = law.optimum_draws(size, tokens)
-    return (*missed, *unsure(law.surface, *spread_of(dx, dy)))
+    return (
+        *missed,
+        *tokens_cautions(law, size, tokens),
+        *bend_cautions(law, size, tokens),
+        *unsure(law.surface, *spread_of(dx, dy)),
+    )
 
 
 def _outside(value: float, span: tuple[float, float]) -> bool:

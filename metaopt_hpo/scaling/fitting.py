@@ -191,7 +191,7 @@ def fit_cells(
     floor = _floor(names, cells, solution, floor_prior)
     rng = np.random.default_rng(seed)
     result = bootstrap(cells, design, solution, slopes, floor, rng, draws, floor_prior)
-    curvature = measure_curvature(cells, axes, solution, slopes, level) if path is None else {}
+    curvature, bend = measure_curvature(cells, axes, solution, slopes, level) if path is None else ({}, None)
     few = dict.fromkeys(("lr", "batch"), 1.0) if base is not None else small_sample(cells, axes)
     widen = few | {"loss": loss_factor(cells, solution, floor.names, seed, prior=floor_prior)}
     cautions += exponent_cautions(axes, solution.surface, result, widen, level)
@@ -214,6 +214,7 @@ def fit_cells(
         scatter=measure_scatter(cells, axes, solution.surface),
         trust=trust,
         curvature=curvature,
+        bend=bend,
         warnings=tuple(cautions),
         open_valley=open_valley,
         settings={

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from metaopt_hpo.scaling.bend import Bend
 from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of, unsure
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, normal_quantile, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
@@ -120,6 +121,8 @@ class Law:
     """Options of `fit`, and `trials`, the number of them at the last fit with a bootstrap: what `refit` needs."""
     path: tuple[float, float] | None = None
     """(ln coefficient, exponent) of tokens = c·size^k where the table held only such pairs."""
+    bend: Bend | None = None
+    """The separate fit with curvature, for warnings; None where the cells are too few for one."""
     fall: Fall | None = None
     """How far unfinished runs still fall, where the table holds enough curves."""
     _cache: dict[tuple[float, float], Place] = field(default_factory=dict, repr=False, compare=False)

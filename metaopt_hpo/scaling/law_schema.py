@@ -176,8 +176,35 @@ class FallPart(_Part):
         return self
 
 
+class BasePart(_Part):
+    """What a fit leaned on (`scaling.base`); None stands for what no table knew."""
+
+    centre: Annotated[list[Log | None], Field(min_length=2, max_length=2)]
+    lr: Annotated[list[Log | None], Field(min_length=3, max_length=3)]
+    batch: Annotated[list[Log | None], Field(min_length=3, max_length=3)]
+    curvature: Annotated[list[Curving | None], Field(min_length=4, max_length=4)]
+    noise: Annotated[float, Field(gt=0, le=1e6)]
+    tables: Annotated[int, Field(ge=1)]
+    floors: list[Annotated[Row, Field(min_length=8, max_length=8)]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.lr[0] is None or self.curvature[0] is None or not self.curvature[0] > 0:
+            raise ValueError("lr and curvature must begin with a number, the curvature's > 0")
+        return self
+
+
+class BendPart(_Part):
+    """Coefficients of a fit of ln lr* with curvature, and of its jackknife."""
+
+    pairs: Annotated[list[Annotated[list[int], Field(min_length=2, max_length=2)]], Field(min_length=1)]
+    point: Row
+    left_out: Annotated[list[Row], Field(min_length=2)]
+
+
 class SettingsPart(_Part):
     allow_weak: bool = False
+    base: BasePart | None = None
     seed: int = 0
     trials: Annotated[int, Field(ge=0)] = 0
     use: Literal["fixed", "plateau", "all"] | None = None
@@ -207,6 +234,8 @@ class LawPart(_Part):
     settings: SettingsPart
     path: Annotated[Row, Field(min_length=2, max_length=2)] | None
     fall: FallPart | None
+    bend: BendPart | None = None
+    """Absent in laws written before it was kept."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -216,6 +245,13 @@ class LawPart(_Part):
         for i, (a, b, f) in enumerate(zip(self.draws.a, self.draws.b, self.draws.floor, strict=True)):
             _same("axes", width, **{f"draws.a[{i}]": a, f"draws.b[{i}]": b})
             _same("floor", terms, **{f"draws.floor[{i}]": f})
+        if self.bend is not None:
+            if not all(1 <= i < width for pair in self.bend.pairs for i in pair):
+                raise ValueError("bend.pairs names an axis that the law does not have")
+            wide = width + len(self.bend.pairs)
+            _same("axes and pairs", wide, **{"bend.point": self.bend.point})
+            for i, row in enumerate(self.bend.left_out):
+                _same("axes and pairs", wide, **{f"bend.left_out[{i}]": row})
         return self
 
 

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling.bend import Bend
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.floor import Floor
 from metaopt_hpo.scaling.law import Domain, Draws, Law
@@ -159,4 +160,7 @@ def decode(data: Mapping[str, Any]) -> Law:
         if law.fall is None
         else Fall(arr(law.fall.left), arr(law.fall.mean), arr(law.fall.spread), law.fall.runs),
         path=None if law.path is None else pair(law.path),
+        bend=None
+        if law.bend is None
+        else Bend(tuple((i, j) for i, j in law.bend.pairs), arr(law.bend.point), arr(law.bend.left_out)),
     )

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
+from metaopt_hpo.scaling.bend import Bend
 from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.design import CELL_SCATTER
 from metaopt_hpo.scaling.estimates import Caution, Estimate
@@ -21,6 +22,9 @@ from metaopt_hpo.scaling.solver import LEAST_CURVATURE, CurvaturePrior, Prior, S
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
 CURVATURE_SPREAD = 0.1
+
+SPARE_CELLS = 3
+"""Cells beyond the coefficients of a fit with curvature below which its jackknife says nothing."""
 
 MIN_CURVATURE = 0.01
 """Prior on second-order coefficients, and the least that is worth a caution (5 % of lr at nine e-folds²)."""
@@ -146,7 +150,7 @@ def measure_scatter(cells: Cells, axes: Axes, surface: Surface) -> dict[str, flo
 
 def measure_curvature(
     cells: Cells, axes: Axes, solution: Solution, slopes: Prior, level: float
-) -> dict[str, Estimate]:
+) -> tuple[dict[str, Estimate], Bend | None]:
     """Second-order coefficients of ln lr* (and ln B*) in the axes' logarithms, jackknifed over cells' blocks.
 
     Only where an axis has at least three distinct values and the cells are more than the coefficients.
@@ -161,8 +165,8 @@ def measure_curvature(
         if i != j or np.unique(values[names[i]]).size >= 3
     ]
     p = len(axes.names) + 1
-    if not pairs or cells.k < 2 * (p + len(pairs)):
-        return {}
+    if not pairs or cells.k < p + len(pairs) + SPARE_CELLS:
+        return {}, None
     base = axes.design(cells.size, cells.tokens, cells.extra)
     design = np.column_stack([base, *(base[:, i] * base[:, j] for _, i, j in pairs)])
     s = solution.surface
@@ -178,7 +182,7 @@ def measure_curvature(
     def coefficients(weight: Array | None) -> Array:
         return solve(
             cells, design, start, prior=prior, weight=weight, scale=solution.scale, iterations=12
-        ).surface.a[p:]
+        ).surface.a
 
     point = coefficients(None)
     groups = min(cells.k, 12)
@@ -186,10 +190,11 @@ def measure_curvature(
     left = np.array([coefficients((block[cells.cell] != g).astype(float)) for g in range(groups)])
     error = np.sqrt((groups - 1) / groups * ((left - left.mean(axis=0)) ** 2).sum(axis=0))
     z = float(stats.t.ppf(0.5 + 0.5 * level, groups - 1))
-    return {
+    estimates = {
         name: Estimate(float(v), float(v - z * e), float(v + z * e))
-        for (name, _, _), v, e in zip(pairs, point, error, strict=True)
+        for (name, _, _), v, e in zip(pairs, point[p:], error[p:], strict=True)
     }
+    return estimates, Bend(tuple((i, j) for _, i, j in pairs), point, left)
 
 
 def curvature_cautions(curvature: dict[str, Estimate]) -> list[Caution]:
