@@ -27,6 +27,10 @@ CLOSED = 0.98
 """h₁₂² over h₁₁h₂₂ from which a bowl counts as open: its minimum would lie seven half-widths along the valley."""
 
 
+CELL_SCATTER = 0.15
+"""Standard deviation, ln units, of a cell's true optimum about the law."""
+
+
 @dataclass(frozen=True)
 class Axes:
     """Which logarithms the optimum depends on, and where they are centred.

@@ -11,7 +11,6 @@ from scipy import stats
 
 from metaopt_hpo.scaling.bend import Bend
 from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.design import CELL_SCATTER
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.floor import PRIOR as FLOOR_PRIOR
 from metaopt_hpo.scaling.floor import Floor
@@ -19,7 +18,7 @@ from metaopt_hpo.scaling.floor_error import draw_doubt, draw_floors
 from metaopt_hpo.scaling.law import Draws
 from metaopt_hpo.scaling.ordered import cell_grid
 from metaopt_hpo.scaling.solver import LEAST_CURVATURE, CurvaturePrior, Prior, Solution, solve
-from metaopt_hpo.scaling.surface import Array, Axes, Surface
+from metaopt_hpo.scaling.surface import CELL_SCATTER, Array, Axes, Surface
 
 CURVATURE_SPREAD = 0.1
 

@@ -8,9 +8,9 @@ from scipy import stats
 from metaopt_hpo.scaling.base.population import AXES, Base
 from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.checks import refusals
-from metaopt_hpo.scaling.design import CELL_SCATTER
 from metaopt_hpo.scaling.estimates import Caution, LawRefused
 from metaopt_hpo.scaling.pointfit import PointFit, point_fit, scale_centre
+from metaopt_hpo.scaling.surface import CELL_SCATTER
 
 UNLIKE = 0.01
 """Probability, under the base, of exponents as far from its own as those found; below it the base is not used."""

@@ -14,16 +14,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.surface import CELL_SCATTER, Array
 
 Cell = tuple[float, float]
 """Size and tokens."""
 
 SLOPE_SPREAD = 0.25
 """Prior standard deviation of an exponent: what published laws leave open about the fits' prior means."""
-
-CELL_SCATTER = 0.15
-"""Standard deviation, ln units, of a cell's true optimum about the law."""
 
 RUN_ERROR = 0.4
 """Error of an optimum located by two runs, ln units; falls as 1/√(runs − 1)."""
