@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy
 import sqlalchemy.exc
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
@@ -64,3 +65,16 @@ def write_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> N
 def write_live_attr(trial: Trial, key: str, value: Any) -> None:
     """Set a user attribute of a live trial in the storage only, from another thread than the trial's."""
     trial.storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def write_system_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Set a system attribute of a running trial, as Optuna's pruners do."""
+    storage_of(study).set_trial_system_attr(trial._trial_id, key, value)
+
+
+def write_param(
+    study: Study, trial: FrozenTrial, name: str, value: float, distribution: BaseDistribution
+) -> None:
+    """Enter a parameter of a running trial in the storage, as `Trial.suggest_float` does."""
+    internal = distribution.to_internal_repr(value)
+    storage_of(study).set_trial_param(trial._trial_id, name, internal, distribution)

@@ -1,7 +1,9 @@
 """OptunaEngine: runs the methods of a comparison on any objective, in an Optuna study, at equal FLOPs.
 
-Proposals are a function of the task's seed, the number of the proposal and the trials finished before it, so
-that a search that was interrupted goes on exactly as it would have.
+Proposals are a function of the task's seed, the number of the proposal and the trials finished before it. A trial
+under way when its process ended goes on as the same trial, from its checkpoint where the objective keeps one, else from
+its beginning; what its process had spent is the operator's loss, not the method's. So a search that was interrupted
+ends as it would have.
 """
 
 from __future__ import annotations
@@ -10,24 +12,29 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import optuna
-import sqlalchemy.exc
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from metaopt_hpo.atomic import WriteError
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
 from metaopt_hpo.comparison.methods import Method
-from metaopt_hpo.comparison.objective import Configuration
+from metaopt_hpo.comparison.objective import Checkpointing, Configuration
+from metaopt_hpo.locks import only_process
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, plain
 from metaopt_hpo_optuna.proposers import PROPOSERS, Proposal, make_pruner
-from metaopt_hpo_optuna.store import open_store
+from metaopt_hpo_optuna.resuming import Reports, checkpoint_file, running_folder
+from metaopt_hpo_optuna.store import open_store, store_errors
 from metaopt_hpo_optuna.study_table import record_from_json, record_to_json
 
 if TYPE_CHECKING:
@@ -37,10 +44,13 @@ TASK = "metaopt:task"
 """Study user attribute: the task the study belongs to."""
 
 CONFIGURATION = "metaopt:configuration"
-"""Trial user attribute: what is run, so that an interrupted trial can be accounted for."""
+"""Trial user attribute: what is run, so that a failed trial can be accounted for."""
 
-INTERRUPTED = "metaopt:interrupted"
-"""Trial user attribute: the process ended before the trial did, and its proposal is made again."""
+PENALTY_STEP = "metaopt:penalty_step"
+"""Trial user attribute: the step at which a diverged trial's penalty is reported."""
+
+NOT_THE_METHODS = (OSError, MemoryError, WriteError, EngineError, SQLAlchemyError, StorageInternalError)
+"""Errors of the machine, not of a trial: like an interrupt, they leave the trial to be taken up again."""
 
 BUDGET_SLACK = 1e-9
 """Relative slack of the budget: sums of equal costs differ from their product in the last digits."""
@@ -85,9 +95,15 @@ class OptunaEngine:
             raise EngineError(
                 f"engine 'optuna' has no method {method.name!r}; it has {', '.join(sorted(PROPOSERS))}"
             )
-        with _quiet_optuna():
-            search = _Search(method, task, _open_study(method, task, store, study), study, progress)
-            return search.run()
+        folder = running_folder(store)
+        alone = (
+            nullcontext()
+            if folder is None
+            else only_process(folder / f"{quote(study, safe='')}.lock", f"study {study!r} in {store}")
+        )
+        with _quiet_optuna(), alone, store_errors(store):
+            opened = _open_study(method, task, store, study)
+            return _Search(method, task, opened, store, progress).run()
 
     @property
     def race_methods(self) -> tuple[str, ...]:
@@ -107,12 +123,14 @@ class _Search:
     """One method's search: the loop of ask, run and tell under the budget."""
 
     def __init__(
-        self, method: Method, task: SearchTask, study: Study, name: str, progress: Progress | None
+        self, method: Method, task: SearchTask, study: Study, store: str | None, progress: Progress | None
     ) -> None:
         self._method = method
         self._task = task
         self._study = study
-        self._name = name
+        self._name = study.study_name
+        self._store = store
+        self._begun: FrozenTrial | None = None
         self._progress = progress
         self._proposer = PROPOSERS[method.name](method, task)
         self._records: list[TrialRecord] = []
@@ -128,7 +146,8 @@ class _Search:
                 break
             if spent + self._cost(proposal, proposal.likely_lr) > limit:
                 break
-            trial, lr = proposal.start(self._study)
+            begun, self._begun = self._begun, None
+            trial, lr = proposal.start(self._study, begun)
             configuration = self._task.configuration(lr, strategy=proposal.strategy)
             record = self._run_trial(trial, configuration)
             spent += record.cost
@@ -142,37 +161,38 @@ class _Search:
             self._progress(record)
 
     def _recover(self) -> None:
-        """Account for what the store holds; close trials whose process is gone."""
+        """Account for what the store holds, and find the trial that an interrupted process left under way."""
         for trial in self._study.get_trials(deepcopy=False):
-            if trial.state == TrialState.WAITING:
-                self._study.tell(self._study.ask(), state=TrialState.FAIL)
+            if trial.state in (TrialState.WAITING, TrialState.RUNNING) and RECORD not in trial.user_attrs:
+                self._take_up(trial)
                 continue
-            if CONFIGURATION not in trial.user_attrs:
-                # asked, and not begun: it has cost nothing
-                if trial.state == TrialState.RUNNING:
-                    self._study.tell(trial.number, state=TrialState.FAIL)
+            if CONFIGURATION not in trial.user_attrs:  # asked, and not begun: it has cost nothing
                 continue
-            if trial.state == TrialState.RUNNING:
-                record = self._close(trial)
-            elif RECORD in trial.user_attrs:
+            if RECORD in trial.user_attrs:
                 record = self._own(record_from_json(trial.user_attrs[RECORD]), trial.number)
+                if trial.state == TrialState.RUNNING:  # ended between its record and its result
+                    self._tell(_compat.resumed(self._study, trial), record)
+                    record = record_from_json(record_to_json(record))
             else:
                 record = self._interrupted(trial, "the process ended before the trial did")
-            if trial.state != TrialState.FAIL and record.state != "failed":
+            if record.state != "failed":
                 self._made += 1
             self._add(record)
 
-    def _close(self, trial: FrozenTrial) -> TrialRecord:
-        live = _compat.resumed(self._study, trial)
-        return self._fail(live, trial, "the process ended before the trial did")
+    def _take_up(self, trial: FrozenTrial) -> None:
+        """Go on with this trial next; there is one, unless another program put trials into the study."""
+        if self._begun is None:
+            self._begun = trial
+        elif trial.state == TrialState.WAITING:
+            self._study.tell(self._study.ask(), state=TrialState.FAIL)
+        else:
+            self._study.tell(trial.number, state=TrialState.FAIL)
 
-    def _fail(self, live: Trial, trial: FrozenTrial, reason: str) -> TrialRecord:
+    def _fail(self, live: Trial, trial: FrozenTrial, reason: str) -> None:
         record = self._interrupted(trial, reason)
-        live.set_user_attr(INTERRUPTED, True)
         live.set_user_attr(REASON, reason)
         live.set_user_attr(RECORD, record_to_json(record))
         self._study.tell(live, state=TrialState.FAIL)
-        return record
 
     def _interrupted(self, trial: FrozenTrial, reason: str) -> TrialRecord:
         """What a trial that never ended had spent: all up to its last report."""
@@ -219,25 +239,24 @@ class _Search:
         if "lr" not in trial.params:
             trial.set_user_attr("lr", plain(configuration.lr))
         trial.set_user_attr(CONFIGURATION, plain(asdict(configuration)))
-
-        def report(tokens: int, loss: float) -> str | None:
-            trial.report(float(loss), step=int(tokens))
-            if trial.should_prune():
-                return (
-                    f"{type(self._study.pruner).__name__} stopped it after {tokens} tokens at loss {loss:.4g}"
-                )
-            return None
-
+        report = Reports(self._study, trial, self._frozen(trial))
+        saved = checkpoint_file(self._store, self._name, trial.number)
         try:
-            record = task.objective.run(configuration, report)
-        except BaseException as error:
-            frozen = self._study.get_trials(deepcopy=False)[trial.number]
-            self._fail(trial, frozen, f"{type(error).__name__}: {error}".strip(": "))
+            if saved is not None and isinstance(task.objective, Checkpointing):
+                record = task.objective.run_saved(configuration, report, saved)
+            else:
+                record = task.objective.run(configuration, report)
+        except NOT_THE_METHODS:
+            raise
+        except Exception as error:
+            self._fail(trial, self._frozen(trial), f"{type(error).__name__}: {error}".strip(": "))
             raise
         record = self._own(record, trial.number)
         if record.state == "complete" and not math.isfinite(record.loss):
             record = replace(record, state="diverged", reason=f"the final loss is {record.loss}")
         self._tell(trial, record)
+        if saved is not None:
+            saved.unlink(missing_ok=True)
         # as a later process would read it, so that a resumed search returns the same records
         return record_from_json(record_to_json(record))
 
@@ -256,14 +275,23 @@ class _Search:
 
     def _report_penalty(self, trial: Trial, record: TrialRecord) -> None:
         """A finite value for a diverged trial, as its last report: samplers learn that it was bad."""
-        frozen = self._study.get_trials(deepcopy=False)[trial.number]
+        frozen = self._frozen(trial)
         known = [record.initial_loss, *frozen.intermediate_values.values()]
         known += [t.value for t in self._study.get_trials(deepcopy=False) if t.value is not None]
         finite = [v for v in known if math.isfinite(v)]
         if finite:
             penalty = max([*finite, PENALTY * record.initial_loss])
-            step = max(round(record.tokens), (frozen.last_step or 0) + 1)
-            trial.report(penalty if math.isfinite(penalty) else max(finite), step=step)
+            # noted, so that a process that takes over here does not report it a step later
+            step = frozen.user_attrs.get(PENALTY_STEP)
+            if step is None:
+                step = max(round(record.tokens), (frozen.last_step or 0) + 1)
+                trial.set_user_attr(PENALTY_STEP, step)
+            if step not in frozen.intermediate_values:
+                trial.report(penalty if math.isfinite(penalty) else max(finite), step=step)
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        """The trial as it stands in the store."""
+        return self._study.get_trials(deepcopy=False)[trial.number]
 
 
 def _open_study(method: Method, task: SearchTask, store: str | None, name: str) -> Study:
@@ -280,8 +308,10 @@ def _open_study(method: Method, task: SearchTask, store: str | None, name: str) 
         trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
         if not trials and TASK not in attributes:
             study.set_user_attr(TASK, fingerprint)
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        raise EngineError(f"the store {store} cannot be used: {error}") from error
+    except SQLAlchemyError as error:
+        raise EngineError(
+            f"the store {store} cannot be used: {str(getattr(error, 'orig', None) or error).splitlines()[0]}"
+        ) from error
     except (KeyError, json.JSONDecodeError, TableError) as error:
         raise EngineError(f"the store {store} is damaged: {error!r}") from error
     if TASK not in attributes:

@@ -10,14 +10,17 @@ from itertools import islice
 from typing import Protocol
 
 import numpy as np
+from optuna.distributions import FloatDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method, grid_points, starts
+from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import RECORD, plain
+from metaopt_hpo_optuna.resuming import draw_again
 from metaopt_hpo_optuna.study_table import record_from_json
 
 RUNGS = 3
@@ -45,13 +48,21 @@ class Proposal:
         """The lr, or a typical one where the sampler will choose: enough to tell what a trial costs."""
         return math.sqrt(self.bounds[0] * self.bounds[1]) if self.lr is None else self.lr
 
-    def start(self, study: Study) -> tuple[Trial, float]:
-        """A new trial and its learning rate, which is entered in the trial."""
+    def start(self, study: Study, begun: FrozenTrial | None = None) -> tuple[Trial, float]:
+        """A trial and its learning rate, which is entered in the trial.
+
+        Args:
+            begun: the trial of this very proposal that an interrupted process left, to be taken up again.
+        """
         low, high = self.bounds
-        if self.lr is not None and self.searched:
+        if begun is None and self.lr is not None and self.searched:
             # an enqueued value shows as a parameter in Optuna's own tools
             study.enqueue_trial({"lr": min(max(self.lr, low), high)})
-        trial = study.ask()
+        running = begun is not None and begun.state == TrialState.RUNNING
+        if running and begun is not None and begun.params and "lr" not in begun.params:
+            again = draw_again(study, begun, low, high)
+            _compat.write_param(study, begun, "lr", again, FloatDistribution(low, high, log=True))
+        trial = _compat.resumed(study, begun) if running and begun is not None else study.ask()
         if self.lr is not None and not self.searched:
             trial.set_user_attr("lr", plain(self.lr))
             return trial, self.lr

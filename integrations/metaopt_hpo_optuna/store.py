@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import optuna
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import URL
 
 from metaopt_hpo.comparison.engine import EngineError
 
@@ -18,6 +24,22 @@ LOCK_SECONDS = 120
 
 JOURNAL_SUFFIXES = (".journal", ".log")
 CREATE_ATTEMPTS = 20
+
+TABLES = frozenset({"version_info", "studies", "trials", "trial_params", "trial_values"})
+"""Some of Optuna's tables, by which its databases are known."""
+
+
+def store_file(store: str | None) -> Path | None:
+    """The file behind a store; None for memory and for servers."""
+    if store is None or ("://" in store and not store.startswith("sqlite:///")):
+        return None
+    return Path(store.removeprefix("sqlite:///"))
+
+
+def check_folder(path: Path) -> None:
+    """Raise EngineError unless the file's folder is there."""
+    if not path.parent.is_dir():
+        raise EngineError(f"cannot keep trials in {path}: there is no folder {path.parent}; create it first")
 
 
 def open_store(store: str | None) -> BaseStorage:
@@ -28,48 +50,95 @@ def open_store(store: str | None) -> BaseStorage:
     """
     if store is None:
         return InMemoryStorage()
-    if "://" in store and not store.startswith("sqlite:///"):
+    path = store_file(store)
+    if path is None:
         return _relational(store, store, {})
-    path = Path(store.removeprefix("sqlite:///"))
+    check_folder(path)
     if path.suffix in JOURNAL_SUFFIXES:
-        try:
-            return JournalStorage(JournalFileBackend(str(path)))
-        except (OSError, ValueError, KeyError) as error:
-            raise EngineError(
-                f"{path} cannot be used as a journal of trials: {error}; choose another file"
-            ) from error
-    if not path.parent.is_dir():
-        raise EngineError(f"cannot keep trials in {path}: there is no folder {path.parent}; create it first")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        return _journal(path)
+    places = [path.parent, *([path] if path.exists() else [])]  # SQLite keeps a journal beside the file
+    if path.is_dir() or not all(os.access(place, os.W_OK) for place in places):
         raise EngineError(f"cannot keep trials in {path}: it is not writable; choose another file")
     _check_sqlite(path)
-    return _relational(f"sqlite:///{path}", str(path), {"timeout": LOCK_SECONDS})
+    # connected by name rather than by URL, which would cut it at a question mark
+    connect = functools.partial(sqlite3.connect, str(path), timeout=LOCK_SECONDS, check_same_thread=False)
+    url = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+    return _relational(url.replace("{", "%7B").replace("}", "%7D"), str(path), {"creator": connect})
+
+
+def _journal(path: Path) -> BaseStorage:
+    try:
+        _drop_half_line(path)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(
+            f"{path} cannot be used as a journal of trials: {_first_line(error)}; choose another file"
+        ) from error
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut off what a process killed in the middle of its write left: Optuna would refuse the journal for ever."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    lock = optuna.storages.journal.JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        with path.open("rb+") as file:
+            data = file.read()
+            end = data.rfind(b"\n") + 1
+            ours = end > 0 or data.startswith(b'{"op_code"')  # else another program's file: nothing is cut
+            if ours and end < len(data):
+                file.truncate(end)
+                os.fsync(file.fileno())
+    finally:
+        lock.release()
 
 
 def _check_sqlite(path: Path) -> None:
-    """Refuse a file that is no database, or somebody else's: Optuna would add its tables to it."""
+    """Refuse a file that is no database, or somebody else's: Optuna would add its tables to it.
+
+    Opened for writing, so that SQLite takes back what a killed process left half written.
+    """
     if not path.exists() or path.stat().st_size == 0:
         return
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=LOCK_SECONDS)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=LOCK_SECONDS)
         try:
             rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         finally:
             connection.close()
+    except sqlite3.OperationalError as error:
+        raise EngineError(
+            f"{path} cannot be opened now ({error}); the trials in it are kept: see that the disk has room and that "
+            "file and folder can be written, and start again"
+        ) from error
     except sqlite3.DatabaseError as error:
         raise EngineError(
-            f"{path} is not a readable SQLite database ({error}); move it away or choose another file"
+            f"{path} is not a readable SQLite database ({error}); restore it, or choose another file"
         ) from error
     tables = {name for (name,) in rows}
-    if tables and "version_info" not in tables:
+    if tables and not tables >= TABLES:
         raise EngineError(f"{path} is a database of another program; choose another file for the trials")
 
 
-def _relational(url: str, shown: str, connect: dict[str, int]) -> BaseStorage:
+@contextmanager
+def store_errors(store: str | None) -> Iterator[None]:
+    """Say in one sentence that the store failed under way: a full disk, a damaged page, a server that is gone."""
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        raise EngineError(
+            f"the store {store} cannot be used: {_first_line(cause or error)}; finished trials are kept: "
+            "start again once it can"
+        ) from error
+
+
+def _relational(url: str, shown: str, options: dict[str, Any]) -> BaseStorage:
     for attempt in range(CREATE_ATTEMPTS):
         try:
             # pre_ping: a connection that a server restart has cut is replaced instead of failing the trial
-            return RDBStorage(url, engine_kwargs={"connect_args": connect, "pool_pre_ping": True})
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, **options})
         except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.IntegrityError) as error:
             # two processes that create the tables at once: the loser finds them there
             racing = isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
@@ -85,6 +154,6 @@ def _relational(url: str, shown: str, connect: dict[str, int]) -> BaseStorage:
     raise AssertionError("unreachable")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

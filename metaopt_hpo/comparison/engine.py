@@ -82,8 +82,8 @@ class SearchEngine(Protocol):
 
         Args:
             store: where trials live (for Optuna a storage URL or a file path); None keeps them in memory.
-                A study of the same name is resumed: nothing finished is run again, and trials an
-                interrupted process left running are closed as failed with what they had spent.
+                A study of the same name is resumed: nothing finished is run again, and the trial that an
+                interrupted process left under way goes on; what that process had spent on it is not counted.
             study: unique name of this search within the store.
 
         Raises:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord
@@ -68,6 +68,18 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class Checkpointing(Protocol):
+    """An objective that can go on with a run that another process began."""
+
+    def run_saved(self, configuration: Configuration, report: Report, checkpoint: Path) -> TrialRecord:
+        """Run as `Objective.run`, saving to a file, from which the run goes on exactly where it exists.
+
+        What was reported before is reported again, for the process may have ended between saving and reporting.
+        """
+        ...
+
+
 class TrainObjective:
     """Train a workload at one of several sizes.
 
@@ -102,12 +114,36 @@ class TrainObjective:
 
     def run(self, configuration: Configuration, report: Report = no_report) -> TrialRecord:
         """Train to the end, or until `report` gives a reason to stop."""
+        return self._train(configuration, report)
+
+    def run_saved(self, configuration: Configuration, report: Report, checkpoint: Path) -> TrialRecord:
+        """Train from the checkpoint where there is one; see `Checkpointing`. A damaged one is trained anew."""
+        from metaopt_hpo.training.checkpoint import CheckpointError, load
+
+        if checkpoint.exists():
+            try:
+                load(checkpoint)
+            except CheckpointError:
+                checkpoint.unlink()
+        return self._train(configuration, report, checkpoint=checkpoint)
+
+    def _train(self, configuration: Configuration, report: Report, **options: Any) -> TrialRecord:
         from metaopt_hpo.strategies import make
-        from metaopt_hpo.training.run import TrainingRun
+        from metaopt_hpo.training.run import RunStopped, TrainingRun
         from metaopt_hpo.workloads.base import train
 
         class ReportingRun(TrainingRun):
             decision: str | None = None
+
+            def __enter__(self) -> Self:
+                super().__enter__()
+                curve = self.recorder.curve()
+                for tokens, loss in zip(curve.tokens, curve.loss, strict=True) if curve else ():
+                    self.report(round(tokens), loss)
+                if self.decision is not None and self.state == "running":
+                    self.state, self.reason = "pruned", self.decision
+                    raise RunStopped(self.decision)
+                return self
 
             def report(self, tokens: int, loss: float) -> None:
                 self.decision = report(tokens, loss)
@@ -123,6 +159,7 @@ class TrainObjective:
             device=self._device,
             run_class=ReportingRun,
             report_stride=self._report_stride,
+            **options,
         )
         return replace(run.record(), params=dict(configuration.options))
 

@@ -14,24 +14,28 @@ import os
 import platform
 import queue
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.engine import SearchEngine, SearchTask, get_engine
 from metaopt_hpo.comparison.methods import method as method_named
 from metaopt_hpo.comparison.objective import Objective
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.locks import only_process
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo.workers import worker_pool
 
 PLAN_FILE = "plan.json"
 TABLE_FILE = "trials.parquet"
 STORE_FILE = "trials.sqlite"
+LOCK_FILE = "compare.lock"
 PILOT = "pilot"
 FORMAT_VERSION = 1
 
@@ -177,8 +181,22 @@ def compare(
         raise CompareError(
             f"engine {plan.engine!r} has no method {missing[0]!r}; it has {', '.join(sorted(engine.methods))}"
         )
-    _claim(folder, plan, command)
     workers = workers or max(1, (os.cpu_count() or 1) // threads)
+    with _only_comparison(folder):
+        _claim(folder, plan, command)
+        table = _run(folder, plan, engine, objective, workers, threads, progress)
+    return Comparison(plan, table, machine(), command)
+
+
+def _run(
+    folder: Path,
+    plan: Plan,
+    engine: SearchEngine,
+    objective: Objective,
+    workers: int,
+    threads: int,
+    progress: Progress | None,
+) -> TrialTable:
     run = _Runner(folder, engine, objective, threads, progress)
     pilot_jobs = _pilot_jobs(plan, objective)
     target_jobs = [(name, seed) for name in plan.methods for seed in plan.seeds]
@@ -195,7 +213,19 @@ def compare(
     ordered = pilots + [r for m, s in target_jobs for r in records[f"{m}/seed{s}"]]
     table = TrialTable.from_records(ordered)
     table.write(folder / TABLE_FILE)
-    return Comparison(plan, table, machine(), command)
+    return table
+
+
+@contextmanager
+def _only_comparison(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompareError(
+            f"cannot write to results folder {folder}: {error.strerror}; choose another --out"
+        ) from error
+    with only_process(folder / LOCK_FILE, f"results folder {folder}"):
+        yield
 
 
 def _pilot_jobs(plan: Plan, objective: Objective) -> list[_Job]:
@@ -256,12 +286,9 @@ class _Runner:
             return self._in_processes(jobs, workers)
 
     def _in_processes(self, jobs: list[_Job], workers: int) -> dict[str, list[TrialRecord]]:
-        context = multiprocessing.get_context("spawn")
-        messages: Any = context.Queue()
-        pool = ProcessPoolExecutor(
-            min(workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(messages,)
-        )
-        try:
+        messages: Any = multiprocessing.get_context("spawn").Queue()
+        # finished trials are in the store; what runs is stopped, and goes on from its checkpoint on resume
+        with worker_pool(min(workers, len(jobs)), _start_worker, (messages,)) as pool:
             futures: dict[Future[list[TrialRecord]], str] = {
                 pool.submit(_search_in_worker, self._engine, job, self._store, self._threads): job.study
                 for job in jobs
@@ -274,15 +301,6 @@ class _Runner:
                     future.result()
             self._drain(messages)
             return {study: future.result() for future, study in futures.items()}
-        except BaseException:
-            # finished trials are in the store; what runs is stopped and will be run again on resume
-            processes = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def _drain(self, messages: Any) -> None:
         while True:
@@ -304,12 +322,8 @@ _messages: Any = None
 
 
 def _start_worker(messages: Any) -> None:
-    import signal
-
     global _messages
     _messages = messages
-    # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _search_in_worker(engine: SearchEngine, job: _Job, store: str, threads: int) -> list[TrialRecord]:
@@ -341,14 +355,9 @@ def _claim(folder: Path, plan: Plan, command: str) -> None:
         )
     content = {"version": FORMAT_VERSION, "plan": plan.to_json(), "machine": machine(), "command": command}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / (PLAN_FILE + ".tmp")
-        temporary.write_text(json.dumps(content, indent=2), encoding="utf-8")
-        temporary.replace(folder / PLAN_FILE)
-    except OSError as error:
-        raise CompareError(
-            f"cannot write to results folder {folder}: {error.strerror}; choose another --out"
-        ) from error
+        write_text(folder / PLAN_FILE, json.dumps(content, indent=2))
+    except WriteError as error:
+        raise CompareError(f"cannot write to results folder {folder}: {error}") from error
 
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:

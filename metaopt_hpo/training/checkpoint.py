@@ -35,11 +35,15 @@ class CheckpointError(MetaOptError):
     """A checkpoint cannot be written, cannot be read as one of ours, or is another run's."""
 
 
+class CheckpointWriteError(CheckpointError, WriteError):
+    """A checkpoint cannot be written; the one before it is unchanged."""
+
+
 def save(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """Write `state` to `path` so that a crash or a full disk leaves the old file whole.
 
     Raises:
-        CheckpointError: the folder is not writable, or full; an older checkpoint is untouched.
+        CheckpointWriteError: the folder is not writable, or full; an older checkpoint is untouched.
     """
     try:
         with replacing(path) as temporary:
@@ -49,7 +53,9 @@ def save(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
             with temporary.open("ab") as written:
                 written.write(MARK + digest.encode() + b"\n")
     except (WriteError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise CheckpointError(f"cannot write checkpoint {os.fspath(path)}: {_first_line(error)}") from error
+        raise CheckpointWriteError(
+            f"cannot write checkpoint {os.fspath(path)}: {_first_line(error)}"
+        ) from error
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
