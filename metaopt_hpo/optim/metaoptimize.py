@@ -171,6 +171,7 @@ class MetaOptimize(SavedState):
         else:
             check_positive("alpha", alpha)
             beta.fill_(math.log(alpha))
+            self._watch = Watch(math.log(alpha))  # far means far from where the caller put it
         if self._bounds is not None:
             beta.clamp_(*self._bounds)
         self._refresh_step_sizes()

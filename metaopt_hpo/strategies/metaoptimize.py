@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from metaopt_hpo.optim import AdamW, MetaOptimize
 from metaopt_hpo.optim.blocks import BlockSpec
 from metaopt_hpo.optim.metaoptimize import TRACES
 from metaopt_hpo.optim.rules import BASE_RULES, Rule, base_rule
+from metaopt_hpo.strategies.balance import PRIOR
 from metaopt_hpo.strategies.base import (
     LRRun,
     LRStrategy,
@@ -24,17 +25,12 @@ from metaopt_hpo.strategies.base import (
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
 from metaopt_hpo.strategies.registry import register
 
-LOG_TRAVEL = 20.0
+LOG_TRAVEL = 40.0
 """How far ln α may move in one run, nats, when `meta_lr` is not given: meta-Adam moves it by at most about
-meta_lr a step, and twenty nats span every start from 1e-8 to 1."""
+meta_lr a step, so a fifth of the run spans eight nats; at half that speed a GRU's step size was still rising there."""
 
 META_LR_BOUNDS = (1e-3, 5e-2)
 """The paper's η below; above, momentum would carry α past what z asks for before z can object."""
-
-SHORT_SIGHT = 2.0
-"""How far below the best peak rate of a cooled-down run the adapted step size settles: learned, on byte-level
-transformers of widths 24, 48 and 96, and in line with a rough derivation (see `MetaOptimizeStrategy`). The study varies
-it (`metaopt-hpo study`, "correction")."""
 
 
 @register("metaoptimize")
@@ -42,19 +38,21 @@ it (`metaopt-hpo study`, "correction")."""
 class MetaOptimizeStrategy(LRStrategy):
     """Learning rate found during the run by MetaOptimize; it leaves the search space.
 
-    The run has three parts. *Find* adapts the step size, under a rising ramp at first. *Hold* commits to its
-    geometric mean over the last third of that time, times `correction`. *Cooldown* lowers it linearly to zero.
+    The run has four parts. *Adapt*: the step size follows the meta-gradient, under a rising ramp at first. *Measure*:
+    it is held at the geometric mean over the last third of that time, times a prior correction, and the run measures
+    how much the loss pays for noise and how fast it falls. *Hold*: the step size is what the two ask for. *Cooldown*
+    lowers it linearly to zero.
 
-    Why a correction: the trace weighs the loss at hand, where noise hurts at once and progress pays later
-    ("short-horizon bias", Wu et al. 2018, arXiv 1803.02021). With A/(αt)^p the loss still to go after t steps and Bα
-    the noise, the step size that is best for the loss now grows as t^(−p/(1+p)). A run of T steps that ends in a
-    cooldown, which leaves a fraction κ of the noise, wants (κ⁻¹ (t/T)^p)^(1/(1+p)) times as much: 1.9 at t = T/5
-    for p = 1/2 and κ = 1/6. This is heuristic (one power law, one noise); the default, 2, is what was learned.
+    Why a correction: the meta-gradient weighs the loss at hand, where noise hurts at once and progress pays later
+    ("short-horizon bias", Wu et al. 2018, arXiv 1803.02021), so the adapted step size sits below what a run that ends
+    in a cooldown wants; how far below depends on the model (a factor of 0.9 on a GRU, 2 on a transformer). What such a
+    run wants is noise in a fixed proportion to progress; `strategies.balance` says how both are measured. No step of
+    the run is lost to it.
 
     Args:
-        lr: where to start. A start above `limit` is taken at the limit, so that none can do damage; one below
-            doubles every step until it is there, while the ramp is still low. So the start hardly matters; give
-            `expected` to say what you know.
+        lr: where to start. A start above `limit` is taken at the limit, so that none can do damage; one far below at
+            a sixteenth of it, and doubled each step up to the limit while the meta-gradient does not object and the
+            ramp is still low. So the start hardly matters; give `expected` to say what you know.
         expected: the peak rate that a law predicts for this run, e.g. `law.predict(...).lr.value`; the search is then
             confined to a factor `within` around it, and `lr` is not used. None starts from nothing.
         within: how far from `expected` the run may go, a factor; take it from the prediction's interval.
@@ -62,7 +60,7 @@ class MetaOptimizeStrategy(LRStrategy):
         meta_betas: of meta-Adam, (0.5, 0.95). A memory of two steps for z and of twenty for its size, not the
             paper's ten and thousand: the climb has a few dozen steps, in which z grows with α, and momentum would
             carry α past the point where z turns.
-        meta_lr: step size η of the meta update. None follows the horizon: 20 / steps, held within [1e-3, 5e-2]; the
+        meta_lr: step size η of the meta update. None follows the horizon: 40 / steps, held within [1e-3, 5e-2]; the
             paper's 1e-3 is far too slow for runs of a few thousand steps. 0 adapts nothing: a plain schedule from
             `lr`.
         gamma: discount γ of the eligibility trace (1 in the paper for stationary tasks).
@@ -76,7 +74,9 @@ class MetaOptimizeStrategy(LRStrategy):
             takes `lr` as it is, which suits fine-tuning, where even the limit may be too much.
         warmup: fraction of the run over which the step size is multiplied by a rising ramp.
         find: fraction of the run after which the step size is committed to. 1 keeps adapting until the cooldown.
-        correction: factor on the committed step size (see above).
+        measure: fraction of the run, after `find`, in which the correction is measured. It takes about a hundred
+            steps; in shorter runs the prior correction, 1.4, stays.
+        correction: factor on the committed step size (see above) instead of a measured one.
         cooldown: fraction of the run at its end over which the step size is multiplied by a falling ramp.
         guard: bring the run back to its last good weights, with half the step size, when the training loss loses
             more than half of its progress or is not finite. Costs a copy of weights and optimizer state in host
@@ -98,7 +98,8 @@ class MetaOptimizeStrategy(LRStrategy):
     limit: float | None = 0.01
     warmup: float = 0.1
     find: float = 0.2
-    correction: float = SHORT_SIGHT
+    measure: float = 0.12
+    correction: float | None = None
     cooldown: float = 0.3
     guard: bool = True
 
@@ -119,8 +120,20 @@ class MetaOptimizeStrategy(LRStrategy):
         if len(tuple(self.meta_betas)) != 2 or not all(0 <= b < 1 for b in self.meta_betas):
             raise ValueError(f"meta_betas must be two numbers in [0, 1), got {self.meta_betas!r}")
         object.__setattr__(self, "meta_betas", tuple(self.meta_betas))
-        check_positive(self, "correction")
-        check_fraction(self, "warmup", "find", "cooldown")
+        if self.correction is not None:
+            check_positive(self, "correction")
+        check_fraction(self, "warmup", "find", "measure", "cooldown")
+
+    @property
+    def prior_correction(self) -> float:
+        """What the adapted step size is multiplied with before anything is measured."""
+        return PRIOR if self.correction is None else self.correction
+
+    def bounded(self, step_sizes: Tensor) -> Tensor:
+        """Step sizes held within what a law expects, where one is given."""
+        if self.expected is None:
+            return step_sizes
+        return step_sizes.clamp(self.expected / self.within, self.expected * self.within)
 
     def horizon_meta_lr(self, horizon: int) -> float:
         """η in force for a run of `horizon` steps."""
@@ -133,8 +146,8 @@ class MetaOptimizeStrategy(LRStrategy):
         """α₀ before any limit, and the bounds of β: the low end of what a law expects, approached from below."""
         if self.expected is None:
             return self.lr, None
-        low, high = (self.expected / self.correction * f for f in (1 / self.within, self.within))
-        return low, (math.log(low), math.log(high))
+        low = self.expected / self.within / max(1.0, self.prior_correction)
+        return low, (math.log(low), math.log(self.expected * self.within))
 
     def base_rule(self) -> Rule:
         """The base rule with this strategy's coefficients."""

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt_hpo.optim import MetaOptimize
 from metaopt_hpo.optim.metaoptimize import TRACES
+from metaopt_hpo.strategies.balance import Balance, set_anchor, shrunk, trace_product
 from metaopt_hpo.strategies.base import LRRun, StrategyError
 from metaopt_hpo.strategies.guard import Guard
 from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
@@ -24,6 +25,12 @@ GUARD_WINDOWS = 100
 """Windows of the guard in a run; one is at least `LEAST_WINDOW` steps."""
 
 LEAST_WINDOW = 5
+
+BELOW = 16.0
+"""A start further below the limit than this is taken at this fraction of it: four doublings away."""
+
+TINY = 1e-12
+"""Step size while there is no gradient to measure a limit with."""
 
 
 class MetaOptimizeRun(LRRun):
@@ -51,9 +58,16 @@ class MetaOptimizeRun(LRRun):
         self._limited = strategy.limit is not None and strategy.expected is None and self._meta_lr > 0
         self._limit = math.nan if self._limited else math.inf
         """Largest first step size; NaN until the first gradients that did not overflow."""
+        settle_step = min(stable, max(self._commit_step, round((strategy.find + strategy.measure) * horizon)))
+        measures = self._corrected and strategy.correction is None and not self.needs_graph
+        self._balance = Balance(horizon, (self._commit_step, settle_step)) if measures else None
+        self._settle_step = settle_step
+        self._climbs = 0
+        """Steps in which the step size may still be doubled towards the limit."""
         self._average_from = self._commit_step - max(1, self._commit_step // 3)
         self._log_sum: Tensor | None = None
         self._committed: Tensor | None = None
+        self._loss: Tensor | None = None
         window = max(LEAST_WINDOW, horizon // GUARD_WINDOWS)
         self.guard = Guard(model, optimizer, window) if strategy.guard else None
         self.listens_to = model if strategy.guard and isinstance(model, nn.Module) else None
@@ -70,6 +84,7 @@ class MetaOptimizeRun(LRRun):
         """See `LRRun.step`; a step on which the guard brings the run back takes no update."""
         if self.guard is not None and loss is not None and self.guard.look(loss):
             self._slow_down(0.5**self.guard.returns)
+            self._balance = None  # what it saw of the loss belongs to weights that are gone
             self.optimizer.zero_grad(set_to_none=True)
             self.steps_taken += 1
         elif self.needs_graph:
@@ -124,27 +139,56 @@ class MetaOptimizeRun(LRRun):
             self._log_sum = logs if self._log_sum is None else self._log_sum + logs
         elif step >= self._commit_step and self._committed is None and self._corrected:
             self._commit()
+        if self._balance is not None:
+            self._measure(self._balance, step, loss)
 
     def _commit(self) -> None:
         if self._log_sum is None:
             return
         mean = self._log_sum / (self._commit_step - self._average_from)
-        self._committed = mean.exp() * self._strategy.correction
+        self._committed = self._strategy.bounded(mean.exp() * self._strategy.prior_correction)
         self.optimizer.set_step_size(self._committed)
 
-    def _before_update(self, step: int) -> None:
-        if not self._limited:
+    def _measure(self, balance: Balance, step: int, loss: Tensor | None) -> None:
+        self._loss = loss
+        if self._committed is None or step < self._settle_step:
+            if balance.anchors(step):
+                set_anchor(self.optimizer)
             return
+        self._committed = self._strategy.bounded(self._committed * shrunk(*balance.factor()))
+        self.optimizer.set_step_size(self._committed)
+        self._balance = None
+
+    def _before_update(self, step: int) -> None:
+        if self._balance is not None:
+            product = trace_product(self.optimizer) if self._balance.wants_product(step) else None
+            if product is not None and self.grad_norm is not None and self.max_grad_norm is not None:
+                product = product * (self.grad_norm / self.max_grad_norm).clamp(min=1.0).to(product)
+            size = self.step_sizes().log().mean().exp()
+            self._balance.see(step, self._loss, size, product)
+        if self._limited:
+            self._climb()
+
+    def _climb(self) -> None:
+        """Start within a factor `BELOW` of the limit, and double up to it while the meta-gradient does not object."""
         if math.isnan(self._limit):
             assert self._strategy.limit is not None
             params = [p for group in self.optimizer.param_groups for p in group["params"]]
-            self._limit = self._strategy.limit * relative_step(params, self._strategy.base_rule().as_base())
-            if self._lr > self._limit:
-                self.optimizer.set_step_size(self._limit)
-        elif self._limit < math.inf and step - 1 < math.log2(self._limit) - math.log2(self._lr):
-            # the comparison above is of logarithms: 2.0**1024 overflows
-            floor = min(self._limit, math.ldexp(self._lr, step))
-            self.optimizer.set_step_size(self.optimizer.step_sizes().clamp(min=floor))
+            limit = self._strategy.limit * relative_step(params, self._strategy.base_rule().as_base())
+            if limit < math.inf:
+                self._limit, self._climbs = limit, 2 * round(math.log2(BELOW))
+            # no gradient yet: nothing to learn from, and decay alone must not act
+            self.optimizer.set_step_size(
+                min(max(self._lr, limit / BELOW), limit) if limit < math.inf else TINY
+            )
+        elif self._climbs > 0:
+            self._climbs -= 1
+            sizes = self.optimizer.step_sizes()
+            above = (2 * sizes).clamp(max=self._limit)
+            slope = self.optimizer.param_groups[0].get("meta_m")
+            if slope is not None:
+                above = torch.where(slope <= 0, above, sizes)
+            self.optimizer.set_step_size(torch.maximum(sizes, above))
 
     def step_sizes(self) -> Tensor:
         """Step sizes of the last step, ramps included: one value a block."""
@@ -162,17 +206,24 @@ class MetaOptimizeRun(LRRun):
             "meta_lr": self.optimizer.meta_lr,
             "factor": self._factor,
             "limit": self._limit,
+            "climbs": self._climbs,
             "log_sum": self._log_sum,
             "committed": self._committed,
+            "balance": None if self._balance is None else self._balance.state_dict(),
             "guard": None if self.guard is None else self.guard.state_dict(),
         }
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self.optimizer.meta_lr = float(state["meta_lr"])
         self._factor, self._limit = float(state["factor"]), float(state["limit"])
+        self._climbs = int(state["climbs"])
         here = self.optimizer.param_groups[0]["beta"].device  # checkpoints are loaded to the host
         self._log_sum, self._committed = (
             None if state[name] is None else state[name].to(here) for name in ("log_sum", "committed")
         )
+        if state["balance"] is None:
+            self._balance = None
+        elif self._balance is not None:
+            self._balance.load_state_dict(state["balance"])
         if self.guard is not None and state["guard"] is not None:
             self.guard.load_state_dict(state["guard"])

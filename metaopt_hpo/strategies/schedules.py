@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from metaopt_hpo.optim import MetaOptimize
+from metaopt_hpo.optim.rules import BASE_RULES
 from metaopt_hpo.strategies.base import LRRun, LRStrategy, check_fraction, check_horizon, decay_groups
 from metaopt_hpo.strategies.registry import register
 
@@ -37,7 +39,7 @@ class Schedule(LRStrategy):
         warmup: fraction of the run over which lr rises linearly from near 0 (default 0.05).
     """
 
-    bases: ClassVar[tuple[str, ...]] = ("adamw", "sgd", "sgdm")
+    bases: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(("adamw", *BASE_RULES)))
 
     warmup: float = 0.05
 
@@ -59,6 +61,9 @@ class Schedule(LRStrategy):
             optimizer = torch.optim.AdamW(
                 groups, lr=self.lr, betas=self.betas, eps=1e-8, fused=_fusable(groups)
             )
+        elif self.base not in ("sgd", "sgdm"):
+            # torch has no such rule with decoupled decay; ours with the meta step at zero is a plain optimizer
+            optimizer = MetaOptimize(groups, lr=self.lr, base=self.base, meta="sgd", meta_lr=0.0)
         else:
             momentum = self.betas[0] if self.base == "sgdm" else 0.0
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=momentum)

@@ -1,0 +1,189 @@
+"""The balance of noise and progress at a fixed step size, measured in a run, and the step size that it asks for.
+
+At a step size α the weights jitter around the path that they follow. The jitter adds H(α) to the loss, in proportion
+to α, and a cooldown removes most of it; the path itself falls by S for every e-fold of the steps taken. A run that
+ends in a cooldown wants H in a fixed proportion to S: with too small an α it is slow for nothing, with too large a one
+it pays for noise that the cooldown no longer takes back. Both are cheap to measure:
+
+- 2H is g·(w − w_a) for an anchor w_a a few dozen steps back: the two jitters are independent by then, and the gradient
+  sees the difference. The optimizer's trace h, set to zero at the anchor, is w − w_a.
+- S is the fall of the mean loss between two parts of the run, each less its own H.
+
+The proportion, `PROPORTION`, is the only constant; it was learned on jobs outside the study.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt_hpo.optim.sharding import ShardKey, like_shards, local, reduce_sums, shard_key
+from metaopt_hpo.strategies.processes import mean_over_processes
+
+ANCHOR = 40
+"""Steps between anchors: the jitter is forgotten after ten to thirty, and the path has hardly moved."""
+
+PROPORTION = 1.5
+"""S / 2H at the best peak rate, with S between an eighth and a quarter of the run."""
+
+PRIOR = 1.4
+"""Best peak rate over adapted step size where nothing was measured: the middle of what was seen (0.9 to 2.1)."""
+
+PRIOR_SPREAD = 0.35
+"""Standard deviation of the logarithm of that ratio over models."""
+
+RULE_SPREAD = 0.15
+"""Standard deviation of the logarithm of `PROPORTION` over models."""
+
+INTERPOLATING = 0.05
+"""Below this fraction of the first loss the training data are being learned by heart, and S says nothing of use."""
+
+LEAST = 12
+"""Losses and products that a mean needs."""
+
+
+def trace_product(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Σ h·g over all parameters with a gradient, summed over shards; None where the optimizer keeps no trace `h`."""
+    parts: dict[ShardKey, Tensor] = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            h = optimizer.state[p].get("h") if p in optimizer.state else None
+            if h is None or p.grad is None:
+                continue
+            g = local(like_shards(p.grad, p)).reshape(-1)
+            h = local(h).reshape(-1)
+            product = torch.dot(g.to(torch.float32), h.to(torch.float32)).double()
+            key = shard_key(p)
+            parts[key] = product if key not in parts else parts[key] + product.to(parts[key].device)
+    if not parts:
+        return None
+    return reduce_sums(parts, next(iter(parts.values())))
+
+
+@torch.no_grad()
+def set_anchor(optimizer: torch.optim.Optimizer) -> None:
+    """Count the trace from the weights as they are."""
+    for state in optimizer.state.values():
+        if "h" in state:
+            state["h"].zero_()
+
+
+class Balance:
+    """Means of the loss in an early and a late part of a run, and of g·(w − w_a) in the late one.
+
+    Numbers stay on the device until `factor` is asked for, once a run.
+
+    Args:
+        horizon: steps of the run.
+        late: first step and end of the late part, whose step size is fixed.
+    """
+
+    def __init__(self, horizon: int, late: tuple[int, int]) -> None:
+        self._early = (round(0.5 * late[0]), round(0.8 * late[0]))
+        self._late = late
+        self._sums: Tensor | None = None
+        """First loss; count, ln step, ln α, loss and loss² of the early part; the same of the late part;
+        count, value and square of 2H."""
+
+    def anchors(self, step: int) -> bool:
+        """Whether the trace is to be counted from this step on."""
+        return self._late[0] <= step < self._late[1] and (step - self._late[0]) % self._stride == 0
+
+    def wants_product(self, step: int) -> bool:
+        """Whether `see` is to be given g·(w − w_a) for this step: in the second half after each anchor."""
+        if not self._late[0] <= step < self._late[1]:
+            return False
+        return (step - self._late[0]) % self._stride >= self._stride // 2
+
+    @property
+    def _stride(self) -> int:
+        return max(2, min(ANCHOR, self._late[1] - self._late[0]))
+
+    def see(self, step: int, loss: Tensor | None, alpha: Tensor, product: Tensor | None) -> None:
+        """Take in one step.
+
+        Args:
+            step: its number, from 0.
+            loss: its training loss, before the update.
+            alpha: the step size in force (ramps included), a 0-d tensor.
+            product: g·(w − w_a), unclipped, where `wants_product` asked for it.
+        """
+        in_early = self._early[0] <= step < self._early[1]
+        # the first steps after the step size changed are left out
+        in_late = self._late[0] + self._stride // 2 <= step < self._late[1]
+        if loss is None or not (step == 0 or in_early or in_late):
+            return
+        y = loss.detach().double().reshape(())
+        zero, one, x = y * 0, y * 0 + 1, y * 0 + math.log(step + 1)
+        row = torch.stack([one, x, alpha.to(y).log(), y, y * y])
+        none = row * 0
+        if product is None:
+            noise = torch.stack([zero, zero, zero])
+        else:
+            z = product.to(y)
+            noise = torch.stack([one, z, z * z])
+        add = torch.cat(
+            [
+                (y if step == 0 else zero).reshape(1),
+                row if in_early else none,
+                row if in_late else none,
+                noise,
+            ]
+        )
+        self._sums = add if self._sums is None else self._sums.to(add) + add
+
+    def forget(self) -> None:
+        """Drop what was seen of the late part: the run was brought back."""
+        if self._sums is not None:
+            self._sums[6:] = 0
+
+    def factor(self) -> tuple[float, float]:
+        """What to multiply the late part's step size with, as measured, and the standard deviation of its logarithm.
+
+        Returns:
+            (1, inf) where too little was seen, where the loss does not fall, or where the training data are being
+            learned by heart.
+        """
+        unknown = (1.0, math.inf)
+        if self._sums is None:
+            return unknown
+        first, *rest = mean_over_processes(self._sums).tolist()
+        early, late, (n, z, z2) = rest[:5], rest[5:10], rest[10:]
+        if min(early[0], late[0], n) < LEAST or not all(math.isfinite(v) for v in (first, *rest)):
+            return unknown
+        (x0, a0, y0, v0), (x1, a1, y1, v1) = _means(early), _means(late)
+        noise = z / n
+        if y1 < INTERPOLATING * first or noise <= 0 or x1 <= x0:
+            return unknown
+        span = x1 - x0
+        # each part at its own step size, less the jitter of that step size: H is half of `noise` at exp(a1)
+        fall = (y0 - 0.5 * noise * min(1.0, math.exp(a0 - a1))) - (y1 - 0.5 * noise)
+        # between anchor and gradient the path has fallen too
+        noise += fall / span * 0.75 * self._stride / math.exp(x1)
+        error = math.hypot(v0, v1) / max(fall, 1e-300)
+        if fall <= 0 or error > 0.5:
+            return unknown
+        spread = math.sqrt(max(z2 / n - (z / n) ** 2, 0.0) / n) / noise
+        return fall / span / noise / PROPORTION, math.sqrt(error**2 + (1.5 * spread) ** 2 + RULE_SPREAD**2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far."""
+        return {"sums": self._sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict()`."""
+        self._sums = state["sums"]
+
+
+def _means(sums: list[float]) -> tuple[float, float, float, float]:
+    """Means of ln step, ln α and loss, and the standard error of the last."""
+    n, x, a, y, y2 = sums
+    return x / n, a / n, y / n, math.sqrt(max(y2 / n - (y / n) ** 2, 0.0) / n)
+
+
+def shrunk(factor: float, spread: float) -> float:
+    """The measured factor, drawn to 1 (the step size that `PRIOR` gives) as far as the measurement is uncertain."""
+    return float(factor ** (1 / (1 + (spread / PRIOR_SPREAD) ** 2)))

@@ -1,0 +1,84 @@
+"""The measured correction: what is measured on a problem whose noise and progress are known, and how it is used."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from metaopt_hpo.strategies import make
+from metaopt_hpo.strategies.balance import PROPORTION, Balance, shrunk
+
+
+def measured(jitter: float, fall: float, *, noise: float = 0.0, last: float = 1.0) -> tuple[float, float]:
+    """`Balance.factor` of a run whose loss is last + fall·ln(T / t) + H, with 2H = `jitter`."""
+    generator = torch.Generator().manual_seed(0)
+    balance = Balance(1000, (200, 320))
+    for step in range(320):
+        loss = torch.tensor(last + fall * math.log(1000 / (step + 1)) + jitter / 2)
+        loss = loss + noise * torch.randn((), generator=generator)
+        product = torch.tensor(jitter) if balance.wants_product(step) else None
+        balance.see(step, loss, torch.tensor(1e-3), product)
+    return balance.factor()
+
+
+@pytest.mark.parametrize("want", [0.5, 1.0, 2.0])
+def test_the_factor_is_the_balance_over_the_proportion(want: float) -> None:
+    factor, spread = measured(jitter=0.1, fall=0.1 * PROPORTION * want)
+    # the path falls between anchor and gradient too, which the product lacks
+    assert factor == pytest.approx(want, rel=0.3)
+    assert spread < 0.3
+
+
+def test_noise_widens_the_spread_and_leaves_the_step_size_where_it_is() -> None:
+    quiet, loud = (measured(0.1, 0.3, noise=n) for n in (0.01, 0.3))
+    assert quiet[1] < loud[1]
+    assert abs(math.log(shrunk(*loud))) < abs(math.log(shrunk(*quiet)))
+    assert shrunk(*measured(0.1, 0.3, noise=100.0)) == 1.0
+
+
+def test_nothing_is_concluded_without_progress_or_where_the_data_are_learned_by_heart() -> None:
+    assert measured(0.1, -0.1) == (1.0, math.inf)
+    assert measured(1e-3, 1.0, last=1e-3)[0] > 1
+    assert measured(1e-3, 0.05, last=-0.06) == (1.0, math.inf)  # 3 % of the first loss
+    assert Balance(10, (2, 3)).factor() == (1.0, math.inf)
+
+
+def noisy_run(horizon: int = 600, stop: int | None = None, run=None, model=None, **options: object):  # type: ignore[no-untyped-def]
+    if run is None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+        run = make("metaoptimize", **options).build(model, horizon)
+    sizes = []
+    while run.steps_taken < (stop or horizon):
+        x = torch.randn(16, 8, generator=torch.Generator().manual_seed(run.steps_taken))
+        loss = (model(x) - x.square().sum(1, keepdim=True) / 8 - x[:, :1]).square().mean()
+        loss.backward()
+        run.step(loss.detach())
+        sizes.append(float(run.step_sizes()[0]))
+    return run, model, sizes
+
+
+def test_the_step_size_is_corrected_once_after_the_measurement() -> None:
+    _, _, sizes = noisy_run()
+    _, _, fixed = noisy_run(correction=1.4)
+    assert sizes[:192] == pytest.approx(fixed[:192])
+    assert len(set(sizes[120:192])) == 1
+    assert len(set(sizes[195:420])) == 1
+    assert sizes[195] != sizes[150]
+
+
+@pytest.mark.parametrize("at", [70, 150, 192, 193])
+def test_resumed_while_it_measures_it_goes_on_as_it_would_have(at: int, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    _, whole, sizes = noisy_run(300)
+    run, model, _ = noisy_run(300, stop=at)
+    torch.save({"model": model.state_dict(), "run": run.state_dict()}, tmp_path / "c.pt")
+    saved = torch.load(tmp_path / "c.pt", weights_only=True)
+    other = copy.deepcopy(model)
+    other.load_state_dict(saved["model"])
+    again = make("metaoptimize").build(other, 300)
+    again.load_state_dict(saved["run"])
+    _, _, rest = noisy_run(run=again, model=other, horizon=300)
+    assert rest == sizes[at:]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters(), strict=True))
