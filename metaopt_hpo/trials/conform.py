@@ -54,8 +54,8 @@ class Reading:
         options: what the user said.
         line: lines of a text file before its first row, so that messages can name a cell's line.
         points_open: see `NumberReader`.
-        settings: prefix of the columns that are hyperparameters, which lose it; without one, all that are not the
-            schema's are.
+        settings: prefixes of the columns that are hyperparameters, which lose them; without one, all that are not
+            the schema's are.
         sparse: a report without a loss did not evaluate it; a loss that was lost is infinite there.
     """
 
@@ -65,14 +65,19 @@ class Reading:
         *,
         line: int | None = None,
         points_open: bool = False,
-        settings: str | None = None,
+        settings: tuple[str, ...] = (),
         sparse: bool = False,
     ) -> None:
         self.options = options
         self.sparse = sparse
         self.settings = settings
         self.notes: list[Note] = []
-        self.numbers = numbers.NumberReader(options.decimal, points_open=points_open, line=line)
+        self.numbers = numbers.NumberReader(
+            options.decimal,
+            points_open=points_open,
+            line=line,
+            relative=[n for n, u in options.units.items() if u in units.RELATIVE and u != "sequences"],
+        )
         self.names: naming.Names | None = None
         self.own = False
         self.parts: list[pd.DataFrame] = []
@@ -134,9 +139,10 @@ class Reading:
         used |= self._helpers(result, frame, names)
         extra = [c for c in frame.columns if str(c) not in used and c not in schema.COLUMN_NAMES]
         others = frame.loc[:, extra]
-        if self.settings is not None:
-            own = [c for c in extra if str(c).startswith(self.settings)]
-            others = frame.loc[:, own].rename(columns=lambda c: str(c).removeprefix(self.settings or ""))
+        if self.settings:
+            own = {c: p for c in extra for p in self.settings if str(c).startswith(p)}
+            others = frame.loc[:, list(own)].rename(columns=lambda c: str(c).removeprefix(own[c]))
+            others = others.loc[:, ~others.columns.duplicated()]
         if len(others.columns):
             result["params"] = merge_params(result["params"], others)
         return result
@@ -199,7 +205,8 @@ class Reading:
         given = self.options.columns.get("progress")
         found = names.source("progress")
         progress = [found] if isinstance(found, str) else reports.progress_columns(list(frame.columns))
-        progress = [c for c in progress if c not in names.found.values() or names.source("tokens") == c]
+        read = {v for k, v in names.found.items() if k not in ("tokens", "progress")}
+        progress = [c for c in progress if c not in read]
         if given is None and not progress:
             return set()
         trial = names.source("trial")
@@ -214,8 +221,6 @@ class Reading:
                 if values is None
                 else values.astype(float)
             )
-        if "done" in frame.columns:
-            result[reports.DONE] = frame["done"].map(lambda v: str(v).lower() == "true")
         return {c for c in progress if quantities.parts(c)[1] in quantities.PROGRESS}
 
     # -- the whole --------------------------------------------------------------------------------------------
@@ -341,8 +346,9 @@ def finish(
     clash = frame.loc[named].duplicated(["study", "trial"]).to_numpy()
     if clash.any():
         row = frame.loc[named].iloc[int(np.flatnonzero(clash)[0])]
+        times = int(((frame["trial"] == row["trial"]) & (frame["study"] == row["study"])).sum())
         raise TableError(
-            f"trial {row['trial']!r} of study {row['study']!r} appears {int(clash.sum()) + 1} times with "
+            f"trial {row['trial']!r} of study {row['study']!r} appears {times} times with "
             "different values; give each run its own trial id, or name the column that counts a run's reports with "
             "columns={'progress': …}"
         )

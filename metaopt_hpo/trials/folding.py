@@ -21,8 +21,9 @@ class Reports:
         key: the run of each row.
         at: how far the run had come, in the counter's own terms.
         seen: tokens seen at each row; None where the table only says how many are planned.
+        even: equal parts of the counter are equal numbers of tokens: it counts steps or epochs. A report's number need
+            not, so that there is no curve.
         by_clock: the counter is a time, which says nothing of the tokens seen.
-        done: whether the run had ended at each row, where the table says so.
         sparse, lr_is_set: see `reports.fold`.
     """
 
@@ -30,8 +31,8 @@ class Reports:
     key: pd.Series
     at: np.ndarray
     seen: np.ndarray | None
+    even: bool
     by_clock: bool
-    done: np.ndarray | None
     sparse: bool
     lr_is_set: bool
 
@@ -132,14 +133,14 @@ def folded(frame: pd.DataFrame, reports: Reports, notes: list[Note]) -> pd.DataF
             state, reason = "diverged", "its loss is not finite from some report on"
         elif state == "complete" and math.isfinite(planned) and tokens < NEAR * planned:
             early += 1
-            state = "pruned" if reports.done is None or bool(reports.done[rows[-1]]) else "running"
+            state = "pruned"
             reason = "its last report is before its planned tokens"
         lr = run.lr[np.isfinite(run.lr)]
         if lr.size and np.ptp(lr) > 1e-9 * lr.max():
             changed += 1
             if reports.lr_is_set and state == "complete":
                 state, reason = "stopped", "its lr was set anew while it ran, so that it has no lr of its own"
-        points = run.points()
+        points = run.points() if reports.even or reports.seen is not None else np.full(rows.size, math.nan)
         usable = np.isfinite(points) & np.isfinite(run.loss) & (points > 0)
         curve_tokens, first = np.unique(points[usable], return_index=True)
         keep.append(int(rows[run.last]))
@@ -182,7 +183,7 @@ def folded(frame: pd.DataFrame, reports: Reports, notes: list[Note]) -> pd.DataF
         what = (
             "was set anew in them, and no law uses them"
             if reports.lr_is_set
-            else "changes, and its peak was taken"
+            else "changes, and the largest that was logged was taken"
         )
         message += f"; the lr of {changed} runs {what}"
     notes.append(Note("reports", len(frame), message))

@@ -101,6 +101,15 @@ def resolve(
             and not _ends(column, ours)
         ):
             notes.append(Note("mapped", 1, f"{ours} is read from the column {column!r}"))
+    if "tokens" not in found:  # those a run has seen are the only ones it tells of
+        seen = [
+            n
+            for q in quantities.PROGRESS_TOKENS
+            for n in known
+            if quantities.parts(n)[1] == q and n not in taken
+        ]
+        if seen:
+            found["tokens"] = seen[0]
     for ours in schema.COLUMN_NAMES:
         if ours not in found and ours in known and ours not in taken:
             found[ours] = ours

@@ -46,9 +46,9 @@ WORDS = {
     "oom": "failed", "cuda oom": "failed", "out of memory": "failed", "crash": "failed", "crashed": "failed",
     "fail": "failed", "failed": "failed", "error": "failed", "err": "failed", "timeout": "failed",
     "diverged": "diverged", "div": "diverged", "div.": "diverged", "exploded": "diverged", "unstable": "diverged",
-    "pruned": "pruned", "killed": "pruned", "stopped": "pruned", "running": "running", "pending": "running",
+    "pruned": "failed", "killed": "failed", "stopped": "failed", "running": "running", "pending": "running",
 }  # fmt: skip
-"""What stands where a loss should, and how such a run ended."""
+"""What stands where a loss should, and how such a run ended: without a loss, a stopped run is a failed one."""
 
 WORD_COLUMNS = ("loss", "tokens", "seconds", "memory")
 
@@ -64,6 +64,7 @@ _DURATION = re.compile(
 _CLOCK = re.compile(r"(?:(\d+)\s*days?,?\s*)?(\d+):([0-5]\d)(?::([0-5]\d(?:\.\d+)?))?")
 _MULTIPLE = re.compile(r"[\d.,]+\s*[x×](?:\s*chinchilla)?|[x×]\s*[\d.,]+", re.IGNORECASE)
 _EPOCHS = re.compile(r"[\d.,]+\s*(?:ep|epochs?)", re.IGNORECASE)
+_UNIT_OF_MULTIPLES = re.compile(r"^\s*[x×]\s*|\s*(?:[x×](?:\s*chinchilla)?|ep|epochs?)\s*$", re.IGNORECASE)
 _SEED = re.compile(r"[A-Za-z_#=:\- ]*?(\d+)")
 
 
@@ -218,11 +219,18 @@ class NumberReader:
         decimal: the decimal mark where the user says it; else it is found out.
         points_open: see `read_cell`.
         line: rows before the first one of a text file, so that a cell's line can be said; None for no file.
+        relative: columns that the user says count multiples or epochs, so that "20x" is 20 there.
     """
 
     def __init__(
-        self, decimal: Mark | None = None, *, points_open: bool = False, line: int | None = None
+        self,
+        decimal: Mark | None = None,
+        *,
+        points_open: bool = False,
+        line: int | None = None,
+        relative: Collection[str] = (),
     ) -> None:
+        self.relative = frozenset(relative)
         self.decimal = decimal
         self.points_open = points_open or decimal == "comma"
         self.line = line
@@ -252,7 +260,8 @@ class NumberReader:
                 cell = cache.get(v)
                 if cell is None:
                     try:
-                        cell = cache[v] = read_cell(v, name, points_open=self.points_open)
+                        text = _UNIT_OF_MULTIPLES.sub("", v) if name in self.relative else v
+                        cell = cache[v] = read_cell(text, name, points_open=self.points_open)
                     except _Refused as e:
                         raise TableError(
                             f"{self.cell(row, name)} holds {v!r}, expected a number{unit_of(name)}: it {e}"
@@ -326,7 +335,7 @@ class NumberReader:
                     "alike"
                 )
             self._settle_column(name, column, table, frame, in_units)
-            if column.texts:
+            if column.texts and name not in ("seconds", "progress"):
                 detail = ""
                 if column.percents:
                     detail += "; percents were divided by 100"

@@ -15,14 +15,17 @@ from metaopt_hpo.trials import quantities
 from metaopt_hpo.trials.folding import Reports, folded
 from metaopt_hpo.trials.schema import Note, TableError
 
-ID, PROGRESS, DONE = "_id:", "_progress:", "_done"
-"""Prefixes of the columns that `conform` keeps for this module, and the column that says whether a run has ended."""
+ID, PROGRESS = "_id:", "_progress:"
+"""Prefixes of the columns that `conform` keeps for this module."""
 
 SURE_IDS = ("trial_id", "run_id", "run_uuid", "experiment_tag", "trial_name")
 """Names that are a run's id; others, such as a job's name, may be shared by runs of several lengths."""
 
 SURE_PROGRESS = ("training_iteration", "timesteps_total", "_step")
 """What only a report has: a finished run's row does not say which report it was."""
+
+EVEN = (*quantities.PROGRESS_STEPS, "iter", "epoch", "timesteps_total")
+"""Progress that counts what has been seen, if not in tokens."""
 
 BY_CLOCK = ("time_total_s", "runtime", "timestamp")
 """Progress that says nothing of how much a run has seen; two runs of one setting differ in it too."""
@@ -54,7 +57,7 @@ def fold(
     """`frame` with one row a run; unchanged, but for the helping columns, where it has that already.
 
     Args:
-        frame: the schema's columns, and those of `ID`, `PROGRESS` and `DONE`.
+        frame: the schema's columns, and those of `ID` and `PROGRESS`.
         notes: what was folded is said here.
         named: quantities that the user named: "trial" makes its column the runs' id.
         sparse: a report without a loss did not evaluate it; one whose loss was lost has an infinite one. Elsewhere
@@ -66,7 +69,7 @@ def fold(
     """
     ids = [c for c in frame.columns if c.startswith(ID)]
     progress = [c for c in frame.columns if c.startswith(PROGRESS)]
-    helpers = [*ids, *progress, *([DONE] if DONE in frame else [])]
+    helpers = [*ids, *progress]
     if not helpers:
         return frame
     out = frame
@@ -79,8 +82,8 @@ def fold(
                 key=key,
                 at=frame[counter].to_numpy(dtype=float),
                 seen=_tokens_seen(frame, key, progress),
+                even=_name(counter, PROGRESS) in EVEN,
                 by_clock=_by_clock(counter),
-                done=frame[DONE].to_numpy() if DONE in frame else None,
                 sparse=sparse,
                 lr_is_set=lr_is_set,
             )

@@ -117,9 +117,10 @@ def check(frame: pd.DataFrame, notes: list[Note]) -> None:
             bad &= ~(unfinished & (v == 0))
         if bad.any():
             value = float(v[np.flatnonzero(bad)[0]])
+            unit = f" ({UNITS[name]})" if UNITS[name] != "-" else ""
             raise TableError(
-                f"column {name!r} must be positive and finite ({UNITS[name]}), got {value:g} "
-                f"in {rows_text(bad)}; mend or remove those rows"
+                f"column {name!r} must be positive and finite{unit}, got {value:g} in {rows_text(bad)}; correct or "
+                "remove those rows"
             )
     loss = frame["loss"].to_numpy()
     state = frame["state"].to_numpy().astype(object)

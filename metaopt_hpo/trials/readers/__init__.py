@@ -19,7 +19,7 @@ from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.table import TrialTable
 
 MODULES = (
-    "wandb_export", "optuna_frame", "plain",
+    "ray", "mlflow", "wandb_runs", "wandb_export", "lightning", "transformers", "tensorboard", "optuna_frame", "plain",
 )  # fmt: skip
 """Modules of this folder, in the order in which they are asked; each has a `READER`."""
 

@@ -24,7 +24,7 @@ class Export:
         title: what it is, for people: "W&B runs table".
         frames: makes the rows, in chunks; `as_text` names columns to be left as they are written.
         columns: where the tool itself says what a column is (our name → its name); a user's mapping goes first.
-        settings: prefix of the columns that are settings of a run; without one every column may be.
+        settings: prefixes of the columns that are settings of a run; without one every column may be.
         line: line of the first row in a text file.
         notes: what is to be said about the export.
         sparse: see `Reading`.
@@ -34,7 +34,7 @@ class Export:
     title: str
     frames: Callable[[Sequence[str]], Iterable[pd.DataFrame]]
     columns: Mapping[str, str | float] = field(default_factory=dict)
-    settings: str | None = None
+    settings: tuple[str, ...] = ()
     line: int | None = None
     notes: tuple[Note, ...] = ()
     engine: str = ""

@@ -33,6 +33,7 @@ def read(path: str) -> Export:
         lambda as_text: files.chunks(file, as_text=as_text),
         columns,
         line=layout.first_line,
+        settings=("params_", "user_attrs_"),
         engine="optuna",
     )
 

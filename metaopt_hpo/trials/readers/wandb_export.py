@@ -49,7 +49,7 @@ def read(path: str) -> Export:
             return Export(
                 "W&B runs, one dict each of config and summary",
                 one_frame(_of_dicts(frame)),
-                settings="config.",
+                settings=("config.",),
             )
         columns = {ours: theirs for theirs, ours in RUN_TABLE.items() if theirs in names}
         return Export(
@@ -65,7 +65,11 @@ def read(path: str) -> Export:
         if frame.empty:
             raise TableError(f"the export {path!r} holds no runs")
         return Export(
-            "W&B runs with their histories", one_frame(frame), settings="config.", engine="wandb", sparse=True
+            "W&B runs with their histories",
+            one_frame(frame),
+            settings=("config.",),
+            engine="wandb",
+            sparse=True,
         )
     raise TableError(f"cannot read {file.name!r}: a W&B export is .csv, .json or .jsonl")
 
