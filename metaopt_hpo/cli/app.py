@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo.cli import laws, study, theory
+from metaopt_hpo.cli import laws, preregistration, study, theory
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ for command in (
     laws.predict,
     laws.replay,
     laws.laws,
+    preregistration.register,
+    preregistration.check,
     theory.verify_rule,
     theory.attribute,
     study.study,

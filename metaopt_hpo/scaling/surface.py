@@ -30,6 +30,9 @@ CLOSED = 0.98
 CELL_SCATTER = 0.15
 """Standard deviation, ln units, of a cell's true optimum about the law."""
 
+RUN_ERROR = 0.4
+"""Error of an optimum located by two runs, ln units; falls as 1/√(runs − 1)."""
+
 
 @dataclass(frozen=True)
 class Axes:

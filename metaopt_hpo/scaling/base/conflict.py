@@ -10,13 +10,10 @@ from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.checks import refusals
 from metaopt_hpo.scaling.estimates import Caution, LawRefused
 from metaopt_hpo.scaling.pointfit import PointFit, point_fit, scale_centre
-from metaopt_hpo.scaling.surface import CELL_SCATTER
+from metaopt_hpo.scaling.surface import CELL_SCATTER, RUN_ERROR
 
 UNLIKE = 0.01
 """Probability, under the base, of exponents as far from its own as those found; below it the base is not used."""
-
-RUN_ERROR = 0.4
-"""Error of an optimum located by a cell of two runs, ln units; it falls as the root of the further runs."""
 
 
 def disagreement(cells: Cells, base: Base) -> Caution | None:

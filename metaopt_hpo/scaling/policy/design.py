@@ -14,16 +14,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from metaopt_hpo.scaling.surface import CELL_SCATTER, Array
+from metaopt_hpo.scaling.surface import CELL_SCATTER, RUN_ERROR, Array
 
 Cell = tuple[float, float]
 """Size and tokens."""
 
 SLOPE_SPREAD = 0.25
 """Prior standard deviation of an exponent: what published laws leave open about the fits' prior means."""
-
-RUN_ERROR = 0.4
-"""Error of an optimum located by two runs, ln units; falls as 1/√(runs − 1)."""
 
 GOOD = 0.35
 """Distance from the optimum, ln units, within which a run is good: 0.25 % of loss in a bowl of curvature 0.04."""

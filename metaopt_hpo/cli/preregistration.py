@@ -1,0 +1,42 @@
+"""The commands register and check: a prediction written down before the run, and scored after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(
+    law: Annotated[Path, typer.Argument(help="A law written by `metaopt-hpo fit --out`.")],
+    size: Annotated[float, typer.Option(help="Trainable non-embedding parameters of the run to come.")],
+    tokens: Annotated[float, typer.Option(help="Its training tokens.")],
+    out: Annotated[Path, typer.Option(help="Write the prediction here; a file that exists is not replaced.")],
+    batch: Annotated[float | None, typer.Option(help="Tokens per step, if it is given.")] = None,
+) -> None:
+    """Write a prediction down before the run, with its date, interval and what it rests on.
+
+    Example: metaopt-hpo register law.json --size 7e9 --tokens 1.4e12 --out 7b.json
+    """
+    from metaopt_hpo.scaling import Law, preregistration
+
+    found = preregistration.register(Law.from_json(law), size=size, tokens=tokens, batch=batch, path=out)
+    typer.echo(
+        f"loss {found.loss.value:.4f} ({found.level:.0%} interval {found.loss.low:.4f} … {found.loss.high:.4f})"
+    )
+    typer.echo(f"lr {found.lr.value:.4g}, batch {found.batch.value:.4g} tokens; written to {out}")
+    typer.echo(f"after the run: metaopt-hpo check {out} --loss LOSS")
+
+
+def check(
+    prediction: Annotated[Path, typer.Argument(help="A file that `metaopt-hpo register` wrote.")],
+    loss: Annotated[float, typer.Option(help="Held-out loss of the run, in the trials' unit.")],
+) -> None:
+    """Score a registered prediction against the loss that was found.
+
+    Example: metaopt-hpo check 7b.json --loss 1.934
+    """
+    from metaopt_hpo.scaling import preregistration
+
+    typer.echo(str(preregistration.read(prediction).score(loss)))
