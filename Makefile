@@ -1,7 +1,10 @@
 # make demo   the comparison and its report, in results/demo/report.html
-# make test   everything CI checks: format, lint, types, contracts, tests
+# make test   everything CI checks: format, lint, types, contracts, tests without long sweeps
+# make test-all  the long sweeps too
 # make lint   the first four only
 # make study  one run against tuned schedules and every rival: hours, resumable; make study SHORT=--short in minutes
+# make gain   what a search costs: ENGINE=optuna or ray; DATA=DIR races, without it the kept searches are printed
+# make laws   how well laws predict published tables: DATA=DIR
 # make bench  speed, as ratios taken in one run (keep the machine quiet)
 # Each makes .venv when it is missing, and reinstalls only when the packaging files have changed.
 
@@ -9,14 +12,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGING := pyproject.toml constraints.txt
+ENGINE ?= optuna
 
-.PHONY: demo test lint study bench docs clean
+.PHONY: demo test test-all lint study gain laws bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/metaopt-hpo compare text-lm --out results/demo
 
 test: lint
+	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/benchmarks -m "not sweep"
+
+test-all: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/benchmarks
 
 lint: $(VENV)/.installed-dev
@@ -26,7 +33,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 study: $(VENV)/.installed-dev
-	$(BIN)/metaopt-hpo study --out docs/results/study.parquet --page results/study.html $(SHORT)
+	$(BIN)/python -m studies.one_run --page results/study.html $(SHORT)
+
+gain: $(VENV)/.installed-dev
+	$(BIN)/python -m studies.gain --engine $(ENGINE) $(if $(DATA),--data $(DATA),--report)
+
+laws: $(VENV)/.installed-dev
+	$(BIN)/python -m studies.laws --data $(or $(DATA),$(error DATA= the folder of published tables, see docs/laws.md))
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds -s

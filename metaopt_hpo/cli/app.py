@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo.cli import laws, preregistration, study, theory
+from metaopt_hpo.cli import laws, preregistration, theory
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
@@ -141,7 +141,6 @@ for command in (
     preregistration.check,
     theory.verify_rule,
     theory.attribute,
-    study.study,
 ):
     app.command(command.__name__.replace("_", "-"))(command)
 

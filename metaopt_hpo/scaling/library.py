@@ -2,7 +2,7 @@
 
 A published law is a set of monomials; what its authors did not publish is absent and asking for it is an
 error. Some give exponents only: they need an anchor, one known optimum. Errors in the files were measured on
-tables that the law was not fitted on (`python -m metaopt_hpo.comparison.build_library`).
+tables that the law was not fitted on (`docs/studies/laws/build_library.py`).
 """
 
 from __future__ import annotations

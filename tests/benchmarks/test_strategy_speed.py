@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.comparison.study import RIVALS
 from metaopt_hpo.strategies import make
 from metaopt_hpo.strategies.base import LRRun
 from metaopt_hpo.workloads import members
+from studies.one_run.cases import RIVALS
 
 STEPS = 60
 WARM = 8

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metaopt_hpo.comparison.problems import Problem, table_problem
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_optuna import OptunaEngine
+from studies.gain.problems import Problem, table_problem
 
 TARGET = (8e6, 8e7)
 

@@ -24,13 +24,17 @@ def stored(world, noise):
     config = dict(zip(NOISES, (j.config for j in tier_jobs(1)), strict=True))[world]
     settings = config.settings(NOISES[world])[noise]
     return load_grid(
-        DOCS / "results" / f"attribution_{world}_{noise}.parquet", config.fingerprint(world, noise, settings)
+        DOCS / "studies" / "attribution" / f"attribution_{world}_{noise}.parquet",
+        config.fingerprint(world, noise, settings),
     )
 
 
 def numbers(name):
     return pd.concat(
-        [pd.read_parquet(DOCS / "results" / f"attribution_tier{t}_{name}.parquet") for t in (0, 1)]
+        [
+            pd.read_parquet(DOCS / "studies" / "attribution" / f"attribution_tier{t}_{name}.parquet")
+            for t in (0, 1)
+        ]
     )
 
 
@@ -61,7 +65,7 @@ def test_stored_exponents_follow_from_the_stored_grids(world, noise, schedule):
 
 def test_tables_of_the_page_are_those_of_the_stored_numbers():
     page = (DOCS / "open-question.md").read_text(encoding="utf-8")
-    made = tables(read_frames(DOCS / "results"))
+    made = tables(read_frames(DOCS / "studies" / "attribution"))
     assert len(made) == 5
     for title, table in made.items():
         assert table in page, title

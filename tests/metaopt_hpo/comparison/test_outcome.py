@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from metaopt_hpo.comparison import protocol
-from metaopt_hpo.comparison.gain_summary import summary
 from metaopt_hpo.comparison.outcome import MATCH, OutcomeError, judge, percent
 from metaopt_hpo.comparison.protocol import Comparison, compare
-from metaopt_hpo.comparison.reached import budget_table, searches
 from metaopt_hpo.comparison.statistics import Difference
 from metaopt_hpo.trials.schema import TableWarning
 from metaopt_hpo.trials.table import TrialTable
+from studies.gain.reached import budget_table, searches
+from studies.gain.summary import summary
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_protocol import PLAN
@@ -154,5 +154,5 @@ def test_where_each_method_ended_is_held_against_the_reference(result: Compariso
 )
 def test_the_live_races_of_the_docs_are_the_kept_ones(kept: str, page: str) -> None:
     docs = Path(__file__).parents[3] / "docs"
-    outcome = judge(Comparison.read(docs / "results" / kept))
+    outcome = judge(Comparison.read(docs / "studies" / "gain" / kept))
     assert budget_table(outcome) in (docs / page).read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from metaopt_hpo.comparison.worlds import TARGET, World
 from metaopt_hpo.scaling import Law, fit
+from studies.laws.worlds import TARGET, World
 
 QUIET = 3e-4
 """Noise of a run, ln loss, at which twelve cells decide on a bend."""

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from metaopt_hpo.scaling.cells import from_table
-from metaopt_hpo.scaling.learned import ResidualGP, run_dynamics
 from metaopt_hpo.trials.table import TrialTable
+from studies.laws.learned import ResidualGP, run_dynamics
 
 Maker = Callable[..., TrialTable]
 

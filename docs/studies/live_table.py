@@ -1,4 +1,4 @@
-"""The table of live `text-lm` runs on which methods are compared: `python -m metaopt_hpo.comparison.live_table`.
+"""The table of live `text-lm` runs on which methods are compared: `python -m studies.live_table`.
 
 A dense grid of learning rate, batch and training seed is trained at five small cells and at one target, once, with
 every run's curve; methods are then replayed on it thousands of times. Interpolation is inside the grid only.
@@ -33,7 +33,7 @@ STRATEGY = "wsd"
 REPORT_STRIDE = 8
 """One report an octave of tokens: enough rungs for Hyperband, and evaluation stays a few percent of a run."""
 
-FILE = Path("docs/results/live_text_lm.parquet")
+FILE = Path(__file__).with_name("live_text_lm.parquet")
 
 Key = tuple[float, float, float, float, int]
 

@@ -16,7 +16,8 @@ import numpy as np
 from scipy import stats
 
 from metaopt_hpo.comparison.statistics import Difference, mean_of_means, paired_difference
-from metaopt_hpo.comparison.study import (
+from metaopt_hpo.trials.table import TrialTable
+from studies.one_run.cases import (
     CASES,
     MAIN,
     NEVER_COMMIT,
@@ -31,9 +32,8 @@ from metaopt_hpo.comparison.study import (
     Case,
     Options,
 )
-from metaopt_hpo.comparison.study_results import Results, losses
-from metaopt_hpo.comparison.study_transfer import Transfer, transfers
-from metaopt_hpo.trials.table import TrialTable
+from studies.one_run.results import Results, losses
+from studies.one_run.transfer import Transfer, transfers
 
 SENSIBLE = (1e-5, 3e-2)
 """Starts whose spread is reported apart from the full range."""

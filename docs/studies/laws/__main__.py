@@ -1,4 +1,4 @@
-"""Measure laws on published tables: `python -m metaopt_hpo.comparison.evaluate --data DIR`.
+"""Measure laws on published tables: `python -m studies.laws --data DIR`.
 
 Prints the tables of docs/laws.md as Markdown: excess loss at the predicted lr and batch, coverage of intervals, the
 learned alternative on the same splits, cautions, replay, and speed. One method with one set of settings throughout.
@@ -17,22 +17,22 @@ import numpy as np
 import typer
 
 from metaopt_hpo.atomic import write_text
-from metaopt_hpo.comparison import benchmarks
-from metaopt_hpo.comparison.accuracy import (
+from metaopt_hpo.comparison.replay import replay
+from metaopt_hpo.comparison.table_objective import TableObjective
+from metaopt_hpo.errors import MetaOptError, MetaOptWarning
+from metaopt_hpo.scaling import fit
+from studies import benchmarks
+from studies.laws.accuracy import (
     caution_section,
     coverage_section,
     excess_section,
     learned_section,
     width_section,
 )
-from metaopt_hpo.comparison.borrowing import borrowing_section
-from metaopt_hpo.comparison.floor_accuracy import floor_section
-from metaopt_hpo.comparison.replay import replay
-from metaopt_hpo.comparison.section import Section
-from metaopt_hpo.comparison.table_objective import TableObjective
-from metaopt_hpo.comparison.worlds import worlds_section
-from metaopt_hpo.errors import MetaOptError, MetaOptWarning
-from metaopt_hpo.scaling import fit
+from studies.laws.borrowing import borrowing_section
+from studies.laws.floor_accuracy import floor_section
+from studies.laws.worlds import worlds_section
+from studies.section import Section
 
 
 def replay_section(data: Path, seeds: int, methods: Sequence[str]) -> Section:

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from metaopt_hpo.comparison import benchmarks
-from metaopt_hpo.comparison.live_table import TARGET
 from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.comparison.race import Race
-from metaopt_hpo.comparison.replayed import ReplayedObjective, smoothed
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.scaling.policy.design import Cell
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
+from studies import benchmarks
+from studies.gain.replayed import ReplayedObjective, smoothed
+from studies.live_table import TARGET
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ def live_problem(path: Path) -> Problem:
     width, tokens = TARGET
     target = (float(TextLM(width=width).size), float(tokens))
     if target not in whole.cells:
-        raise MetaOptError(
-            f"{path} has no run of width {width} yet; run: python -m metaopt_hpo.comparison.live_table"
-        )
+        raise MetaOptError(f"{path} has no run of width {width} yet; run: python -m studies.live_table")
     records = table.records()
     seeds = sorted({r.seed for r in records})
     each = (TrialTable.from_records([r for r in records if r.seed == s]) for s in seeds)

@@ -1,6 +1,6 @@
 """The gain: FLOPs until a method has run a target model within a tolerance of the best, pilots included.
 
-`python -m metaopt_hpo.comparison.gain --engine optuna` replays tables of real runs through an engine's own samplers,
+`python -m studies.gain --engine optuna` replays tables of real runs through an engine's own samplers,
 pruners and schedulers. Every method searches the same box of learning rate and batch, the one the table covers. What
 a run is charged is what it used: a pilot 6·N·D of its own size, a stopped run what it saw. Results go to a Parquet
 file; what it holds is not run again.
@@ -17,12 +17,12 @@ import pandas as pd
 import typer
 
 from metaopt_hpo.atomic import replacing
-from metaopt_hpo.comparison import live_table
 from metaopt_hpo.comparison.engine import EngineError, get_engine
-from metaopt_hpo.comparison.gain_summary import KEYS, LIMIT, THRESHOLDS, markdown, summary
-from metaopt_hpo.comparison.problems import Problem, problems
 from metaopt_hpo.comparison.race import Racer
 from metaopt_hpo.errors import MetaOptError
+from studies import live_table
+from studies.gain.problems import Problem, problems
+from studies.gain.summary import KEYS, LIMIT, THRESHOLDS, markdown, summary
 
 
 def run(
@@ -79,11 +79,11 @@ def main(
     seeds: Annotated[int, typer.Option(help="Repetitions of each method.", min=1)] = 30,
     methods: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = "",
     only: Annotated[str, typer.Option(help="Only problems whose name contains this.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Results; docs/results/gain_ENGINE.parquet.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Results; docs/studies/gain/gain_ENGINE.parquet.")] = None,
     report: Annotated[bool, typer.Option(help="Only print what the file holds.")] = False,
 ) -> None:
     """Race an engine's methods on every table at hand and print what each one spent."""
-    out = out or Path(f"docs/results/gain_{engine}.parquet")
+    out = out or Path(__file__).with_name(f"gain_{engine}.parquet")
     try:
         if report:
             frame = pd.read_parquet(out)
@@ -100,7 +100,3 @@ def main(
     for within in THRESHOLDS:
         typer.echo(f"\nTarget runs (median over seeds) to come within {within:.2%} of the best\n")
         typer.echo(markdown(found_rows, within))
-
-
-if __name__ == "__main__":
-    typer.run(main)

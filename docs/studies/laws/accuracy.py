@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from metaopt_hpo.comparison import benchmarks
-from metaopt_hpo.comparison.benchmarks import BenchmarkMissing, Split
 from metaopt_hpo.comparison.scoring import (
     cells_of,
     choose,
@@ -19,15 +17,17 @@ from metaopt_hpo.comparison.scoring import (
     published,
     score,
 )
-from metaopt_hpo.comparison.section import Section
 from metaopt_hpo.scaling import LawRefused, fit
 from metaopt_hpo.scaling.cautions import WRONG
 from metaopt_hpo.scaling.cells import from_table
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.scaling.law import Law
-from metaopt_hpo.scaling.learned import ResidualGP, run_dynamics
 from metaopt_hpo.scaling.pointfit import point_fit
 from metaopt_hpo.trials.table import TrialTable
+from studies import benchmarks
+from studies.benchmarks import BenchmarkMissing, Split
+from studies.laws.learned import ResidualGP, run_dynamics
+from studies.section import Section
 
 
 def percent(values: Sequence[float]) -> str:

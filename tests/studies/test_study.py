@@ -5,11 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from metaopt_hpo.cli import app
-from metaopt_hpo.comparison import study_runner
-from metaopt_hpo.comparison.study import (
+from metaopt_hpo.strategies import make
+from metaopt_hpo.strategies.registry import available
+from metaopt_hpo.trials.record import Curve, TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+from studies.one_run import runner
+from studies.one_run.cases import (
     CASES,
     MAIN,
     NEVER_COMMIT,
@@ -29,12 +33,9 @@ from metaopt_hpo.comparison.study import (
     started,
     tuned,
 )
-from metaopt_hpo.comparison.study_outcome import judge
-from metaopt_hpo.report.study_page import markdown, render
-from metaopt_hpo.strategies import make
-from metaopt_hpo.strategies.registry import available
-from metaopt_hpo.trials.record import Curve, TrialRecord
-from metaopt_hpo.trials.table import TrialTable
+from studies.one_run.command import study
+from studies.one_run.outcome import judge
+from studies.one_run.page import markdown, render
 
 SMALL = case_named("regression")
 
@@ -50,7 +51,7 @@ def record(cell: Cell, loss: float, plateau: float = math.nan) -> TrialRecord:
         strategy=cell.strategy,
         seed=cell.seed,
         trial=cell.key,
-        study=study_runner.STUDY,
+        study=runner.STUDY,
         params={"case": cell.case.name, **dict(cell.options)},
     )
 
@@ -232,50 +233,52 @@ def test_the_page_and_the_tables_say_the_same_and_need_no_network() -> None:
 
 
 def test_the_document_shows_what_the_kept_runs_say() -> None:
-    docs = Path(__file__).resolve().parents[3] / "docs"
-    kept = markdown(judge(study_runner.read(docs / "results" / study_runner.TABLE_FILE)))
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    kept = markdown(judge(runner.read(docs / "studies" / "one_run" / runner.TABLE_FILE)))
     text = (docs / "one-run.md").read_text(encoding="utf-8")
     for section in kept.strip().split("\n\n### "):
         assert section.removeprefix("### ") in text, (
-            "run: metaopt-hpo study --report-only --out docs/results/study.parquet"
+            "run: python -m studies.one_run --report-only --out docs/studies/one_run/study.parquet"
         )
 
 
 def test_runs_are_kept_resumed_and_not_repeated(tmp_path: Path) -> None:
     design = list(single(SMALL, 0, (ONE_RUN, "constant")))
     design += [Cell(case=SMALL, strategy="wsd", lr=lr, seed=0) for lr in SMALL.grid]
-    first = study_runner.run(design[:1], tmp_path, workers=1)
+    first = runner.run(design[:1], tmp_path, workers=1)
     stamp = first.records()[0]
-    again = study_runner.run(design, tmp_path, workers=1)
+    again = runner.run(design, tmp_path, workers=1)
     assert [r.trial for r in again.records()] == [c.key for c in design]  # every one, in order
     assert again.records()[0].seconds == stamp.seconds
     assert again.records()[0].params["r2"] == stamp.params["r2"]
-    assert study_runner.run_cell(design[0]).loss == stamp.loss
+    assert runner.run_cell(design[0]).loss == stamp.loss
 
 
 def test_missing_data_are_said_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAOPT_HPO_DATA", str(tmp_path))
     cell = Cell(case=case_named("cifar10"), strategy=ONE_RUN, seed=0)
-    kept = study_runner.run_cell(cell)
-    assert (kept.state, kept.reason) == ("failed", study_runner.NO_DATA)
+    kept = runner.run_cell(cell)
+    assert (kept.state, kept.reason) == ("failed", runner.NO_DATA)
 
 
 def test_what_a_strategy_refuses_is_a_failed_run_with_its_reason() -> None:
-    kept = study_runner.run_cell(Cell(case=SMALL, strategy="gdtuo", seed=0, options={"weight_decay": 0.1}))
+    kept = runner.run_cell(Cell(case=SMALL, strategy="gdtuo", seed=0, options={"weight_decay": 0.1}))
     assert kept.state == "failed"
     assert "weight_decay" in kept.reason
 
 
 def test_an_empty_folder_and_an_unknown_case_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="metaopt-hpo study"):
-        study_runner.read(tmp_path)
+    with pytest.raises(StudyError, match=r"studies\.one_run"):
+        runner.read(tmp_path)
     with pytest.raises(StudyError, match="no case"):
         case_named("mnist")
 
 
 def test_the_command_writes_its_page_from_kept_runs(tmp_path: Path) -> None:
     planted(1.0).write(tmp_path / "study.parquet")
-    result = CliRunner().invoke(app, ["study", "--report-only", "--out", str(tmp_path)])
+    app = typer.Typer()
+    app.command()(study)
+    result = CliRunner().invoke(app, ["--report-only", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "One run against tuned schedules" in result.output
     assert (tmp_path / "study.html").stat().st_size > 1e6

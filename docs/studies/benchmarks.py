@@ -170,7 +170,7 @@ def mup_widths_splits(data: Path) -> list[Split]:
     ]
 
 
-LIVE = Path(__file__).parents[2] / "docs" / "results" / "live_text_lm.parquet"
+LIVE = Path(__file__).with_name("live_text_lm.parquet")
 
 
 def live_splits(data: Path | None = None) -> list[Split]:

@@ -1,4 +1,4 @@
-"""The command study of the command line; `metaopt_hpo.cli.app` registers it."""
+"""The command of the study: runs what is missing, prints the tables and writes the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def study(
     out: Annotated[
         Path, typer.Option(help="Folder, or .parquet file, of the runs; finished ones are not run again.")
-    ] = Path("results/study"),
+    ] = Path(__file__).parent,
     seeds: Annotated[int, typer.Option(help="Seeds of the comparisons that make a claim.", min=1)] = 5,
     short: Annotated[
         bool, typer.Option("--short", help="Small models only: minutes instead of hours.")
@@ -35,26 +35,26 @@ def study(
     Image cases need METAOPT_HPO_DATA, the folder that holds cifar-10-batches-bin; without it they are left out.
     Interrupt with Ctrl-C at any time and start the same command again.
 
-    Example: metaopt-hpo study --short
+    Example: python -m studies.one_run --short
     """
     from metaopt_hpo.atomic import write_text
-    from metaopt_hpo.comparison import study_runner
-    from metaopt_hpo.comparison.study import cells
-    from metaopt_hpo.comparison.study_outcome import judge
-    from metaopt_hpo.report.study_page import markdown, render
+    from studies.one_run import runner
+    from studies.one_run.cases import cells
+    from studies.one_run.outcome import judge
+    from studies.one_run.page import markdown, render
 
     if report_only:
-        table = study_runner.read(out)
+        table = runner.read(out)
     else:
         try:
-            table = study_runner.run(
+            table = runner.run(
                 cells(seeds=seeds, short=short), out, workers=workers, minutes=minutes, progress=_say
             )
         except KeyboardInterrupt:
             typer.echo("interrupted; finished runs are kept, the same command goes on from there", err=True)
             raise typer.Exit(130) from None
     typer.echo(markdown(judge(table)))
-    path = page or study_runner.table_path(out).with_suffix(".html")
+    path = page or runner.table_path(out).with_suffix(".html")
     write_text(path, render(table))
     typer.echo(f"page written to {path}")
 

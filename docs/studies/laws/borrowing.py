@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from metaopt_hpo.comparison import benchmarks
 from metaopt_hpo.comparison.scoring import cells_of
-from metaopt_hpo.comparison.section import Section
 from metaopt_hpo.scaling import Law, LawRefused, fit
 from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.base.sources import base_of
@@ -22,6 +20,8 @@ from metaopt_hpo.scaling.cells import Cells, from_table
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.scaling.pointfit import PointFit, point_fit
 from metaopt_hpo.trials.table import TrialTable
+from studies import benchmarks
+from studies.section import Section
 
 BUDGETS = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Pilots' cost in target runs."""

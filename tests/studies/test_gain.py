@@ -11,15 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metaopt_hpo.comparison import gain, live_table
-from metaopt_hpo.comparison.gain import race_all, run
-from metaopt_hpo.comparison.gain_summary import LIMIT, costs, markdown, summary
-from metaopt_hpo.comparison.problems import Problem, live_problem, table_problem
+from metaopt_hpo.comparison.engine import EngineError
 from metaopt_hpo.comparison.race import Race
-from metaopt_hpo.comparison.replayed import ReplayedObjective, smoothed
 from metaopt_hpo.comparison.statistics import bootstrap_median, ratio_of_medians
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
+from studies import live_table
+from studies.gain import races
+from studies.gain.problems import Problem, live_problem, table_problem
+from studies.gain.races import race_all, run
+from studies.gain.replayed import ReplayedObjective, smoothed
+from studies.gain.summary import LIMIT, costs, markdown, summary
 
 TARGET = (4e6, 8e7)
 
@@ -68,7 +70,7 @@ def test_pilots_and_stopped_runs_cost_what_they_used(problem: Problem) -> None:
 def test_a_search_that_is_held_is_not_repeated(
     problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gain, "get_engine", lambda name: Fixed())
+    monkeypatch.setattr(races, "get_engine", lambda name: Fixed())
     out = tmp_path / "gain.parquet"
     Fixed.calls = 0
     first = race_all("fixed", [problem], [], 2, out)
@@ -82,7 +84,7 @@ def test_a_search_that_is_held_is_not_repeated(
     assert row["median_low"] == row["median_high"] == row["median"]
     assert row["ratio"] == pytest.approx(1.0)
     assert "| toy |" in markdown(found)
-    with pytest.raises(gain.EngineError, match="not magic"):
+    with pytest.raises(EngineError, match="not magic"):
         race_all("fixed", [problem], ["magic"], 1, out)
 
 
@@ -132,7 +134,7 @@ def test_the_ratio_of_medians_and_its_interval() -> None:
 
 
 def test_the_kept_live_table_is_a_problem_of_its_finished_seeds() -> None:
-    found = live_problem(Path(__file__).parents[3] / live_table.FILE)
+    found = live_problem(live_table.FILE)
     race = found.race(len(found.objectives), 10.0)
     assert race.objective is found.objectives[0]
     assert found.target not in found.pilots
@@ -148,8 +150,8 @@ def test_the_kept_live_table_is_a_problem_of_its_finished_seeds() -> None:
 
 @pytest.mark.parametrize("engine", ["optuna", "ray"])
 def test_the_tables_of_the_docs_are_those_of_the_kept_races(engine: str) -> None:
-    docs = Path(__file__).parents[3] / "docs"
-    found = summary(pd.read_parquet(docs / "results" / f"gain_{engine}.parquet"))
+    docs = Path(live_table.__file__).parents[1]
+    found = summary(pd.read_parquet(docs / "studies" / "gain" / f"gain_{engine}.parquet"))
     text = (docs / "gain.md").read_text(encoding="utf-8")
     for within in (0.0025, 0.01):
         assert markdown(found, within) in text

@@ -8,9 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metaopt_hpo.comparison import benchmarks
-from metaopt_hpo.comparison.benchmarks import Split
-from metaopt_hpo.comparison.floor_accuracy import Z_90, Floors
 from metaopt_hpo.comparison.replay import replay
 from metaopt_hpo.comparison.scoring import cells_of, choose, copying, of_law, published, score
 from metaopt_hpo.comparison.table_objective import TableObjective
@@ -18,8 +15,11 @@ from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, LawRefused, fit, library
 from metaopt_hpo.scaling.floor import PRIOR
 from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
+from studies import benchmarks
+from studies.benchmarks import Split
+from studies.laws.floor_accuracy import Z_90, Floors
 
-DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (DATA / "scaling").is_dir(), reason=f"the published tables are not at {DATA}"),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from metaopt_hpo.comparison.study import ONE_RUN, WATCHED, Case, Cell, Options, single, started
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
+from studies.one_run.cases import ONE_RUN, WATCHED, Case, Cell, Options, single, started
 
 
 class Results:

@@ -1,6 +1,6 @@
 """A live comparison read as a race: FLOPs until each method's best run is within a tolerance of the best of all.
 
-`python -m metaopt_hpo.comparison.reached FOLDER` reads what `metaopt-hpo compare --out FOLDER` wrote. Every run was
+`python -m studies.gain.reached FOLDER` reads what `metaopt-hpo compare --out FOLDER` wrote. Every run was
 trained. The best of a seed is the lowest loss that any method found with it, so what counts as best is partly its luck.
 """
 
@@ -13,11 +13,11 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from metaopt_hpo.comparison.gain_summary import KEYS, THRESHOLDS, markdown, summary
 from metaopt_hpo.comparison.outcome import Outcome, judge, percent
 from metaopt_hpo.comparison.protocol import Comparison
 from metaopt_hpo.comparison.statistics import paired_difference
 from metaopt_hpo.errors import MetaOptError
+from studies.gain.summary import KEYS, THRESHOLDS, markdown, summary
 
 
 def searches(outcome: Outcome) -> pd.DataFrame:

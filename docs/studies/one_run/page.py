@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from metaopt_hpo.comparison.statistics import Difference
-from metaopt_hpo.comparison.study import STARTS, TUNED, Case
-from metaopt_hpo.comparison.study_outcome import CLAIM, StudyOutcome, judge
-from metaopt_hpo.comparison.study_results import Results
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import NEUTRAL, of_rank
 from metaopt_hpo.report.words import DASH, scientific
 from metaopt_hpo.trials.table import TrialTable
+from studies.one_run.cases import STARTS, TUNED, Case
+from studies.one_run.outcome import CLAIM, StudyOutcome, judge
+from studies.one_run.results import Results
 
 AGAINST_SCHEDULES = "One run against tuned schedules"
 FROM_STARTS = "From twelve starts"

@@ -1,4 +1,4 @@
-"""Write the library's fitted laws and all errors: `python -m metaopt_hpo.comparison.build_library --data DIR`.
+"""Write the library's fitted laws and all errors: `python -m studies.laws.build_library --data DIR`.
 
 Laws are fitted only from tables whose licence allows it (Step Law CC-BY-4.0, mup MIT); errors are measured only
 on tables a law was not fitted on.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +15,11 @@ import numpy as np
 import typer
 
 from metaopt_hpo.atomic import write_text
-from metaopt_hpo.comparison import benchmarks
 from metaopt_hpo.comparison.scoring import Centre, cells_of, of_law, published, score
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, fit, library
 from metaopt_hpo.trials.table import TrialTable
+from studies import benchmarks
 
 MUP_FITTED = "muP+fixRMS+fixEmbedLR+fixUnembed+fixWD"
 MUP_OTHER = "muP+fixRMS+fixEmbedLR+fixUnembed"
@@ -57,7 +56,7 @@ def fitted(
 def main(data: Annotated[Path, typer.Option(help="Folder that holds the tables.")]) -> None:
     """Rewrite the data files in metaopt_hpo/scaling/laws."""
     warnings.simplefilter("ignore", MetaOptWarning)
-    folder = Path(str(resources.files("metaopt_hpo.scaling") / "laws"))
+    folder = Path(__file__).parents[3] / "metaopt_hpo" / "scaling" / "laws"
     o, s, m = benchmarks.openeurollm(data), benchmarks.steplaw(data), benchmarks.mup_widths(data)
     files = {
         "fitted-step-law": fitted(

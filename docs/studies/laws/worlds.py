@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from metaopt_hpo.comparison.section import Section
 from metaopt_hpo.scaling import LawRefused, fit
 from metaopt_hpo.scaling.cautions import WRONG
 from metaopt_hpo.trials.table import TrialTable
+from studies.section import Section
 
 WRONG_EXCESS = 5e-3
 

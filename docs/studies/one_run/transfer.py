@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metaopt_hpo.comparison.study import TEXT, Case
-from metaopt_hpo.comparison.study_results import Results, losses
+from studies.one_run.cases import TEXT, Case
+from studies.one_run.results import Results, losses
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from metaopt_hpo.comparison.study import Cell, StudyError
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
+from studies.one_run.cases import Cell, StudyError
 
 TABLE_FILE = "study.parquet"
 STUDY = "one-run"
@@ -32,7 +32,9 @@ def read(out: str | os.PathLike[str]) -> TrialTable:
     """
     path = table_path(out)
     if not path.exists():
-        raise StudyError(f"there is no study in {path.parent}; run: metaopt-hpo study --out {path.parent}")
+        raise StudyError(
+            f"there is no study in {path.parent}; run: python -m studies.one_run --out {path.parent}"
+        )
     return TrialTable.read(path)
 
 
