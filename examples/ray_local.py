@@ -71,8 +71,11 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, help="of the cluster on this machine")
     parser.add_argument("--gpu-size", type=float, help="parameters that fill one GPU; none trains on CPUs")
     args = parser.parse_args()
-    local = {} if args.address or os.environ.get("RAY_ADDRESS") else {"num_cpus": args.cpus}
-    ray.init(args.address, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True, **local)
+    address = (
+        args.address or os.environ.get("RAY_ADDRESS") or "local"
+    )  # never whatever cluster happens to run here
+    local = {"num_cpus": args.cpus} if address == "local" else {}
+    ray.init(address, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True, **local)
     trainable = with_resources(run_trial, gpu_size=args.gpu_size)
     folder = f"{args.storage}/{args.name}"
     if tune.Tuner.can_restore(folder):

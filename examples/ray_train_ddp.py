@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", default=[3e-3, 1e-2])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     space = {
         "size": TextLM(width=16).size,
         "width": 16,

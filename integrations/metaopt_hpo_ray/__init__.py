@@ -16,7 +16,7 @@ except ImportError as error:
         'metaopt_hpo_ray needs Ray Tune, which is not installed; run: pip install "metaopt-hpo[ray]"'
     ) from error
 
-from metaopt_hpo_ray._compat import register_by_name
+from metaopt_hpo_ray.registration import register_by_name
 
 _HOMES = {
     "CurveKeeper": "keeper",
@@ -26,6 +26,7 @@ _HOMES = {
     "TrialRun": "trial_run",
     "TuneWarning": "columns",
     "build_strategy": "strategy",
+    "decision_log": "result_table",
     "resources_by_size": "strategy",
     "strategy_space": "strategy",
     "trial_table": "result_table",
@@ -41,6 +42,7 @@ __all__ = [
     "TrialRun",
     "TuneWarning",
     "build_strategy",
+    "decision_log",
     "resources_by_size",
     "strategy_space",
     "trial_table",
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from metaopt_hpo_ray.columns import TuneWarning
     from metaopt_hpo_ray.engine import RayEngine
     from metaopt_hpo_ray.keeper import CurveKeeper
-    from metaopt_hpo_ray.result_table import trial_table
+    from metaopt_hpo_ray.result_table import decision_log, trial_table
     from metaopt_hpo_ray.scheduler import ScalingLawScheduler
     from metaopt_hpo_ray.searcher import ScalingLawSearch
     from metaopt_hpo_ray.strategy import build_strategy, resources_by_size, strategy_space, with_resources

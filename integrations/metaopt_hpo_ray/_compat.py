@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from importlib import import_module
+import os
+from pathlib import Path
 from typing import Any
 
-from ray.tune.schedulers import SCHEDULER_IMPORT, AsyncHyperBandScheduler
-from ray.tune.search import SEARCH_ALG_IMPORT
+import ray
+from ray import cloudpickle
 
-NAME = "scaling_law"
+from metaopt_hpo.errors import MetaOptError
+
+try:
+    from ray.train.v2._internal.execution.train_fn_utils import get_train_fn_utils
+    from ray.tune.callback import CallbackList
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
+    from ray.tune.schedulers import AsyncHyperBandScheduler
+    from ray.tune.search import BasicVariantGenerator
+    from ray.tune.search.search_generator import SearchGenerator
+    from ray.tune.trainable.trainable_fn_utils import _in_tune_session
+    from ray.tune.utils import flatten_dict
+    from ray.tune.utils.util import _load_newest_checkpoint
+except ImportError as error:
+    raise ImportError(
+        f'Ray {ray.__version__} is built differently inside ({error}); install "ray[tune]>=2.60,<2.61"'
+    ) from error
+
+SUPPORTED = ((2, 60), (2, 61))
+"""Versions of Ray, from the first on and below the second, whose inside was read and tested; as in pyproject.toml."""
+
+_USED: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (Trial, ("init_local_path", "set_status", "create_placement_group_factory")),
+    (CallbackList, ("restore_from_dir", "CKPT_FILE_TMPL")),
+    (SearchGenerator, ("has_checkpoint", "restore_from_dir", "CKPT_FILE_TMPL")),
+    (BasicVariantGenerator, ("has_checkpoint", "restore_from_dir", "total_samples", "CKPT_FILE_TMPL")),
+    (TuneController, ("stop_trial", "_maybe_update_trial_queue", "_requeue_restored_trials")),
+)
 
 
-class _AnyName(str):
-    """A parameter name that equals every name."""
-
-    __slots__ = ()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, str)
-
-    __hash__ = str.__hash__
+class UnsupportedRay(MetaOptError):
+    """This version of Ray is built differently inside."""
 
 
-class ByName:
-    """What Tune finds under a name: it makes the object, and sees every option.
+def self_check() -> None:
+    """Say before anything runs, and not in the middle of each trial, where this version of Ray is built differently.
 
-    `tune.create_scheduler` passes on only the options that the signature names and drops the others without a
-    word. A signature whose one name equals all others lets a misspelt option reach the class, which refuses it.
+    Raises:
+        UnsupportedRay: something that the plugin leans on is not there.
     """
-
-    def __init__(self, load: Callable[[], Callable[..., Any]]) -> None:
-        self._load = load
-        name = _AnyName("options")
-        self.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)])
-
-    def __call__(self, **options: Any) -> Any:
-        return self._load()(**options)
-
-
-def _scheduler() -> Callable[..., Any]:
-    return import_module("metaopt_hpo_ray.scheduler").ScalingLawScheduler  # type: ignore[no-any-return]
-
-
-def _searcher() -> Callable[..., Any]:
-    return import_module("metaopt_hpo_ray.searcher").ScalingLawSearch  # type: ignore[no-any-return]
-
-
-def register_by_name() -> None:
-    """Make the scheduler and the searcher known to Tune as "scaling_law"."""
-    SCHEDULER_IMPORT[NAME] = ByName(_scheduler)
-    by_name = ByName(_searcher)
-    SEARCH_ALG_IMPORT[NAME] = lambda: by_name
+    for kind, names in _USED:
+        for name in names:
+            if not hasattr(kind, name):
+                low, high = (".".join(map(str, v)) for v in SUPPORTED)
+                raise UnsupportedRay(
+                    f"Ray {ray.__version__} has no {kind.__name__}.{name}, which metaopt_hpo_ray needs; install "
+                    f'"ray[tune]>={low},<{high}"'
+                )
 
 
 def in_train_worker() -> bool:
     """True in a worker of Ray Train rather than in a function that Tune runs itself."""
-    from ray.train.v2._internal.execution.train_fn_utils import get_train_fn_utils
-
     try:
         get_train_fn_utils()
     except RuntimeError:
@@ -68,8 +70,6 @@ def in_train_worker() -> bool:
 
 def in_trial() -> bool:
     """True in a function that Tune runs as a trial."""
-    from ray.tune.trainable.trainable_fn_utils import _in_tune_session
-
     return bool(_in_tune_session())
 
 
@@ -97,24 +97,6 @@ def will_checkpoint(result: Any) -> bool:
     return bool(result.get("should_checkpoint"))
 
 
-def asha_state(asha: AsyncHyperBandScheduler) -> dict[str, Any]:
-    """The rungs of an ASHA scheduler as plain data."""
-    brackets = asha._brackets
-    return {
-        "rungs": [[[milestone, dict(seen)] for milestone, seen in b._rungs] for b in brackets],
-        "trials": {trial: brackets.index(b) for trial, b in asha._trial_info.items()},
-        "stopped": asha._num_stopped,
-    }
-
-
-def set_asha_state(asha: AsyncHyperBandScheduler, state: dict[str, Any]) -> None:
-    """Give an ASHA scheduler of the same settings the rungs of another."""
-    for bracket, rungs in zip(asha._brackets, state["rungs"], strict=True):
-        bracket._rungs = [(milestone, dict(seen)) for milestone, seen in rungs]
-    asha._trial_info = {trial: asha._brackets[i] for trial, i in state["trials"].items()}
-    asha._num_stopped = state["stopped"]
-
-
 def asha_knows(asha: AsyncHyperBandScheduler, trial: str) -> bool:
     """True where the trial was added; adding it again would draw its bracket anew."""
     return trial in asha._trial_info
@@ -123,3 +105,43 @@ def asha_knows(asha: AsyncHyperBandScheduler, trial: str) -> bool:
 def asha_properties(asha: AsyncHyperBandScheduler) -> tuple[str | None, str | None]:
     """(metric, mode) an ASHA scheduler was made with."""
     return asha._metric, asha._mode
+
+
+def asha_time(asha: AsyncHyperBandScheduler) -> tuple[str, float]:
+    """(name of the result that is an ASHA scheduler's time, the time at which it ends every trial)."""
+    return asha._time_attr, float(asha._max_t)
+
+
+def met_criterion(trial: Any, result: Any) -> bool:
+    """True where a result meets a stopping criterion that was given as a dictionary."""
+    criteria = getattr(trial, "stopping_criterion", None) or {}
+    flat = flatten_dict(dict(result))
+    return any(name in flat and flat[name] >= value for name, value in criteria.items())
+
+
+def set_aside_damaged(folder: str) -> list[str]:
+    """Rename what Tune has saved of searchers and callbacks and cannot be read; the names of those files.
+
+    Tune takes the newest of each kind, and where that is damaged an older one is found then.
+    """
+    out = []
+    for pattern in (
+        CallbackList.CKPT_FILE_TMPL,
+        SearchGenerator.CKPT_FILE_TMPL,
+        BasicVariantGenerator.CKPT_FILE_TMPL,
+    ):
+        for path in sorted(Path(folder).glob(pattern.format("*"))):
+            try:
+                cloudpickle.loads(path.read_bytes())
+            except Exception:  # whatever a damaged pickle raises
+                os.replace(path, path.with_name(f"damaged-{path.name}"))
+                out.append(path.name)
+    return out
+
+
+def restore_generator(generator: Any, folder: str) -> None:
+    """Restore the counts of a generator of suggestions, without its searcher's own state."""
+    if isinstance(generator, SearchGenerator):
+        state = _load_newest_checkpoint(folder, SearchGenerator.CKPT_FILE_TMPL.format("*"))
+        if state:
+            generator.set_state({k: v for k, v in state.items() if not k.startswith("name:")})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.strategies.registry import tuning_of
 
 METRIC = "loss"
 """Result: held-out loss, nats per token; the default metric."""
@@ -27,6 +28,9 @@ PROCESS = "process"
 STATE = "run_state"
 REASON = "run_reason"
 """Results: how the run stands, and why, as in a trial record."""
+
+NOTE = "run_note"
+"""Result: what happened to the run on its way, for its row of the table."""
 
 
 class TuneWarning(MetaOptWarning):
@@ -67,8 +71,12 @@ class Columns:
         return float(value) if positive(value) else None
 
     def missing(self, space: Mapping[str, Any]) -> list[str]:
-        """The entries that a parameter space lacks."""
-        sources = (self.size, self.tokens, self.batch, self.lr)
+        """The entries that a parameter space lacks; a strategy that finds its learning rate itself needs no lr."""
+        sources: tuple[str | float, ...] = (self.size, self.tokens, self.batch)
+        strategy = look_up(space, "strategy")
+        names = getattr(strategy, "categories", [strategy])
+        if not all(isinstance(n, str) and tuning_of(n) == "self" for n in names):
+            sources = (*sources, self.lr)
         return [s for s in sources if isinstance(s, str) and look_up(space, s) is None]
 
     def unusable(self, space: Mapping[str, Any]) -> list[str]:

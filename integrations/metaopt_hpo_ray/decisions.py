@@ -8,18 +8,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from metaopt_hpo.trials.record import TrialState
-from metaopt_hpo_ray.columns import REASON, STATE, Columns
-from metaopt_hpo_ray.entry import DONE
+from metaopt_hpo_ray.columns import REASON, STATE, Columns, flatten
+from metaopt_hpo_ray.entry import DONE, Entry
 from metaopt_hpo_ray.inner import Inner
-from metaopt_hpo_ray.judge import Judge
+from metaopt_hpo_ray.judge import Decision, Judge
 from metaopt_hpo_ray.launches import WAITING, Launches
-from metaopt_hpo_ray.reports import describe, outcome, report, why_failed
+from metaopt_hpo_ray.reports import Results, describe, outcome, report, why_failed
 from metaopt_hpo_ray.state import TrialBook
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Decisions:
         columns: where a trial's config keeps size, tokens, batch and lr.
         inner: decides where the law cannot, or None.
         hold: False launches in Tune's own order.
+        ahead: see `Launches`.
     """
 
     def __init__(
@@ -50,35 +52,54 @@ class Decisions:
         columns: Columns,
         inner: Inner | None,
         hold: bool,
+        ahead: int | None = None,
     ) -> None:
-        self.metric = metric
-        self.launches = Launches(book, judge)
+        self._results = Results(metric, progress)
+        self.launches = Launches(book, judge, ahead)
         self._book = book
         self._judge = judge
         self._columns = columns
-        self._progress = progress
         self._inner = inner
         self._hold = hold
         self._warned: set[str] = set()
 
+    @property
+    def metric(self) -> str:
+        """The result that is judged."""
+        return self._results.metric
+
+    @metric.setter
+    def metric(self, name: str) -> None:
+        self._results.metric = name
+
+    def _know(self, trial: Trial) -> Entry:
+        """What the trial's config says of it now: a searcher, or another scheduler, may have changed it."""
+        key = trial.trial_id
+        self._book.add(key, **describe(trial.config, self._columns))
+        lr = self._columns.get(trial.config, "lr")
+        if lr is not None:
+            self._book.set_lr(key, lr)
+        return self._book.entries[key]
+
     def add(self, trial: Trial) -> None:
         """A trial is there, for the first time or again."""
         key = trial.trial_id
-        self._book.add(key, **describe(trial.config, self._columns))
-        entry = self._book.entries[key]
+        entry = self._know(trial)
         if trial.status in (Trial.TERMINATED, Trial.ERROR):
-            if self._judge.is_held(key):
-                self._judge.ended(key)
+            self.launches.ended(key)
+            if trial.status == Trial.ERROR:
+                self.error(trial)
+            elif not entry.closed:  # Tune knows that it has ended, and the journal has lost it
+                self.complete(trial, flatten(trial.last_result or {}))
             return
         if not entry.known:
-            names = [n for n in ("size", "tokens", "batch", "lr") if not getattr(entry, n) > 0]
             self._warn(
                 "config",
-                f"trial {key} has no {', '.join(names)} in its config, so it is neither held back nor judged; "
+                f"trial {key} has no {', '.join(entry.missing)} in its config, so it is neither held back nor judged; "
                 "name the entries with ScalingLawScheduler(size=…, tokens=…, batch=…, lr=…)",
             )
         if entry.launched or not entry.known or not self._hold or entry.closed:
-            self.launches.start(trial)
+            self.launches.start(trial, "it is not held back")
         elif trial.status in WAITING:
             self.launches.hold(trial)
 
@@ -89,46 +110,60 @@ class Decisions:
         if entry is None:
             self.add(trial)
             entry = self._book.entries[key]
-        tokens, loss = result.get(self._progress), result.get(self.metric)
+        tokens, loss = self._results.tokens(result), self._results.loss(result)
+        if loss is not None and not math.isfinite(loss):
+            tokens = entry.last[0] if tokens is None else tokens
         if tokens is None or loss is None:
-            missing = self._progress if tokens is None else self.metric
+            missing = self._results.progress if tokens is None else self.metric
             self._warn(
-                "result",
-                f"trial {key} reported no {missing!r}, so it cannot be judged; report it, or name another "
+                f"result {missing}",
+                f"trial {key} reported no number as {missing!r}, so it cannot be judged; report it, or name another "
                 f"result with ScalingLawScheduler({'progress' if tokens is None else 'metric'}=…)",
             )
-            stop = self._inner is not None and self._inner.stops(controller, trial, result, self.metric)
-            return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
-        report(self._book, key, float(tokens), float(loss), result)
+            return TrialScheduler.CONTINUE
+        report(self._book, key, tokens, loss, result)
         if entry.state != "running" and entry.state != "failed":
             # decided before a restore that Tune's own snapshot was too old to know of
             return TrialScheduler.STOP
         if result.get(STATE) == "diverged":
-            return self._stop(key, "diverged", str(result.get(REASON, "")))
+            return self._stop(key, "diverged", Decision("stop", str(result.get(REASON, ""))))
         if not math.isfinite(entry.last[1]):
-            return self._stop(key, "diverged", self._judge.judge(key).reason)
+            return self._stop(key, "diverged", self._judge.judge(key))
         if entry.tokens > 0 and entry.last[0] >= entry.tokens * DONE:
             return TrialScheduler.CONTINUE  # it ends by itself
         decision = self._judge.judge(key)
         if decision.action == "stop":
-            return self._stop(key, "pruned", decision.reason)
+            return self._stop(key, "pruned", decision)
         if decision.spared:
             self._book.spare(key)
+            self._judge.log(key, "keep", decision)
             logger.info("trial %s: keep: %s", key, decision.reason)
         if self._inner is None:
             return TrialScheduler.CONTINUE
         stop = self._inner.stops(controller, trial, result, self.metric)  # asked each time, to fill its rungs
         if decision.action == "abstain" and stop:
             reason = f"ASHA stopped it after {entry.last[0]:g} tokens: {decision.reason}"
-            return self._stop(key, "pruned", reason)
+            return self._stop(key, "pruned", replace(decision, reason=reason))
         return TrialScheduler.CONTINUE
 
     def complete(self, trial: Trial, result: Mapping[str, Any]) -> None:
-        """The trial has ended: by itself, by our decision, or by the experiment's stopper."""
+        """The trial has ended: by itself, by our decision, or by a criterion of the experiment.
+
+        A report that meets a criterion, or says `done`, is not passed through `result`: it comes here.
+        """
         key = trial.trial_id
         if key not in self._book.entries:
             self.add(trial)
-        self._close(key, *outcome(self._book.entries[key], result))
+        entry = self._book.entries[key]
+        tokens, loss = self._results.tokens(result), self._results.loss(result)
+        if tokens is None and not entry.points:
+            tokens = entry.tokens  # it counts none, and Tune says that it has ended
+        by_tune = False
+        if tokens is not None and tokens > 0 and loss is not None:
+            by_tune = entry.last[0] != tokens and not entry.closed
+            if by_tune or not entry.closed:
+                report(self._book, key, tokens, loss, result)
+        self._close(key, *outcome(entry, result, by_tune=by_tune))
         self._judge.learn()
 
     def error(self, trial: Trial) -> None:
@@ -145,9 +180,10 @@ class Decisions:
         self._book.close(key, state, reason)
         self.launches.ended(key)
 
-    def _stop(self, key: str, state: TrialState, reason: str) -> str:
-        self._book.close(key, state, reason)
-        logger.info("trial %s: stop (%s): %s", key, state, reason)
+    def _stop(self, key: str, state: TrialState, decision: Decision) -> str:
+        self._book.close(key, state, decision.reason)
+        self._judge.log(key, "stop", decision)
+        logger.info("trial %s: stop (%s): %s", key, state, decision.reason)
         return TrialScheduler.STOP
 
     def _warn(self, kind: str, message: str) -> None:

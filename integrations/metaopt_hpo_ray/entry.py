@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState, Tuning
 
-DONE = 0.99
-"""A trial that ends by itself after this fraction of its planned tokens has completed: the last step may fall short."""
+DONE = 0.95
+"""A trial that ends by itself after this fraction of its planned tokens has completed: last steps and part batches fall
+short, and tokens are often planned in round numbers."""
 
 LR_PATH = "lr_path"
 """Parameter of a trial whose lr was changed during its run: "tokens:lr" of each, in order; `lr` is the last."""
@@ -51,18 +53,32 @@ class Entry:
     """What happened to it on the way: a checkpoint that was lost, say."""
     launched: bool = False
     """False while it has never been given resources."""
+    launched_at: float = math.nan
+    """Seconds since the epoch."""
+    why_launched: str = ""
+    cut: bool = False
+    """True where it ended because the experiment did: a restore takes it up again."""
     spared: bool = False
     """True where the law would have stopped it and it is let finish, to see whether the law is right."""
 
     @property
     def known(self) -> bool:
         """True where size, planned tokens, batch and lr are known, so that a law can judge it."""
-        return self.size > 0 and self.tokens > 0 and self.batch > 0 and self.lr > 0
+        return not self.missing
+
+    @property
+    def missing(self) -> list[str]:
+        """What of size, tokens, batch and lr is not known; a strategy that finds its lr itself needs none."""
+        needed = ("size", "tokens", "batch") if self.self_tuning else ("size", "tokens", "batch", "lr")
+        return [name for name in needed if not getattr(self, name) > 0]
 
     @property
     def self_tuning(self) -> bool:
-        """True where the run finds its learning rate itself, as far as anybody knows."""
-        return self.tuning == "self" or (not self.tuning and self.extra.get("found_lr", math.nan) > 0)
+        """True where the run finds its learning rate itself, as far as is known."""
+        if self.tuning:
+            return self.tuning == "self"
+        found = self.extra.get("found_lr")
+        return found is not None and found > 0
 
     @property
     def place(self) -> Place:
@@ -98,7 +114,7 @@ class Entry:
             strategy=self.strategy,
             tuning=self.tuning,
             state=self.state,
-            reason="; ".join(x for x in (self.note, self.reason) if x),
+            reason="; ".join(x for x in (self.launch_note, self.note, self.reason) if x),
             seed=self.seed,
             target_tokens=self.tokens,
             cost=self.cost,
@@ -108,10 +124,17 @@ class Entry:
             **self.extra,
         )
 
-    def note_lr(self, extra: Mapping[str, Any]) -> None:
+    @property
+    def launch_note(self) -> str:
+        """When it was launched and why; "" where that is not known."""
+        if not self.why_launched:
+            return ""
+        when = datetime.fromtimestamp(self.launched_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return f"launched {when}: {self.why_launched}"
+
+    def note_lr(self, lr: float) -> None:
         """Keep where a trial's lr was changed during its run, as population based training does."""
-        lr = extra.get("lr")
-        if lr is None or not lr > 0 or not self.lr > 0 or math.isclose(lr, self.lr, rel_tol=1e-9):
+        if not lr > 0 or not self.lr > 0 or math.isclose(lr, self.lr, rel_tol=1e-9):
             return
         path = self.params.get(LR_PATH, f"0:{self.lr:.6g}")
         self.params = {**self.params, LR_PATH: f"{path} {self.last[0]:g}:{lr:.6g}"}
@@ -147,6 +170,9 @@ class Entry:
             "reason": self.reason,
             "note": self.note,
             "launched": self.launched,
+            "launched_at": self.launched_at,
+            "why_launched": self.why_launched,
+            "cut": self.cut,
             "spared": self.spared,
         }
 

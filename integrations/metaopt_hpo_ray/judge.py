@@ -8,17 +8,21 @@ loss known at the same size and tokens, per training FLOP.
 from __future__ import annotations
 
 import heapq
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from metaopt_hpo.scaling import Law, Verdict
+from metaopt_hpo.scaling.forecast import distribution
 from metaopt_hpo.scaling.policy import PATIENCE, STOP_BELOW
 from metaopt_hpo.trials.record import GRID_POINTS_PER_OCTAVE, TrialRecord
 from metaopt_hpo_ray.entry import Entry, quarter_octave
 from metaopt_hpo_ray.fits import Fit, ask, question_of
 from metaopt_hpo_ray.state import TrialBook
+
+logger = logging.getLogger(__name__)
 
 GROWTH = 1.15
 """A law is fitted again when completed trials have grown by this factor, and by two at least."""
@@ -39,6 +43,8 @@ class Decision:
     reason: str
     spared: bool = False
     """True where the law would stop the trial and it is let finish all the same."""
+    verdict: Verdict | None = None
+    """The law's, where it was asked."""
 
 
 NO_LAW = Decision("abstain", "there is no law yet")
@@ -77,6 +83,8 @@ class Judge:
         self.law = law
         self.refusal = ""
         """Why there is no law, where a fit was refused."""
+        self.version = 0 if law is None else 1
+        """How many laws there have been: the decision log names the one that was asked."""
         self._evidence = tuple(evidence)
         self._pilot_sizes = pilot_sizes
         self._stop_below = stop_below
@@ -142,8 +150,12 @@ class Judge:
             if not self._live[bucket]:
                 del self._live[bucket]
 
-    def next(self) -> tuple[str, Decision] | None:
-        """The trial to launch, or not to launch, now; None where all that wait must wait on."""
+    def next(self, skip: Callable[[str], bool] = lambda trial: False) -> tuple[str, Decision] | None:
+        """The trial to launch, or not to launch, now; None where all that wait must wait on.
+
+        Args:
+            skip: True for a trial that could not be placed now; those of its size are passed over.
+        """
         if not self._held:
             return None
         untried = self._fit is None and self.book.completed > self._fitted_at
@@ -152,6 +164,8 @@ class Judge:
         self.adopt()
         tops = sorted((top, b) for b in list(self._queues) if (top := self._top(b)) is not None)
         for (_, _, trial), bucket in tops:
+            if skip(trial):
+                continue
             decision = self._may_launch(trial, bucket)
             if decision.action != "wait":
                 return trial, decision
@@ -177,14 +191,14 @@ class Judge:
         entry = self.book.entries[trial]
         v = self._verdict(entry, None)
         if v.action == "stop" and self._unchecked(entry):
-            return Decision("launch", self._why_spared(entry, v), spared=True)
+            return Decision("launch", self._why_spared(entry, v), spared=True, verdict=v)
         if v.action == "stop":
-            return Decision("stop", f"not launched: {v.reason}")
+            return Decision("stop", f"not launched: {v.reason}", verdict=v)
         if v.action == "abstain":
             if any(b < bucket for b in [*self._live, *self._queues]):
                 return Decision("wait", f"smaller trials come first: {v.reason}")
-            return Decision("launch", f"the law cannot judge it: {v.reason}")
-        return Decision("launch", v.reason)
+            return Decision("launch", f"the law cannot judge it: {v.reason}", verdict=v)
+        return Decision("launch", v.reason, verdict=v)
 
     def _pilots(self) -> list[int]:
         return sorted(self._known)[: self._pilot_sizes]
@@ -226,10 +240,10 @@ class Judge:
         self._judged[trial] = point
         v = self._verdict(entry, (entry.last,))
         if v.action == "stop" and self._unchecked(entry):
-            return Decision("keep", self._why_spared(entry, v), spared=True)
+            return Decision("keep", self._why_spared(entry, v), spared=True, verdict=v)
         if v.action == "stop":
-            return Decision("stop", f"after {tokens:g} tokens: {v.reason}")
-        return Decision("abstain" if v.action == "abstain" else "keep", v.reason)
+            return Decision("stop", f"after {tokens:g} tokens: {v.reason}", verdict=v)
+        return Decision("abstain" if v.action == "abstain" else "keep", v.reason, verdict=v)
 
     def _unchecked(self, entry: Entry) -> bool:
         """Whether the last trials of its place all were stopped, and none is being let finish."""
@@ -244,6 +258,19 @@ class Judge:
             return FINDS_ITS_OWN
         best = self.book.best.get((entry.size, entry.tokens))
         return ask(self.law, question_of(entry), best, curve, self._stop_below)
+
+    def log(self, trial: str, action: str, decision: Decision) -> None:
+        """Enter a decision in the decision log, with what the law expected where it was asked."""
+        v, entry = decision.verdict, self.book.entries[trial]
+        if v is None or v is FINDS_ITS_OWN or self.law is None:
+            self.book.decided(trial, action, decision.reason)
+            return
+        curve = (entry.last,) if entry.points else None
+        size, tokens, lr, batch = question_of(entry)
+        expected = math.exp(distribution(self.law, size, tokens, lr, batch, curve)[0])
+        self.book.decided(
+            trial, action, decision.reason, law=self.version, predicted=expected, probability=v.probability
+        )
 
     # -- the law -------------------------------------------------------------------------------------------
 
@@ -284,8 +311,14 @@ class Judge:
         self._fit = None
         self.refusal = done.refusal
         if done.law is None:
+            self.book.decided("", "refuse", self.refusal)
+            logger.info("no law can be fitted yet: %s", self.refusal)
             return False
         self.law = done.law
+        self.version += 1
+        said = f"law {self.version}, fitted to {self.law.trials} trials"
+        self.book.decided("", "fit", said, law=self.version)
+        logger.info("%s; %d trials wait", said, len(self._held))
         self._queues = {}
         for trial in self.book.entries:
             if trial in self._held:
@@ -298,6 +331,7 @@ class Judge:
         """Everything that does not follow from the book."""
         return {
             "law": None if self.law is None else self.law.to_json(),
+            "version": self.version,
             "refusal": self.refusal,
             "fitted_at": self._fitted_at,
             "judged": dict(self._judged),
@@ -307,6 +341,7 @@ class Judge:
         """Become what `to_state` described; trials are held anew as Tune adds them."""
         self.law = None if state["law"] is None else Law.from_json(state["law"])
         self.refusal = str(state["refusal"])
+        self.version = int(state.get("version", 1))
         self._fitted_at = int(state["fitted_at"])
         self._judged = {str(k): int(v) for k, v in state["judged"].items()}
         self._fit = None

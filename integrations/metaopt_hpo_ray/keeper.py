@@ -1,40 +1,89 @@
-"""CurveKeeper: curves and costs kept by us, in a journal in the experiment's folder.
+"""CurveKeeper: Tune's callback that enters curves, costs and ends in the journal, which is the one copy of them.
 
-Tune's own dataframes lose rows when a trial is paused or retried. The keeper writes every event, one line of JSON
-each, before Tune acts on it; the trial table is read from there.
+Tune's own dataframes lose rows when a trial is paused or retried, and it saves no scheduler. Nothing here raises from
+a hook: that would end the experiment.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
-import pyarrow.fs  # type: ignore[import-untyped]
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import _compat
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns
+from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
 from metaopt_hpo_ray.entry import Entry
-from metaopt_hpo_ray.lost import make_good
-from metaopt_hpo_ray.reports import describe, outcome, report, why_failed
-from metaopt_hpo_ray.state import BookError, TrialBook, header
+from metaopt_hpo_ray.journal import JOURNAL, Journal
+from metaopt_hpo_ray.lost import NONE_SAVED, make_good
+from metaopt_hpo_ray.metrics import Metrics
+from metaopt_hpo_ray.reports import Results, describe, outcome, report, why_failed
+from metaopt_hpo_ray.state import TrialBook
 from metaopt_hpo_ray.storage import warn_unshared
+from metaopt_hpo_ray.trial_files import read_trials
 
-if TYPE_CHECKING:
-    from metaopt_hpo_ray.scheduler import ScalingLawScheduler
+__all__ = ["JOURNAL", "CurveKeeper", "Owner"]
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "metaopt-trials.jsonl"
-"""Name of the journal within the experiment's folder."""
-
 FORGOTTEN = "the driver was killed before Tune had saved this trial, so a restore does not know it"
 """Reason of a trial that is in the journal and not in Tune's snapshot, which is seconds older."""
+
+CUT = "the experiment ended (time_budget_s, a stopper, fail_fast or an interrupt) before it did"
+NOT_LAUNCHED = "not launched: the experiment ended first"
+
+
+class Owner(Protocol):
+    """What a keeper needs of a scheduler that owns the experiment's state."""
+
+    journal: Journal
+
+    @property
+    def book(self) -> TrialBook:
+        """What is known of every trial."""
+        ...
+
+    def keep_with(self) -> None:
+        """Told that its state is kept."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """What Tune's snapshot holds."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Take up what `get_state` gave."""
+        ...
+
+    def finish(self) -> None:
+        """The experiment has ended."""
+        ...
+
+
+_owners: WeakValueDictionary[str, Owner] = WeakValueDictionary()
+"""Folder of an experiment → its scheduler in this process, whoever pickled the two apart on their way here."""
+
+
+def own(storage: Any, owner: Owner) -> None:
+    """Make a scheduler known as the one that owns the state of an experiment."""
+    _owners[str(storage.experiment_fs_path)] = owner
+
+
+def _safe(hook: Callable[..., None]) -> Callable[..., None]:
+    @wraps(hook)
+    def safely(self: Any, *args: Any, **info: Any) -> None:
+        try:
+            hook(self, *args, **info)
+        except Exception:
+            logger.exception("CurveKeeper failed in %s and lets the experiment go on", hook.__name__)
+
+    return safely
 
 
 class CurveKeeper(Callback):
@@ -51,13 +100,15 @@ class CurveKeeper(Callback):
         size, tokens, batch, lr: as `ScalingLawScheduler`; of the scheduler where there is one.
         pauses: name of a scheduler that pauses trials, to warn of a trial that reports without a checkpoint
             before it is paused; "" for one that does not.
+        decides: False for a scheduler that stops no trial (FIFO): then every trial that ends has ended as it was
+            meant to.
         check_storage: warn, before the first trial runs, where several nodes would keep trials in a path of
             one machine.
     """
 
     def __init__(
         self,
-        scheduler: ScalingLawScheduler | None = None,
+        scheduler: Owner | None = None,
         *,
         metric: str = METRIC,
         progress: str = PROGRESS,
@@ -67,121 +118,99 @@ class CurveKeeper(Callback):
         batch: str | float = "batch",
         lr: str = "lr",
         pauses: str = "",
+        decides: bool = True,
         check_storage: bool = True,
     ) -> None:
         self._scheduler = scheduler
         self._pauses = pauses
+        self._decides = decides
         self._check_storage = check_storage
-        self._metric = metric
-        self._progress = progress
+        self._results = Results(metric, progress)
         self._maximize = maximize
         self._columns = Columns(size, tokens, batch, lr)
-        self._own = TrialBook()
-        self._path: Path | None = None
-        self._file: IO[str] | None = None
-        self._restored = False
+        self._own = Journal(TrialBook(), self._rebuild)
+        self._restarted: dict[str, float] = {}
+        """Trial that started again without a checkpoint of Tune's → the fewest tokens it had reported before."""
+        self._done: set[str] = set()
+        """Trials whose last report came with `done`: a criterion, or a scheduler, has ended them."""
+        self._metrics = Metrics()
         if scheduler is not None:
-            scheduler.keep_with(self.open_journal)
+            scheduler.keep_with()
+
+    @property
+    def journal(self) -> Journal:
+        """Where everything is kept."""
+        return self._own if self._scheduler is None else self._scheduler.journal
 
     @property
     def book(self) -> TrialBook:
         """What is known of every trial."""
-        return self._own if self._scheduler is None else self._scheduler.book
+        return self.journal.book
 
     def table(self) -> TrialTable:
         """The trials so far."""
         return TrialTable.from_records(self.book.records(maximize=self._maximize))
 
-    # -- the journal ---------------------------------------------------------------------------------------
+    def open_journal(self, storage: Any, trials: list[Trial] | None = None) -> None:
+        """Begin the experiment's journal, or in a restored experiment go on with the one it left behind."""
+        self._check(storage)
+        if not self.journal.is_open:
+            self.journal.open(storage, [t.trial_id for t in trials or ()])
 
-    def open_journal(self, storage: Any) -> None:
-        """Begin the experiment's journal, or in a restored experiment go on with the one it left behind.
-
-        A new experiment in the folder of an old one moves the old journal aside: those are not its trials.
-
-        The journal lies in the experiment's folder where that is on this machine's file system, and else in the
-        folder that Tune uploads with each of its own snapshots.
-        """
-        local = isinstance(storage.storage_filesystem, pyarrow.fs.LocalFileSystem)
-        folder = Path(storage.experiment_fs_path if local else storage.experiment_driver_staging_path)
-        if local and self._check_storage:
-            self._check_storage = False
-            warn_unshared(storage.experiment_fs_path)
-        path = folder / JOURNAL
-        if path.exists():
-            self._take_over(path)
-        self._start(path)
-
-    def _take_over(self, path: Path) -> None:
-        if self._restored:
-            try:
-                # the journal is written with every result, Tune's snapshot every few seconds
-                saved = TrialBook.replay(path.read_text(encoding="utf-8", errors="replace").splitlines())
-                if saved.events >= self.book.events:
-                    self.book.load_state(saved.to_state())
-                return
-            except BookError as error:
-                logger.warning("%s; the trials go on from Tune's own snapshot", error)
-        count = len(list(path.parent.glob(f"{path.stem}.old-*")))
-        os.replace(path, path.with_name(f"{path.stem}.old-{count}.jsonl"))
-
-    def _start(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            whole = path.with_suffix(".tmp")
-            # written anew as a snapshot: short after many restarts, and without a line cut off by a kill
-            with whole.open("w", encoding="utf-8") as file:
-                file.write(header() + "\n")
-                file.write(json.dumps({"k": "snapshot", "state": self.book.to_state()}) + "\n")
-            os.replace(whole, path)
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            logger.warning("no journal of the trials can be kept in %s: %s", path, error)
-            self._file = None
-        self._path = path
-        self.book.outbox = []
+    def _rebuild(self, files: Any, folder: str) -> TrialBook:
+        sign = -1.0 if self._maximize else 1.0
+        return read_trials(files, folder, self._columns, self._results, sign, ended=False)
 
     def flush(self) -> None:
         """Write what has happened since the last call."""
-        waiting = self.book.outbox
-        if not waiting:
-            return
-        self.book.outbox = []
-        if self._file is None:
-            return
-        try:
-            self._file.writelines(json.dumps(event) + "\n" for event in waiting)
-            self._file.flush()
-        except (OSError, ValueError) as error:
-            logger.warning(
-                "the journal of the trials cannot be written (%s); the search goes on without", error
-            )
-            self._file = None
+        self.journal.flush()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+    def _check(self, storage: Any) -> None:
+        if self._check_storage:
+            self._check_storage = False
+            warn_unshared(str(storage.experiment_fs_path), storage.storage_filesystem)
+
+    def _find(self, trials: list[Trial]) -> None:
+        """Open the journal with the first trial; where the scheduler was pickled apart, find the one that runs."""
+        storage = next((t.storage for t in trials if t.storage is not None), None)
+        if storage is None:
+            return
+        if self._scheduler is not None:
+            self._scheduler = _owners.get(str(storage.experiment_fs_path), self._scheduler)
+        self._check(storage)
+        if not self.journal.is_open:
+            self.open_journal(storage, trials)
 
     # -- Tune's hooks --------------------------------------------------------------------------------------
 
+    @_safe
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Find the experiment's folder, with the first trial; after a restore, close what Tune has forgotten."""
-        if self._path is None and trials and trials[0].storage is not None:
-            self.open_journal(trials[0].storage)
-        if self._restored and self._path is not None:
-            self._restored = False
+        if not self.journal.is_open or not iteration:
+            self._find(trials)
+        if self.journal.resumed:
+            self.journal.resumed = False
             known = {t.trial_id for t in trials}
             for key, entry in self.book.entries.items():
                 if key not in known and not entry.closed:
                     self.book.close(key, "failed", FORGOTTEN)
+            for trial in trials if self._scheduler is None else ():
+                self._know(trial)
+                if trial.status == Trial.TERMINATED and not self.book.entries[trial.trial_id].closed:
+                    self._end(trial)
 
+    @_safe
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Write launches and decisions."""
         self.flush()
+        self._metrics.update(self.book)
 
+    @_safe
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """One point of a curve."""
+        self._find([trial])
         if self._pauses and not _compat.latest_checkpoint(trial) and not _compat.will_checkpoint(result):
             pauses, self._pauses = self._pauses, ""
             logger.warning(
@@ -192,67 +221,124 @@ class CurveKeeper(Callback):
             )
         if self._scheduler is None:
             self._know(trial)
-            tokens, loss = result.get(self._progress), result.get(self._metric)
-            if isinstance(tokens, int | float) and isinstance(loss, int | float):
-                sign = -1.0 if self._maximize else 1.0
-                report(self.book, trial.trial_id, float(tokens), sign * float(loss), result)
+            self._enter(trial, result)
+            if result.get("done"):
+                self._done.add(trial.trial_id)
+        self._say_where_it_went_on(trial)
         self.flush()
 
+    def _enter(self, trial: Trial, result: dict[str, Any]) -> None:
+        tokens, loss = self._results.tokens(result), self._results.loss(result)
+        if tokens is not None and loss is not None:
+            report(self.book, trial.trial_id, tokens, -loss if self._maximize else loss, result)
+
+    def _say_where_it_went_on(self, trial: Trial) -> None:
+        """A trial of Ray Train goes on from Train's checkpoints, which Tune does not know: its report says whether."""
+        first = self._restarted.pop(trial.trial_id, None)
+        entry = self.book.entries.get(trial.trial_id)
+        if first is not None and entry is not None and entry.last[0] <= first:
+            self.book.note(trial.trial_id, NONE_SAVED)
+            logger.warning("trial %s: %s", trial.trial_id, NONE_SAVED)
+
+    @_safe
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial is about to run, or to run again after a failure, a pause or a restore, from its checkpoint."""
+        self._find([trial])
         if self._scheduler is None:
             self._know(trial)
+            self.book.launch(trial.trial_id, "Tune had resources for it")
         entry = self.book.entries.get(trial.trial_id)
         if entry is not None:
             self._make_good(trial, entry)
         self.flush()
 
     def _make_good(self, trial: Trial, entry: Entry) -> None:
-        try:
-            done = make_good(trial, reported=bool(entry.points))
-        except Exception:  # Tune's own refusal is the worse outcome, and it comes by itself
-            logger.exception("the checkpoint of trial %s cannot be looked at", trial.trial_id)
+        if _compat.latest_checkpoint(trial) is None:
+            if entry.points:
+                self._restarted[trial.trial_id] = min(entry.points)
             return
-        if done:
+        if done := make_good(trial):
             logger.warning("trial %s: %s", trial.trial_id, done)
             self.book.note(trial.trial_id, done)
 
+    @_safe
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial has ended."""
+        self._find([trial])
         if self._scheduler is None:
             self._know(trial)
-            entry = self.book.entries[trial.trial_id]
-            self.book.close(trial.trial_id, *outcome(entry, trial.last_result or {}))
+            self._end(trial)
         self.flush()
 
+    def _end(self, trial: Trial) -> None:
+        key, result = trial.trial_id, trial.last_result or {}
+        entry = self.book.entries[key]
+        done = key in self._done
+        self._done.discard(key)
+        if not entry.points and (loss := self._results.loss(result)) is not None and entry.tokens > 0:
+            report(self.book, key, entry.tokens, -loss if self._maximize else loss, result)
+        met = done and (not self._decides or _compat.met_criterion(trial, result))
+        state, reason = outcome(entry, result, by_tune=met)
+        if state == "stopped" and done and self._decides and result.get(STATE, "running") == "running":
+            state, reason = "pruned", "its scheduler, or a stopper, ended it before its planned tokens"
+        self.book.close(key, state, reason)
+
+    @_safe
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial has failed for good."""
+        self._find([trial])
         if self._scheduler is None:
             self._know(trial)
             self.book.close(trial.trial_id, "failed", why_failed(trial))
         self.flush()
 
+    @_safe
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
-        """Close the journal."""
+        """Close what the experiment's end has cut off, of which Tune tells nobody, and the journal."""
+        for key, entry in self.book.entries.items():
+            if not entry.closed:
+                self._cut(key, entry)
+        if self._scheduler is not None:
+            self._scheduler.finish()
         self.flush()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._metrics.update(self.book, now=True)
+        self.journal.close()
+
+    def _cut(self, key: str, entry: Entry) -> None:
+        if not entry.launched:
+            self.book.close(key, "pruned", NOT_LAUNCHED, cut=True)
+            self.book.decided(key, "stop", NOT_LAUNCHED)
+        elif entry.points and not math.isfinite(entry.last[1]):
+            self.book.close(key, "diverged", f"the loss is {entry.last[1]}")
+        elif entry.points and outcome(entry, {})[0] == "complete":
+            self.book.close(key, "complete")
+        else:
+            self.book.close(key, "stopped", CUT, cut=True)
 
     def _know(self, trial: Trial) -> None:
         self.book.add(trial.trial_id, **describe(trial.config, self._columns))
+        lr = self._columns.get(trial.config, "lr")
+        if lr is not None:
+            self.book.set_lr(trial.trial_id, lr)
 
     def get_state(self) -> dict[str, Any]:
-        """For Tune's snapshot."""
-        self.flush()
-        if self._scheduler is not None:
-            return {"scheduler": self._scheduler.get_state()}
-        return {"book": self.book.to_state()}
+        """For Tune's snapshot: where the journal is."""
+        self.journal.flush()
+        return {"owner": self.journal.state() if self._scheduler is None else self._scheduler.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """From Tune's snapshot, before the trials are added anew; the journal, which is newer, is read then."""
-        self._restored = True
-        if self._scheduler is not None:
-            self._scheduler.set_state(state["scheduler"])
-        else:
-            self.book.load_state(state["book"])
+        """From Tune's snapshot, before the trials are added anew; the journal, which is newer, is read then.
+
+        Whatever is wrong with it, the journal has what is needed; and Tune restores no trial at all where this raises.
+        """
+        self.journal.restored = True
+        try:
+            old = state.get("scheduler") or state.get("book") or state.get("owner")
+            if self._scheduler is not None:
+                self._scheduler.set_state(old)
+            else:
+                self._own.load_state(old)
+        except Exception as error:
+            logger.warning(
+                "Tune's snapshot of the trials is of no use (%s); they come from the journal", error
+            )

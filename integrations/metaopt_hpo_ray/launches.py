@@ -7,6 +7,7 @@ A trial that Tune adds is set to PAUSED at once, the one status in which Tune le
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.experiment import Trial
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AHEAD = 8
-"""Trials launched and not yet running: enough to hide the seconds an actor takes to start, few enough that the
-order can still follow a new law."""
+"""Trials launched and not yet running, of each kind of resources: enough to hide the seconds an actor takes to start,
+few enough that the order can still follow a new law. Tune's own TUNE_MAX_PENDING_TRIALS_PG sets another number: an
+autoscaler adds nodes for no more trials than wait."""
 
 WAITING = (Trial.PENDING, Trial.PAUSED)
 """Statuses of a trial that has no resources."""
@@ -33,13 +35,16 @@ class Launches:
     Args:
         book: where a launch, or a trial that is not launched, is entered.
         judge: says which of the trials that wait is next.
+        ahead: trials of each kind of resources that may be launched and not running yet; None follows
+            TUNE_MAX_PENDING_TRIALS_PG, where that is set, and is 8 else.
     """
 
-    def __init__(self, book: TrialBook, judge: Judge) -> None:
+    def __init__(self, book: TrialBook, judge: Judge, ahead: int | None = None) -> None:
+        self._ahead = ahead
         self._book = book
         self._judge = judge
         self._held: dict[str, Trial] = {}
-        self._released: dict[str, Trial] = {}
+        self._released: dict[str, tuple[Trial, Any]] = {}
 
     def hold(self, trial: Trial) -> None:
         """The trial waits for its turn."""
@@ -50,15 +55,15 @@ class Launches:
         self._held[trial.trial_id] = trial
         self._judge.hold(trial.trial_id)
 
-    def start(self, trial: Trial) -> None:
+    def start(self, trial: Trial, reason: str) -> None:
         """The trial may have resources."""
         key = trial.trial_id
         self._held.pop(key, None)
         self._judge.let_go(key)
         self._judge.started(key)
-        self._book.launch(key)
+        self._book.launch(key, reason)
         if trial.status in WAITING:
-            self._released[key] = trial
+            self._released[key] = (trial, trial.placement_group_factory)
 
     def ended(self, key: str) -> None:
         """The trial has ended, well or badly."""
@@ -69,26 +74,35 @@ class Launches:
     def choose(self, controller: TuneController) -> Trial | None:
         """The next trial to give resources; the same one until Tune has taken it."""
         first: Trial | None = None
-        for key, trial in list(self._released.items()):
+        pending: dict[Any, int] = {}
+        for key, (trial, kind) in list(self._released.items()):
             if trial.status not in WAITING:
                 del self._released[key]
             elif trial.status == Trial.PAUSED:
                 return trial  # chosen before, and not taken yet
             else:
                 first = first or trial
-        while len(self._released) < AHEAD and (found := self._judge.next()) is not None:
+                pending[kind] = pending.get(kind, 0) + 1
+        limit = self._ahead or max_pending() or AHEAD
+
+        def full(key: str) -> bool:
+            return pending.get(self._held[key].placement_group_factory, 0) >= limit
+
+        while (found := self._judge.next(full if pending else _never)) is not None:
             key, decision = found
             trial = self._held[key]
             if trial.status not in WAITING:
                 self.ended(key)
             elif decision.action == "launch":
-                logger.info("trial %s: launch: %s", key, decision.reason)
+                logger.debug("trial %s: launch: %s", key, decision.reason)
                 if decision.spared:
                     self._book.spare(key)
-                self.start(trial)
+                self._judge.log(key, "launch", decision)
+                self.start(trial, decision.reason)
                 return trial
             else:
                 self._book.close(key, "pruned", decision.reason)
+                self._judge.log(key, "stop", decision)
                 logger.info("trial %s: stop (pruned): %s", key, decision.reason)
                 self.ended(key)
                 controller.stop_trial(trial)
@@ -96,9 +110,9 @@ class Launches:
 
     def any(self) -> Trial | None:
         """A trial that waits, whatever the judge would say: where it fails, the experiment must go on."""
-        for trial in [*self._released.values(), *self._held.values()]:
+        for trial in [*(t for t, _ in self._released.values()), *self._held.values()]:
             if trial.status in WAITING:
-                self.start(trial)
+                self.start(trial, "the law could not be asked")
                 return trial
         return None
 
@@ -108,3 +122,13 @@ class Launches:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": {}, "_released": {}}
+
+
+def max_pending() -> int | None:
+    """How many trials Tune was told to let wait for resources; None where it finds out itself."""
+    told = os.environ.get("TUNE_MAX_PENDING_TRIALS_PG", "auto")
+    return max(1, int(told)) if told.isdigit() else None
+
+
+def _never(key: str) -> bool:
+    return False

@@ -14,19 +14,19 @@ import pyarrow.fs  # type: ignore[import-untyped]
 
 from metaopt_hpo_ray import _compat
 
+PREFIX = "checkpoint_"
+"""Begin of the name that Tune and Train give the folder of a checkpoint, before its number."""
+
 NONE_SAVED = "it had saved no checkpoint and started again at its first step"
 
 
-def make_good(trial: Any, reported: bool) -> str:
+def make_good(trial: Any) -> str:
     """Give a trial that is about to start a checkpoint that exists; what was done, or "" where nothing had to be.
 
     Args:
-        trial: Tune's; its actor is there and has not been asked for anything.
-        reported: True where it has run before.
+        trial: Tune's, with a checkpoint to go on from; its actor is there and has not been asked for anything.
     """
     latest = _compat.latest_checkpoint(trial)
-    if latest is None:
-        return NONE_SAVED if reported else ""
     if is_there(latest.checkpoint):
         return ""
     lost = f"its checkpoint {latest.checkpoint.path} was deleted"
@@ -36,6 +36,19 @@ def make_good(trial: Any, reported: bool) -> str:
             return f"{lost}; it went on from the older {kept.checkpoint.path}"
     _compat.go_on_from(trial, None)
     return f"{lost}, and no older one is kept; it started again at its first step"
+
+
+def older_ones(checkpoint: Any) -> list[str]:
+    """Folders of a trial's older checkpoints beside one of them, newest first: for a worker whose own is damaged."""
+    folder, _, name = checkpoint.path.rstrip("/").rpartition("/")
+    if not name.startswith(PREFIX):
+        return []
+    try:
+        found = checkpoint.filesystem.get_file_info(pyarrow.fs.FileSelector(folder))
+    except OSError:
+        return []
+    names = sorted((i.base_name for i in found if i.base_name.startswith(PREFIX)), reverse=True)
+    return [f"{folder}/{other}" for other in names if other < name]
 
 
 def is_there(checkpoint: Any) -> bool:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from metaopt_hpo.strategies.registry import tuning_of
+from metaopt_hpo.strategies.registry import get, tuning_of
+from metaopt_hpo.trials.quantities import PROGRESS_TOKENS, QUANTITIES
 from metaopt_hpo.trials.record import TrialState
-from metaopt_hpo_ray.columns import COST, PROCESS, REASON, STATE, WORK, Columns
+from metaopt_hpo_ray.columns import COST, NOTE, PROCESS, PROGRESS, REASON, STATE, WORK, Columns, look_up
 from metaopt_hpo_ray.entry import DONE, Entry
 from metaopt_hpo_ray.state import TrialBook
+
+logger = logging.getLogger(__name__)
 
 EXTRA = (
     "size",
@@ -27,12 +32,61 @@ EXTRA = (
     "grad_noise",
     "found_lr",
     "found_lr_spread",
+    "unique_tokens",
 )
-"""Results that become fields of the trial record."""
+"""Results of a `TrialRun` that become fields of the trial record."""
 
 _EXTRA = frozenset(EXTRA)
 
+MEASURED = ("found_lr", "found_lr_spread", "initial_loss", "grad_noise", "unique_tokens")
+"""Results of any trainable that do: what else it reports under such names (its scheduler's current `lr`, a `size` of
+its own) says nothing of the trial."""
+
+OTHER_PROGRESS = ("tokens", *PROGRESS_TOKENS, *QUANTITIES["tokens"].strong)
+"""Results that are read as tokens seen where the one that was named is missing."""
+
 REASON_LENGTH = 300
+
+
+class Results:
+    """Reads loss and tokens from Tune's results, nested or flat, with NumPy's and torch's scalars.
+
+    Args:
+        metric, progress: names of the two, nested ones with slashes. Where a trainable reports no `progress` of the
+            default name, a result with another usual name for tokens is taken, and that is said once.
+    """
+
+    def __init__(self, metric: str, progress: str) -> None:
+        self.metric = metric
+        self.progress = progress
+        self._substitute = ""
+
+    def loss(self, result: Mapping[str, Any]) -> float | None:
+        """The loss; None where there is none, or no number."""
+        value = result.get(self.metric)
+        return number(look_up(result, self.metric) if value is None else value)
+
+    def tokens(self, result: Mapping[str, Any]) -> float | None:
+        """Tokens seen; None where there are none, or no finite number."""
+        value = result.get(self.progress)
+        if value is None:
+            value = look_up(result, self._substitute or self.progress)
+            if value is None and self.progress == PROGRESS and not self._substitute:
+                value = self._other(result)
+        tokens = number(value)
+        return tokens if tokens is not None and math.isfinite(tokens) else None
+
+    def _other(self, result: Mapping[str, Any]) -> Any:
+        for name in OTHER_PROGRESS:
+            if number(result.get(name)) is not None:
+                self._substitute = name
+                logger.warning(
+                    "trials report no %r; their %r is read as tokens seen (progress=… names another)",
+                    self.progress,
+                    name,
+                )
+                return result[name]
+        return None
 
 
 def describe(config: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
@@ -43,43 +97,79 @@ def describe(config: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     if isinstance(strategy, str):
         facts["strategy"] = strategy
         facts["tuning"] = tuning_of(strategy)
+        if facts["tuning"] == "self" and "lr" not in facts:
+            facts["lr"] = _start(strategy)
     if isinstance(seed, int) and not isinstance(seed, bool):
         facts["seed"] = seed
     facts["params"] = columns.others(config)
     return facts
 
 
+@lru_cache(maxsize=64)
+def _start(strategy: str) -> float:
+    """The step size at which a strategy starts where nobody gives one."""
+    return float(get(strategy)().lr)
+
+
 def report(book: TrialBook, key: str, tokens: float, loss: float, result: Mapping[str, Any]) -> None:
     """Enter one of Tune's results in the book; what `TrialRun` adds to it is used where it is there."""
-    if result.get(STATE) == "diverged":
-        loss = math.nan  # what was reported is a finite stand-in for searchers
     get = result.get
-    work = get(WORK)
+    if get(STATE) == "diverged":
+        loss = math.nan  # what was reported is a finite stand-in for searchers
+    process = get(PROCESS)
+    if process is None:
+        work, cost = None, math.nan
+        extra = {k: value for k in MEASURED if (value := number(get(k))) is not None}
+        entry = book.entries.get(key)
+        if entry is not None and entry.missing:
+            extra |= {k: v for k in entry.missing if (v := number(get(k))) is not None and v > 0}
+    else:
+        work, cost = number(get(WORK)), _or_nan(get(COST))
+        extra = {k: plain(result[k]) for k in _EXTRA & result.keys()}
+    if (note := get(NOTE)) and isinstance(note, str):
+        book.note(key, note)
     book.report(
         key,
         tokens,
         loss,
-        process=str(get(PROCESS) or f"{get('hostname', '')}-{get('pid', '')}"),
-        work=float(work) if work is not None and is_finite(work) else None,
-        cost=_number(get(COST)),
-        step_size=_number(get("step_size")),
-        grad_norm=_number(get("grad_norm")),
-        extra={k: result[k] for k in _EXTRA & result.keys()},
+        process=str(process or f"{get('hostname', '')}-{get('pid', '')}"),
+        work=work if work is not None and math.isfinite(work) else None,
+        cost=cost,
+        step_size=_or_nan(get("step_size")),
+        grad_norm=_or_nan(get("grad_norm")),
+        extra=extra,
     )
 
 
-def outcome(entry: Entry, result: Mapping[str, Any]) -> tuple[TrialState, str]:
-    """How a trial that Tune calls complete has really ended, and why."""
+def outcome(entry: Entry, result: Mapping[str, Any], *, by_tune: bool = False) -> tuple[TrialState, str]:
+    """How a trial that Tune calls complete, and that no decision has stopped, has really ended, and why.
+
+    Args:
+        entry: with the trial's last report in it.
+        result: that report.
+        by_tune: True where its last report met a stopping criterion of the experiment or said `done`: what it reached
+            is then what had been planned.
+    """
     tokens, loss = entry.last
-    if result.get(STATE) == "diverged":
+    said = result.get(STATE)
+    if said == "diverged":
         return "diverged", str(result.get(REASON, ""))
-    if entry.points and not math.isfinite(loss):
+    if not entry.points:
+        if entry.launched:
+            return "failed", "it ended without having reported its loss"
+        return "pruned", "it was ended before it ran"
+    if not math.isfinite(loss):
         return "diverged", f"the loss is {loss} after {tokens:g} tokens"
-    if result.get(STATE) == "complete" or (entry.points and not entry.tokens > 0):
+    if said == "stopped":
+        return "stopped", str(result.get(REASON, "")) or ended_early(entry)
+    if said == "complete" or by_tune or not entry.tokens > 0 or tokens >= DONE * entry.tokens:
         return "complete", ""
-    if entry.points and tokens >= DONE * entry.tokens:
-        return "complete", ""
-    return "pruned", "it ended, or was ended, before its planned tokens"
+    return "stopped", ended_early(entry)
+
+
+def ended_early(entry: Entry) -> str:
+    """That a trial has seen fewer tokens than planned."""
+    return f"it ended by itself after {entry.last[0]:g} of {entry.tokens:g} planned tokens"
 
 
 def why_failed(trial: Any) -> str:
@@ -94,12 +184,37 @@ def why_failed(trial: Any) -> str:
     return lines[-1][:REASON_LENGTH] if lines else "the trial's process failed"
 
 
+def number(value: Any) -> float | None:
+    """A real scalar of Python's, NumPy's or torch's as a float; None for anything else, texts and booleans included."""
+    kind = type(value)
+    if kind is float:
+        return value  # type: ignore[no-any-return]
+    if kind is int:
+        return float(value)
+    if value is None or kind is bool or isinstance(value, str | bytes):
+        return None
+    if getattr(value, "ndim", 0) != 0 or not hasattr(value, "__float__"):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def is_finite(value: Any) -> bool:
     """True for a finite number."""
-    if value is None:
-        return False
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    found = number(value)
+    return found is not None and math.isfinite(found)
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None or not isinstance(value, (int, float)) else float(value)
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: scalars of NumPy and torch as plain ones."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    found = number(value)
+    return str(value) if found is None else found
+
+
+def _or_nan(value: Any) -> float:
+    found = number(value)
+    return math.nan if found is None else found

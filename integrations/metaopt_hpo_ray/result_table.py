@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,10 @@ from ray.tune import ResultGrid
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
-from metaopt_hpo_ray.keeper import JOURNAL
-from metaopt_hpo_ray.reports import describe, outcome, report
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.journal import DECISIONS, JOURNAL
+from metaopt_hpo_ray.reports import Results
+from metaopt_hpo_ray.state import BookError, TrialBook
+from metaopt_hpo_ray.trial_files import fill_in_configs, read_json, read_text, read_trials
 
 
 def trial_table(
@@ -32,7 +30,7 @@ def trial_table(
     batch: str | float = "batch",
     lr: str = "lr",
 ) -> TrialTable:
-    """All trials of an experiment that have started, as a trial table, with curves and with what they cost.
+    """All trials of an experiment that were launched, or refused, as a trial table, with curves and what they cost.
 
     The journal of a `CurveKeeper` is read where there is one; nothing is missing then, whatever was killed.
     Without one the trials' own JSON files are read, and a warning says that Tune may have lost rows of them.
@@ -44,25 +42,23 @@ def trial_table(
 
     Raises:
         TableError: no experiment there, or no trial has all of size, batch and lr.
-        BookError: the journal is damaged or of a newer version.
+        BookError: the journal is of a newer version.
+
+    Warns:
+        TuneWarning: lines of the journal are damaged, or there is none.
     """
     columns = Columns(size, tokens, batch, lr)
-    if isinstance(source, ResultGrid):
-        files, folder = source.filesystem, str(source.experiment_path)
-    else:
-        path = os.fspath(source)
-        files, folder = (
-            pyarrow.fs.FileSystem.from_uri(path)
-            if "://" in path
-            else (pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().resolve()))
-        )
-    if files.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
-        raise TableError(f"there is no experiment in {folder}; give the folder <storage_path>/<name>")
+    files, folder = _place(source)
     journal = f"{folder}/{JOURNAL}"
     study = Path(folder).name
+    book: TrialBook | None = None
     if files.get_file_info(journal).type == pyarrow.fs.FileType.File:
-        book = TrialBook.replay(_text(files, journal).splitlines())
-        records = book.records(study=study, maximize=maximize)
+        try:
+            book = TrialBook.replay(read_text(files, journal).splitlines())
+        except BookError as error:
+            if "upgrade" in str(error):
+                raise
+            warnings.warn(f"{journal}: {error}; the trials' own files are read", TuneWarning, stacklevel=2)
     else:
         warnings.warn(
             f"{folder} holds no journal of a CurveKeeper, so the trials' own files are read, in which Tune may "
@@ -70,54 +66,60 @@ def trial_table(
             TuneWarning,
             stacklevel=2,
         )
-        book = _from_result_files(files, folder, columns, metric, progress, -1.0 if maximize else 1.0)
-        records = book.records(study=study, maximize=maximize)
-    started = [r for r in records if r.curve is not None or r.state not in ("running", "pruned")]
-    if not started:
+    results = Results(metric, progress)
+    if book is None:
+        book = read_trials(files, folder, columns, results, -1.0 if maximize else 1.0)
+    elif book.damaged:
+        lost = fill_in_configs(files, folder, columns, book)
+        warnings.warn(
+            f"{book.damaged} damaged lines of {journal} were passed over; the rest is read"
+            + (f", and the configs of {lost} trials from their own files" if lost else ""),
+            TuneWarning,
+            stacklevel=2,
+        )
+    ended = [e for e in book.entries.values() if e.launched or e.closed]
+    records = [
+        e.record(study=study, maximize=maximize) for e in ended if e.size > 0 and e.batch > 0 and e.lr > 0
+    ]
+    if not records:
+        missing = sorted({name for e in ended for name in e.missing})
         raise TableError(
             f"no trial of {folder} has run with {columns.size!r}, {columns.batch!r} and {columns.lr!r} in its "
-            "config; name the entries with size=…, batch=…, lr=…"
+            f"config{' (missing: ' + ', '.join(missing) + ')' if missing else ''}; name the entries with size=…, "
+            f"batch=…, lr=…, and the result that counts tokens with progress=…"
         )
-    return TrialTable.from_records(started)
+    return TrialTable.from_records(records)
 
 
-def _text(files: Any, path: str) -> str:
-    with files.open_input_stream(path) as stream:
-        return bytes(stream.readall()).decode("utf-8", errors="replace")
+def decision_log(source: ResultGrid | str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Every decision of an experiment in order: time, trial, action, reason, and what the law expected.
+
+    `law` is the number of the law that was asked, `predicted` the loss it expected of the trial, `probability` the
+    chance it gave it to win. Entries without a trial are fits, and fits that were refused.
+
+    Raises:
+        TableError: no experiment there, or nothing was decided by a law in it.
+    """
+    files, folder = _place(source)
+    path = f"{folder}/{DECISIONS}"
+    if files.get_file_info(path).type != pyarrow.fs.FileType.File:
+        raise TableError(
+            f"{folder} holds no decision log; a ScalingLawScheduler wired by tuner_configs keeps one"
+        )
+    rows = (read_json(line) for line in read_text(files, path).splitlines())
+    return [row for row in rows if isinstance(row, dict)]
 
 
-def _from_result_files(
-    files: Any, folder: str, columns: Columns, metric: str, progress: str, sign: float
-) -> TrialBook:
-    """The book that the trials' `params.json` and `result.json` describe."""
-    book = TrialBook()
-    for info in files.get_file_info(pyarrow.fs.FileSelector(folder)):
-        names = {"params.json", "result.json"}
-        if info.type != pyarrow.fs.FileType.Directory:
-            continue
-        present = {i.base_name for i in files.get_file_info(pyarrow.fs.FileSelector(info.path))}
-        if not names <= present:
-            continue
-        config = _json(_text(files, f"{info.path}/params.json"))
-        key = info.base_name
-        if not isinstance(config, Mapping):
-            continue
-        book.add(key, **describe(config, columns))
-        last: dict[str, Any] = {}
-        for line in _text(files, f"{info.path}/result.json").splitlines():
-            row = _json(line)
-            if isinstance(row, dict) and isinstance(row.get(progress), int | float):
-                last = row
-                report(book, key, float(row[progress]), sign * float(row.get(metric, math.nan)), row)
-        if "error.txt" in present:
-            book.close(key, "failed", "Tune recorded an error")
-        elif last:
-            book.close(key, *outcome(book.entries[key], last))
-    return book
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None
+def _place(source: ResultGrid | str | os.PathLike[str]) -> tuple[Any, str]:
+    """File system and folder of an experiment."""
+    if isinstance(source, ResultGrid):
+        return source.filesystem, str(source.experiment_path)
+    path = os.fspath(source)
+    files, folder = (
+        pyarrow.fs.FileSystem.from_uri(path)
+        if "://" in path
+        else (pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().resolve()))
+    )
+    if files.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
+        raise TableError(f"there is no experiment in {folder}; give the folder <storage_path>/<name>")
+    return files, folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,13 @@ from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
 from metaopt_hpo_ray.decisions import Decisions
 from metaopt_hpo_ray.inner import Inner
+from metaopt_hpo_ray.journal import Journal
 from metaopt_hpo_ray.judge import Judge
+from metaopt_hpo_ray.keeper import own
+from metaopt_hpo_ray.reports import Results
+from metaopt_hpo_ray.shown import show_decisions
 from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_files import read_trials
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -59,6 +65,8 @@ class ScalingLawScheduler(FIFOScheduler):
         stop_below: chance of winning below which a trial is stopped (default 0.05).
         grace: fraction of its tokens for which a trial is never stopped by the law (default 0.25).
         hold: False launches in Tune's own order and only stops.
+        ahead: how many trials of each kind of resources may be launched and wait for them (default: Tune's
+            TUNE_MAX_PENDING_TRIALS_PG where it is set, else 8). An autoscaler adds nodes for no more.
         background: fit in a thread. False fits inside the hook, which makes a run repeatable.
         seed: of the fits.
 
@@ -85,6 +93,7 @@ class ScalingLawScheduler(FIFOScheduler):
         stop_below: float = STOP_BELOW,
         grace: float = 0.25,
         hold: bool = True,
+        ahead: int | None = None,
         background: bool = True,
         seed: int = 0,
     ) -> None:
@@ -92,18 +101,20 @@ class ScalingLawScheduler(FIFOScheduler):
         _check_mode(mode)
         if pilot_sizes < 1:
             raise ValueError(f"pilot_sizes must be at least 1, got {pilot_sizes!r}")
+        if ahead is not None and ahead < 1:
+            raise ValueError(f"ahead must be at least 1, or None, got {ahead!r}")
         for name, value in (("stop_below", stop_below), ("grace", grace)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
         self._metric = metric
         self._columns = Columns(size, tokens, batch, lr)
         self._progress = progress
-        self._inner = None if inner is None else Inner(inner)
         self._kept = False
         """True where a CurveKeeper saves this scheduler's state."""
-        self.on_first_trial: Callable[[Any], None] | None = None
-        """Called with the experiment's storage when the first trial comes: how a CurveKeeper finds its journal."""
-        self.book = TrialBook()
+        self.journal = Journal(TrialBook(), self._rebuild)
+        """Where everything known of the trials is kept, once the experiment's folder is known."""
+        self._inner = None if inner is None else Inner(inner, self.book, progress)
+        self._saved: Mapping[str, Any] | None = None
         records = evidence.records() if isinstance(evidence, TrialTable) else list(evidence)
         self._judge = Judge(
             self.book,
@@ -123,7 +134,13 @@ class ScalingLawScheduler(FIFOScheduler):
             columns=self._columns,
             inner=self._inner,
             hold=hold,
+            ahead=ahead,
         )
+
+    @property
+    def book(self) -> TrialBook:
+        """What is known of every trial."""
+        return self.journal.book
 
     @property
     def law(self) -> Law | None:
@@ -161,6 +178,12 @@ class ScalingLawScheduler(FIFOScheduler):
         if self._inner is not None:
             self._inner.judge_by(self.metric)
         if not self._kept:
+            if spec.get("num_samples") == sys.maxsize:
+                raise ValueError(
+                    "num_samples=-1 with ScalingLawScheduler needs metaopt_hpo_ray.tuner_configs(scheduler=…, "
+                    "num_samples=-1): trials that are held back do not count as pending, and Tune would draw new ones "
+                    "for ever"
+                )
             warnings.warn(
                 "ScalingLawScheduler runs without a CurveKeeper: Tuner.restore will not bring its law and its "
                 "decisions back, since Tune does not save schedulers; build the Tuner's configs with "
@@ -178,7 +201,7 @@ class ScalingLawScheduler(FIFOScheduler):
             logger.exception(
                 "ScalingLawScheduler failed to hold trial %s back and launches it", trial.trial_id
             )
-            self._safely(None, self._decisions.launches.start, trial)
+            self._safely(None, self._decisions.launches.start, trial, "it could not be held back")
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """CONTINUE, or STOP with a reason in the log and the trial table."""
@@ -220,25 +243,32 @@ class ScalingLawScheduler(FIFOScheduler):
         return f"ScalingLawScheduler: {about}; {self._judge.held} held back; {counts or 'no trials'}"
 
     def _add(self, trial: Trial) -> None:
-        if self.on_first_trial is not None and trial.storage is not None:
-            open_journal, self.on_first_trial = self.on_first_trial, None
-            open_journal(trial.storage)
+        if self._kept and trial.storage is not None and not self.journal.is_open:
+            self.journal.open(trial.storage, [trial.trial_id])
+            own(trial.storage, self)
+            if self.journal.resumed:
+                self._take_up(self._saved)
         self._decisions.add(trial)
+
+    def _rebuild(self, files: Any, folder: str) -> TrialBook:
+        results = Results(self.metric, self._progress)
+        return read_trials(files, folder, self._columns, results, 1.0, ended=False)
+
+    def finish(self) -> None:
+        """Told by a CurveKeeper that the experiment has ended."""
+        for key in list(self.book.entries):
+            self._decisions.launches.ended(key)
 
     # -- state ---------------------------------------------------------------------------------------------
 
-    def keep_with(self, on_first_trial: Callable[[Any], None]) -> None:
+    def keep_with(self) -> None:
         """Told by a CurveKeeper that it saves this scheduler's state."""
+        show_decisions()
         self._kept = True
-        self.on_first_trial = on_first_trial
 
     def get_state(self) -> dict[str, Any]:
-        """Everything a restored experiment needs, as plain data but for the inner scheduler's rungs."""
-        return {
-            "book": self.book.to_state(),
-            "judge": self._judge.to_state(),
-            "inner": None if self._inner is None else self._inner.to_state(),
-        }
+        """What a restored experiment needs beside the journal; where none is kept, the trials too. Plain data."""
+        return {"book": self.journal.state(), "judge": self._judge.to_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Become the scheduler `get_state` described, before Tune adds the trials anew.
@@ -246,15 +276,21 @@ class ScalingLawScheduler(FIFOScheduler):
         Raises:
             BookError: not such a state.
         """
-        self.book.load_state(state["book"])
-        self._judge.load_state(state["judge"])
+        self.journal.load_state(state["book"])
+        self._saved = dict(state["judge"])
+        self._take_up(self._saved)
+
+    def _take_up(self, judge: Mapping[str, Any] | None) -> None:
+        """Go on from the book as it is now; without what the judge had saved it fits anew."""
+        self._judge.load_state(dict(judge) if judge is not None else Judge(self.book).to_state())
         self._decisions.launches.forget()
-        if self._inner is not None and state["inner"] is not None:
-            self._inner.load_state(state["inner"])
+        if self._inner is not None:
+            self._inner.forget()
 
     def save(self, checkpoint_path: str) -> None:
-        """Write the state as JSON."""
-        Path(checkpoint_path).write_text(json.dumps(self.get_state()), encoding="utf-8")
+        """Write the state, trials included, as JSON."""
+        state = {**self.get_state(), "book": self.book.pack()}
+        Path(checkpoint_path).write_text(json.dumps(state), encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
         """Read what `save` wrote."""

@@ -22,8 +22,8 @@ from metaopt_hpo.scaling.policy import propose_next
 from metaopt_hpo.scaling.policy.points import Runs
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns
-from metaopt_hpo_ray.reports import describe, outcome, report
+from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
+from metaopt_hpo_ray.reports import Results, describe, outcome, report
 from metaopt_hpo_ray.result_table import trial_table
 from metaopt_hpo_ray.state import BookError, TrialBook
 
@@ -87,7 +87,7 @@ class ScalingLawSearch(Searcher):
         low, high = (batch, batch) if isinstance(batch, int | float) else batch
         self._batch = (float(low), float(high))
         self._columns = Columns(size, tokens, batch_name, lr_name)
-        self._progress = progress
+        self._results = Results(metric or METRIC, progress)
         self._seed = seed
         self._space: dict[str, Any] = {}
         self._made = 0
@@ -147,13 +147,20 @@ class ScalingLawSearch(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial has ended; one that was stopped early, diverged or failed teaches no optimum."""
-        if trial_id not in self.book.entries:
+        entry = self.book.entries.get(trial_id)
+        if entry is None:
             return
-        self._enter(trial_id, result or {})
+        result = result or {}
+        self._enter(trial_id, result)
         if error:
             self.book.close(trial_id, "failed", "the trial's process failed")
-        else:
-            self.book.close(trial_id, *outcome(self.book.entries[trial_id], result or {}))
+            return
+        if not entry.points and (loss := self._results.loss(result)) is not None:
+            report(self.book, trial_id, entry.tokens, loss, result)  # it counts no tokens
+        state, reason = outcome(entry, result)
+        if state == "stopped" and result.get(STATE, "running") == "running":
+            state = "pruned"  # a searcher is not told who ended it
+        self.book.close(trial_id, state, reason)
 
     def add_evaluated_point(
         self,
@@ -210,13 +217,10 @@ class ScalingLawSearch(Searcher):
         )
 
     def _enter(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        tokens, loss = result.get(self._progress), result.get(self._metric or METRIC)
-        if (
-            trial_id in self.book.entries
-            and isinstance(tokens, int | float)
-            and isinstance(loss, int | float)
-        ):
-            report(self.book, trial_id, float(tokens), float(loss), result)
+        self._results.metric = self._metric or METRIC
+        tokens, loss = self._results.tokens(result), self._results.loss(result)
+        if trial_id in self.book.entries and tokens is not None and loss is not None:
+            report(self.book, trial_id, tokens, loss, result)
 
     # -- state ---------------------------------------------------------------------------------------------
 

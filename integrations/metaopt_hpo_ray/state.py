@@ -10,28 +10,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, ClassVar
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord, TrialState
-from metaopt_hpo_ray.entry import STATES, Entry, Place
+from metaopt_hpo_ray.entry import DONE, STATES, Entry, Place
 
 FORMAT = "metaopt-hpo ray journal"
-VERSION = 2
-"""2: which trials were spared, and stops in a row."""
+VERSION = 3
+"""3: times, reasons of launches, and fields that a report may leave out."""
 
 Event = dict[str, Any]
 
-_RECORDED = (
-    "initial_loss",
-    "seconds",
-    "memory",
-    "grad_noise",
-    "found_lr",
-    "found_lr_spread",
-    "workload",
+_RECORDED = frozenset(
+    (
+        "initial_loss",
+        "seconds",
+        "memory",
+        "grad_noise",
+        "found_lr",
+        "found_lr_spread",
+        "unique_tokens",
+        "workload",
+    )
 )
+_FACTS = ("size", "tokens", "batch", "lr", "strategy", "tuning", "seed", "params")
 
 
 class BookError(MetaOptError):
@@ -45,46 +51,76 @@ class TrialBook:
         entries: trial id → entry, in the order they were added.
         events: how many events have changed the book.
         outbox: events not yet taken by whoever keeps a journal; None where nobody does.
+        decisions: entries of the decision log not yet taken; None where nobody keeps one.
+        damaged: lines of the journal it was read from that could not be read.
     """
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
         self.events = 0
         self.outbox: list[Event] | None = None
+        self.decisions: list[dict[str, Any]] | None = None
+        self.damaged = 0
         self.best: dict[tuple[float, float], float] = {}
         """(size, tokens) → lowest positive loss of a completed trial there: a law is of no other."""
         self.completed = 0
         self.stops: dict[Place, int] = {}
         """Place → trials stopped there, or not launched, since one was last run to its end."""
         self._spared: dict[Place, list[str]] = {}
+        self._packed: dict[str, str] = {}
+        """Trial → its entry as text, made at the last `pack` and dropped by the next event of the trial."""
+        self._lenient = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"state": self.to_state(), "outbox": None if self.outbox is None else []}
+        return {"state": self.pack()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
         self.load_state(state["state"])
-        self.outbox = state["outbox"]
 
     # -- what can happen -----------------------------------------------------------------------------------
 
     def add(self, trial: str, **facts: Any) -> None:
-        """A trial and what its config says of it; told again after a retry, it is running again."""
+        """A trial and what its config says of it.
+
+        Told again it fills in what was not known yet, for a searcher may choose a size late; and a trial that had
+        failed, or was cut off with its experiment, is running again.
+        """
         entry = self.entries.get(trial)
         if entry is None:
-            self.apply({"k": "add", "id": trial, **facts})
-        elif entry.state == "failed":
-            self.apply({"k": "state", "id": trial, "state": "running", "reason": ""})
+            self._make({"k": "add", "id": trial, **facts})
+            return
+        new = {
+            k: v
+            for k, v in facts.items()
+            if k in _FACTS and not _is_known(getattr(entry, k)) and _is_known(v)
+        }
+        if new:
+            self._make({"k": "facts", "id": trial, **new})
+        if entry.state == "failed" or entry.cut:
+            self._make({"k": "state", "id": trial, "state": "running", "reason": ""})
 
-    def launch(self, trial: str) -> None:
+    def launch(self, trial: str, reason: str = "") -> None:
         """The trial may have resources."""
         if not self.entries[trial].launched:
-            self.apply({"k": "launch", "id": trial})
+            self._make({"k": "launch", "id": trial, "reason": reason})
+
+    def set_lr(self, trial: str, lr: float) -> None:
+        """The trial's learning rate is another from here on: population based training changed its config."""
+        if not math.isclose(self.entries[trial].lr, lr, rel_tol=1e-9):
+            self._make({"k": "lr", "id": trial, "lr": lr})
+
+    def decided(self, trial: str, action: str, reason: str, **more: Any) -> None:
+        """An entry of the decision log: what was decided, why, and what the law said of it."""
+        if self.decisions is not None:
+            said = {k: v for k, v in more.items() if v is not None and v == v}
+            now = round(time.time(), 3)
+            self.decisions.append({"time": now, "trial": trial, "action": action, "reason": reason, **said})
 
     def spare(self, trial: str) -> None:
         """The trial is let finish, whatever the law says of it."""
         if not self.entries[trial].spared:
-            self.apply({"k": "spare", "id": trial})
+            self._make({"k": "spare", "id": trial})
 
     def sparing(self, place: Place) -> bool:
         """True while a spared trial of the place has not ended."""
@@ -112,30 +148,35 @@ class TrialBook:
             cost: FLOPs of the run up to this point of its curve.
             extra: further fields of the trial record.
         """
-        event: Event = {
-            "k": "report",
-            "id": trial,
-            "t": float(tokens),
-            "loss": float(loss),
-            "p": process,
-            "work": work,
-            "cost": cost,
-            "step": step_size,
-            "norm": grad_norm,
-        }
+        event: Event = {"k": "report", "id": trial, "t": float(tokens), "loss": float(loss), "p": process}
+        if work is not None:
+            event["work"] = work
+        for name, value in (("cost", cost), ("step", step_size), ("norm", grad_norm)):
+            if value == value:  # not NaN
+                event[name] = value
         if extra:
             event["extra"] = dict(extra)
-        self.apply(event)
+        self._make(event)
 
-    def close(self, trial: str, state: TrialState, reason: str = "") -> None:
-        """The trial has ended; what is said first stands, but for a failure, which a retry may mend."""
+    def close(self, trial: str, state: TrialState, reason: str = "", *, cut: bool = False) -> None:
+        """The trial has ended; what is said first stands, but for a failure, which a retry may make good.
+
+        Args:
+            cut: it ended only because the experiment did.
+        """
         entry = self.entries[trial]
         if not entry.closed or (entry.state == "failed" and state != "failed"):
-            self.apply({"k": "state", "id": trial, "state": state, "reason": reason})
+            event = {"k": "state", "id": trial, "state": state, "reason": reason}
+            self._make({**event, "cut": True} if cut else event)
 
     def note(self, trial: str, text: str) -> None:
         """Something that happened to the trial and belongs in its row; what was noted before stands too."""
-        self.apply({"k": "note", "id": trial, "text": text})
+        if text not in self.entries[trial].note:
+            self._make({"k": "note", "id": trial, "text": text})
+
+    def _make(self, event: Event) -> None:
+        event["time"] = round(time.time(), 3)
+        self.apply(event)
 
     # -- the one mutator -----------------------------------------------------------------------------------
 
@@ -150,30 +191,55 @@ class TrialBook:
         except (KeyError, TypeError, ValueError) as error:
             raise BookError(f"not an event of a trial journal: {event!r:.120} ({error!r})") from error
         self.events += 1
+        self._packed.pop(event.get("id", ""), None)
         if self.outbox is not None:
             self.outbox.append(event)
 
+    def _entry(self, event: Event) -> Entry:
+        entry = self.entries.get(event["id"])
+        if entry is None:
+            if not self._lenient:
+                raise KeyError(event["id"])
+            entry = self.entries[event["id"]] = Entry(event["id"])  # the line that added it is damaged
+        return entry
+
     def _add(self, event: Event) -> None:
-        facts = {k: v for k, v in event.items() if k not in ("k", "id")}
+        facts = {k: v for k, v in event.items() if k in _FACTS}
         self.entries[event["id"]] = Entry(event["id"], **facts)
 
+    def _facts(self, event: Event) -> None:
+        entry = self._entry(event)
+        for name in _FACTS:
+            if name in event:
+                setattr(entry, name, event[name])
+
     def _launch(self, event: Event) -> None:
-        self.entries[event["id"]].launched = True
+        entry = self._entry(event)
+        entry.launched = True
+        entry.launched_at, entry.why_launched = event.get("time", math.nan), event.get("reason", "")
 
     def _spare(self, event: Event) -> None:
-        entry = self.entries[event["id"]]
+        entry = self._entry(event)
         if not entry.spared:
             entry.spared = True
             self._spared.setdefault(entry.place, []).append(entry.trial)
 
+    def _lr(self, event: Event) -> None:
+        entry = self._entry(event)
+        if entry.lr > 0:
+            entry.note_lr(event["lr"])
+        else:
+            entry.lr = float(event["lr"])
+
     def _report(self, event: Event) -> None:
-        entry = self.entries[event["id"]]
+        entry = self._entry(event)
         tokens, loss, process = event["t"], event["loss"], event["p"]
-        spent = entry.spent(process, tokens, event["work"])
+        spent = entry.spent(process, tokens, event.get("work"))
         extra = event.get("extra")
-        if extra:
-            entry.note_lr(extra)
-        entry.points[tokens] = (loss, event["step"], event["norm"], event["cost"])
+        if extra and "lr" in extra:
+            entry.note_lr(extra["lr"])
+        nan = math.nan
+        entry.points[tokens] = (loss, event.get("step", nan), event.get("norm", nan), event.get("cost", nan))
         entry.last = (tokens, loss)
         entry.work[process] = max(spent, entry.work.get(process, 0.0))
         entry.launched = True
@@ -187,16 +253,18 @@ class TrialBook:
             entry.seed = extra.get("seed", entry.seed)
 
     def _state(self, event: Event) -> None:
-        entry = self.entries[event["id"]]
+        entry = self._entry(event)
         if event["state"] not in STATES:
             raise ValueError(f"state {event['state']!r}")
         before = entry.state
         if before == "complete":
             return
-        entry.state, entry.reason = event["state"], event["reason"]
-        if entry.state == "pruned" and before != "pruned":
+        entry.state, entry.reason, entry.cut = event["state"], event["reason"], bool(event.get("cut"))
+        if entry.state == "pruned" and before != "pruned" and not entry.cut:
             self.stops[entry.place] = self.stops.get(entry.place, 0) + 1
         if entry.state == "complete":
+            if 0 < entry.last[0] < DONE * entry.tokens:
+                entry.tokens = entry.last[0]  # who ended it had planned no more
             self.stops.pop(entry.place, None)
             self._note_complete(entry)
 
@@ -207,7 +275,7 @@ class TrialBook:
             self.best[key] = min(entry.last[1], self.best.get(key, math.inf))
 
     def _note(self, event: Event) -> None:
-        entry, text = self.entries[event["id"]], str(event["text"])
+        entry, text = self._entry(event), str(event["text"])
         if text not in entry.note:
             entry.note = f"{entry.note}; {text}" if entry.note else text
 
@@ -218,6 +286,8 @@ class TrialBook:
     _APPLY: ClassVar[dict[str, Callable[[TrialBook, Event], None]]] = {
         "snapshot": _snapshot,
         "add": _add,
+        "facts": _facts,
+        "lr": _lr,
         "launch": _launch,
         "spare": _spare,
         "report": _report,
@@ -236,32 +306,46 @@ class TrialBook:
         ]
 
     def to_state(self) -> dict[str, Any]:
-        """The book as plain data, for Tune's own snapshot."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "events": self.events,
-            "stops": [[*place, count] for place, count in self.stops.items()],
-            "entries": [e.to_state() for e in self.entries.values()],
-        }
+        """The book as plain data."""
+        return {**self._head(), "entries": [e.to_state() for e in self.entries.values()]}
+
+    def pack(self) -> dict[str, Any]:
+        """`to_state` with each entry as text. Only entries that have changed since the last call are written anew."""
+        for key in self.entries.keys() - self._packed.keys():
+            self._packed[key] = json.dumps(self.entries[key].to_state())
+        return {**self._head(), "entries": [self._packed[key] for key in self.entries]}
+
+    def _head(self) -> dict[str, Any]:
+        stops = [[*place, count] for place, count in self.stops.items()]
+        return {"format": FORMAT, "version": VERSION, "events": self.events, "stops": stops}
 
     def load_state(self, state: Any) -> None:
-        """Become the book `to_state` described.
+        """Become the book that `to_state` or `pack` described.
 
         Raises:
             BookError: not such a state.
         """
         check_header(state)
         try:
-            entries = [Entry.from_state(e) for e in state["entries"]]
+            rows = [json.loads(e) if isinstance(e, str) else e for e in state["entries"]]
+            entries = [Entry.from_state(e) for e in rows]
             events = int(state["events"])
             stops = {(int(s), int(t)): int(n) for s, t, n in state.get("stops", ())}
         except (KeyError, TypeError, ValueError) as error:
             raise BookError(f"the saved state of the trials is damaged ({error!r})") from error
+        self.become(entries, events, stops)
+
+    def take_over(self, other: TrialBook) -> None:
+        """Become a book like another, which is given up."""
+        self.become(list(other.entries.values()), other.events, other.stops)
+        self.damaged = other.damaged
+
+    def become(self, entries: list[Entry], events: int, stops: dict[Place, int]) -> None:
+        """Become the book of these entries."""
         self.entries = {e.trial: e for e in entries}
         self.events = events
         self.stops = stops
-        self._spared = {}
+        self._spared, self._packed = {}, {}
         self.best, self.completed = {}, 0
         for e in entries:
             if e.spared:
@@ -271,24 +355,47 @@ class TrialBook:
 
     @classmethod
     def replay(cls, lines: Iterable[str]) -> TrialBook:
-        """The book that a journal's lines describe. A last line that was cut off by a kill is passed over.
+        """The book that a journal's lines describe.
+
+        Every line stands alone: one that is damaged, or was cut off by a kill, is passed over and counted in
+        `damaged`. Where it was the line that added a trial, the trial's config is not known until Tune adds it again.
 
         Raises:
-            BookError: the first line is no header of ours, or a line before the last is damaged.
+            BookError: no journal of ours, or one of a newer version.
         """
         book = cls()
-        rows = [line for line in lines if line.strip()]
-        if not rows:
+        book._lenient = True
+        rows: Iterator[str] = (line for line in lines if line.strip())
+        first = next(rows, None)
+        if first is None:
             raise BookError("the journal of trials is empty")
-        check_header(_parse(rows[0], 1))
-        for number, line in enumerate(rows[1:], start=2):
+        head = _parse(first)
+        if (
+            head is None or "k" in head
+        ):  # the first line is gone: the others say whether this is a journal of ours
+            rows = chain([first], rows)
+        else:
+            check_header(head)
+        bad = 0
+        for line in rows:
+            book.damaged += bad  # but for the last line, which a kill may have cut off
+            bad = 0
+            event = _parse(line)
             try:
-                book.apply(_parse(line, number))
-            except BookError:
-                if number == len(rows):
-                    break
-                raise
+                if event is None:
+                    raise BookError("no event")
+                book.apply(event)
+            except (BookError, AttributeError):
+                bad = 1
+        if not book.events and (head is None or "k" in head):
+            raise BookError("this is not a journal of trials of metaopt-hpo")
+        book._lenient = False
         return book
+
+
+def _is_known(value: Any) -> bool:
+    """False for what an entry holds where nothing was said: NaN, an empty text, no parameters."""
+    return bool(value == value and value not in ("", {}))
 
 
 def header() -> str:
@@ -307,8 +414,10 @@ def check_header(state: Any) -> None:
         )
 
 
-def _parse(line: str, number: int) -> Any:
+def _parse(line: str) -> dict[str, Any] | None:
+    """A line's object; None where it is damaged."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BookError(f"line {number} of the journal of trials is damaged: {error.msg}") from error
+        found = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

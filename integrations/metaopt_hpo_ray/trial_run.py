@@ -14,16 +14,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pyarrow.fs  # type: ignore[import-untyped]
 import ray.train
 from ray import tune
 from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies.base import LRStrategy
+from metaopt_hpo.training import checkpoint as checkpoints
 from metaopt_hpo.training.distributed import rank
 from metaopt_hpo.training.framework_run import FrameworkRun
 from metaopt_hpo_ray import _compat
-from metaopt_hpo_ray.columns import COST, METRIC, PROCESS, PROGRESS, REASON, STATE, WORK, TuneWarning, look_up
+from metaopt_hpo_ray.columns import (
+    COST,
+    METRIC,
+    NOTE,
+    PROCESS,
+    PROGRESS,
+    REASON,
+    STATE,
+    WORK,
+    TuneWarning,
+    look_up,
+)
+from metaopt_hpo_ray.lost import older_ones
 
 FILE = "run.pt"
 """Name of the file within a Ray checkpoint."""
@@ -43,6 +57,7 @@ REPORTED = (
     "grad_noise",
     "found_lr",
     "found_lr_spread",
+    "unique_tokens",
 )
 """Fields of the trial record that every report carries, so that the trial table needs no checkpoint."""
 
@@ -77,7 +92,10 @@ class TrialRun(FrameworkRun):
     Raises:
         MetaOptError: outside a trial; use `TrainingRun` there.
         ValueError: the config contradicts the run.
-        CheckpointError: the checkpoint is damaged, or of another run.
+        CheckpointError: the checkpoint is of another run.
+
+    Warns:
+        TuneWarning: the checkpoint is damaged; an older one of the trial is taken, or it starts again.
     """
 
     def __init__(
@@ -107,6 +125,8 @@ class TrialRun(FrameworkRun):
         self._process = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
         self._cost_at_start = 0.0
         self._saved = False
+        self._given: Any = None
+        self._note = ""
         super().__init__(
             model,
             strategy,
@@ -127,7 +147,9 @@ class TrialRun(FrameworkRun):
     # -- what the loop calls -------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._fetch_checkpoint()
+        self._given = ray.train.get_checkpoint() if self._train_worker else tune.get_checkpoint()
+        if self._given is not None:
+            (self._folder / FILE).touch()  # there is something to resume from: `_resume` fetches it
         super().__enter__()
         self._cost_at_start = self.recorder.cost
         return self
@@ -157,20 +179,30 @@ class TrialRun(FrameworkRun):
 
     # -- Ray's side ----------------------------------------------------------------------------------------
 
-    def _fetch_checkpoint(self) -> None:
-        given = ray.train.get_checkpoint() if self._train_worker else tune.get_checkpoint()
-        if given is None:
+    def _resume(self, path: Path) -> None:
+        """Go on from the checkpoint that Ray gave; where it is damaged, from the newest older one that is whole."""
+        path.unlink(missing_ok=True)
+        assert self._given is not None
+        folders = [self._given.path, *older_ones(self._given)]
+        lost = ""
+        for folder in folders:
+            try:
+                pyarrow.fs.copy_files(f"{folder}/{FILE}", str(path), source_filesystem=self._given.filesystem)
+                state = checkpoints.load(path)
+            except (OSError, checkpoints.CheckpointError) as error:
+                path.unlink(missing_ok=True)
+                lost = lost or f"its checkpoint {folder} cannot be read ({error})"
+                continue
+            if lost:
+                self._say(f"{lost}; it went on from the older {folder}")
+            checkpoints.check_identity(folder, state, self.identity())
+            self.load_state_dict(state)
             return
-        try:
-            with given.as_directory() as folder:
-                shutil.copyfile(Path(folder) / FILE, self._folder / FILE)
-        except OSError as error:
-            warnings.warn(
-                f"the checkpoint {given.path} that this trial is to resume from cannot be read ({error}); it "
-                "starts again at step 0, and what it spent before still counts as its cost",
-                TuneWarning,
-                stacklevel=3,
-            )
+        self._say(f"{lost}, and no older one is kept; it started again at its first step")
+
+    def _say(self, what: str) -> None:
+        self._note = what
+        warnings.warn(f"{what}; what it spent before still counts as its cost", TuneWarning, stacklevel=4)
 
     def _metrics(self, tokens: float) -> dict[str, Any]:
         record = self.record()
@@ -185,6 +217,7 @@ class TrialRun(FrameworkRun):
             PROCESS: self._process,
             STATE: record.state,
             REASON: record.reason,
+            **({NOTE: self._note} if self._note else {}),
             **{name: getattr(record, name) for name in REPORTED},
         }
 

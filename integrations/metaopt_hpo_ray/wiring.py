@@ -9,19 +9,24 @@ from typing import Any
 
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from ray.tune.schedulers import (
+    FIFOScheduler,
     HyperBandScheduler,
     MedianStoppingRule,
     PopulationBasedTraining,
     TrialScheduler,
     create_scheduler,
 )
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
+from ray.tune.search import Searcher
 
+from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, TuneWarning
 from metaopt_hpo_ray.keeper import CurveKeeper
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
-from metaopt_hpo_ray.searcher import ScalingLawSearch
+from metaopt_hpo_ray.shown import show_decisions
 from metaopt_hpo_ray.storage import warn_unshared
+from metaopt_hpo_ray.supply import innermost, make_supply
+
+RETRIES = 2
 
 KEEP = 2
 """Checkpoints kept of each trial by default: the last, and the one before it should the last be cut short."""
@@ -46,8 +51,11 @@ def tuner_configs(
     reuse_actors: bool = False,
     name: str | None = None,
     storage_path: str | None = None,
-    max_failures: int = 2,
+    max_failures: int | None = None,
+    fail_fast: bool | str = False,
     num_to_keep: int | None = KEEP,
+    checkpoint_frequency: int = 0,
+    checkpoint_at_end: bool | None = None,
     tune_options: Mapping[str, Any] | None = None,
     run_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -60,15 +68,22 @@ def tuner_configs(
     Args:
         param_space: of the trials; with `size`, `tokens`, `batch` and `lr` under the scheduler's names.
         scheduler: a `ScalingLawScheduler` by default; any other, or its name, is wired to a `CurveKeeper` too.
-        search_alg: a searcher, or None for Tune's own random and grid search.
+        search_alg: a searcher or its name, with a space of its own or limited by Tune's `ConcurrencyLimiter`, or None
+            for Tune's own random and grid search.
         metric, mode: as in `TuneConfig`.
-        num_samples, max_concurrent_trials, reuse_actors: as in `TuneConfig`.
+        num_samples, max_concurrent_trials, reuse_actors: as in `TuneConfig`; num_samples=-1 draws trials until
+            `tune_options={"time_budget_s": …}`, a stopper or an interrupt ends the experiment.
         name, storage_path: as in `RunConfig`.
-        max_failures: retries of a trial whose process dies (default 2: a preempted worker is not a bad trial).
+        max_failures: retries of a trial whose process dies (default 2: a preempted worker is not a bad trial; 0 with
+            `fail_fast`).
+        fail_fast: True ends the experiment with the first failure.
         num_to_keep: checkpoints kept of each trial (default 2). Tune saves the experiment about every ten
             seconds; where a trial saves more than that many checkpoints meanwhile, the one that a killed
             driver's snapshot names may be gone, and the trial fails in the restore: keep all (None) there.
-        tune_options, run_options: any other field of `TuneConfig` and `RunConfig`.
+        checkpoint_frequency, checkpoint_at_end: of a class Trainable, in iterations; without them it is not
+            checkpointed on its way. Functions pass checkpoints to `tune.report` themselves.
+        tune_options, run_options: any other field of `TuneConfig` and `RunConfig`; a `checkpoint_config` or a
+            `failure_config` given here stands for the arguments above.
 
     Returns:
         `param_space`, `tune_config` and `run_config`.
@@ -79,6 +94,8 @@ def tuner_configs(
     Warns:
         TuneWarning: what may be meant, but rarely is.
     """
+    _compat.self_check()
+    show_decisions()
     scheduler = ScalingLawScheduler() if scheduler is None else scheduler
     _check_kinds(scheduler, search_alg)
     if isinstance(scheduler, str):
@@ -98,8 +115,9 @@ def tuner_configs(
                 f"ScalingLawScheduler needs mode='min', got {mode!r}: a law is of a positive loss; report the "
                 "loss, or for a score 1 − score"
             )
+        own_space = isinstance(search_alg, str) or isinstance(innermost(search_alg), Searcher)
         missing = scheduler.columns.missing(param_space)
-        if missing and not isinstance(search_alg, ScalingLawSearch):
+        if missing and not own_space:  # a searcher may choose them itself
             raise ValueError(
                 f"param_space has no {', '.join(map(repr, missing))}, without which no law can be fitted; add "
                 "them, or name the entries with ScalingLawScheduler(size=…, tokens=…, batch=…, lr=…)"
@@ -109,8 +127,20 @@ def tuner_configs(
                 f"param_space has {', '.join(unusable)}, where a law needs numbers > 0; give them so, or name other "
                 "entries with ScalingLawScheduler(size=…, tokens=…, batch=…, lr=…)"
             )
-        _check_searcher(search_alg, max_concurrent_trials)
-    _check_checkpoints(scheduler, num_to_keep)
+        search_alg, max_concurrent_trials = make_supply(
+            search_alg, max_concurrent_trials, metric=metric, mode=mode, space=param_space
+        )
+    run_fields = dict(run_options or {})
+    checkpoints = run_fields.pop("checkpoint_config", None) or CheckpointConfig(
+        num_to_keep=_kept(num_to_keep),
+        checkpoint_frequency=checkpoint_frequency,
+        checkpoint_at_end=checkpoint_at_end,
+    )
+    failures = run_fields.pop("failure_config", None) or FailureConfig(
+        max_failures=(0 if fail_fast else RETRIES) if max_failures is None else max_failures,
+        fail_fast=fail_fast,
+    )
+    _check_checkpoints(scheduler, checkpoints.num_to_keep)
     told = warn_unshared(storage_path)
     keeper = CurveKeeper(
         scheduler if isinstance(scheduler, ScalingLawScheduler) else None,
@@ -118,10 +148,10 @@ def tuner_configs(
         maximize=mode == "max",
         progress=scheduler.progress if isinstance(scheduler, ScalingLawScheduler) else PROGRESS,
         pauses=type(scheduler).__name__ if isinstance(scheduler, PAUSING) else "",
+        decides=type(scheduler) is not FIFOScheduler,
         check_storage=not told,
     )
-    run_fields = dict(run_options or {})
-    callbacks = [*run_fields.pop("callbacks", ()), keeper]
+    callbacks = [*(run_fields.pop("callbacks", None) or ()), keeper]
     return {
         "param_space": dict(param_space),
         "tune_config": TuneConfig(
@@ -138,8 +168,8 @@ def tuner_configs(
             name=name,
             storage_path=storage_path,
             callbacks=callbacks,
-            failure_config=FailureConfig(max_failures=max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=num_to_keep),
+            failure_config=failures,
+            checkpoint_config=checkpoints,
             **_known(RunConfig, run_fields),
         ),
     }
@@ -178,25 +208,17 @@ def _check_kinds(scheduler: Any, search_alg: Any) -> None:
         raise ValueError(f"scheduler must be one of Tune's schedulers, got {type(scheduler).__name__}")
 
 
-def _check_searcher(search_alg: Any, max_concurrent_trials: int | None) -> None:
-    """Held trials wait as PAUSED, so Tune would ask a searcher for all of them before any has taught it."""
-    if search_alg is None or isinstance(search_alg, BasicVariantGenerator | ConcurrencyLimiter | str):
-        return
-    if max_concurrent_trials is None:
-        warnings.warn(
-            f"ScalingLawScheduler holds trials back, and Tune asks {type(search_alg).__name__} for new ones "
-            "meanwhile, all num_samples before any has finished; set max_concurrent_trials",
-            TuneWarning,
-            stacklevel=3,
-        )
-
-
-def _check_checkpoints(scheduler: TrialScheduler, num_to_keep: int | None) -> None:
+def _kept(num_to_keep: int | None) -> int | None:
+    """`num_to_keep`, checked before Tune's own config refuses it in other words."""
     if num_to_keep is not None and num_to_keep < 1:
         raise ValueError(
             f"num_to_keep must be at least 1, or None to keep all, got {num_to_keep!r}: without a checkpoint a "
             "trial that is paused or retried silently starts again at its first step"
         )
+    return num_to_keep
+
+
+def _check_checkpoints(scheduler: TrialScheduler, num_to_keep: int | None) -> None:
     if num_to_keep == 1:
         warnings.warn(
             "num_to_keep=1 leaves no older checkpoint: a trial whose only one is lost, or replaced after Tune's last "

@@ -125,14 +125,18 @@ def test_a_failure_is_mended_by_a_retry_and_nothing_else_is() -> None:
     assert (book.entries["a"].state, book.entries["a"].reason) == ("pruned", "the law says so")
 
 
-def test_a_line_cut_off_by_a_kill_is_passed_over_and_damage_before_it_is_not() -> None:
+def test_damaged_lines_are_passed_over_and_counted_wherever_they_are() -> None:
     _, events = book_of([("a", 1, 1.0, "p", None), ("a", 2, 0.9, "p", None)])
     lines = [header(), *(json.dumps(e) for e in events)]
     whole = TrialBook.replay(lines[:-1])
     cut = TrialBook.replay([*lines[:-1], lines[-1][:20]])
     assert json.dumps(cut.to_state()) == json.dumps(whole.to_state())
-    with pytest.raises(BookError, match="line 2"):
-        TrialBook.replay([lines[0], lines[1][:10], *lines[2:]])
+    assert (whole.damaged, cut.damaged) == (0, 0), "a kill does that"
+    for number in range(len(lines) - 1):
+        damaged = [*lines[:number], "\ufffd" + lines[number][2:], *lines[number + 1 :]]
+        book = TrialBook.replay(damaged)
+        assert book.damaged == 1
+        assert {"a"} <= set(book.entries) <= {"a", "b"}
 
 
 @pytest.mark.parametrize(

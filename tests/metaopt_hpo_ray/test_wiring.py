@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,6 @@ def test_what_cannot_work_is_an_error_before_anything_runs(options: dict[str, An
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"search_alg": searcher(), "num_samples": 9}, "max_concurrent_trials"),
         ({"scheduler": PopulationBasedTraining(hyperparam_mutations={"lr": [1.0]})}, "fast donor"),
         ({"num_to_keep": 1}, "leaves no older checkpoint"),
     ],
@@ -121,11 +121,11 @@ def test_a_limited_searcher_is_fine() -> None:
 def test_several_nodes_without_shared_storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
-    with pytest.warns(TuneWarning, match="2 nodes"):
+    with pytest.warns(TuneWarning, match="cluster's 2 nodes"):
         tuner_configs(param_space=SPACE, storage_path=str(tmp_path))
-    with pytest.warns(TuneWarning, match="storage_path='~/ray_results' is a path of this machine"):
+    with pytest.warns(TuneWarning, match="storage_path='~/ray_results', a path of this machine"):
         tuner_configs(param_space=SPACE)
-    with pytest.warns(TuneWarning, match="2 nodes"):
+    with pytest.warns(TuneWarning, match="cluster's 2 nodes"):
         tuner_configs(param_space=SPACE, storage_path=f"file://{tmp_path}")
     tuner_configs(param_space=SPACE, storage_path="s3://bucket/runs")
 
@@ -141,7 +141,7 @@ def test_a_cluster_that_is_joined_later_is_looked_at_before_the_first_trial(
     storage = SimpleNamespace(
         storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path)
     )
-    with pytest.warns(TuneWarning, match="2 nodes"):
+    with pytest.warns(TuneWarning, match="cluster's 2 nodes"):
         keeper.open_journal(storage)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -200,8 +200,12 @@ def test_a_new_experiment_in_an_old_folder_keeps_the_old_journal_aside(tmp_path:
     assert len(list(tmp_path.glob("metaopt-trials.old-*.jsonl"))) == 1
 
 
-def test_a_damaged_journal_is_moved_aside_and_the_snapshot_used(tmp_path: Path) -> None:
+def test_where_the_journal_is_lost_curves_come_from_the_trials_own_files(tmp_path: Path) -> None:
     keeper = keep(tmp_path, [(16.0, 3.0)])
+    folder = tmp_path / "train_t_0"
+    folder.mkdir()
+    (folder / "params.json").write_text(json.dumps({**SPACE, "lr": 0.01}))
+    (folder / "result.json").write_text(json.dumps({"trial_id": "t", "tokens_seen": 16, "loss": 3.0}) + "\n")
     (tmp_path / JOURNAL).write_text("no journal of ours")
     again = CurveKeeper()
     again.set_state(json.loads(json.dumps(keeper.get_state())))
@@ -209,6 +213,7 @@ def test_a_damaged_journal_is_moved_aside_and_the_snapshot_used(tmp_path: Path) 
         SimpleNamespace(storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path))
     )
     assert again.table().cost() == keeper.table().cost() == trial_table(tmp_path).cost()
+    assert not again.book.entries["t"].closed, "Tune knows whether it has ended"
 
 
 def test_a_maximised_metric_is_negated(tmp_path: Path) -> None:
@@ -217,14 +222,56 @@ def test_a_maximised_metric_is_negated(tmp_path: Path) -> None:
     assert (record.loss, record.direction) == (-0.75, "maximize")
 
 
-def test_a_full_disk_does_not_end_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_does_not_end_the_search_and_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keeper = keep(tmp_path, [(16.0, 3.0)])
-    keeper._file = open("/dev/full", "w")  # noqa: SIM115  the keeper closes it
+    trial = stub_trial("t", **{**SPACE, "lr": 0.01})
+    write, room = os.write, [5, 0, 0]
+
+    def full(handle: int, data: bytes) -> int:
+        if not room:
+            return write(handle, data)
+        if (left := room.pop(0)) == 0:
+            raise OSError(28, "No space left on device")
+        return write(handle, data[:left])
+
+    monkeypatch.setattr("os.write", full)
+    for tokens in (32, 48, 56):
+        keeper.on_trial_result(1, [trial], trial, result_of(trial, tokens, 2.0))
+    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count("nothing is missing in it") == 1
+    for line in (tmp_path / JOURNAL).read_text().splitlines():
+        json.loads(line)
+    (record,) = trial_table(tmp_path).records()
+    assert record.curve is not None
+    assert record.curve.tokens == (16.0, 32.0, 48.0, 56.0)
+
+
+def test_a_journal_that_somebody_deletes_is_begun_anew(tmp_path: Path) -> None:
+    keeper = keep(tmp_path, [(16.0, 3.0)])
+    (tmp_path / JOURNAL).unlink()
     trial = stub_trial("t", **{**SPACE, "lr": 0.01})
     keeper.on_trial_result(1, [trial], trial, result_of(trial, 32, 2.0))
-    keeper.on_trial_result(1, [trial], trial, result_of(trial, 48, 2.0))
-    assert caplog.text.count("cannot be written") == 1
-    assert len(keeper.book.entries["t"].points) == 3
+    (record,) = trial_table(tmp_path).records()
+    assert record.curve is not None
+    assert record.curve.tokens == (16.0, 32.0)
+
+
+def test_one_damaged_line_loses_its_own_event_and_configs_come_from_tunes_files(tmp_path: Path) -> None:
+    keep(tmp_path, [(16.0, 3.0), (64.0, 2.0)])
+    folder = tmp_path / "train_t_0"
+    folder.mkdir()
+    (folder / "params.json").write_text(json.dumps({**SPACE, "lr": 0.01}))
+    lines = (tmp_path / JOURNAL).read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if '"add"' in line)
+    lines[at] = lines[at][:10] + "\x00" + lines[at][11:]
+    (tmp_path / JOURNAL).write_text("\n".join(lines) + "\n")
+    with pytest.warns(TuneWarning, match="1 damaged lines .* the configs of 1 trials from their own files"):
+        (record,) = trial_table(tmp_path).records()
+    assert (record.size, record.lr) == (100, 0.01)
+    assert record.curve is not None
+    assert record.curve.tokens == (16.0, 64.0)
 
 
 def test_an_experiment_without_a_keeper_is_read_from_its_files(tmp_path: Path) -> None:
@@ -250,9 +297,10 @@ def test_folders_that_hold_no_experiment_are_named(tmp_path: Path) -> None:
 def test_the_keeper_writes_launches_and_stops_of_the_scheduler(tmp_path: Path) -> None:
     scheduler = ScalingLawScheduler(background=False)
     keeper = CurveKeeper(scheduler)
-    keeper.open_journal(
-        SimpleNamespace(storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path))
+    storage = SimpleNamespace(
+        storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path)
     )
+    keeper.open_journal(storage)
     cluster = StubCluster(scheduler, lambda t: [(32.0, 2.0), (64.0, 1.5)], slots=1)
     for i in range(3):
         cluster.add(stub_trial(f"t{i}", **{**SPACE, "lr": 0.01 * (i + 1)}))
@@ -260,5 +308,7 @@ def test_the_keeper_writes_launches_and_stops_of_the_scheduler(tmp_path: Path) -
     keeper.on_experiment_end([])
     assert [r.state for r in trial_table(tmp_path).records()] == ["complete"] * 3
     copy = ScalingLawScheduler(background=False)
-    CurveKeeper(copy).set_state(json.loads(json.dumps(keeper.get_state())))
-    assert json.dumps(copy.get_state()) == json.dumps(scheduler.get_state())
+    again = CurveKeeper(copy)
+    again.set_state(json.loads(json.dumps(keeper.get_state())))
+    again.open_journal(storage)
+    assert json.dumps(copy.book.to_state()) == json.dumps(scheduler.book.to_state())

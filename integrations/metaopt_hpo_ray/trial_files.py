@@ -1,0 +1,86 @@
+"""What Tune itself leaves of each trial, `params.json` and `result.json`: read where the journal is lost or damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow.fs  # type: ignore[import-untyped]
+
+from metaopt_hpo_ray.columns import STATE, Columns
+from metaopt_hpo_ray.reports import Results, describe, outcome, report
+from metaopt_hpo_ray.state import TrialBook
+
+
+def read_text(files: Any, path: str) -> str:
+    with files.open_input_stream(path) as stream:
+        return bytes(stream.readall()).decode("utf-8", errors="replace")
+
+
+def _folders(files: Any, folder: str) -> Iterator[tuple[str, str, set[str]]]:
+    """Path, name and files' names of each trial's folder."""
+    for info in files.get_file_info(pyarrow.fs.FileSelector(folder)):
+        if info.type == pyarrow.fs.FileType.Directory:
+            names = {i.base_name for i in files.get_file_info(pyarrow.fs.FileSelector(info.path))}
+            if "params.json" in names:
+                yield info.path, info.base_name, names
+
+
+def fill_in_configs(files: Any, folder: str, columns: Columns, book: TrialBook) -> int:
+    """Fill in the configs that a damaged journal lacks from the trials' own files; how many there were."""
+    lacking = {key for key, e in book.entries.items() if e.missing}
+    found = 0
+    for path, name, _ in _folders(files, folder) if lacking else ():
+        key = next((k for k in lacking if k in name), None)
+        config = read_json(read_text(files, f"{path}/params.json")) if key is not None else None
+        if key is not None and isinstance(config, Mapping):
+            book.add(key, **describe(config, columns))
+            found += 1
+    return found
+
+
+def read_trials(
+    files: Any, folder: str, columns: Columns, results: Results, sign: float, *, ended: bool = True
+) -> TrialBook:
+    """The book that the trials' `params.json` and `result.json` describe.
+
+    Args:
+        ended: False where the experiment goes on, and Tune knows which of its trials have ended.
+    """
+    book = TrialBook()
+    for path, name, names in _folders(files, folder):
+        config = read_json(read_text(files, f"{path}/params.json"))
+        if not isinstance(config, Mapping) or "result.json" not in names:
+            continue
+        found = (read_json(line) for line in read_text(files, f"{path}/result.json").splitlines())
+        rows = [row for row in found if isinstance(row, dict)]
+        key = str(rows[-1].get("trial_id", name)) if rows else name
+        book.add(key, **describe(config, columns))
+        for row in rows:
+            tokens, loss = results.tokens(row), results.loss(row)
+            if tokens is not None:
+                report(book, key, tokens, math.nan if loss is None else sign * loss, row)
+        if "error.txt" in names and ended:
+            book.close(key, "failed", "Tune recorded an error")
+        elif rows and ended:
+            _close(book, key, results, sign, rows[-1])
+    return book
+
+
+def _close(book: TrialBook, key: str, results: Results, sign: float, last: dict[str, Any]) -> None:
+    entry, loss = book.entries[key], results.loss(last)
+    if not entry.points and loss is not None and entry.tokens > 0:
+        report(book, key, entry.tokens, sign * loss, last)
+    state, reason = outcome(entry, last)
+    if state == "stopped" and last.get(STATE, "running") == "running":
+        state, reason = "pruned", "it ended, or was ended, before its planned tokens"
+    book.close(key, state, reason)
+
+
+def read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
