@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 NORM_TYPES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm)
 
+DECAY = {"sgd": 5e-4, "sgdm": 5e-4, "lion": 0.3}
+"""Weight decay by base rule, 0.1 for all others. SGD: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); Lion: three to ten
+times AdamW's, as its learning rates are as many times smaller (Chen et al. 2023, arXiv 2302.06675)."""
+
 
 class StrategyError(MetaOptError):
     """A strategy was asked for something it cannot do."""
@@ -177,7 +181,9 @@ class LRStrategy:
         lr: peak learning rate of a schedule, or initial step size of an adaptive strategy.
         base: first-order rule underneath.
         weight_decay: decoupled weight decay of matrices (torch's L2 form under `sgd` and `sgdm`); norms,
-            biases and embeddings get none, since decaying normalisation scales has made replications collapse.
+            biases and embeddings get none, since decaying normalisation scales has made replications collapse. None
+            takes what suits the base (`DECAY`): decay acts as lr × weight_decay, and good learning rates of
+            unnormalised rules are a hundred times larger, so that 0.1 would shrink the weights of SGD to nothing.
         betas: (momentum, second-moment) coefficients of the base rule.
         max_grad_norm: clip the global gradient norm to this before everything else; None for no clipping.
     """
@@ -191,7 +197,7 @@ class LRStrategy:
 
     lr: float = 1e-3
     base: str = "adamw"
-    weight_decay: float = 0.1
+    weight_decay: float = None  # type: ignore[assignment]  # a number once made
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float | None = 1.0
 
@@ -202,6 +208,8 @@ class LRStrategy:
                 f"base of strategy {self.name!r} must be {one_of(self.bases)}, got {self.base!r}"
                 f"{close_to(self.base, self.bases)}"
             )
+        if self.weight_decay is None:
+            object.__setattr__(self, "weight_decay", DECAY.get(self.base, 0.1))
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay!r}")
         if len(tuple(self.betas)) != 2 or not all(0 <= b < 1 for b in self.betas):

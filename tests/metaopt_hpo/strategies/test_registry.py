@@ -81,3 +81,11 @@ def test_a_near_miss_is_refused_at_once_with_what_was_meant(name: str, options: 
     assert MetaOptimizeStrategy.name == "metaoptimize"
     with pytest.raises(ValueError, match=says):
         make(name, **options)
+
+
+def test_weight_decay_suits_the_base_unless_it_is_given() -> None:
+    assert make("cosine").weight_decay == 0.1
+    assert make("wsd", base="sgd").weight_decay < 1e-3
+    assert make("metaoptimize", base="sgdm").weight_decay < 1e-3
+    assert make("metaoptimize", base="sgdm", weight_decay=0.1).weight_decay == 0.1
+    assert make("cosine", weight_decay=None).options()["weight_decay"] == 0.1
