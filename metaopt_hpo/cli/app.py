@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metaopt_hpo.cli import laws, preregistration, theory
+from metaopt_hpo.cli.interrupts import interruptible
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def main() -> None:
     """Entry point: errors are one sentence on standard error (exit code 1)."""
     debug = "--debug" in sys.argv[1:]
     try:
-        app()
+        with interruptible():
+            app()
     except (MetaOptError, ValueError, OSError) as error:
         if debug:
             raise

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.locks import only_process
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo.workers import worker_pool
 from studies.one_run.cases import Cell, StudyError
 
 TABLE_FILE = "study.parquet"
 STUDY = "one-run"
-SAVE_EVERY = 20.0
-"""Seconds between two writes of the table: at most so much work is lost."""
 
 Progress = Callable[[int, int, TrialRecord], None]
 
@@ -54,8 +53,9 @@ def run(
 ) -> TrialTable:
     """Run what is not there yet, in order, and return the table.
 
-    Runs that fail or diverge are kept with their reason, and are not repeated. Cases whose data are not on this
-    machine are left out, with a failed trial that says why, and are tried again next time.
+    Each is on the disk before `progress` is told of it. Runs that fail or diverge are kept with their reason, and
+    are not repeated. Cases whose data are not on this machine are left out, with a failed trial that says why, and
+    are tried again next time.
 
     Args:
         cells: the design.
@@ -65,37 +65,38 @@ def run(
         progress: called with (done, all, record).
     """
     path = table_path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with only_process(path.with_name(path.name + ".lock"), f"the study {path}"):
+        return _run(cells, path, workers or os.cpu_count() or 1, minutes, progress)
+
+
+def _run(
+    cells: Sequence[Cell], path: Path, workers: int, minutes: float | None, progress: Progress | None
+) -> TrialTable:
     kept = [r for r in TrialTable.read(path).records() if r.reason != NO_DATA] if path.exists() else []
     have = {r.trial for r in kept}
     todo = [cell for cell in cells if cell.key not in have]
+    place = {cell.key: i for i, cell in enumerate(cells)}
     done = len(cells) - len(todo)
-    workers = workers or os.cpu_count() or 1
     stop = None if minutes is None else time.monotonic() + 60 * minutes
-    saved = time.monotonic()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, min(workers, len(todo))), mp_context=context) as pool:
+    with worker_pool(max(1, min(workers, len(todo)))) as pool:
         waiting = iter(todo)
         pending = {pool.submit(run_cell, cell) for cell in islice(waiting, 2 * workers)}
-        try:
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    record = future.result()
-                    kept.append(record)
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(cells), record)
-                    if stop is None or time.monotonic() < stop:
-                        pending |= {pool.submit(run_cell, cell) for cell in islice(waiting, 1)}
-                if time.monotonic() - saved > SAVE_EVERY:
-                    TrialTable.from_records(kept).write(path)
-                    saved = time.monotonic()
-        finally:
-            for future in pending:
-                future.cancel()
-            if kept:
-                TrialTable.from_records(kept).write(path)
+        while pending:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            ended = [future.result() for future in finished if future.exception() is None]
+            if ended:
+                # in the order of the design, so that the table does not tell who was faster; all that ended
+                # meanwhile at once, so that a large table is not written more often than it can be
+                kept = sorted([*kept, *ended], key=lambda r: place.get(r.trial, -1))
+                TrialTable.from_records(kept, warn=False).write(path)
+            for record in ended:
+                done += 1
+                if progress is not None:
+                    progress(done, len(cells), record)
+            for future in finished:
+                future.result()  # raises what ended a worker, once the others' runs are kept
+                if stop is None or time.monotonic() < stop:
+                    pending |= {pool.submit(run_cell, cell) for cell in islice(waiting, 1)}
     if not kept:
         raise StudyError("the study has no finished run yet; give it more minutes")
     return TrialTable.from_records(kept)

@@ -1,0 +1,52 @@
+"""Signals that end a command: the first lets it say what is kept, the second ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 130
+"""Exit code that commands give an interrupt: 128 and the number of SIGINT."""
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Treat SIGTERM (a scheduler's) and SIGHUP (a closed terminal) as Ctrl-C for the block.
+
+    A command sees KeyboardInterrupt and exits with 130, which becomes 128 and the number of the signal that came. A
+    second signal ends the process at once: everything finished is on the disk by then, and workers end with it. A
+    signal that was ignored before, as by nohup, stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def first(number: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = {s: signal.getsignal(s) for s in ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, first)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(128 + (came[0] if came else signal.SIGINT))
+    except SystemExit as error:
+        if came and error.code == INTERRUPTED:
+            sys.exit(128 + came[0])
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
