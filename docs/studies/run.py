@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import typer
 
+from metaopt_hpo.cli.interrupts import interruptible
 from metaopt_hpo.errors import MetaOptError
 
 
 def run(command: Callable[..., None]) -> None:
     """Run a function as a command with options, like `typer.run`; errors end it with exit code 1."""
     try:
-        typer.run(command)
+        with interruptible():
+            typer.run(command)
     except (MetaOptError, ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
