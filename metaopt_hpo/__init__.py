@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from metaopt_hpo.report import write_report
     from metaopt_hpo.scaling import Law, LawRefused, fit
     from metaopt_hpo.strategies.wrap import wrap
-    from metaopt_hpo.training import TrainingRun
+    from metaopt_hpo.training import TrainingRun, model_size
     from metaopt_hpo.trials.record import TrialRecord, token_grid
     from metaopt_hpo.trials.table import TrialTable
 
@@ -41,6 +41,7 @@ _HOMES = {
     "compare": "comparison.protocol",
     "fit": "scaling",
     "judge": "comparison.outcome",
+    "model_size": "training",
     "token_grid": "trials.record",
     "wrap": "strategies.wrap",
     "write_report": "report",
@@ -61,6 +62,7 @@ __all__ = [
     "compare",
     "fit",
     "judge",
+    "model_size",
     "token_grid",
     "wrap",
     "write_report",

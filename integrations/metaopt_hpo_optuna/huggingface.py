@@ -11,6 +11,7 @@ from typing import Any
 from optuna.trial import Trial
 
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.training import model_size
 from metaopt_hpo_optuna.reporter import Point, TrialReporter
 
 try:
@@ -75,7 +76,7 @@ class TrialTrainerCallback(TrainerCallback):
         scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         self._reporter = TrialReporter(
             self._trial,
-            size=trainable_size(kwargs["model"]) if self._size is None else self._size,
+            size=model_size(kwargs["model"]) if self._size is None else self._size,
             tokens=state.max_steps * self._batch,
             batch=self._batch,
             lr=args.learning_rate,
@@ -161,9 +162,3 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
         except (ValueError, KeyError, TypeError, OSError):
             continue
     return max(found)[1] if found else None
-
-
-def trainable_size(model: Any) -> int:
-    """Trainable parameters outside embeddings and the output layer tied to them."""
-    embedding = {id(p) for m in model.modules() if "Embedding" in type(m).__name__ for p in m.parameters()}
-    return sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in embedding)

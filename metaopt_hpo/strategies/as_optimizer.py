@@ -59,6 +59,8 @@ class RunOptimizer(torch.optim.Optimizer):
         self.loss: Tensor | None = None
         """Loss of the coming step, for loops whose `step` takes no closure; heard from a model that returns it, as
         Hugging Face's do (summed over the passes of an accumulated step)."""
+        self.listeners: list[Callable[[LRRun, Tensor | None], None]] = []
+        """Called with the run and its loss after every step; see `metaopt_hpo.training.live`."""
         self._host: Tensor | None = None
         self._warned = False
         if run.listens_to is not None:
@@ -116,6 +118,8 @@ class RunOptimizer(torch.optim.Optimizer):
         self.loss = None
         self.lr_run.step(None if loss is None else loss.detach())
         self._publish()
+        for listener in self.listeners:
+            listener(self.lr_run, None if loss is None else loss.detach())
         return value
 
     def _only_sets_up_state(self) -> bool:

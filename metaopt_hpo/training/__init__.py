@@ -1,6 +1,17 @@
 """What happens during a run: stepping, recording, checkpointing."""
 
 from metaopt_hpo.training.checkpoint import CheckpointError
-from metaopt_hpo.training.run import RunDiverged, RunStopped, TrainingRun
+from metaopt_hpo.training.live import Progress, Scalars
+from metaopt_hpo.training.run import NoProgress, RunDiverged, RunStopped, TrainingRun
+from metaopt_hpo.training.size import model_size
 
-__all__ = ["CheckpointError", "RunDiverged", "RunStopped", "TrainingRun"]
+__all__ = [
+    "CheckpointError",
+    "NoProgress",
+    "Progress",
+    "RunDiverged",
+    "RunStopped",
+    "Scalars",
+    "TrainingRun",
+    "model_size",
+]

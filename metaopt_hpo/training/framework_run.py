@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,10 +20,7 @@ from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training.distributed import from_rank_0, is_distributed, min_over_ranks, rank
 from metaopt_hpo.training.run import EXPLODED, RunDiverged, TrainingRun
-from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord, TrialState, token_grid
-
-REPORT_STRIDE = 2
-"""Every second point of the token grid, four an octave, as `TrainingRun` reports."""
+from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord, TrialState, report_grid
 
 WHOLE = 0.99
 """A run that ends by itself after this fraction of its planned tokens has completed: the last step may fall short."""
@@ -105,14 +101,6 @@ class FrameworkRun(TrainingRun):
         if is_distributed():
             torch.distributed.barrier()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        held = super().__exit__(kind, error, trace)
-        if kind is None and self.state == "running" and self.steps_taken > 0:
-            self.state, self.reason = "stopped", "the loop ended before the planned tokens"
-        return held
-
     def stand_in(self, others: Iterable[float] = ()) -> float | None:
         """`stand_in_loss` of this run."""
         curve = self.recorder.curve()
@@ -161,7 +149,7 @@ class ReportedRun:
         self.tokens = 0.0
         self._planned = float(tokens)
         self._sign = from_rank_0(-1.0 if maximize else 1.0)
-        self._grid = token_grid(max(tokens, 1.0), start=min(batch, tokens / 2), stride=REPORT_STRIDE)
+        self._grid = report_grid(max(tokens, 1.0), start=min(batch, tokens / 2))
         self._rows: list[tuple[float, ...]] = []
         self._begun = time.perf_counter()
         self._record = TrialRecord(

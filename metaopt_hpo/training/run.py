@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +18,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training import checkpoint as checkpoints
+from metaopt_hpo.training.live import Listener
 from metaopt_hpo.training.recorder import Recorder, peak_memory
-from metaopt_hpo.trials.record import TrialRecord, TrialState, token_grid
+from metaopt_hpo.training.size import unique_count
+from metaopt_hpo.trials.record import TrialRecord, TrialState, report_grid, token_grid
 
 BAD_STEPS = 10
 """Consecutive steps with a non-finite training loss after which a run has diverged: one may be an overflow
@@ -30,8 +33,18 @@ that loss scaling or the optimizer skips."""
 EXPLODED = 2.0
 """A held-out loss above this multiple of the untrained model's has diverged."""
 
+LEAST_GAIN = 0.01
+"""A complete run whose held-out loss fell by less than this fraction has made no progress …"""
+
+LEAST_STEPS = 20
+"""… unless it was shorter than this, which nobody expects to learn."""
+
 NOISE_EVERY = 8
 """Every how many steps the loop is asked for two half-batches, to estimate gradient noise."""
+
+
+class NoProgress(MetaOptWarning):
+    """A complete run ends where it began."""
 
 
 class RunStopped(MetaOptError):
@@ -70,9 +83,13 @@ class TrainingRun:
         checkpoint: file to save to; None for no checkpoints. An existing one of this very run is resumed from:
             same strategy and options, size, tokens, batch, seed, workload and shapes of the model.
         checkpoint_every: save at every n-th report (default 1) and at the end.
-        report_stride: report at every n-th point of the shared token grid t_k = ceil(2^(k/8)) (default 2,
-            four an octave); strides that are equal or divide each other share points.
-        max_reports: at most this many reports; early ones are left out (default 100).
+        reports: at most this many evaluations before the last step, few early and many late, at points that runs of
+            all lengths share (default 40; see `report_grid`). The end is always evaluated.
+        report_stride: instead, report at every n-th point of the shared token grid t_k = ceil(2^(k/8)).
+        unique_tokens: different tokens in the training data, for the record.
+        epochs: instead, how often the run sees its data.
+        listeners: called as `listener(lr_run, loss)` after every step, such as `Progress()` and `Scalars(writer)` of
+            `metaopt_hpo.training.live`.
         scaler: loss scale for float16, or None; its state is checkpointed.
         seed, workload, params: written to the record.
 
@@ -95,8 +112,11 @@ class TrainingRun:
         flops_per_token: float | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 1,
-        report_stride: int = 2,
-        max_reports: int = 100,
+        reports: int = 40,
+        report_stride: int | None = None,
+        unique_tokens: float = math.nan,
+        epochs: float | None = None,
+        listeners: Sequence[Listener] = (),
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
         workload: str = "",
@@ -108,9 +128,9 @@ class TrainingRun:
         for name, count in (
             ("checkpoint_every", checkpoint_every),
             ("report_stride", report_stride),
-            ("max_reports", max_reports),
+            ("reports", reports),
         ):
-            if count < 1:
+            if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count!r}")
         self.model = model
         self.strategy = strategy
@@ -135,7 +155,13 @@ class TrainingRun:
         self._scaler = scaler
         self._reports = 0
         end = self.horizon * self.batch
-        self._grid = token_grid(end, start=self.batch, stride=report_stride, max_points=max_reports)
+        self._grid = (
+            report_grid(end, start=self.batch, reports=reports)
+            if report_stride is None
+            else token_grid(end, start=self.batch, stride=report_stride)
+        )
+        self._unique_tokens = unique_count(self.target_tokens, unique_tokens, epochs)
+        self._listeners = list(listeners)
         self._next_point = 0
         self._bad_steps: Tensor | None = None
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -167,6 +193,8 @@ class TrainingRun:
     def __enter__(self) -> Self:
         if self._checkpoint is not None and self._checkpoint.exists():
             self._resume(self._checkpoint)
+        if self.state == "stopped" and self.steps_taken < self.horizon:
+            self.state, self.reason = "running", ""  # it goes on
         if math.isnan(self.initial_loss):
             self.initial_loss = self._held_out()
         return self
@@ -174,12 +202,28 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        if self.state != "running" or kind is None:
+        if self.state != "running":
+            return None
+        if kind is None:
+            self._end_early()
             return None
         if not issubclass(kind, Exception):
             return None  # an interrupt: the run can be resumed
         self.state, self.reason = "failed", f"{kind.__name__}: {error}"
         return None
+
+    def _end_early(self) -> None:
+        """Record that the loop ended by itself; a checkpoint lets it go on from here."""
+        if self._checkpoint is not None:
+            self.save()
+        self.state = "stopped"
+        self.reason = (
+            f"the loop ended by itself after {self.steps_taken} of {self.horizon} planned steps "
+            f"({self.tokens:g} of {self.target_tokens:g} tokens)"
+        )
+        if self.steps_taken and self.recorder.last_tokens != round(self.tokens):
+            self._measure(round(self.tokens))
+            self.report(round(self.tokens), self.loss)
 
     def __iter__(self) -> Iterator[int]:
         """Numbers of the steps that remain, from the one after the checkpoint."""
@@ -204,6 +248,8 @@ class TrainingRun:
         loss = loss.detach()
         self.recorder.cost += self._flops_per_token * self.batch
         self._watch(loss)
+        for listener in self._listeners:
+            listener(self.lr_run, loss)
         point = None
         while self._next_point < len(self._grid) and self._grid[self._next_point] <= self.tokens:
             point = self._grid[self._next_point]
@@ -241,7 +287,7 @@ class TrainingRun:
         if self.steps_taken % self._check_every == 0 and int(self._bad_steps) >= BAD_STEPS:
             self._diverge(f"training loss was not finite for {int(self._bad_steps)} steps in a row")
 
-    def _report(self, point: int, done: bool) -> None:
+    def _measure(self, point: int) -> None:
         self.loss = self._held_out()
         sizes = self.lr_run.step_sizes().double()
         norm = self.lr_run.grad_norm
@@ -252,6 +298,9 @@ class TrainingRun:
             grad_norm=math.nan if norm is None else float(norm),
         )
         self._reports += 1
+
+    def _report(self, point: int, done: bool) -> None:
+        self._measure(point)
         if not math.isfinite(self.loss):
             self._diverge(f"held-out loss is {self.loss} after {point} tokens")
         if self.loss > EXPLODED * self.initial_loss > 0:
@@ -261,6 +310,7 @@ class TrainingRun:
             )
         if done:
             self.state = "complete"
+            self._say_if_nothing_was_learned()
         if self._checkpoint is not None and (done or self._reports % self._checkpoint_every == 0):
             self.save()
         self.report(point, self.loss)
@@ -268,6 +318,21 @@ class TrainingRun:
         if reason is not None:
             self.state, self.reason = "pruned", reason
             raise RunStopped(reason)
+
+    def _say_if_nothing_was_learned(self) -> None:
+        gain = self.initial_loss - self.loss
+        if self.horizon < LEAST_STEPS or not gain <= LEAST_GAIN * abs(self.initial_loss):
+            return
+        self.reason = (
+            f"made no progress: held-out loss {self.loss:.4g} after {self.horizon} steps, {self.initial_loss:.4g} "
+            "before the first"
+        )
+        warnings.warn(
+            f"the run under strategy {self.strategy.name!r} (base {self.strategy.base!r}) {self.reason}; try another "
+            "base or lr, and see whether the model can learn at all with plain AdamW",
+            NoProgress,
+            stacklevel=4,
+        )
 
     def _held_out(self) -> float:
         self.model.eval()
@@ -412,6 +477,7 @@ class TrainingRun:
             "grad_noise": self.recorder.noise.value(),
             "found_lr": found_lr,
             "found_lr_spread": spread,
+            "unique_tokens": self._unique_tokens,
             "params": self._params,
             "curve": self.recorder.curve(),
         }

@@ -52,6 +52,48 @@ def token_grid(
     return grid[::-1]
 
 
+SPARSEST = 32
+"""Every how many points of the token grid `report_grid` keeps at the least: one in four octaves."""
+
+
+def report_grid(stop: float, *, start: float = 1.0, reports: int = 40) -> list[int]:
+    """Points of the shared token grid at which a run is evaluated: few early, many late, at most `reports`.
+
+    The last octaves before `stop` hold all eight points, the octaves before them four, two, one, and one in four. Every
+    distance is a power of two on the grid, so that two runs share, at any number of tokens, the points of the one that
+    has fewer there, whatever their lengths. The last step itself comes on top.
+
+    Args:
+        stop: tokens at the end of the run.
+        start: tokens below which nothing is reported.
+        reports: upper bound on the number of points (default 40: three dense octaves, so that no more than a
+            twelfth of the run lies between two late points).
+    """
+    if reports < 1:
+        raise ValueError(f"reports must be at least 1, got {reports!r}")
+    octaves = math.ceil(math.log2(max(2.0, stop)))
+    layouts = [(1, dense) for dense in range(octaves, 2, -1)] + [(s, 3) for s in (2, 4, 8)]
+    grid: list[int] = []
+    for finest, dense in layouts:
+        grid = _thinned(stop, start, finest, dense)
+        if len(grid) <= reports:
+            return grid
+    return grid[-reports:]
+
+
+def _thinned(stop: float, start: float, finest: int, dense: int) -> list[int]:
+    """Grid points, every `finest`-th in the last `dense` octaves, twice as sparse in each octave before them."""
+    last = math.floor(GRID_POINTS_PER_OCTAVE * math.log2(max(1.0, stop)))
+    grid: list[int] = []
+    for k in range(last, -1, -1):
+        back = (last - k) // GRID_POINTS_PER_OCTAVE
+        stride = min(SPARSEST, finest * 2 ** min(max(0, back - dense + 1), 8))
+        t = math.ceil(2.0 ** (k / GRID_POINTS_PER_OCTAVE))
+        if k % stride == 0 and start < t <= stop and (not grid or t != grid[-1]):
+            grid.append(t)
+    return grid[::-1]
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """Intermediate reports of one run, equal-length tuples keyed by `tokens` (strictly increasing).

@@ -138,7 +138,7 @@ def run_cell(cell: Cell) -> TrialRecord:
     tokens = cell.case.steps * job.batch
     try:
         strategy = make(cell.strategy, **cell.strategy_options())
-        run = train(job, strategy, tokens=tokens, seed=cell.seed, max_reports=cell.reports)
+        run = train(job, strategy, tokens=tokens, seed=cell.seed, reports=cell.reports)
     except (MetaOptError, ValueError, RuntimeError) as error:
         return replace(
             missing, size=float(job.size), tokens=float(tokens), batch=float(job.batch), reason=str(error)

@@ -84,6 +84,7 @@ def test_a_loop_that_is_left_early_is_stopped_not_complete(tmp_path: Path) -> No
     assert run.record().tokens == 60
 
 
+@pytest.mark.filterwarnings("ignore::metaopt_hpo.training.NoProgress")
 def test_a_metric_to_maximise_is_reported_as_it_is_and_recorded_negated(tmp_path: Path) -> None:
     with file_run(tmp_path / "run.json", metric=0.7, maximize=True) as run:
         for _ in run:

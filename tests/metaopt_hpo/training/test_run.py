@@ -3,15 +3,18 @@
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from metaopt_hpo.strategies import make
-from metaopt_hpo.training import CheckpointError, RunDiverged, RunStopped, TrainingRun
-from metaopt_hpo.trials.record import token_grid
+from metaopt_hpo.training import CheckpointError, NoProgress, RunDiverged, RunStopped, TrainingRun
+from metaopt_hpo.trials.record import report_grid, token_grid
 
 torch.manual_seed(0)
 X, Y = torch.randn(64, 4), torch.randn(64, 1)
@@ -81,7 +84,7 @@ def test_curves_of_two_sizes_meet() -> None:
 def test_resumed_is_bitwise_equal(tmp_path: Path, strategy: str) -> None:
     whole = train(new_run(strategy=strategy))
     part = train(new_run(strategy=strategy, checkpoint=tmp_path / "c.pt"), until=40)
-    assert part.state == "running"
+    assert part.state == "stopped"
     resumed = train(new_run(strategy=strategy, checkpoint=tmp_path / "c.pt"))
     assert resumed.recorder.seconds > 0
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
@@ -94,6 +97,68 @@ def test_resumed_is_bitwise_equal(tmp_path: Path, strategy: str) -> None:
     assert one.curve.tokens == two.curve.tokens
     assert one.cost == two.cost
     assert one.grad_noise == two.grad_noise or math.isnan(one.grad_noise)
+
+
+def test_a_loop_that_ends_by_itself_is_stopped_with_the_tokens_reached() -> None:
+    run = train(new_run(), until=37)
+    record = run.record()
+    assert record.state == "stopped"
+    assert record.tokens == 37 * 8
+    assert record.target_tokens == 512
+    assert "37 of 64 planned steps" in record.reason
+    assert record.curve is not None
+    assert record.curve.tokens[-1] == 37 * 8
+    assert record.loss == record.curve.loss[-1]
+
+
+def test_a_loop_that_never_began_is_stopped_too() -> None:
+    record = train(new_run(), until=0).record()
+    assert (record.state, record.tokens, record.curve) == ("stopped", 0, None)
+
+
+def test_a_run_that_learns_nothing_says_so() -> None:
+    with pytest.warns(NoProgress, match="base 'adamw'.* made no progress.* before the first"):
+        record = train(new_run(lr=1e-8, strategy="constant")).record()
+    assert record.state == "complete"
+    assert "made no progress" in record.reason
+    assert not train(new_run()).record().reason
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(20, 10**6), st.integers(20, 10**6), st.integers(1, 2**15))
+def test_few_early_and_many_late_reports_and_shared_points(one: int, two: int, batch: int) -> None:
+    grids = []
+    for steps in (one, two):
+        grid = report_grid(steps * batch, start=batch)
+        assert len(grid) <= 40
+        early = sum(t < 0.05 * steps * batch for t in grid)
+        assert early <= max(2, len(grid) / 4) or steps > 10**5
+        gaps = [b - a for a, b in zip(grid, [*grid[1:], steps * batch], strict=True) if a > steps * batch / 4]
+        assert max(gaps) <= 0.1 * steps * batch + batch
+        grids.append(set(grid))
+    low = max(min(grids[0]), min(grids[1]))
+    high = min(one, two) * batch
+    for octave in range(int(math.log2(max(1, low))), int(math.log2(high))):
+        a, b = ({t for t in g if 2**octave < t <= 2 ** (octave + 1)} for g in grids)
+        if 2**octave >= low and 2 ** (octave + 1) <= high and a and b:
+            assert a <= b or b <= a
+
+
+def test_the_number_of_reports_is_one_option() -> None:
+    sizes = [len(report_grid(2000 * 2**10, start=2**10, reports=n)) for n in (1, 3, 8, 20, 40, 80)]
+    assert all(a <= b for a, b in pairwise(sizes))
+    assert all(size <= n for size, n in zip(sizes, (1, 3, 8, 20, 40, 80), strict=True))
+    with pytest.raises(ValueError, match="reports"):
+        report_grid(100, reports=0)
+
+
+def test_epochs_are_recorded() -> None:
+    assert train(new_run(epochs=4)).record().epochs == 4
+    assert train(new_run(epochs=4), until=16).record().epochs == 1
+    assert train(new_run(unique_tokens=64)).record().epochs == 8
+    for wrong in ({"epochs": 2, "unique_tokens": 64}, {"epochs": 0}, {"unique_tokens": -1}):
+        with pytest.raises(ValueError, match=r"unique_tokens|epochs"):
+            new_run(**wrong)
 
 
 def test_resumed_in_a_new_process_is_bitwise_equal(tmp_path: Path) -> None:
@@ -198,7 +263,7 @@ def test_an_interrupt_leaves_the_run_running() -> None:
         {"tokens": float("nan")},
         {"report_stride": 0},
         {"checkpoint_every": 0},
-        {"max_reports": 0},
+        {"reports": 0},
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, float]) -> None:
