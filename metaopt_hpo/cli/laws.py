@@ -299,9 +299,9 @@ def replay(
         )
     if page is not None:
         from metaopt_hpo.atomic import write_text
-        from metaopt_hpo.report.law_figures import replay_curves
+        from metaopt_hpo.report.law_figures import replay_page
 
-        write_text(page, replay_curves(result).update_layout(showlegend=True).to_html())
+        write_text(page, replay_page(result, table.name))
         typer.echo(f"curves written to {page}")
 
 

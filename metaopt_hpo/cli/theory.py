@@ -48,9 +48,9 @@ def verify_rule(
             typer.echo(f"{quantity:<36} {value}")
         typer.echo()
     if page is not None:
-        from metaopt_hpo.report.theory_figures import rule_section, theory_page
+        from metaopt_hpo.report.theory_figures import rule_page
 
-        _write(page, theory_page([rule_section(check)], title="A scaling rule against convergence bounds"))
+        _write(page, rule_page(check))
 
 
 def attribute(
@@ -77,7 +77,7 @@ def attribute(
     """
     from metaopt_hpo.atomic import replacing
     from metaopt_hpo.attribution import run_tier
-    from metaopt_hpo.report.theory_figures import attribution_section, theory_page
+    from metaopt_hpo.report.theory_figures import attribution_page
     from metaopt_hpo.report.theory_tables import write_tables
 
     try:
@@ -98,10 +98,7 @@ def attribute(
     for row in (*result.rows(), *result.protocol_rows()):
         typer.echo("  ".join(f"{name} {value}" for name, value in row.items() if value))
     typer.echo(f"tables written to {write_tables(out)}")
-    _write(
-        out / f"tier{tier}.html",
-        theory_page([attribution_section(result)], title="Learning-rate laws against convergence bounds"),
-    )
+    _write(out / f"tier{tier}.html", attribution_page(result))
 
 
 def _write(path: Path, page: str) -> None:

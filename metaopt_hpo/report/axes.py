@@ -24,7 +24,14 @@ def empty_figure() -> go.Figure:
         layout={
             "template": "none",
             "autosize": True,
-            "showlegend": False,
+            "showlegend": True,
+            "legend": {
+                "orientation": "h",
+                "x": 0,
+                "y": 1.02,
+                "yanchor": "bottom",
+                "bgcolor": "rgba(0,0,0,0)",
+            },
             "dragmode": False,
             "modebar": {"bgcolor": "rgba(0,0,0,0)"},
             "hovermode": "closest",

@@ -1,8 +1,8 @@
-"""The report's figures: pure functions from a view (plain data) to a Plotly figure and its legend.
+"""The report's figures: pure functions from a view (plain data) to a Plotly figure.
 
 Colours of text, grid and background come from the page's style sheet, so that one figure serves the light
-page, the dark page and print. Legends are HTML beside the figure: they wrap on a phone, and a screen reader
-reads them. Text that a user wrote reaches Plotly only through `plain`, for Plotly reads some HTML in texts.
+page, the dark page and print. Text that a user wrote reaches Plotly only through `plain`, for Plotly reads some
+HTML in texts.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ class LegendEntry:
     line: bool = True
     marker: bool = False
     band: bool = False
+    group: str = ""
+    """Name of the traces that a click on the entry hides; none where empty."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A Plotly figure and what explains it."""
+    """A Plotly figure, its legend inside, and what explains it."""
 
     plot: go.Figure
-    legend: tuple[LegendEntry, ...]
     note: str = ""
     """What a reader must know to read it right; a sentence."""
 
@@ -78,7 +79,7 @@ def loss_against_compute(view: LossAgainstCompute) -> Figure:
         else:
             plot.data[-1].update(mode="lines+markers", opacity=1, line_width=2.6)
             plot.data[-1].update(marker={"symbol": look.symbol, "size": 7, "color": look.colour})
-        legend.append(LegendEntry(line.title, look, marker=True))
+        legend.append(LegendEntry(line.title, look, marker=True, group=line.title))
     plot.add_hline(y=view.reference_best, line={"width": 1.2, "dash": "dot", "color": palette.NEUTRAL.colour})
     legend.append(LegendEntry(f"best of {view.reference_title} (median)", palette.NEUTRAL))
     end = max(line.cost[-1] for line in view.lines) / view.run_cost
@@ -95,7 +96,7 @@ def loss_against_compute(view: LossAgainstCompute) -> Figure:
         if top < high
         else ""
     )
-    return Figure(plot, tuple(legend), note)
+    return Figure(_with_legend(plot, legend), note)
 
 
 def rate_trajectories(view: RateTrajectories) -> Figure:
@@ -109,12 +110,12 @@ def rate_trajectories(view: RateTrajectories) -> Figure:
             line={"width": 1.8, "color": look.colour, "dash": look.dash}, name=line.title, meta=plain(line.trial),
             hovertemplate=f"{line.title}, seed {line.seed}<br>%{{x:.3s}} tokens: %{{y:.2e}}<extra></extra>",
         )  # fmt: skip
-        legend[line.method] = LegendEntry(line.title, look)
+        legend[line.method] = LegendEntry(line.title, look, group=line.title)
     values = [v for line in view.lines for v in line.step_size]
     # a cooldown ends at almost nothing; three decades below the top are enough to see it go
     log_axis(plot.update_yaxes, max(min(values), max(values) * 1e-3), max(values), "Step size")
     plot.update_xaxes(title_text="Tokens seen", rangemode="tozero")
-    return Figure(plot, tuple(legend.values()))
+    return Figure(_with_legend(plot, list(legend.values())))
 
 
 def loss_at_rate(view: LossAtRate) -> Figure:
@@ -165,7 +166,7 @@ def loss_at_rate(view: LossAtRate) -> Figure:
     rates = [v for c in view.curves for v in (*c.lr, *c.failed_lr)]
     log_axis(plot.update_xaxes, min(rates), max(rates), "Learning rate (peak)", pad=0.06)
     log_axis(plot.update_yaxes, low, top, "Final held-out loss", pad=0.05)
-    return Figure(plot, tuple(legend))
+    return Figure(_with_legend(plot, legend))
 
 
 def optimal_rate(view: OptimalRate) -> Figure:
@@ -235,7 +236,7 @@ def optimal_rate(view: OptimalRate) -> Figure:
         *(lr for f in view.found for lr in f.lr),
     ]
     log_axis(plot.update_yaxes, min(rates), max(rates), "Best learning rate", pad=0.06)
-    return Figure(plot, tuple(legend))
+    return Figure(_with_legend(plot, legend))
 
 
 def search_cost(view: SearchCost) -> Figure:
@@ -270,7 +271,31 @@ def search_cost(view: SearchCost) -> Figure:
         LegendEntry("spent on smaller models", Look("#808080", "solid", "square"), line=False, band=True),
         LegendEntry("spent at the target size", Look("#808080", "solid", "square"), line=False, marker=True),
     ]
-    return Figure(plot, tuple(legend if len(parts) > 1 else ()))
+    return Figure(_with_legend(plot, legend if len(parts) > 1 else []))
+
+
+LEGEND = "legend"
+"""`meta` of the traces that draw nothing but their entry in the legend."""
+
+
+def _with_legend(plot: go.Figure, entries: Sequence[LegendEntry]) -> go.Figure:
+    """Each entry as a trace without points; a click on one hides the traces of its group."""
+    grouped = {e.group for e in entries if e.group}
+    for trace in plot.data:
+        trace.showlegend = False
+        if trace.name in grouped:
+            trace.legendgroup = trace.name
+    for e in entries:
+        symbol = "square" if e.band else e.look.symbol
+        plot.add_scatter(
+            x=[None], y=[None], mode="+".join(["lines"] * e.line + ["markers"] * (e.marker or e.band)) or "markers",
+            line={"width": 2.2, "color": e.look.colour, "dash": e.look.dash},
+            marker={"symbol": symbol, "size": 11 if e.band else 8, "color": e.look.colour,
+                    "opacity": 0.35 if e.band else 1},
+            name=e.text, legendgroup=e.group or e.text, showlegend=True, hoverinfo="skip", meta=LEGEND,
+        )  # fmt: skip
+    plot.update_layout(showlegend=bool(entries))
+    return plot
 
 
 def _finite(values: Sequence[float]) -> list[float | None]:

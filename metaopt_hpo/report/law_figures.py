@@ -6,7 +6,6 @@ traces. `law_page` puts them on one page that needs no network.
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import plotly.graph_objects as go
 
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.comparison.replay import ReplayResult
+from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import NEUTRAL, of_method, of_rank
 from metaopt_hpo.scaling import Law
@@ -269,28 +269,69 @@ def replay_curves(result: ReplayResult) -> go.Figure:
 
 
 def law_page(title: str, law: Law, figures: Sequence[tuple[str, go.Figure]], path: str | Path) -> Path:
-    """One self-contained HTML page: the law in words, its cautions, and figures with their headings."""
-    from plotly.offline import get_plotlyjs
-
+    """One self-contained HTML page: what the law says in a sentence, in words, and in figures with their headings."""
+    size, tokens = law.domain.size[1], law.domain.tokens[1]
+    found = law.predict(size, tokens)
+    answer = (
+        f"At {size:.3g} parameters and {tokens:.3g} tokens, the largest that were tried, the optimal learning rate is "
+        f"{found.lr.value:.2e} ({law.level:.0%} interval {found.lr.low:.2e} … {found.lr.high:.2e})."
+    )
+    if found.warnings:
+        codes = ", ".join(dict.fromkeys(w.code for w in found.warnings))
+        answer += f" The law warns about this prediction: {codes}."
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(title)}</title>",
-        "<style>body{font-family:system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-        "pre{white-space:pre-wrap;background:#f4f5f7;padding:1rem}</style>",
-        f"<script>{get_plotlyjs()}</script><h1>{html.escape(title)}</h1><pre>{html.escape(law.describe())}</pre>",
+        sections.section(heading, sections.figure(plot, f"law-{i}", alt=heading))
+        for i, (heading, plot) in enumerate(figures)
     ]
-    for heading, figure in figures:
-        shown = go.Figure(figure).update_layout(
-            showlegend=True, height=420, legend={"orientation": "h", "y": -0.25}
-        )
-        body = shown.to_html(
-            full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
-        )
-        parts.append(f"<h2>{html.escape(heading)}</h2>{body}")
+    words = sections.section("The law in numbers", sections.numbers(law.describe()))
     out = Path(path)
-    write_text(out, "\n".join(parts) + "</html>\n")
+    write_text(
+        out,
+        sections.page([*parts, words], title=title, answer=answer, kicker="A law across model sizes"),
+    )
     return out
+
+
+def replay_page(result: ReplayResult, table: str) -> str:
+    """A replay as a page: which method came near the best first, the curves, and the table behind them."""
+    summary = result.summary()
+    within = f"{result.thresholds[len(result.thresholds) // 2]:.2%}"
+    rows = summary[summary["within"] == within].sort_values("median", kind="stable")
+    best = rows.iloc[0]
+    if best["reached"] < 0.5:
+        answer = f"No method came within {within} of the best run in half of its searches."
+    else:
+        others = "; ".join(f"{r['method']} {r['median']:.1f}" for r in rows.iloc[1:].to_dict("records"))
+        answer = (
+            f"{best['method']} came within {within} of the best run after {best['median']:.1f} target runs (median"
+            + (f"; {others}" if others else "")
+            + f"); the whole grid is {result.grid_size} runs."
+        )
+    cells = [
+        (r["method"], r["within"], *(f"{r[k]:.2f}" for k in ("median", "mean", "p90")), f"{r['reached']:.0%}")
+        for r in summary.to_dict("records")
+    ]
+    head = ("method", "within", "median", "mean", "90th percentile", "reached")
+    size, tokens = result.target
+    return sections.page(
+        [
+            sections.section(
+                "Excess loss against what was spent",
+                sections.figure(
+                    replay_curves(result),
+                    "replay",
+                    alt="Best excess loss so far against what was spent, in target runs, median over seeds",
+                ),
+            ),
+            sections.section(
+                "Target runs to come near the best, pilots included",
+                sections.table(head, cells, numbers_from=2),
+            ),
+        ],
+        title=f"Search methods replayed on {table}",
+        answer=answer,
+        kicker=f"Target: {size:.3g} parameters, {tokens:.3g} tokens",
+    )
 
 
 def _complete(table: TrialTable) -> pd.DataFrame:

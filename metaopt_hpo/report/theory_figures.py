@@ -1,7 +1,6 @@
 """Figures and report sections of `verify-rule` and `attribute`: pure functions from results to Plotly and HTML.
 
-A section needs nothing but plotly.js on its page; `theory_page` puts sections on a page of their own that needs no
-network. Text that a user wrote is escaped wherever it appears.
+Text that a user wrote is escaped wherever it appears.
 """
 
 from __future__ import annotations
@@ -24,6 +23,10 @@ from metaopt_hpo.theory.verify import RuleCheck
 
 MARGIN = 0.4
 """How far the lr axis reaches beyond the rule and the exponents without loss."""
+
+RULE_ALT = "Exponent of every term of the bound against the exponent of lr, in {}"
+PARTS_ALT = "Parts of the gap with their intervals, by world"
+PATHS_ALT = "Exponent of the optimal lr in tokens along batch paths, against the bound"
 
 
 def rule_figure(check: RuleCheck) -> go.Figure:
@@ -49,7 +52,6 @@ def rule_figure(check: RuleCheck) -> go.Figure:
         x=[own], y=[check.rule_rate], mode="markers", name="the rule",
         marker={"size": 12, "symbol": "x", "color": "#d55e00"},
     )  # fmt: skip
-    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=420)
     plot.update_xaxes(title_text=f"Exponent of lr in {check.scale}")
     plot.update_yaxes(title_text="Exponent of the bound (lower is better)")
     return plot
@@ -72,7 +74,7 @@ def parts_figure(attribution: Attribution) -> go.Figure:
             name=plain(finding.world),
             marker={"color": of_rank(rank, len(attribution.findings)).colour},
         )  # fmt: skip
-    plot.update_layout(barmode="group", showlegend=True, legend={"orientation": "h", "y": -0.2}, height=420)
+    plot.update_layout(barmode="group")
     plot.update_yaxes(title_text="Part of the gap in the exponent of lr", zeroline=True)
     return plot
 
@@ -100,7 +102,6 @@ def path_figure(attribution: Attribution) -> go.Figure:
                 },
             )  # fmt: skip
     plot.add_hline(y=0, line={"width": 1, "dash": "dot", "color": NEUTRAL.colour})
-    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=460)
     plot.update_xaxes(title_text="b of the batch path B ~ D^b")
     plot.update_yaxes(title_text="Exponent of the optimal lr in D (final loss)")
     return plot
@@ -111,7 +112,14 @@ def rule_section(check: RuleCheck) -> str:
     blocks = []
     for one in (check, *check.also):
         table = _table(("quantity", "value"), one.rows())
-        blocks.append(table + _figure(rule_figure(one), f"rule-{one.scale}"))
+        blocks.append(
+            table
+            + _figure(
+                rule_figure(one),
+                f"rule-{one.scale}",
+                f"Exponent of every term of the bound against that of lr, in {one.scale}",
+            )
+        )
     label = (
         "The rates are proved: exact linear programs with dual certificates, under the assumptions in the table. "
         "The constant factor is a number computed, not proved."
@@ -128,8 +136,18 @@ def attribution_section(attribution: Attribution) -> str:
     parts = [_table(tuple(rows[0]), [tuple(r.values()) for r in rows])]
     notes = [n for f in attribution.findings for n in _notes(f)]
     parts.append("<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in notes) + "</ul>")
-    parts.append(_figure(parts_figure(attribution), "attribution-parts"))
-    parts.append(_figure(path_figure(attribution), "attribution-paths"))
+    parts.append(
+        _figure(
+            parts_figure(attribution), "attribution-parts", "Parts of the gap with their intervals, by world"
+        )
+    )
+    parts.append(
+        _figure(
+            path_figure(attribution),
+            "attribution-paths",
+            "Exponent of the optimal lr in tokens along batch paths, against the bound",
+        )
+    )
     protocol = attribution.protocol_rows()
     if protocol:
         parts.append("<p>What practice's runs say on other grids of learning rates, against its own:</p>")
@@ -146,9 +164,52 @@ def attribution_section(attribution: Attribution) -> str:
     return f'<section class="theory">{title}{"".join(parts)}</section>'
 
 
-def theory_page(sections: Sequence[str], *, title: str) -> str:
-    """A page of its own, plotly.js inside: about 5 MB, no network."""
-    return page(sections, title=title)
+def rule_page(check: RuleCheck) -> str:
+    """`verify-rule` as a page of its own: about 5 MB, no network."""
+    return page(
+        [rule_section(check)],
+        title="A scaling rule against convergence bounds",
+        answer=rule_answer(check),
+        kicker=f"Rule {check.rule}",
+    )
+
+
+def rule_answer(check: RuleCheck) -> str:
+    """The check in one sentence."""
+    low, high = check.lr_interval
+    range_ = f"{low:.3g}" if check.identified else f"{low:.3g} … {high:.3g}"
+    verdict = {
+        "optimal": "loses nothing, even against the best momentum and batch",
+        "aligned": "loses nothing at its own momentum and batch",
+        "unidentified": "loses nothing that the bound can see, for its noise floor hides the exponent",
+        "misaligned": f"loses {check.rate_loss:.3g} of the bound's exponent",
+    }[check.verdict]
+    return (
+        f"Along {check.scale} the rule {verdict}: its lr exponent is {check.exponents['lr']:.3g}, "
+        f"exponents without loss are {range_} ({check.label})."
+    )
+
+
+def attribution_page(attribution: Attribution) -> str:
+    """`attribute` as a page of its own: about 5 MB, no network."""
+    return page(
+        [attribution_section(attribution)],
+        title="Learning-rate laws against convergence bounds",
+        answer=attribution_answer(attribution),
+        kicker=f"Attribution, tier {attribution.tier}",
+    )
+
+
+def attribution_answer(attribution: Attribution) -> str:
+    """The gap of every world and its largest part, in one sentence."""
+    found = []
+    for finding in attribution.findings:
+        total = finding.decomposition.total
+        part = max(finding.decomposition.parts, key=lambda p: abs(p.phi.value))
+        found.append(
+            f"{finding.world} {total.value:+.2f} ({total.low:+.2f} … {total.high:+.2f}), most of it {part.name}"
+        )
+    return "Gap between the optimal learning rate's exponent and the bound's: " + "; ".join(found) + "."
 
 
 def _notes(finding: WorldFinding) -> list[str]:
@@ -175,5 +236,5 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return table(head, rows, numbers_from=len(head))  # words and intervals in every column
 
 
-def _figure(plot: go.Figure, name: str) -> str:
-    return figure(plot, f"theory-{name}")
+def _figure(plot: go.Figure, name: str, alt: str) -> str:
+    return figure(plot, f"theory-{name}", alt=alt)

@@ -61,17 +61,53 @@ def render(table: TrialTable) -> str:
     for title, head, rows in tables(outcome):
         extra = []
         if title == AGAINST_SCHEDULES:
-            extra.append(sections.figure(landscape(table, [o.case for o in outcome.cases]), "landscape"))
+            extra.append(
+                sections.figure(
+                    landscape(table, [o.case for o in outcome.cases]),
+                    "landscape",
+                    alt="Loss of tuned schedules against peak lr, and where each single run ended",
+                )
+            )
         if title == FROM_STARTS:
-            extra.append(sections.figure(starts_figure(outcome), "starts"))
+            extra.append(
+                sections.figure(
+                    starts_figure(outcome), "starts", alt="Loss of single runs against the lr they start from"
+                )
+            )
         if title == STEP_SIZES:
-            extra.append(sections.figure(step_sizes(outcome), "step-sizes"))
+            extra.append(
+                sections.figure(
+                    step_sizes(outcome), "step-sizes", alt="Step size over the run, one line a start"
+                )
+            )
         parts.append(sections.section(title, sections.table(head, rows), *extra))
     intro = (
         f"{outcome.runs} runs, {outcome.flops:.3g} training FLOPs. Differences are of the held-out loss, paired by "
         "seed, with 90 % intervals; a minus sign is in favour of the one run."
     )
-    return sections.page([sections.words(intro), *parts], title="One run instead of a grid")
+    return sections.page(
+        [sections.words(intro), *parts],
+        title="One run instead of a grid",
+        answer=answer(outcome),
+        kicker="One MetaOptimize run against tuned schedules and every rival",
+    )
+
+
+def answer(outcome: StudyOutcome) -> str:
+    """On how many cases one run is worse than the tuned setting, in one sentence."""
+    compared = [(o.case.name, d) for o in outcome.cases if (d := o.against_chosen) is not None]
+    if not compared:
+        return "No case has both a single run and tuned schedules on two seeds yet."
+    near = [d for _, d in compared if math.expm1(d.mean) <= NEAR]
+    name, worst = max(compared, key=lambda pair: pair[1].mean)
+    return (
+        f"On {len(near)} of {len(compared)} cases one run ends at most {NEAR:.0%} above the schedule and lr that other "
+        f"seeds would choose; the worst is {name}, {percent(worst)}."
+    )
+
+
+NEAR = 0.02
+"""Excess loss, relative, up to which a run counts as good as the tuned setting."""
 
 
 def percent(d: Difference | None) -> str:
@@ -237,7 +273,6 @@ def landscape(table: TrialTable, cases: Sequence[Case]) -> go.Figure:
                 marker={"color": look.colour, "symbol": "star", "size": 13}, legendgroup=case.name,
                 name=f"{case.name}, one run",
             )  # fmt: skip
-    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=440)
     log_axis(plot.update_xaxes, 5e-4, 6.4e-2, "Peak lr of WSD (stars: step size a single run committed to)")
     plot.update_yaxes(title_text="Loss over the grid's best − 1", tickformat=".0%", range=[-0.03, 0.25])
     return plot
@@ -253,7 +288,6 @@ def starts_figure(outcome: StudyOutcome) -> go.Figure:
             line={"color": of_rank(rank, len(outcome.starts)).colour},
         )  # fmt: skip
     plot.add_hline(y=0.01, line={"width": 1, "dash": "dot", "color": NEUTRAL.colour})
-    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=360)
     log_axis(plot.update_xaxes, STARTS[0], STARTS[-1], "Start")
     plot.update_yaxes(title_text="Loss over the best start − 1", tickformat=".1%")
     return plot
@@ -267,7 +301,6 @@ def step_sizes(outcome: StudyOutcome) -> go.Figure:
             x=list(w.part), y=list(w.step_size), mode="lines", name=f"{w.case.name} from {scientific(w.start)}",
             line={"color": of_rank(rank, len(outcome.watched)).colour, "width": 1.8},
         )  # fmt: skip
-    plot.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25}, height=440)
     log_axis(plot.update_yaxes, STARTS[0], STARTS[-1], "Step size")
     log_axis(plot.update_xaxes, min(w.part[0] for w in outcome.watched), 1.0, "Part of the run")
     return plot

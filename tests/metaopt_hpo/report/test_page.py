@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metaopt_hpo.comparison.engine import ENTRY_POINT_GROUP, get_engine
+from metaopt_hpo.comparison.methods import available_methods, method
 from metaopt_hpo.comparison.outcome import Outcome, OutcomeError, judge, percent
 from metaopt_hpo.comparison.protocol import PLAN_FILE, TABLE_FILE, CompareError, Comparison
-from metaopt_hpo.report import ReportError, page, render, report_from_folder, words, write_report
+from metaopt_hpo.report import (
+    ReportError,
+    figures,
+    palette,
+    render,
+    report_from_folder,
+    sections,
+    words,
+    write_report,
+)
 
 SECTIONS = [
     "asked",
@@ -228,9 +240,35 @@ def test_what_users_wrote_is_shown_and_never_run(
     assert [a for _, a in parsed.elements if (a.get("data-trial") or "").startswith(EVIL)]
 
 
+def test_every_method_has_its_look_in_every_figure_and_its_entry_in_the_legends(
+    comparison: Callable[..., Comparison],
+) -> None:
+    methods = available_methods()
+    outcome = judge(comparison(methods=methods, seeds=(0, 1), runs=3))
+    text = Parsed(render(outcome))
+    found = {a["id"]: json.loads(t) for a, t in text.scripts() if a.get("type") == "application/json"}
+    for panel in ("data-compute", "data-trajectories"):
+        legend = [t for t in found[panel]["data"] if t.get("meta") == figures.LEGEND]
+        shown = {t["name"]: (t["line"]["dash"], t["marker"]["symbol"]) for t in legend}
+        for name in methods:
+            look = palette.of_method(name)
+            assert shown[method(name).title] == (look.dash, look.symbol)
+    for name in methods:
+        assert method(name).title in text.within("tr", data_method=name)
+
+
+@pytest.mark.parametrize("engine", [e.name for e in entry_points(group=ENTRY_POINT_GROUP)])
+def test_every_method_of_every_engine_is_one_of_the_list(engine: str) -> None:
+    assert get_engine(engine).methods <= set(available_methods())
+
+
+def test_every_method_has_a_look_of_its_own_and_nothing_else_has() -> None:
+    assert set(palette._LOOKS) == set(available_methods())
+
+
 @given(st.text())
 def test_json_cannot_end_its_script_element(text: str) -> None:
-    embedded = str(page._json_for_script(json.dumps({"a": text})))
+    embedded = str(sections.json_for_script(json.dumps({"a": text})))
     assert "<" not in embedded
     assert json.loads(embedded) == {"a": text}
 
@@ -244,7 +282,7 @@ def test_tied_text_reads_as_it_was(text: str) -> None:
             self.out += data
 
     parser = Text(convert_charrefs=True)
-    parser.feed("<p>" + str(page._tied(text)) + "</p>")
+    parser.feed("<p>" + str(sections.tied(text)) + "</p>")
     parser.close()
     squeezed = [re.sub(r"\s+", "", t) for t in (parser.out, text)]
     assert squeezed[0] == squeezed[1]
@@ -329,7 +367,7 @@ def test_a_law_that_was_not_run_gives_an_expected_loss(comparison: Callable[...,
     assert "expected, not run" in text.within("section", id="cost")
 
 
-@pytest.mark.parametrize("name", ["metaoptimize", "grid", "tpe", "law"])
+@pytest.mark.parametrize("name", available_methods())
 def test_a_single_method_makes_a_page(comparison: Callable[..., Comparison], name: str) -> None:
     text = Parsed(render(judge(comparison(methods=(name,), seeds=(0, 1)))))
     assert [a["id"] for t, a in text.elements if t == "section"] == SECTIONS
