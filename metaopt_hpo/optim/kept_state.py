@@ -227,7 +227,7 @@ class KeptState(torch.optim.Optimizer):
         device = next((p.device for p in params if p.requires_grad), params[0].device)
         beta = torch.full((self._blocks.count,), math.log(self.defaults["lr"]), dtype=dtype, device=device)
         shared: dict[str, Any] = {"meta_lr": meta_lr, "beta": beta}
-        shared["meta_step"] = torch.zeros_like(beta[:1] if self._blocks.per_weight else beta)
+        shared["meta_step"] = beta.new_zeros(1 if self._blocks.per_weight else beta.shape)
         for name, value in zip(self._meta.states, self._meta.init_state(beta), strict=True):
             shared[f"meta_{name}"] = value
         shared["skipped"] = torch.zeros((), dtype=torch.int64, device=device)

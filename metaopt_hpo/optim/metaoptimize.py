@@ -20,7 +20,8 @@ from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
 from metaopt_hpo.optim.kernels.choose import CHOICES, choose
 from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.layout import computed_in
-from metaopt_hpo.optim.kernels.native import NativeKernel, WholeStep
+from metaopt_hpo.optim.kernels.native import NativeKernel
+from metaopt_hpo.optim.kernels.whole_step import WholeStep, whole_step
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
 from metaopt_hpo.optim.saved_state import SavedState
@@ -320,13 +321,15 @@ class MetaOptimize(SavedState):
         rules = self._param_rules()
         if self._whole is None or not self._whole.matches(rules, grads, self.state):
             self._whole = self._prepare(kernel, params, rules, grads)
-            if self._whole is None:
+            if self._whole is None or not self._whole.matches(rules, grads, self.state):
                 return False
         pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
         scale = self._clip_factor([p for p, _ in pairs], [g for _, g in pairs])
         self._watch.range(
             *self._whole.run(grads, self.param_groups, self.defaults["lr"], self._shared, scale)
         )
+        if self._blocks is not None and self._blocks.per_weight and len(pairs) < len(params):
+            self._refresh_step_sizes()
         return True
 
     def _prepare(
@@ -337,8 +340,6 @@ class MetaOptimize(SavedState):
         grads: list[Tensor | None],
     ) -> WholeStep | None:
         assert self._blocks is not None
-        if not kernel.takes_meta(self._meta) or not self._shared["beta"].is_cpu:
-            return None
         if any(is_sharded(p) for p in params):
             return None
         self._init_states()
@@ -350,7 +351,7 @@ class MetaOptimize(SavedState):
             if not kernel.takes(p, g, self._moving(p, rule), rule):
                 return None
         groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
-        return kernel.whole_step(
+        return whole_step(
             params,
             rules,
             grads,

@@ -1,23 +1,22 @@
 """Which kernel runs the step, and what happens where the best one cannot.
 
-"auto" takes the one-pass C loop on a CPU for the five rules of the paper, torch.compile on a GPU, and plain
+"auto" takes the one-pass C loop on a CPU for every rule that has a description, torch.compile on a GPU, and plain
 torch operations otherwise. Where a kernel cannot be had, one warning says why and the plain operations run.
 """
 
 from __future__ import annotations
 
-import ctypes
 import warnings
 from collections.abc import Sequence
-from functools import cache
 
 from torch import Tensor
 
 from metaopt_hpo.optim.kernels.bucket import Kernel
 from metaopt_hpo.optim.kernels.build import BuildError
 from metaopt_hpo.optim.kernels.compiled import CompiledKernel, KernelWarning
+from metaopt_hpo.optim.kernels.describe import NotDescribed, describe, is_described
 from metaopt_hpo.optim.kernels.eager import EagerKernel
-from metaopt_hpo.optim.kernels.native import NativeKernel, open_library, supports
+from metaopt_hpo.optim.kernels.native import NativeKernel, library
 from metaopt_hpo.optim.rules import Rule
 
 CHOICES = ("auto", "native", "inductor", "eager")
@@ -34,13 +33,12 @@ def choose(wanted: str, saved: str, base: Sequence[Rule], meta: Rule, params: Se
         meta: the meta rule.
         params: all parameters.
     """
-    name = wanted if wanted != "auto" else (saved or _best(base, meta, params))
+    name = wanted if wanted != "auto" else (saved or _best(base, params))
     if name == "native":
         problem = _native_problem(base, params)
-        library = None if problem else _native()
-        if isinstance(library, ctypes.CDLL):
-            return NativeKernel(library)
-        _warn("native", problem or str(library))
+        if not problem:
+            return NativeKernel()
+        _warn("native", problem)
     if name == "inductor":
         from torch.utils._triton import has_triton
 
@@ -50,26 +48,27 @@ def choose(wanted: str, saved: str, base: Sequence[Rule], meta: Rule, params: Se
     return EagerKernel()
 
 
-def _best(base: Sequence[Rule], meta: Rule, params: Sequence[Tensor]) -> str:
+def _best(base: Sequence[Rule], params: Sequence[Tensor]) -> str:
     if all(p.is_cpu for p in params):
-        return "native" if any(supports(rule) for rule in base) else "eager"
+        return "native" if any(map(is_described, base)) else "eager"
     return "inductor" if all(p.is_cuda for p in params) else "eager"
 
 
 def _native_problem(base: Sequence[Rule], params: Sequence[Tensor]) -> str:
-    if not any(supports(rule) for rule in base):
-        return f"it knows no rule {type(base[0]).__name__}"
     if not any(p.is_cpu for p in params):
         return "it runs on the CPU only"
-    return ""
-
-
-@cache
-def _native() -> ctypes.CDLL | BuildError:
+    described = [rule for rule in dict.fromkeys(base) if is_described(rule)]
+    if not described:
+        try:
+            describe(base[0])
+        except NotDescribed as error:
+            return f"it has no description of {type(base[0]).__name__}: {error}"
     try:
-        return open_library()
+        for rule in described:
+            library(rule)
     except BuildError as error:
-        return error
+        return str(error)
+    return ""
 
 
 _warned: set[tuple[str, str]] = set()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.optim.kernels.bucket import Bucket
+from metaopt_hpo.optim.kernels.describe import numbers, with_numbers
 from metaopt_hpo.optim.kernels.eager import EagerKernel, gradient, one_tensor
 from metaopt_hpo.optim.kernels.layout import computed_in
 from metaopt_hpo.optim.rules import Rule
@@ -89,8 +90,8 @@ class CompiledKernel:
             for h, raw, block in zip(bucket.traces, bucket.grads, bucket.blocks, strict=True):
                 g = gradient(raw, h.dtype, scale, bucket.maximize)
                 part[block].add_((h * g).sum())
-        numbers = _numbers(rule)
-        values = [bucket.ratio, bucket.decay, gamma, *numbers.values()]
+        own = numbers(rule)
+        values = [bucket.ratio, bucket.decay, gamma, *own.values()]
         constants = torch.tensor(values, dtype=torch.float64, device="cpu")
         if beside:
             constants = constants.pin_memory().to(device, non_blocking=True)
@@ -104,7 +105,7 @@ class CompiledKernel:
             constants,
             scale,
             rule,
-            tuple(numbers),
+            tuple(own),
             bucket.maximize,
             beside,
             tuple(bucket.names),
@@ -116,37 +117,13 @@ class CompiledKernel:
 
 
 def _key(bucket: Bucket, rule: Rule, scale: Tensor | None) -> Any:
-    numbers = _numbers(rule)
-    fixed = tuple((f.name, repr(getattr(rule, f.name))) for f in fields(rule) if f.name not in numbers)
+    given = {name.partition(".")[0] for name in numbers(rule)}
+    fixed = tuple((f.name, repr(getattr(rule, f.name))) for f in fields(rule) if f.name not in given)
     shapes = tuple((p.shape, p.stride(), p.dtype, str(p.device)) for p in bucket.params)
     strides = tuple((g.stride(), h.stride()) for g, h in zip(bucket.grads, bucket.traces, strict=True))
     states = tuple(tuple((x.shape, x.stride(), x.dtype) for x in column) for column in bucket.states)
     names = tuple(bucket.names) if "name" in rule.needs else ()
     return type(rule), fixed, shapes, strides, states, bucket.maximize, scale is None, names
-
-
-def _numbers(rule: Rule) -> dict[str, float]:
-    """The fields of a rule that are floating-point numbers; of a pair, "name.0" and "name.1"."""
-    out: dict[str, float] = {}
-    for f in fields(rule):
-        value = getattr(rule, f.name)
-        if isinstance(value, float):
-            out[f.name] = value
-        elif isinstance(value, tuple) and value and all(isinstance(x, float) for x in value):
-            out |= {f"{f.name}.{i}": x for i, x in enumerate(value)}
-    return out
-
-
-def _with_numbers(rule: Rule, names: tuple[str, ...], values: list[Tensor]) -> Rule:
-    """The rule with tensors in the place of its numbers (and without the checks of its constructor)."""
-    parts: dict[str, Any] = {f.name: getattr(rule, f.name) for f in fields(rule)}
-    for name, value in zip(names, values, strict=True):
-        field, _, i = name.partition(".")
-        parts[field] = value if not i else (*parts[field][: int(i)], value, *parts[field][int(i) + 1 :])
-    copy = object.__new__(type(rule))
-    for field, value in parts.items():
-        object.__setattr__(copy, field, value)
-    return copy
 
 
 def _at_least_1d(x: Tensor) -> Tensor:
@@ -194,14 +171,14 @@ def _graph(
     constants: Tensor,
     scale: Tensor | None,
     rule: Rule,
-    numbers: tuple[str, ...],
+    own: tuple[str, ...],
     maximize: bool,
     beside: bool,
     names: tuple[str | None, ...],
 ) -> list[Tensor]:
     sums: list[Tensor] = []
     ratio, decay, gamma = constants[0:1], constants[1], constants[2]
-    live = _with_numbers(rule, numbers, [constants[3 + i] for i in range(len(numbers))])
+    live = with_numbers(rule, own, [constants[3 + i] for i in range(len(own))])
     for i, (p, h) in enumerate(zip(params, traces, strict=True)):
         state = tuple(tensors[i] for tensors in states)
         g = gradient(grads[i], h.dtype, scale, maximize)

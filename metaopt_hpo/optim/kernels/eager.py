@@ -1,20 +1,18 @@
 """The step written with plain torch operations: correct for every rule, device, dtype and layout.
 
-``one_tensor`` is the pure function that every faster way is tested against. The five rules of the paper also
-run in place, many tensors at a time, on a CPU in pieces that stay in the cache from the first operation to the
-last.
+``one_tensor`` is the pure function that every faster way is tested against. Rules that have a description also
+run many tensors at a time, on a CPU in pieces that stay in the cache from the first operation to the last.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from metaopt_hpo.optim.kernels.bucket import Bucket
+from metaopt_hpo.optim.kernels.describe import describe, is_described, numbers, run
 from metaopt_hpo.optim.kernels.layout import computed_in, dither_, flat, is_dense
-from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule, State, direction, resolved_eps
+from metaopt_hpo.optim.rules import Rule, State, direction
 
 PIECE = 65536
 """Elements that go through all operations together on a CPU: six tensors of them fit a core's second-level cache."""
@@ -58,7 +56,7 @@ class EagerKernel:
     ) -> None:
         torch._foreach_add_(bucket.steps, 1.0)
         together: dict[tuple[int, float], list[int]] = {}
-        known = type(rule) in _DIRECTIONS and not bucket.per_weight
+        known = not bucket.per_weight and is_described(rule)
         for i, (p, h) in enumerate(zip(bucket.params, bucket.traces, strict=True)):
             same = p.stride() == h.stride() == bucket.grads[i].stride() and is_dense(p)
             if known and same and bucket.steps[i].is_cpu and p.numel() > 0 and h.dtype == computed_in(p):
@@ -143,9 +141,14 @@ def _in_place(
     if piece.maximize:
         grads = list(torch._foreach_neg(grads))
     z.add_(torch.stack([torch.dot(h, g) for h, g in zip(traces, grads, strict=True)]).sum())
-    delta = _DIRECTIONS[type(rule)](rule, grads, piece.states, t)
+    inputs = {"g": grads, **{f"s{k}": column for k, column in enumerate(piece.states)}}
+    if "weight" in rule.needs:
+        inputs["w"] = [p.to(dtype) for p in params]
+    u, new = run(describe(rule), list(numbers(rule).values()), t, inputs)
     step, keep = _factors(alpha, gamma, piece.decay)
-    torch._foreach_mul_(delta, step)
+    delta = list(torch._foreach_mul(u, step))
+    for column, values in zip(piece.states, new, strict=True):
+        torch._foreach_copy_(column, values)
     if piece.decay:
         weights = [p.to(dtype) for p in params] if params[0].dtype != dtype else params
         if isinstance(step, float):
@@ -164,63 +167,3 @@ def _factors(alpha: Tensor, gamma: float, decay: float) -> tuple[float | Tensor,
         a = float(alpha)
         return -a, gamma * (1 - decay * a)
     return -alpha, gamma * (1 - decay * alpha) if decay else gamma
-
-
-Direction = Callable[[Rule, list[Tensor], tuple[list[Tensor], ...], float], list[Tensor]]
-
-
-def _sgd(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
-    return list(torch._foreach_mul(g, 1.0))
-
-
-def _sgdm(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
-    assert isinstance(rule, SGDM)
-    torch._foreach_lerp_(state[0], g, 1 - rule.momentum)
-    return list(torch._foreach_mul(state[0], 1.0))
-
-
-def _root(v: list[Tensor], t: float, lam: float, eps: float) -> list[Tensor]:
-    root = list(torch._foreach_sqrt(v))
-    torch._foreach_div_(root, (1 - lam**t) ** 0.5)
-    torch._foreach_add_(root, eps)
-    return root
-
-
-def _square_average(v: list[Tensor], g: list[Tensor], lam: float) -> None:
-    torch._foreach_mul_(v, lam)
-    torch._foreach_addcmul_(v, g, g, 1 - lam)
-
-
-def _rmsprop(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
-    assert isinstance(rule, RMSprop)
-    _square_average(state[0], g, rule.beta)
-    return list(torch._foreach_div(g, _root(state[0], t, rule.beta, resolved_eps(rule.eps))))
-
-
-def _adamw(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
-    assert isinstance(rule, AdamW)
-    rho, lam = rule.betas
-    torch._foreach_lerp_(state[0], g, 1 - rho)
-    _square_average(state[1], g, lam)
-    root = _root(state[1], t, lam, resolved_eps(rule.eps))
-    torch._foreach_mul_(root, 1 - rho**t)
-    return list(torch._foreach_div(state[0], root))
-
-
-def _lion(rule: Rule, g: list[Tensor], state: tuple[list[Tensor], ...], t: float) -> list[Tensor]:
-    assert isinstance(rule, Lion)
-    c, rho = rule.betas
-    u = list(torch._foreach_lerp(state[0], g, 1 - c))
-    torch._foreach_sign_(u)
-    torch._foreach_lerp_(state[0], g, 1 - rho)
-    return u
-
-
-_DIRECTIONS: dict[type[Rule], Direction] = {
-    SGD: _sgd,
-    SGDM: _sgdm,
-    RMSprop: _rmsprop,
-    AdamW: _adamw,
-    Lion: _lion,
-}
-"""u of each known rule for lists of tensors, its state advanced in place; the result is new memory."""

@@ -1,117 +1,146 @@
-/* The step over one contiguous run of weights, once for each base rule. native.c includes this file for every triple of
- * weight type W and trace type H (as stored) and state type T (as computed), with NAME, SQRT, LOAD, STORE for weights
- * and LOAD_H, STORE_H(x, number of the element) for traces defined.
+/* The step over one contiguous run of weights. native.c includes this file for every triple of weight type W and trace
+ * type H (as stored) and state type T (as computed), with NAME, SQRT, EXP, LOAD, STORE for weights and LOAD_H,
+ * STORE_H(x, number of the element) for traces defined; rule.h has what the rules compute:
+ *
+ *   BASE_POINTERS  T *restrict q0 = ..., of every state       META_POINTERS  the same of the meta rule
+ *   BASE_SCALARS   what depends on t and numbers alone         META_SCALARS
+ *   BASE_LOAD      s0 = q0[i], ...                             META_LOAD
+ *   BASE_OPS       from g, s0, ... (and w)                     META_OPS       from z
+ *   BASE_U         the direction                               META_D
+ *   BASE_STORE     q0[i] = ...                                 META_STORE, META_KEEP(ok), META_FINITE
  *
  * Each loop is one pass over memory: weights, gradient, base state and trace are read once and written once, and the
  * sum of h*g, which needs only the old h, rides along. Only that reduction may be reassociated.
  */
 
-typedef struct {
-    T sign;     /* factor of the gradient: clipping, and -1 to maximise */
-    T alpha;    /* step size */
-    T decay;    /* kappa */
-    T keep;     /* gamma (1 - kappa alpha), factor of the old trace */
-    T b1, b2;   /* decay rates of the rule */
-    T c1, c2;   /* 1 / (1 - b1^t), 1 / (1 - b2^t) */
-    T eps;
-    uint32_t seed, from; /* of the rounding of a short trace; number of the first element */
-} NAME(consts);
+#define FINITE(x) ((x) - (x) == 0)
 
-#define BEGIN                                        \
-    T z = 0;                                         \
-    _Pragma("omp simd reduction(+ : z)")             \
-    for (int64_t i = 0; i < n; i++) {                \
-        const T w = LOAD(p[i]);                      \
-        const T g = k.sign * LOAD(grad[i]);          \
-        const T trace = LOAD_H(h[i]);                       \
-        z += trace * g;
-
-#define END                                          \
-        const T delta = -k.alpha * (u + k.decay * w);\
-        h[i] = STORE_H(k.keep * trace + delta, k.from + (uint32_t)i); \
-        p[i] = STORE(w + delta);                     \
-    }                                                \
-    return (double)z;
-
-#define ARGS                                                                                                 \
-    const int64_t n, W *restrict p, const W *restrict grad, T *restrict m, T *restrict v, H *restrict h,     \
-        const NAME(consts) k
-
-static double NAME(sgd)(ARGS) {
-    (void)m; (void)v;
-    BEGIN
-        const T u = g;
-    END
-}
-
-static double NAME(sgdm)(ARGS) {
-    (void)v;
-    BEGIN
-        const T u = k.b1 * m[i] + (1 - k.b1) * g;
-        m[i] = u;
-    END
-}
-
-static double NAME(rmsprop)(ARGS) {
-    (void)m;
-    BEGIN
-        const T v1 = k.b2 * v[i] + (1 - k.b2) * g * g;
-        v[i] = v1;
-        const T u = g / (SQRT(v1 * k.c2) + k.eps);
-    END
-}
-
-static double NAME(adamw)(ARGS) {
-    BEGIN
-        const T m1 = k.b1 * m[i] + (1 - k.b1) * g;
-        const T v1 = k.b2 * v[i] + (1 - k.b2) * g * g;
-        m[i] = m1;
-        v[i] = v1;
-        const T u = (m1 * k.c1) / (SQRT(v1 * k.c2) + k.eps);
-    END
-}
-
-static double NAME(lion)(ARGS) {
-    (void)v;
-    BEGIN
-        const T x = k.b1 * m[i] + (1 - k.b1) * g;
-        m[i] = k.b2 * m[i] + (1 - k.b2) * g;
-        const T u = (T)((x > 0) - (x < 0));
-    END
-}
-
-/* One chunk of one tensor: elements [from, from + n). */
-static double NAME(chunk)(const job *j, const int64_t i, const int64_t from, const int64_t n) {
-    const double t = (double)*j->step[i];
-    const double alpha = j->alpha[j->block[i]] * j->ratio[i];
-    NAME(consts) k;
-    k.sign = (T)(j->sign[i] * (j->scale ? *j->scale : 1.0));
-    k.alpha = (T)alpha;
-    k.decay = (T)j->decay[i];
-    k.keep = (T)(j->gamma * (1.0 - j->decay[i] * alpha));
-    k.b1 = (T)j->b1;
-    k.b2 = (T)j->b2;
-    k.c1 = (T)(1.0 / (1.0 - pow(j->b1, t)));
-    k.c2 = (T)(1.0 / (1.0 - pow(j->b2, t)));
-    k.eps = (T)j->eps;
-    k.seed = (uint32_t)*j->step[i] * 0x27D4EB2Fu;
-    k.from = (uint32_t)from;
-    W *p = (W *)j->p[i] + from;
-    const W *grad = (const W *)j->g[i] + from;
-    T *m = j->m[i] ? (T *)j->m[i] + from : 0, *v = j->v[i] ? (T *)j->v[i] + from : 0;
-    H *h = (H *)j->h[i] + from;
-    switch (j->rule) {
-        case SGD: return NAME(sgd)(n, p, grad, m, v, h, k);
-        case SGDM: return NAME(sgdm)(n, p, grad, m, v, h, k);
-        case RMSPROP: return NAME(rmsprop)(n, p, grad, m, v, h, k);
-        case ADAMW: return NAME(adamw)(n, p, grad, m, v, h, k);
-        default: return NAME(lion)(n, p, grad, m, v, h, k);
+/* One chunk of one tensor: elements [from, from + n); the sum of h*g over it. */
+static double NAME(chunk)(const job *j, const int64_t tensor, const int64_t from, const int64_t n) {
+    const double t = (double)*j->step[tensor];
+    const double size = j->alpha[j->block[tensor]] * j->ratio[tensor];
+    const double *c = j->numbers[tensor];
+    const T sign = (T)(j->sign[tensor] * (j->scale ? *j->scale : 1.0)); /* clipping, and -1 to maximise */
+    const T alpha = (T)size, decay = (T)j->decay[tensor];
+    const T keep = (T)(j->gamma * (1.0 - j->decay[tensor] * size)); /* factor of the old trace */
+    const uint32_t seed = (uint32_t)*j->step[tensor] * 0x27D4EB2Fu;
+    W *restrict p = (W *)j->p[tensor] + from;
+    const W *restrict grad = (const W *)j->g[tensor] + from;
+    H *restrict h = (H *)j->h[tensor] + from;
+    (void)t; (void)c; (void)seed;
+    BASE_POINTERS
+    BASE_SCALARS
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+        const T w = LOAD(p[i]);
+        const T g = sign * LOAD(grad[i]);
+        const T trace = LOAD_H(h[i]);
+        sum += trace * g;
+        BASE_LOAD
+        BASE_OPS
+        const T delta = -alpha * (BASE_U + decay * w);
+        BASE_STORE
+        h[i] = STORE_H(keep * trace + delta, (uint32_t)(from + i));
+        p[i] = STORE(w + delta);
     }
+    return (double)sum;
 }
 
-#undef BEGIN
-#undef END
-#undef ARGS
+#ifdef BLOCKS
+/* beta and the meta state of every block one step on; a block in which anything is not finite keeps both. Whether any did. */
+static int NAME(meta)(job *j) {
+    T *beta = j->beta, *step = j->meta_step;
+    const double *c = j->meta_numbers;
+    const int64_t from = 0;
+    const T rate = (T)j->meta_lr, low = (T)j->low, high = (T)j->high;
+    int any = 0;
+    (void)c; (void)from;
+    META_POINTERS
+    for (int64_t i = 0; i < j->blocks; i++) {
+        const double t = (double)step[i] + 1.0;
+        const T z = (T)j->z[i], own = beta[i];
+        (void)t;
+        META_SCALARS
+        META_LOAD
+        META_OPS
+        const T moved = own - rate * META_D;
+        const int ok = FINITE(z) && FINITE(moved) META_FINITE;
+        if (ok) {
+            beta[i] = moved < low ? low : moved > high ? high : moved;
+            META_STORE
+            step[i] = (T)t;
+        } else any = 1;
+    }
+    return any;
+}
+#endif
+
+#ifdef WEIGHT_BLOCKS
+/* One chunk where every weight has a step size of its own, the update of beta included; whether any was skipped. */
+static int NAME(weights)(
+    const job *j, const int64_t tensor, const int64_t start, const int64_t n, const double meta_t, double *range) {
+    const T sign = (T)(j->sign[tensor] * (j->scale ? *j->scale : 1.0));
+    const T ratio = (T)j->ratio[tensor], decay = (T)j->decay[tensor], gamma = (T)j->gamma;
+    const T rate = (T)j->meta_lr, low = (T)j->low, high = (T)j->high;
+    const uint32_t seed = (uint32_t)*j->step[tensor] * 0x27D4EB2Fu;
+    W *restrict p = (W *)j->p[tensor] + start;
+    const W *restrict grad = (const W *)j->g[tensor] + start;
+    H *restrict h = (H *)j->h[tensor] + start;
+    T *restrict beta = (T *)j->beta + j->block[tensor] + start;
+    T *restrict live = (T *)j->live[tensor] + start;
+    (void)seed;
+    int any = 0;
+    T least = (T)INFINITY, greatest = -(T)INFINITY;
+    int64_t from = start;
+    {
+        const double t = (double)*j->step[tensor];
+        const double *c = j->numbers[tensor];
+        (void)t; (void)c;
+        BASE_POINTERS
+        BASE_SCALARS
+        {
+            const double t = meta_t;
+            const double *c = j->meta_numbers;
+            (void)t; (void)c;
+            from += j->block[tensor];
+            META_POINTERS
+            META_SCALARS
+#pragma omp simd reduction(| : any) reduction(min : least) reduction(max : greatest)
+            for (int64_t i = 0; i < n; i++) {
+                const T w = LOAD(p[i]);
+                const T g = sign * LOAD(grad[i]);
+                const T trace = LOAD_H(h[i]);
+                const T own = beta[i];
+                const T alpha = EXP(own) * ratio;
+                BASE_LOAD
+                BASE_OPS
+                const T delta = -alpha * (BASE_U + decay * w);
+                BASE_STORE
+                h[i] = STORE_H(gamma * (1 - decay * alpha) * trace + delta, (uint32_t)(start + i));
+                p[i] = STORE(w + delta);
+                const T z = trace * g;
+                META_LOAD
+                META_OPS
+                const T moved = own - rate * META_D;
+                const int ok = FINITE(z) & FINITE(moved) META_AND_FINITE;
+                const T held = moved < low ? low : moved > high ? high : moved;
+                const T next = ok ? held : own;
+                META_KEEP
+                beta[i] = next;
+                live[i] = EXP(next) * ratio;
+                least = next < least ? next : least;
+                greatest = next > greatest ? next : greatest;
+                any |= !ok;
+            }
+        }
+    }
+    range[0] = (double)least;
+    range[1] = (double)greatest;
+    return any;
+}
+#endif
+
 #undef T
 #undef W
 #undef H
@@ -120,4 +149,8 @@ static double NAME(chunk)(const job *j, const int64_t i, const int64_t from, con
 #undef LOAD_H
 #undef STORE_H
 #undef SQRT
+#undef EXP
 #undef NAME
+#undef FINITE
+#undef BLOCKS
+#undef WEIGHT_BLOCKS

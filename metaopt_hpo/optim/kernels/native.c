@@ -1,38 +1,41 @@
 /* The Hessian-free step of MetaOptimize (arXiv 2402.02342, Algorithm 3) in one pass over memory, then the update of beta.
  *
- * Plain C11, built at first use by the system's compiler and called through ctypes (native.py). Sums of h*g are taken
- * over chunks of a fixed length and added up in a fixed order, so that they do not depend on the number of threads.
+ * Plain C11, built at first use by the system's compiler and called through ctypes (native.py). What the base and the
+ * meta rule compute is in rule.h, which native.py writes from their descriptions. Sums of h*g are taken over chunks of a
+ * fixed length and added up in a fixed order, so that they do not depend on the number of threads.
  * No fast-math: NaN, infinities and denormals keep their meaning.
  */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include "rule.h"
 
-enum { SGD, SGDM, RMSPROP, ADAMW, LION };
 enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT32_SHORT, BFLOAT16_SHORT }; /* short: with a bfloat16 trace */
-enum { CHUNK = 4096, ALONE = 32768 };
+enum { CHUNK = 4096, ALONE = 32768, MOST_STATES = 8 };
 
 /* Everything a step needs; arrays have one entry a tensor unless said otherwise. Mirrored in native.py. */
 typedef struct {
     int64_t tensors, chunks, blocks, groups, threads;
-    int64_t rule, meta_rule, wide; /* wide: beta and the meta state are float64, else float32 */
-    double gamma, b1, b2, eps;
-    double meta_lr, meta_b1, meta_b2, meta_eps, low, high;
-    void **p, **g, **m, **v, **h;
+    int64_t wide; /* beta and the meta state are float64, else float32 */
+    double gamma, meta_lr, low, high;
+    void **p, **g, **h, **state; /* state: entry k * tensors + i is state k of tensor i */
     float **step;
     const int64_t *n, *type, *block;
     const double *ratio, *decay, *sign;
+    const double **numbers;                   /* the base rule's own */
+    const double *meta_numbers;               /* the meta rule's own, one array */
     const int64_t *chunk_tensor, *chunk_from; /* one entry a chunk */
     double *partial;                          /* one entry a chunk */
     const double *scale;                      /* factor of the gradient, or null */
     double *alpha, *z;                        /* one entry a block */
-    void *beta, *meta_m, *meta_v, *meta_step; /* one entry a block, float32 or float64 */
-    int64_t *skipped;                         /* one counter */
-    void **live;                              /* one entry a group: where its step sizes go */
-    const int64_t *live_from, *live_block;    /* group i's blocks: live_block[live_from[i] .. live_from[i + 1]) */
-    const double *live_ratio;                 /* one entry a group */
-    double least, greatest;                   /* of beta, after the step */
+    void *beta, *meta_step;                   /* one entry a block, float32 or float64 */
+    void *meta_state[MOST_STATES];
+    int64_t *skipped;                      /* one counter */
+    void **live;                           /* one entry a group: where its step sizes go; with weight blocks one a tensor */
+    const int64_t *live_from, *live_block; /* group i's blocks: live_block[live_from[i] .. live_from[i + 1]) */
+    const double *live_ratio;              /* one entry a group */
+    double least, greatest;                /* of beta, after the step */
 } job;
 
 static inline float from_bf16(const uint16_t x) {
@@ -60,6 +63,25 @@ static inline uint16_t dither(const float x, const uint32_t seed, const uint32_t
     return (uint16_t)((bits + up) >> 16 | ((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x40u : 0u));
 }
 
+/* exp within two units of the last place, in operations that make vectors; beyond the ends it stays at them. */
+static inline float exp_f32(const float x) {
+    const float y = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float n = (y * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+    float s = 1.0f / 5040;
+    s = s * r + 1.0f / 720;
+    s = s * r + 1.0f / 120;
+    s = s * r + 1.0f / 24;
+    s = s * r + 1.0f / 6;
+    s = s * r + 0.5f;
+    s = s * r + 1.0f;
+    s = s * r + 1.0f;
+    const int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return s * power;
+}
+
 #define T float
 #define W float
 #define H float
@@ -68,7 +90,10 @@ static inline uint16_t dither(const float x, const uint32_t seed, const uint32_t
 #define LOAD_H(x) (x)
 #define STORE_H(x, i) (x)
 #define SQRT sqrtf
+#define EXP exp_f32
 #define NAME(x) f32_##x
+#define WEIGHT_BLOCKS
+#define BLOCKS
 #include "loops.h"
 
 #define T double
@@ -79,7 +104,10 @@ static inline uint16_t dither(const float x, const uint32_t seed, const uint32_t
 #define LOAD_H(x) (x)
 #define STORE_H(x, i) (x)
 #define SQRT sqrt
+#define EXP exp
 #define NAME(x) f64_##x
+#define WEIGHT_BLOCKS
+#define BLOCKS
 #include "loops.h"
 
 #define T float
@@ -90,7 +118,9 @@ static inline uint16_t dither(const float x, const uint32_t seed, const uint32_t
 #define LOAD_H(x) (x)
 #define STORE_H(x, i) (x)
 #define SQRT sqrtf
+#define EXP exp_f32
 #define NAME(x) bf16_##x
+#define WEIGHT_BLOCKS
 #include "loops.h"
 
 #define T float
@@ -99,8 +129,9 @@ static inline uint16_t dither(const float x, const uint32_t seed, const uint32_t
 #define LOAD(x) (x)
 #define STORE(x) (x)
 #define LOAD_H(x) from_bf16(x)
-#define STORE_H(x, i) dither(x, k.seed, i)
+#define STORE_H(x, i) dither(x, seed, i)
 #define SQRT sqrtf
+#define EXP exp_f32
 #define NAME(x) f32_short_##x
 #include "loops.h"
 
@@ -110,8 +141,9 @@ static inline uint16_t dither(const float x, const uint32_t seed, const uint32_t
 #define LOAD(x) from_bf16(x)
 #define STORE(x) to_bf16(x)
 #define LOAD_H(x) from_bf16(x)
-#define STORE_H(x, i) dither(x, k.seed, i)
+#define STORE_H(x, i) dither(x, seed, i)
 #define SQRT sqrtf
+#define EXP exp_f32
 #define NAME(x) bf16_short_##x
 #include "loops.h"
 
@@ -124,16 +156,18 @@ static void put(const job *j, void *x, const int64_t i, const double value) {
     else ((float *)x)[i] = (float)value;
 }
 
-/* Value after rounding to the stored type: what is checked for finiteness is what is kept. */
-static double stored(const job *j, const double value) { return j->wide ? value : (double)(float)value; }
-
-/* Weights, base state, traces and counters one step on; z of every block. alpha must hold exp(beta). */
-void metaopt_advance(job *j) {
+static int64_t begin(job *j) {
     int64_t total = 0;
     for (int64_t i = 0; i < j->tensors; i++) {
         *j->step[i] += 1.0f;
         total += j->n[i];
     }
+    return total;
+}
+
+/* Weights, base state, traces and counters one step on; z of every block. alpha must hold exp(beta). */
+void metaopt_advance(job *j) {
+    const int64_t total = begin(j);
 #pragma omp parallel for schedule(static) num_threads((int)j->threads) if (total > ALONE && j->threads > 1)
     for (int64_t c = 0; c < j->chunks; c++) {
         const int64_t i = j->chunk_tensor[c], from = j->chunk_from[c];
@@ -148,39 +182,6 @@ void metaopt_advance(job *j) {
     }
     for (int64_t b = 0; b < j->blocks; b++) j->z[b] = 0.0;
     for (int64_t c = 0; c < j->chunks; c++) j->z[j->block[j->chunk_tensor[c]]] += j->partial[c];
-}
-
-/* beta and the meta state one step on; a block in which anything is not finite keeps both. */
-static void advance_beta(job *j) {
-    int any = 0;
-    for (int64_t b = 0; b < j->blocks; b++) {
-        const double z = stored(j, j->z[b]);
-        const double t = get(j, j->meta_step, b) + 1.0;
-        const double m = j->meta_m ? get(j, j->meta_m, b) : 0.0, v = j->meta_v ? get(j, j->meta_v, b) : 0.0;
-        double m1 = m, v1 = v, d = z;
-        if (j->meta_rule == SGDM) d = m1 = j->meta_b1 * m + (1 - j->meta_b1) * z;
-        if (j->meta_rule == RMSPROP || j->meta_rule == ADAMW) {
-            v1 = stored(j, j->meta_b2 * v + (1 - j->meta_b2) * z * z);
-            const double root = sqrt(v1 / (1 - pow(j->meta_b2, t))) + j->meta_eps;
-            if (j->meta_rule == ADAMW) {
-                m1 = j->meta_b1 * m + (1 - j->meta_b1) * z;
-                d = m1 / (1 - pow(j->meta_b1, t)) / root;
-            } else d = z / root;
-        }
-        if (j->meta_rule == LION) {
-            const double x = j->meta_b1 * m + (1 - j->meta_b1) * z;
-            m1 = j->meta_b2 * m + (1 - j->meta_b2) * z;
-            d = (double)((x > 0) - (x < 0));
-        }
-        double beta = stored(j, get(j, j->beta, b) - j->meta_lr * d);
-        if (isfinite(z) && isfinite(beta) && isfinite(stored(j, m1)) && isfinite(v1)) {
-            put(j, j->beta, b, beta < j->low ? j->low : beta > j->high ? j->high : beta);
-            if (j->meta_m) put(j, j->meta_m, b, m1);
-            if (j->meta_v) put(j, j->meta_v, b, v1);
-            put(j, j->meta_step, b, t);
-        } else any = 1;
-    }
-    *j->skipped += any;
 }
 
 /* alpha = exp(beta), its range, and the groups' live step sizes. */
@@ -202,8 +203,35 @@ static void publish(job *j) {
 void metaopt_step(job *j) {
     for (int64_t b = 0; b < j->blocks; b++) j->alpha[b] = exp(get(j, j->beta, b));
     metaopt_advance(j);
-    advance_beta(j);
+    const int any = j->wide ? f64_meta(j) : f32_meta(j);
+    *j->skipped += any;
     publish(j);
+}
+
+/* A whole step where every weight is a block: all weights of one state type, which is beta's. */
+void metaopt_step_weights(job *j) {
+    const int64_t total = begin(j);
+    const double t = get(j, j->meta_step, 0) + 1.0;
+    int any = 0;
+    double least = INFINITY, greatest = -INFINITY;
+#pragma omp parallel for schedule(static) num_threads((int)j->threads) if (total > ALONE && j->threads > 1) \
+    reduction(| : any) reduction(min : least) reduction(max : greatest)
+    for (int64_t c = 0; c < j->chunks; c++) {
+        const int64_t i = j->chunk_tensor[c], from = j->chunk_from[c];
+        const int64_t n = j->n[i] - from < CHUNK ? j->n[i] - from : CHUNK;
+        double range[2] = {INFINITY, -INFINITY};
+        switch (j->type[i]) {
+            case FLOAT32: any |= f32_weights(j, i, from, n, t, range); break;
+            case FLOAT64: any |= f64_weights(j, i, from, n, t, range); break;
+            default: any |= bf16_weights(j, i, from, n, t, range); break;
+        }
+        if (range[0] < least) least = range[0];
+        if (range[1] > greatest) greatest = range[1];
+    }
+    put(j, j->meta_step, 0, t);
+    *j->skipped += any;
+    j->least = least;
+    j->greatest = greatest;
 }
 
 int64_t metaopt_job_size(void) { return (int64_t)sizeof(job); }

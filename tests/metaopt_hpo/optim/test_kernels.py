@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -28,17 +29,18 @@ from metaopt_hpo.optim.kernels.build import BuildError, cache_folder
 from metaopt_hpo.optim.kernels.compiled import CompiledKernel
 from metaopt_hpo.optim.kernels.eager import EagerKernel, gradient, one_tensor
 from metaopt_hpo.optim.kernels.layout import is_dense
-from metaopt_hpo.optim.kernels.native import NativeKernel
+from metaopt_hpo.optim.kernels.native import NativeKernel, library
 
 RULES = [SGD(), SGDM(), RMSprop(), AdamW(), Lion()]
 NO_COMPILER = "the native kernel cannot be built here"
 
 
 def native() -> NativeKernel:
-    library = choosing._native()
-    if isinstance(library, BuildError):
-        pytest.skip(f"{NO_COMPILER}: {library}")
-    return NativeKernel(library)
+    try:
+        library(SGD())
+    except BuildError as error:
+        pytest.skip(f"{NO_COMPILER}: {error}")
+    return NativeKernel()
 
 
 def bucket(rule: Rule, dtype: torch.dtype, device: str = "cpu", maximize: bool = False) -> Bucket:
@@ -318,13 +320,15 @@ def test_a_folder_that_others_may_write_is_not_trusted(
 
 
 def test_a_rule_that_the_loop_does_not_know_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
     class Mine(SGD):
-        pass
+        def update(self, g, state, t):
+            return torch.tanh(g), ()
 
     monkeypatch.setattr(choosing, "_warned", set())
     p = nn.Parameter(torch.ones(2))
     p.grad = torch.ones(2)
-    with pytest.warns(KernelWarning, match="it knows no rule Mine"):
+    with pytest.warns(KernelWarning, match="no description of Mine: it calls tanh"):
         MetaOptimize([p], base=Mine(), compile="native").step()
 
 

@@ -1,0 +1,241 @@
+"""One optimizer's complete step in one C call, for as long as its parameters and state stay what they are."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt_hpo.optim.blocks import Blocks
+from metaopt_hpo.optim.kernels.build import BuildError
+from metaopt_hpo.optim.kernels.describe import describe, is_described, numbers
+from metaopt_hpo.optim.kernels.layout import computed_in
+from metaopt_hpo.optim.kernels.native import _F64, _I64, _PTR, MOST_STATES, Arrays, library
+from metaopt_hpo.optim.meta import advance_beta
+from metaopt_hpo.optim.rules import Rule
+
+
+def whole_step(
+    params: Sequence[Tensor],
+    rules: Sequence[Rule],
+    grads: Sequence[Tensor | None],
+    state: Any,
+    groups: Sequence[int],
+    blocks: Blocks,
+    shared: dict[str, Any],
+    live: Sequence[Sequence[int]],
+    meta: Rule,
+    gamma: float,
+    bounds: tuple[float, float] | None,
+) -> WholeStep | None:
+    """The whole step of these parameters, or None where it cannot be one call.
+
+    Args:
+        params: all parameters; those without gradient are left out.
+        rules: the base rule of each; they may differ in numbers only.
+        grads: their gradients.
+        state: the optimizer's state, one dict a parameter.
+        groups: the index of each parameter's group.
+        blocks: which weights share a step size.
+        shared: the optimizer's shared state.
+        live: for each group the indices of its blocks, in the order of its ``step_size``.
+        meta: the meta rule.
+        gamma: γ.
+        bounds: of β, or None.
+    """
+    used = [i for i, g in enumerate(grads) if g is not None]
+    if not (shared["beta"].is_cpu and is_described(meta) and len(meta.states) <= MOST_STATES):
+        return None
+    if not used or not all(is_described(rules[i]) for i in used):
+        return None
+    program = describe(rules[used[0]])
+    if any(describe(rules[i]) != program for i in used):
+        return None
+    if blocks.per_weight:
+        kinds = {computed_in(params[i]) for i in used}
+        # β lies in the order of the elements, so memory must too
+        ordered = all(params[i].is_contiguous() for i in used)
+        short = any(state[params[i]]["h"].dtype == torch.bfloat16 for i in used)
+        if short or not ordered or kinds != {shared["beta"].dtype}:
+            return None
+    try:
+        code = library(rules[used[0]], meta)
+    except BuildError:
+        return None
+    return WholeStep(code, params, rules, grads, state, groups, blocks, shared, live, meta, gamma, bounds)
+
+
+class WholeStep:
+    """See :func:`whole_step`, which makes it."""
+
+    def __init__(
+        self,
+        code: ctypes.CDLL,
+        params: Sequence[Tensor],
+        rules: Sequence[Rule],
+        grads: Sequence[Tensor | None],
+        state: Any,
+        groups: Sequence[int],
+        blocks: Blocks,
+        shared: dict[str, Any],
+        live: Sequence[Sequence[int]],
+        meta: Rule,
+        gamma: float,
+        bounds: tuple[float, float] | None,
+    ) -> None:
+        self._code, self._meta, self._bounds = code, meta, bounds
+        self._pattern = [g is not None for g in grads]
+        self._active = active = [i for i, used in enumerate(self._pattern) if used]
+        self._params = [params[i] for i in active]
+        self._dicts = [state[p] for p in self._params]
+        self._names = (*rules[active[0]].states, "h", "step")
+        self._state = {name: [d[name] for d in self._dicts] for name in self._names}
+        self._rules: list[Rule] = []
+        self._looks = _looks(self._params)
+        self._kinds = {name: _looks(column) for name, column in self._state.items()}
+        self._groups = [groups[i] for i in active]
+        self._per_weight = blocks.per_weight
+        own_blocks = [blocks.of[i] for i in active]
+        chunk, count = int(code.metaopt_chunk()), shared["beta"].numel()
+        states = len(rules[active[0]].states)
+        self._arrays = arrays = Arrays(chunk, self._params, self._state["h"], own_blocks, count, states)
+        job = arrays.job
+        job.gamma = gamma
+        values = list(numbers(meta).values())
+        arrays.array("meta_numbers", _F64, max(1, len(values)))[: len(values)] = values
+        job.low, job.high = bounds if bounds is not None else (-float("inf"), float("inf"))
+        job.wide = shared["beta"].dtype == torch.float64
+        self._multipliers: list[tuple[float, float, bool]] | None = None
+        if self._per_weight:
+            self._lay_out_weights(params, groups, blocks, active)
+            return
+        self._sums = arrays.give_sums(count)
+        job.groups = len(live)
+        arrays.array("live", _PTR, len(live))
+        ends = [0]
+        for own in live:
+            ends.append(ends[-1] + len(own))
+        arrays.array("live_from", _I64, len(ends))[:] = ends
+        arrays.array("live_block", _I64, ends[-1])[: ends[-1]] = [b for own in live for b in own]
+        self._live_ratio = arrays.array("live_ratio", _F64, len(live))
+
+    def _lay_out_weights(
+        self, params: Sequence[Tensor], groups: Sequence[int], blocks: Blocks, active: list[int]
+    ) -> None:
+        """Where in its group's ``step_size`` each parameter's begin, and which stretches of β have no gradient."""
+        self._arrays.array("live", _PTR, len(active))
+        offsets, ends = [], dict.fromkeys(groups, 0)
+        for p, group in zip(params, groups, strict=True):
+            offsets.append(ends[group])
+            ends[group] += p.numel()
+        self._offsets = [offsets[i] for i in active]
+        here = {id(params[i]) for i in active}
+        self._idle = [
+            slice(member.block, member.block + member.numel)
+            for p, member in blocks.members.items()
+            if id(p) not in here
+        ]
+
+    def matches(self, rules: Sequence[Rule], grads: Sequence[Tensor | None], state: Any) -> bool:
+        """Whether the arrays still describe these gradients, the parameters and their state."""
+        if [g is not None for g in grads] != self._pattern:
+            return False
+        mine = self._params
+        if not all(map(is_, map(state.get, mine), self._dicts)):
+            return False
+        for name in self._names:
+            column = [d[name] for d in self._dicts]
+            if not all(map(is_, column, self._state[name])) or _looks(column) != self._kinds[name]:
+                return False
+        used: list[Any] = [grads[i] for i in self._active]
+        if _looks(mine) != self._looks or _looks(used) != self._looks:
+            return False
+        own = [rules[i] for i in self._active]
+        if len(own) != len(self._rules) or not all(map(is_, own, self._rules)):
+            program = describe(own[0])
+            if tuple(own[0].states) != self._names[:-2] or any(describe(rule) != program for rule in own):
+                return False
+            if self._rules and describe(self._rules[0]) != program:
+                return False
+            self._arrays.give_numbers(own)
+            self._rules = own
+        return True
+
+    def run(
+        self,
+        grads: Sequence[Tensor | None],
+        param_groups: Sequence[dict[str, Any]],
+        lr: float,
+        shared: dict[str, Any],
+        scale: Tensor | None,
+    ) -> tuple[float, float]:
+        """Do the step; returns the least and the greatest β after it."""
+        arrays, job = self._arrays, self._arrays.job
+        arrays.point("p", self._params)
+        arrays.point("g", [grads[i] for i in self._active])  # type: ignore[misc]
+        for k, name in enumerate(self._names[:-2]):
+            arrays.point("state", self._state[name], k * len(self._params))
+        arrays.point("h", self._state["h"])
+        arrays.point("step", self._state["step"])
+        multipliers = [(group["lr"] / lr, group["weight_decay"], group["maximize"]) for group in param_groups]
+        if multipliers != self._multipliers:
+            self._multipliers = multipliers
+            rows = [multipliers[i] for i in self._groups]
+            arrays.kept["ratio"][:] = [row[0] for row in rows]
+            arrays.kept["decay"][:] = [row[1] for row in rows]
+            arrays.kept["sign"][:] = [-1.0 if row[2] else 1.0 for row in rows]
+            if not self._per_weight:
+                self._live_ratio[:] = [row[0] for row in multipliers]
+        beta: Tensor = shared["beta"]
+        state = [shared[f"meta_{name}"] for name in self._meta.states]
+        job.beta, job.meta_step, job.skipped = (
+            shared[x].data_ptr() for x in ("beta", "meta_step", "skipped")
+        )
+        job.meta_state[: len(state)] = [x.data_ptr() for x in state]
+        factor = None if scale is None else scale.to(torch.float64)
+        job.scale = None if factor is None else factor.data_ptr()
+        job.meta_lr, job.threads = shared["meta_lr"], torch.get_num_threads()
+        if self._per_weight:
+            self._run_weights(param_groups, beta, state, shared)
+            return self._range(beta)
+        arrays.kept["live"][:] = [group["step_size"].data_ptr() for group in param_groups]
+        self._code.metaopt_step(ctypes.byref(job))
+        torch.autograd.graph.increment_version(self._params)
+        return job.least, job.greatest
+
+    def _range(self, beta: Tensor) -> tuple[float, float]:
+        if not self._idle:
+            return self._arrays.job.least, self._arrays.job.greatest
+        low, high = torch.aminmax(beta)
+        return float(low), float(high)
+
+    def _run_weights(
+        self,
+        param_groups: Sequence[dict[str, Any]],
+        beta: Tensor,
+        state: list[Tensor],
+        shared: dict[str, Any],
+    ) -> None:
+        lives = [group["step_size"] for group in param_groups]
+        self._arrays.kept["live"][:] = [
+            lives[group].data_ptr() + offset * beta.element_size()
+            for group, offset in zip(self._groups, self._offsets, strict=True)
+        ]
+        for own in self._idle:  # as everywhere, a block without a gradient takes the meta step of z = 0
+            moving = [x[own] for x in state]
+            count, skipped = shared["meta_step"].clone(), shared["skipped"].clone()
+            nothing = torch.zeros_like(beta[own])
+            advance_beta(
+                self._meta, beta[own], nothing, moving, count, skipped, shared["meta_lr"], self._bounds
+            )
+        self._code.metaopt_step_weights(ctypes.byref(self._arrays.job))
+        torch.autograd.graph.increment_version(self._params)
+
+
+def _looks(tensors: Sequence[Tensor]) -> list[tuple[bool, torch.dtype, torch.Size, tuple[int, ...]]]:
+    """What tensors' memory looks like, but for its address; ``x.data`` can be exchanged behind an optimizer's back."""
+    return [(x.is_cpu, x.dtype, x.shape, x.stride()) for x in tensors]
