@@ -97,6 +97,7 @@ def run_tier(
     engine: str | None = None,
     budget_seconds: float | None = None,
     jobs: list[Job] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Attribution | None:
     """Run a tier, or go on with it, and attribute every world's gap.
 
@@ -106,6 +107,7 @@ def run_tier(
         engine: of tier 3: name of an installed engine, such as "optuna".
         budget_seconds: start no further grid after this long and return None if any is missing.
         jobs: other worlds or configs than the tier's own.
+        progress: called with the number of worlds that are done, and of all, after each one.
 
     Raises:
         ValueError: an unknown tier, tier 3 without an engine, or an engine with another tier.
@@ -122,13 +124,15 @@ def run_tier(
     start, clock = time.process_time(), time.monotonic()
     deadline = None if budget_seconds is None else clock + budget_seconds
     findings = []
-    for job in chosen:
+    for done, job in enumerate(chosen, 1):
         runs = _run(tier, job, folder, engine, deadline)
         if runs is None:
             return None
         # Worlds with a planted spectrum say what the proxy must give.
         planted = {n: getattr(job.world(), n, None) for n in ("source", "capacity")} if tier == 0 else {}
         findings.append(attribute(runs, job.config, **planted))
+        if progress is not None:
+            progress(done, len(chosen))
     return Attribution(tier, tuple(findings), time.process_time() - start)
 
 

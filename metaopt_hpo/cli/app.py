@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo.cli import laws, preregistration, theory
+from metaopt_hpo.cli import inspect, laws, preregistration, replay, theory
 from metaopt_hpo.cli.interrupts import interruptible
+from metaopt_hpo.cli.reading import read_table
+from metaopt_hpo.cli.words import command_line
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
@@ -22,10 +24,11 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="metaopt-hpo",
     help="Find a large model's learning rate without paying for a search at the large size.",
-    epilog="Start with: metaopt-hpo compare text-lm",
+    epilog="Start with: metaopt-hpo inspect YOUR_RUNS, or metaopt-hpo compare text-lm. Exit codes: 0 done; 1 an error, "
+    "said in one sentence; 2 a wrong option; 3 a law or prediction refused; 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -128,15 +131,35 @@ def compare(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Results folder of a comparison.")]) -> None:
-    """Write report.html anew from the saved trials of a comparison."""
-    _write_report(folder)
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="Results folder of a comparison, or a folder of runs of another tool.")
+    ],
+) -> None:
+    """Write the report of a comparison anew from its saved trials, or the page of a law fitted to a folder of runs.
+
+    Example: metaopt-hpo report results/compare
+    """
+    from metaopt_hpo.comparison.protocol import CompareError
+
+    try:
+        _write_report(folder)
+    except CompareError:
+        if not inspect.is_export(folder):
+            raise
+        from metaopt_hpo.scaling import fit as fit_table
+
+        trials = read_table(str(folder), None, None, None)
+        law = fit_table(trials, allow_weak=True)
+        page = laws.write_page(law, trials, folder / "law.html", f"Law fitted to {folder.name}")
+        typer.echo(f"page written to {page}")
 
 
 for command in (
+    inspect.inspect,
     laws.fit,
     laws.predict,
-    laws.replay,
+    replay.replay,
     laws.laws,
     preregistration.register,
     preregistration.check,
@@ -177,8 +200,12 @@ def _range(option: str, text: str) -> tuple[float, float]:
     return low, high
 
 
+REFUSED = 3
+"""Exit code where there is too little data for a law, or where one is asked too far outside its range."""
+
+
 def main() -> None:
-    """Entry point: errors are one sentence on standard error (exit code 1)."""
+    """Entry point: errors are one sentence on standard error; `--help` lists the exit codes."""
     debug = "--debug" in sys.argv[1:]
     try:
         with interruptible():
@@ -186,5 +213,12 @@ def main() -> None:
     except (MetaOptError, ValueError, OSError) as error:
         if debug:
             raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        typer.echo(f"error: {command_line(str(error))}", err=True)
+        sys.exit(REFUSED if _refused(error) else 1)
+
+
+def _refused(error: Exception) -> bool:
+    if isinstance(error, laws.OutOfRange):
+        return True
+    scaling = sys.modules.get("metaopt_hpo.scaling.estimates")  # not imported: no law was asked for
+    return scaling is not None and isinstance(error, scaling.LawRefused)

@@ -1,46 +1,54 @@
-"""The commands fit, predict, laws and replay of the command line; `metaopt_hpo.cli.app` registers them."""
+"""The commands fit, predict and laws of the command line; `metaopt_hpo.cli.app` registers them."""
 
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo.errors import MetaOptError, MetaOptWarning
+from metaopt_hpo.cli.reading import (
+    Columns,
+    Decimal,
+    Format,
+    Implausible,
+    SequenceLength,
+    Source,
+    TakeFinished,
+    Units,
+    Wandb,
+    amount,
+    numbers,
+    read_table,
+    said,
+)
+from metaopt_hpo.cli.words import command_line
+from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling import Law
     from metaopt_hpo.trials.table import TrialTable
 
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map",
-        help="OURS=THEIRS for columns of other names, e.g. --map batch=bsz; a number stands for a constant.",
-    ),
-]
-Units = Annotated[
-    list[str] | None,
-    typer.Option("--unit", help="OURS=FACTOR, e.g. tokens=1e9, or batch=sequences (with --sequence-length)."),
-]
-Wandb = Annotated[
-    bool,
-    typer.Option(
-        "--wandb", help="The table is a Weights & Biases export: the runs table as CSV, or runs as JSON."
-    ),
-]
-SequenceLength = Annotated[float | None, typer.Option(help="Tokens in a sequence.")]
+SAME_SIZE = 0.02
+"""Sizes that differ by less, relatively, are one to a person who names them."""
+
+
+class OutOfRange(MetaOptError):
+    """A prediction was asked for so far outside a law's range that it would say nothing."""
 
 
 def fit(
-    table: Annotated[Path, typer.Argument(help="Trials as CSV, Parquet or JSON.")],
+    table: Source,
     columns: Columns = None,
     units: Units = None,
     sequence_length: SequenceLength = None,
     wandb: Wandb = False,
+    format: Format = None,
+    decimal: Decimal = None,
+    take_finished: TakeFinished = False,
+    implausible: Implausible = False,
     out: Annotated[Path | None, typer.Option(help="Write the law here, as JSON.")] = None,
     use: Annotated[
         str,
@@ -68,22 +76,36 @@ def fit(
     ] = False,
     hold_out: Annotated[
         float | None,
-        typer.Option(help="Fit sizes below this one only, and say how well the law foretells the others."),
+        typer.Option(
+            parser=amount,
+            metavar="SIZE",
+            help="Fit sizes below this one only, and say how well the law predicts the others, e.g. 180M.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap behind the intervals.")] = 0,
 ) -> None:
     """Fit a law across sizes to a table of trials.
 
-    The table needs columns size, tokens, batch, lr and loss.
+    The table needs columns size, tokens, batch, lr and loss; metaopt-hpo inspect TABLE says what was found.
 
-    Example: metaopt-hpo fit trials.csv --map size=params --out law.json
+    Example: metaopt-hpo fit trials.csv --map size=N,batch=bsz --out law.json
     """
     from metaopt_hpo.scaling import Law, library
     from metaopt_hpo.scaling import fit as fit_table
 
     if use not in ("fixed", "plateau", "all"):
         raise MetaOptError(f"--use must be fixed, plateau or all, got {use!r}")
-    trials = _read_table(table, columns, units, sequence_length, wandb=wandb)
+    trials = read_table(
+        table,
+        columns,
+        units,
+        sequence_length,
+        wandb=wandb,
+        format=format,
+        decimal=decimal,
+        take_finished=take_finished,
+        implausible=implausible,
+    )
     held = None
     if hold_out is not None:
         trials, held = _split(trials, hold_out)
@@ -109,24 +131,29 @@ def fit(
         law.to_json(out)
         typer.echo(f"law written to {out}")
     if page is not None:
-        from metaopt_hpo.report import law_figures
-
-        figures = [("Loss against learning rate", law_figures.surface_slices(law, trials))]
-        for what, label in (("lr", "learning rate"), ("batch", "batch")):
-            if what == "lr" or law.surface.has_batch:
-                figures += [
-                    (
-                        f"Where the optimal {label} moves with {axis}",
-                        law_figures.optimum_against(law, trials, what, axis=axis),
-                    )
-                    for axis in law.axes.scale_names[: 1 if law.path is not None else 2]
-                ]
-        figures.append(("Residuals", law_figures.residuals(law, trials)))
-        if held is not None:
-            figures.append(("Calibration on the sizes held out", law_figures.calibration(law, held)))
         typer.echo(
-            f"page written to {law_figures.law_page(f'Law fitted to {table.name}', law, figures, page)}"
+            f"page written to {write_page(law, trials, page, f'Law fitted to {Path(table).name}', held)}"
         )
+
+
+def write_page(law: Law, trials: TrialTable, page: Path, title: str, held: TrialTable | None = None) -> Path:
+    """Write a law's figures as a page."""
+    from metaopt_hpo.report import law_figures
+
+    figures = [("Loss against learning rate", law_figures.surface_slices(law, trials))]
+    for what, label in (("lr", "learning rate"), ("batch", "batch")):
+        if what == "lr" or law.surface.has_batch:
+            figures += [
+                (
+                    f"Where the optimal {label} moves with {axis}",
+                    law_figures.optimum_against(law, trials, what, axis=axis),
+                )
+                for axis in law.axes.scale_names[: 1 if law.path is not None else 2]
+            ]
+    figures.append(("Residuals", law_figures.residuals(law, trials)))
+    if held is not None:
+        figures.append(("Calibration on the sizes held out", law_figures.calibration(law, held)))
+    return law_figures.law_page(title, law, figures, page)
 
 
 def _base(source: str) -> Law | TrialTable | str:
@@ -146,24 +173,38 @@ def _is_law(path: Path) -> bool:
 
 
 def _split(trials: TrialTable, size: float) -> tuple[TrialTable, TrialTable]:
-    """Trials below a size, and those from it on."""
+    """Trials below a size, and those from it on; 180M means models of 179.6 million parameters too."""
     sizes = trials.frame["size"].to_numpy()
-    large = sizes >= size
+    large = sizes >= size * (1 - SAME_SIZE)
     if large.all() or not large.any():
         side = "below" if large.all() else "from"
         raise MetaOptError(
-            f"--hold-out {size:g} leaves no trial {side} it: sizes are {sizes.min():g} to {sizes.max():g}"
+            f"--hold-out {said(size)} leaves no trial {side} it: sizes are {said(sizes.min())} to {said(sizes.max())}"
         )
     return trials.select(where=~large), trials.select(where=large)
 
 
 def predict(
     law: Annotated[Path, typer.Argument(help="A law written by `metaopt-hpo fit --out`.")],
-    size: Annotated[float, typer.Option(help="Trainable non-embedding parameters.")],
-    tokens: Annotated[float, typer.Option(help="Training tokens.")],
+    size: Annotated[
+        float,
+        typer.Option(parser=amount, metavar="N", help="Trainable non-embedding parameters, e.g. 3B."),
+    ],
+    tokens: Annotated[float, typer.Option(parser=amount, metavar="N", help="Training tokens, e.g. 60B.")],
     batch: Annotated[
-        float | None, typer.Option(help="Tokens per step, if it is given; else the best one is predicted.")
+        float | None,
+        typer.Option(
+            parser=amount,
+            metavar="N",
+            help="Tokens per step, if it is given; else the best one is predicted.",
+        ),
     ] = None,
+    sequence_length: Annotated[
+        float | None, typer.Option(help="Tokens in a sequence: the batch is said in sequences too.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Predict however far outside the fitted range it is.")
+    ] = False,
     extra: Annotated[
         list[str] | None,
         typer.Option(
@@ -173,24 +214,29 @@ def predict(
 ) -> None:
     """Predict the best learning rate, batch and loss of a model, with intervals.
 
-    Example: metaopt-hpo predict law.json --size 7e9 --tokens 1.4e12
+    Example: metaopt-hpo predict law.json --size 7B --tokens 1.4T
     """
     from metaopt_hpo.scaling import Law
 
-    given = _pairs("--extra", extra)
-    texts = [k for k, v in given.items() if isinstance(v, str)]
-    if texts:
-        raise MetaOptError(f"--extra takes NAME=NUMBER, got {texts[0]}={given[texts[0]]}")
-    _show(Law.from_json(law), size, tokens, batch, {k: float(v) for k, v in given.items()})
+    given = numbers("--extra", extra)
+    _show(Law.from_json(law), size, tokens, batch, given, sequence_length=sequence_length, force=force)
 
 
 def laws(
     name: Annotated[
         str | None, typer.Argument(help="A law of the library; without one, all are listed.")
     ] = None,
-    size: Annotated[float | None, typer.Option(help="Parameters of a model to predict for.")] = None,
-    tokens: Annotated[float | None, typer.Option(help="Its training tokens.")] = None,
-    batch: Annotated[float | None, typer.Option(help="Tokens per step, for laws that need it.")] = None,
+    size: Annotated[
+        float | None,
+        typer.Option(parser=amount, metavar="N", help="Parameters of a model to predict for, e.g. 3B."),
+    ] = None,
+    tokens: Annotated[
+        float | None, typer.Option(parser=amount, metavar="N", help="Its training tokens, e.g. 60B.")
+    ] = None,
+    batch: Annotated[
+        float | None,
+        typer.Option(parser=amount, metavar="N", help="Tokens per step, for laws that need it."),
+    ] = None,
     anchor: Annotated[
         str | None,
         typer.Option(
@@ -199,10 +245,13 @@ def laws(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a fitted law here, as JSON.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Predict however far outside the fitted range it is.")
+    ] = False,
 ) -> None:
     """List published and fitted laws, or ask one of them.
 
-    Example: metaopt-hpo laws step-law --size 7e9 --tokens 1.4e12
+    Example: metaopt-hpo laws step-law --size 7B --tokens 1.4T
     """
     from metaopt_hpo.scaling import library
 
@@ -239,106 +288,63 @@ def laws(
     if size is None or tokens is None:
         raise MetaOptError("a prediction needs both --size and --tokens")
     if isinstance(law, library.FittedLaw):
-        _show(law.law, size, tokens, batch)
+        _show(law.law, size, tokens, batch, force=force)
         return
+    _within(law.domain, {"size": size, "tokens": tokens}, force=force)
     if law.lr is not None:
         typer.echo(f"lr    {law.predict_lr(size, tokens, batch=batch, anchor=_anchor(anchor)):.4g}")
     if law.batch is not None and (law.lr is None or not math.isnan(law.batch.coefficient)):
-        typer.echo(f"batch {law.predict_batch(size, tokens, anchor=_anchor(anchor)):.4g}")
+        typer.echo(f"batch {law.predict_batch(size, tokens, anchor=_anchor(anchor)):.4g} tokens per step")
     if law.loss:
-        typer.echo(f"loss  {law.predict_loss(size, tokens):.4g}")
+        typer.echo(f"loss  {law.predict_loss(size, tokens):.4g} nats per token")
 
 
-def replay(
-    table: Annotated[Path, typer.Argument(help="Trials as CSV or Parquet.")],
-    size: Annotated[float, typer.Option(help="Size of the target; one of the table's.")],
-    tokens: Annotated[float, typer.Option(help="Tokens of the target; some of the table's at that size.")],
-    columns: Columns = None,
-    units: Units = None,
-    sequence_length: SequenceLength = None,
-    wandb: Wandb = False,
-    methods: Annotated[str, typer.Option(help="Comma-separated.")] = "law,tpe,random,grid",
-    seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each method.")] = 10,
-    limit: Annotated[float, typer.Option(help="Target runs after which a method has failed.")] = 150.0,
-    page: Annotated[Path | None, typer.Option(help="Write the curves here, as HTML.")] = None,
-) -> None:
-    """Replay search methods on a table of real runs and compare what each one spends.
-
-    Example: metaopt-hpo replay runs.csv --size 4.3e8 --tokens 5e10
-    """
-    from metaopt_hpo.comparison.replay import replay as run
-    from metaopt_hpo.comparison.table_objective import TableObjective
-
-    for name, value in (("--size", size), ("--tokens", tokens)):
-        if not 0 < value < math.inf:
-            raise MetaOptError(f"{name} must be a positive, finite number, got {value:g}")
-    objective = TableObjective(_read_table(table, columns, units, sequence_length, wandb=wandb))
-    near = min(objective.cells, key=lambda c: math.log(c[0] / size) ** 2 + math.log(c[1] / tokens) ** 2)
-    if abs(near[0] / size - 1) > 0.02 or abs(near[1] / tokens - 1) > 0.02:
-        raise MetaOptError(
-            f"the table has no cell near size {size:.4g} and {tokens:.4g} tokens; the nearest is "
-            f"{near[0]:.6g} × {near[1]:.6g}"
-        )
-    result = run(
-        objective,
-        near,
-        methods=[m.strip() for m in methods.split(",") if m.strip()],
-        seeds=seeds,
-        limit=limit,
-    )
-    typer.echo(
-        f"target {near[0]:.4g} parameters × {near[1]:.4g} tokens; a grid search costs {result.grid_size} target runs"
-    )
-    typer.echo(
-        f"{'method':<11}{'within':>8}{'median':>9}{'mean':>9}{'p90':>9}{'reached':>9}   (target runs, pilots included)"
-    )
-    for row in result.summary().to_dict("records"):
-        typer.echo(
-            f"{row['method']:<11}{row['within']:>8}{row['median']:>9.2f}{row['mean']:>9.2f}{row['p90']:>9.2f}"
-            f"{row['reached']:>9.0%}"
-        )
-    if page is not None:
-        from metaopt_hpo.atomic import write_text
-        from metaopt_hpo.report.law_figures import replay_page
-
-        write_text(page, replay_page(result, table.name))
-        typer.echo(f"curves written to {page}")
+UNITS = {"batch": "tokens per step", "loss": "nats per token"}
 
 
 def _show(
-    law: Law, size: float, tokens: float, batch: float | None, extra: dict[str, float] | None = None
+    law: Law,
+    size: float,
+    tokens: float,
+    batch: float | None,
+    extra: dict[str, float] | None = None,
+    *,
+    sequence_length: float | None = None,
+    force: bool = False,
 ) -> None:
+    _within(
+        {"size": law.domain.size, "tokens": law.domain.tokens}, {"size": size, "tokens": tokens}, force=force
+    )
     found = law.predict(size=size, tokens=tokens, batch=batch, extra=extra)
+    typer.echo(f"for {said(size)} parameters and {said(tokens)} tokens:")
     for name in ("lr", "batch", "loss"):
         e = getattr(found, name)
-        typer.echo(f"{name:<6} {e.value:.4g}   {law.level:.0%} interval {e.low:.4g} … {e.high:.4g}")
+        unit = UNITS.get(name, "")
+        if name == "batch" and sequence_length:
+            unit += f" ({e.value / sequence_length:.4g} sequences)"
+        line = f"{name:<6} {e.value:.4g}   {law.level:.0%} interval {e.low:.4g} … {e.high:.4g}   {unit}"
+        typer.echo(line.rstrip())
     for warning in found.warnings:
-        typer.echo(f"warning [{warning.code}] {warning.message}", err=True)
+        typer.echo(f"warning [{warning.code}] {command_line(warning.message)}", err=True)
 
 
-def _read_table(
-    path: Path,
-    columns: list[str] | None,
-    units: list[str] | None,
-    sequence_length: float | None,
-    *,
-    wandb: bool,
-) -> TrialTable:
-    from metaopt_hpo.trials.readers import read_wandb
-    from metaopt_hpo.trials.table import TrialTable
+FAR = 1e4
+"""How many times outside the fitted range a prediction says nothing: four decades, where real plans span two."""
 
-    named, factors = _pairs("--map", columns), _pairs("--unit", units)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MetaOptWarning)  # said below, without a line of code
-        if wandb:
-            logged = {k: str(named.get(k, k)).removeprefix("summary.") for k in ("tokens", "loss")}
-            table = read_wandb(path, named, units=factors, sequence_length=sequence_length, history=logged)
-        else:
-            table = TrialTable.read(path, named, units=factors, sequence_length=sequence_length)
-    for note in table.notes:
-        typer.echo(f"warning [{note.code}] {note.message}", err=True)
-    return table
+def _within(domain: Mapping[str, tuple[float, float]], asked: Mapping[str, float], *, force: bool) -> None:
+    """Refuse what lies absurdly far outside a law's range: most often a wrong unit."""
+    for name, value in asked.items():
+        if name not in domain:
+            continue
+        low, high = domain[name]
+        factor = max(value / high, low / value)
+        if factor > FAR and not force:
+            side = "above" if value > high else "below"
+            raise OutOfRange(
+                f"--{name} {said(value)} lies {factor:.2g} times {side} the fitted range ({said(low)} to "
+                f"{said(high)}); check its unit, or pass --force"
+            )
 
 
 def _formula(term: object) -> str:
@@ -361,16 +367,3 @@ def _anchor(text: str | None) -> tuple[float, float, float] | None:
     except ValueError:
         raise MetaOptError(f"--anchor must be SIZE,TOKENS,LR, got {text!r}") from None
     return size, tokens, lr
-
-
-def _pairs(option: str, values: list[str] | None) -> dict[str, str | float]:
-    out: dict[str, str | float] = {}
-    for text in values or ():
-        ours, equals, theirs = text.partition("=")
-        if not equals or not ours or not theirs:
-            raise MetaOptError(f"{option} takes OURS=THEIRS, got {text!r}")
-        try:
-            out[ours] = float(theirs)
-        except ValueError:
-            out[ours] = theirs
-    return out

@@ -29,7 +29,7 @@ class ComparisonProgress:
         self._done = 0.0
         self._start = time.monotonic()
         self._bar = Progress(
-            TextColumn("[progress.description]{task.description}", markup=False),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),

@@ -81,7 +81,7 @@ def attribute(
     from metaopt_hpo.report.theory_tables import write_tables
 
     try:
-        result = run_tier(tier, out=out, engine=engine, device=device)
+        result = run_tier(tier, out=out, engine=engine, device=device, progress=_progress)
     except KeyboardInterrupt:
         typer.echo("interrupted; finished grids are kept, the same command goes on from there", err=True)
         raise typer.Exit(130) from None
@@ -99,6 +99,11 @@ def attribute(
         typer.echo("  ".join(f"{name} {value}" for name, value in row.items() if value))
     typer.echo(f"tables written to {write_tables(out)}")
     _write(out / f"tier{tier}.html", attribution_page(result))
+
+
+def _progress(done: int, worlds: int) -> None:
+    """One line a world on standard error, whether that is a terminal or not."""
+    typer.echo(f"{done} of {worlds} worlds done", err=True)
 
 
 def _write(path: Path, page: str) -> None:

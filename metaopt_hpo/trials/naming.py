@@ -156,17 +156,20 @@ def missing_message(missing: Sequence[str], known: Sequence[str], found: Mapping
     """What is said where required columns are missing: all of them, and what may be meant."""
     what = joined([f"{m!r}{unit_of(m)}" for m in missing])
     free = [n for n in known if n not in set(found.values())]
-    hints = []
-    for m in missing:
-        near = quantities.did_you_mean(m, free, m)
-        if near:
-            hints.append(f"columns={{{m!r}: {near[0]!r}}}")
+    hints = {m: near[0] for m in missing if (near := quantities.did_you_mean(m, free, m))}
     verb = "column" if len(missing) == 1 else "columns"
     text = f"{verb} {what} {'is' if len(missing) == 1 else 'are'} missing; the table has {listed(known)}"
-    text += f"; did you mean {', '.join(hints)}?" if hints else ""
-    rest = [m for m in missing if not any(f"{m!r}:" in h for h in hints)]
+    if hints:
+        text += f"; did you mean {', '.join(f'columns={{{m!r}: {n!r}}}' for m, n in hints.items())}?"
+        counted = {m: unit for m, n in hints.items() if (unit := quantities.unit_hint(n))}
+        for m, unit in counted.items():
+            length = " with sequence_length=…" if unit == "sequences" else ""
+            text += f" {hints[m]!r} looks as if it counts {unit}: units={{{m!r}: {unit!r}}}{length}."
+    rest = [m for m in missing if m not in hints]
     if rest:
-        text += f"; name {'it' if len(missing) == 1 else 'them'} with " + ", ".join(
-            f"columns={{{m!r}: …}}" for m in rest
+        end = " Name" if hints else "; name"
+        text += (
+            f"{end} {joined([repr(m) for m in rest]) if hints else 'it' if len(rest) == 1 else 'them'} with "
         )
+        text += ", ".join(f"columns={{{m!r}: …}}" for m in rest)
     return text

@@ -155,7 +155,7 @@ def candidates(names: Iterable[object], quantity: str, *, weak: bool = False) ->
             continue
         inner = normalise(re.split(r"[./]", name)[-1])
         for rank, known in enumerate(((q.name,), q.strong, q.weak if weak else ())):
-            if rest in known or (rank < 2 and kind and inner in known) or (rank < 2 and name in known):
+            if rest in known or normalise(name) in known or (rank < 2 and kind and inner in known):
                 place = 0 if (kind == "config") == q.setting else 1
                 if name == q.name and not q.setting:
                     place = 0
@@ -238,6 +238,30 @@ def positive(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) and number > 0 else None
+
+
+IN_UNITS = {"k": "thousands", "m": "millions", "b": "billions", "t": "trillions"}
+
+IN_SEQUENCES = ("bs", "bsz", "gbsz", "gbs", "batch_size", "batchsize", "global_batch_size", "global_batch",
+                "train_batch_size", "total_batch_size", "per_device_train_batch_size", "train_samples",
+                "consumed_samples")  # fmt: skip
+"""Names of columns that count sequences, most often."""
+
+
+def unit_hint(name: str) -> str | None:
+    """The unit that a column's name suggests: `params_m` millions, `batch_size` sequences; None where it says none."""
+    words = normalise(name).split("_")
+    if len(words) > 1 and words[-1] in IN_UNITS:
+        return IN_UNITS[words[-1]]
+    for word, unit in (
+        ("millions", "millions"),
+        ("million", "millions"),
+        ("billions", "billions"),
+        ("billion", "billions"),
+    ):
+        if word in words:
+            return unit
+    return "sequences" if normalise(re.split(r"[./]", name)[-1]) in IN_SEQUENCES else None
 
 
 def did_you_mean(name: str, names: Iterable[object], quantity: str | None = None) -> list[str]:

@@ -34,7 +34,7 @@ class Cifar10(ImageWorkload):
     """
 
     name: ClassVar[str] = "cifar10"
-    default_widths: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    default_widths: ClassVar[tuple[int, ...]] = (8, 12, 16, 32)
 
     network: str = "resnet8"
     held_out: int = 10_000

@@ -41,7 +41,7 @@ class Continual(ImageWorkload):
     """
 
     name: ClassVar[str] = "continual"
-    default_widths: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    default_widths: ClassVar[tuple[int, ...]] = (8, 12, 16, 32)
     recommended: ClassVar[dict[str, dict[str, Any]]] = {
         "metaoptimize": {"gamma": 0.999, "cooldown": 0.0, "guard": False}
     }

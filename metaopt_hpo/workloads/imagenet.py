@@ -47,7 +47,7 @@ class ImageNet(ImageWorkload):
     """
 
     name: ClassVar[str] = "imagenet"
-    default_widths: ClassVar[tuple[int, ...]] = (16, 32, 64)
+    default_widths: ClassVar[tuple[int, ...]] = (16, 24, 32, 64)
 
     width: int = 64
     resolution: int = 224

@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from metaopt_hpo.cli import laws
+from metaopt_hpo.cli.replay import replay
 from metaopt_hpo.comparison.held_out import foretold
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling import Law, fit, library
@@ -21,7 +22,7 @@ app = typer.Typer()
 app.command()(laws.fit)
 app.command()(laws.laws)
 app.command()(laws.predict)
-app.command()(laws.replay)
+app.command()(replay)
 runner = CliRunner()
 
 
@@ -107,7 +108,6 @@ def test_replay_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size", "-3"], "--size must be a positive"),
         (["--size", "1e6", "--methods", ","], "at least one search method"),
         (["--size", "1e6", "--limit", "nan"], "limit must be a positive number"),
     ],

@@ -1,0 +1,145 @@
+"""How commands take a table and numbers: the options that say where its quantities are, and `3B` for three billion."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metaopt_hpo.cli.words import command_line
+from metaopt_hpo.errors import MetaOptError, MetaOptWarning
+
+if TYPE_CHECKING:
+    from metaopt_hpo.trials.table import TrialTable
+
+_AMOUNT = re.compile(r"(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?\s*([kmbt]?)", re.IGNORECASE)
+_SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_NEXT_PAIR = re.compile(r",(?=\s*[A-Za-z_]+=)")
+
+
+def amount(text: str) -> float:
+    """A count as people write it: 3B, 180M, 60_000, 1.4e12."""
+    found = _AMOUNT.fullmatch(str(text).strip())
+    value = float((found[1] + (found[2] or "")).replace("_", "")) * _SCALE[found[3].lower()] if found else 0.0
+    if not 0 < value < float("inf"):
+        raise typer.BadParameter(f"takes a positive number such as 3B, 180M or 1.4e12, got {text!r}")
+    return value
+
+
+QUIET = ("mapped", "derived", "reports", "taken-finished")
+"""Remarks about a table that say how it was read; the others say that something may be wrong."""
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Trials: CSV, Parquet, JSON, an export or folder of another tool, or an Optuna storage's URL.",
+        metavar="TABLE",
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        help="OURS=THEIRS for columns of other names, e.g. --map size=N,batch=bsz; a number stands for a constant.",
+    ),
+]
+Units = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unit",
+        help="OURS=FACTOR, e.g. tokens=1e9, size=millions, tokens=per_parameter, or batch=sequences (with "
+        "--sequence-length); 1 says that the numbers are right.",
+    ),
+]
+SequenceLength = Annotated[float | None, typer.Option(help="Tokens in a sequence.")]
+Wandb = Annotated[bool, typer.Option("--wandb", help="The same as --format wandb.", hidden=True)]
+Format = Annotated[
+    str | None, typer.Option("--format", help="Whose export it is, where that is not seen from it.")
+]
+Decimal = Annotated[
+    str | None, typer.Option(help="comma or point: the sign before decimals, where the table leaves it open.")
+]
+TakeFinished = Annotated[
+    bool,
+    typer.Option(
+        "--take-finished", help="Use runs that are marked as failed but reached their planned tokens."
+    ),
+]
+Implausible = Annotated[
+    bool,
+    typer.Option("--allow-implausible", help="Warn of numbers that no run has instead of refusing them."),
+]
+
+
+def read_table(
+    source: str,
+    columns: list[str] | None,
+    units: list[str] | None,
+    sequence_length: float | None,
+    *,
+    wandb: bool = False,
+    format: str | None = None,
+    decimal: str | None = None,
+    take_finished: bool = False,
+    implausible: bool = False,
+) -> TrialTable:
+    """The table at `source`; what is to be said about it goes to standard error."""
+    from metaopt_hpo.trials.table import TrialTable
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MetaOptWarning)  # said below, without a line of code
+        table = TrialTable.read(
+            source,
+            pairs("--map", columns),
+            units=pairs("--unit", units),
+            sequence_length=sequence_length,
+            decimal=decimal,
+            take_finished=take_finished,
+            implausible="warn" if implausible else "refuse",
+            format="wandb" if wandb else format,
+        )
+    for note in table.notes:
+        kind = "note" if note.code in QUIET else "warning"
+        typer.echo(f"{kind} [{note.code}] {command_line(note.message)}", err=True)
+    return table
+
+
+def pairs(option: str, values: list[str] | None) -> dict[str, str | float]:
+    """What an option that takes NAME=VALUE, several times or separated by commas, was given."""
+    out: dict[str, str | float] = {}
+    for text in (part for value in values or () for part in _NEXT_PAIR.split(value)):
+        ours, equals, theirs = (x.strip() for x in text.partition("="))
+        if not equals or not ours or not theirs:
+            raise MetaOptError(f"{option} takes OURS=THEIRS, got {text!r}")
+        if ours in out:
+            raise MetaOptError(f"{option} names {ours!r} twice: {out[ours]} and {theirs}")
+        try:
+            out[ours] = float(theirs)
+        except ValueError:
+            out[ours] = theirs
+    return out
+
+
+def numbers(option: str, values: list[str] | None) -> dict[str, float]:
+    """As `pairs`, for values that must be numbers."""
+    given = pairs(option, values)
+    for name, value in given.items():
+        if isinstance(value, str):
+            raise MetaOptError(f"{option} takes NAME=NUMBER, got {name}={value}")
+    return {k: float(v) for k, v in given.items()}
+
+
+def said(value: float) -> str:
+    """A count as people say it: 180M, 2.5B, 65536."""
+    for end, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if value >= scale:
+            return f"{value / scale:.4g}{end}"
+    return f"{value:.6g}"
+
+
+def shown(items: list[Any], limit: int = 8) -> str:
+    """The first of some items, and how many more there are."""
+    more = f" … ({len(items)})" if len(items) > limit else ""
+    return ", ".join(str(i) for i in items[:limit]) + more
