@@ -12,6 +12,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.entry import Entry, Place
+from metaopt_hpo_ray.fair import is_late
 from metaopt_hpo_ray.state import TrialBook
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Inner:
         self._asha = asha
         self._book = book
         self._in_tokens = _compat.asha_time(asha)[0] == progress
-        self._rungs: dict[tuple[Place, bool], AsyncHyperBandScheduler] = {}
+        self._rungs: dict[tuple[Place, str], AsyncHyperBandScheduler] = {}
 
     def judge_by(self, metric: str) -> None:
         """Take over the metric.
@@ -59,11 +60,11 @@ class Inner:
         entry = self._book.entries.get(trial.trial_id)
         if entry is None or not math.isfinite(entry.last[1]) or not (self._in_tokens or entry.tokens > 0):
             return False
-        rung = (entry.place, entry.self_tuning)
+        rung = _rung(entry)
         if rung not in self._rungs:
             self._rungs[rung] = copy.deepcopy(self._asha)
             for other in self._book.entries.values():
-                if other is not entry and (other.place, other.self_tuning) == rung:
+                if other is not entry and _rung(other) == rung:
                     self._tell(self._rungs[rung], controller, other)
         return self._tell(self._rungs[rung], controller, entry)
 
@@ -90,6 +91,11 @@ class Inner:
     def forget(self) -> None:
         """After a restore the book is another; the rungs are filled from it when they are needed."""
         self._rungs = {}
+
+
+def _rung(entry: Entry) -> tuple[Place, str]:
+    """Trials of one place compete; a strategy whose running losses say little of its end competes with itself."""
+    return entry.place, entry.strategy if entry.self_tuning or is_late(entry.strategy) else ""
 
 
 class _Named:

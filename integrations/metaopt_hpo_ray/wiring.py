@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, TuneWarning
+from metaopt_hpo_ray.fair import Fair
 from metaopt_hpo_ray.keeper import CurveKeeper
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
 from metaopt_hpo_ray.shown import show_decisions
@@ -158,7 +159,7 @@ def tuner_configs(
             metric=metric,
             mode=mode,
             search_alg=search_alg,
-            scheduler=scheduler,
+            scheduler=Fair(scheduler) if _compares(scheduler) else scheduler,
             num_samples=num_samples,
             max_concurrent_trials=max_concurrent_trials,
             reuse_actors=reuse_actors,
@@ -173,6 +174,11 @@ def tuner_configs(
             **_known(RunConfig, run_fields),
         ),
     }
+
+
+def _compares(scheduler: TrialScheduler) -> bool:
+    """True for a scheduler that compares running trials, and does not know which of them compare."""
+    return type(scheduler) is not FIFOScheduler and not isinstance(scheduler, ScalingLawScheduler | Fair)
 
 
 def _known(kind: type, options: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -48,6 +48,9 @@ class StubCluster:
     def get_trials(self) -> list[Trial]:
         return self._trials
 
+    def get_live_trials(self) -> set[Trial]:
+        return {t for t in self._trials if not t.is_finished()}
+
     def stop_trial(self, trial: Trial) -> None:
         if trial.status in (Trial.TERMINATED, Trial.ERROR):
             return
