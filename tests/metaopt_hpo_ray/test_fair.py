@@ -25,7 +25,7 @@ TIMES = {"time_attr": "training_iteration"}
 MAKERS = {
     "asha": lambda: ASHAScheduler(**TIMES, grace_period=1, max_t=100, reduction_factor=2),
     "async": lambda: AsyncHyperBandScheduler(**TIMES, grace_period=1, max_t=100, brackets=2),
-    "median": lambda: MedianStoppingRule(**TIMES, grace_period=1, min_samples_required=2, hard_stop=True, min_time_slice=99),
+    "median": lambda: MedianStoppingRule(**TIMES, grace_period=1, min_samples_required=2, min_time_slice=99),
 }
 SPACE = {"size": 1e6, "tokens": 2e7, "batch": 1e4, "lr": 1e-2}
 
