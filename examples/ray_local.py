@@ -96,7 +96,8 @@ def main() -> None:
     table = trial_table(results)
     columns = ["size", "lr", "state", "tokens", "loss", "reason"]
     print(table.frame.sort_values(["size", "loss"])[columns].to_string(index=False))
-    print(f"{len(table)} of {len(results)} trials were launched, for {table.cost():.3g} FLOPs")
+    launched = sum(tokens > 0 for tokens in table.frame["tokens"])
+    print(f"{launched} of {len(results)} trials were launched, for {table.cost():.3g} FLOPs")
 
 
 if __name__ == "__main__":

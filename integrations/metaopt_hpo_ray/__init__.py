@@ -28,6 +28,7 @@ _HOMES = {
     "build_strategy": "strategy",
     "decision_log": "result_table",
     "resources_by_size": "strategy",
+    "size_of": "sizes",
     "strategy_space": "strategy",
     "trial_table": "result_table",
     "tuner_configs": "wiring",
@@ -44,6 +45,7 @@ __all__ = [
     "build_strategy",
     "decision_log",
     "resources_by_size",
+    "size_of",
     "strategy_space",
     "trial_table",
     "tuner_configs",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from metaopt_hpo_ray.result_table import decision_log, trial_table
     from metaopt_hpo_ray.scheduler import ScalingLawScheduler
     from metaopt_hpo_ray.searcher import ScalingLawSearch
+    from metaopt_hpo_ray.sizes import size_of
     from metaopt_hpo_ray.strategy import build_strategy, resources_by_size, strategy_space, with_resources
     from metaopt_hpo_ray.trial_run import TrialRun
     from metaopt_hpo_ray.wiring import tuner_configs

@@ -8,19 +8,23 @@ Times are printed and never asserted. The saving is deterministic: it is the tab
 from __future__ import annotations
 
 import math
+import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.fs
 import pytest
 
 pytest.importorskip("ray.tune", reason='Ray is not installed (pip install "metaopt-hpo[ray]")')
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "metaopt_hpo_ray"))
 
+from ray import cloudpickle
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from stub_cluster import Curve, StubCluster, stub_trial, world_curve
@@ -29,6 +33,7 @@ from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler
+from metaopt_hpo_ray.journal import JOURNAL
 
 SIZES = tuple(1e6 * 2**k for k in range(6))
 POINTS = 12
@@ -98,6 +103,52 @@ def test_hooks(count: int) -> None:
         cluster, report, choose = simulate(make(), trials(count), min(count, 256))
         print(f"  {name:5} {report.mean:8.1f} {choose.mean:8.1f}")
         assert all(t.is_finished() for t in cluster.get_trials())
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_scale(count: int, tmp_path: Path) -> None:
+    """Stub trials on 1,000 slots with a journal: hooks, snapshot, memory, journal and restore."""
+    scheduler = ScalingLawScheduler(background=True)
+    keeper = CurveKeeper(scheduler)
+    keeper.open_journal(at(tmp_path))
+    swept = trials(count)
+    report = scheduler.on_trial_result
+
+    def kept(controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision = report(controller, trial, result)
+        keeper.flush()
+        return decision
+
+    scheduler.on_trial_result = kept  # type: ignore[method-assign]
+    cluster, told, choose = simulate(scheduler, swept, 1000)
+    snapshot = Timed(lambda: cloudpickle.dumps(keeper.get_state()))
+    for _ in range(20):
+        size = len(snapshot())
+    keeper.on_experiment_end(cluster.get_trials())
+    journal = (tmp_path / JOURNAL).stat().st_size
+    again = CurveKeeper(ScalingLawScheduler(background=False))
+    again.set_state(keeper.get_state())
+    restore = Timed(lambda: again.open_journal(at(tmp_path)))
+    restore()
+    events = sum(len(e.points) for e in again.book.entries.values())
+    print(f"\n{count} trials on 1,000 slots, {events} reports")
+    print(f"  µs of on_trial_result, journal included, and choose: {told.mean:.0f}, {choose.mean:.0f}")
+    print(f"  snapshot {snapshot.mean / 1e3:.2f} ms, {size} bytes; journal {journal / 1e6:.1f} MB")
+    print(f"  restore {restore.mean / 1e6:.2f} s; peak memory of the process {peak():.0f} MB")
+    assert again.book.to_state().keys() == scheduler.book.to_state().keys()
+    assert len(again.book.entries) == count
+
+
+def at(folder: Path) -> Any:
+    return SimpleNamespace(
+        storage_filesystem=pyarrow.fs.LocalFileSystem(),
+        experiment_fs_path=str(folder),
+        experiment_driver_staging_path=str(folder),
+    )
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def best_losses(cluster: StubCluster, *, finished: bool) -> dict[tuple[float, float], float]:
