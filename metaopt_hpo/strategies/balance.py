@@ -9,7 +9,8 @@ it pays for noise that the cooldown no longer takes back. Both are cheap to meas
   sees the difference. The optimizer's trace h, set to zero at the anchor, is w − w_a.
 - S is the fall of the mean loss between two parts of the run, each less its own H.
 
-The proportion, `PROPORTION`, is the only constant; it was learned on jobs outside the study.
+It is measured twice, for where progress slows down less than usual (data seen again and again) only the later parts of
+the run show it. The two proportions in `MOMENTS` are the only constants; they were learned on jobs outside the study.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from metaopt_hpo.strategies.processes import mean_over_processes
 ANCHOR = 40
 """Steps between anchors: the jitter is forgotten after ten to thirty, and the path has hardly moved."""
 
-PROPORTION = 1.5
-"""S / 2H at the best peak rate, with S between an eighth and a quarter of the run."""
+MOMENTS = (1.5, 0.95)
+"""S / 2H at the best peak rate: S from an eighth to a quarter of the run, and from a quarter to a half of it."""
 
 PRIOR = 1.4
 """Best peak rate over adapted step size where nothing was measured: the middle of what was seen (0.9 to 2.1)."""
@@ -36,7 +37,7 @@ PRIOR_SPREAD = 0.35
 """Standard deviation of the logarithm of that ratio over models."""
 
 RULE_SPREAD = 0.15
-"""Standard deviation of the logarithm of `PROPORTION` over models."""
+"""Standard deviation of the logarithm of `MOMENTS` over models."""
 
 INTERPOLATING = 0.05
 """Below this fraction of the first loss the training data are being learned by heart, and S says nothing of use."""
@@ -77,13 +78,12 @@ class Balance:
     Numbers stay on the device until `factor` is asked for, once a run.
 
     Args:
-        horizon: steps of the run.
-        late: first step and end of the late part, whose step size is fixed.
+        early, late: first step and end of each part; the late one's step size is fixed.
+        proportion: S / 2H that is wanted.
     """
 
-    def __init__(self, horizon: int, late: tuple[int, int]) -> None:
-        self._early = (round(0.5 * late[0]), round(0.8 * late[0]))
-        self._late = late
+    def __init__(self, early: tuple[int, int], late: tuple[int, int], proportion: float) -> None:
+        self._early, self._late, self._proportion = early, late, proportion
         self._sums: Tensor | None = None
         """First loss; count, ln step, ln α, loss and loss² of the early part; the same of the late part;
         count, value and square of 2H."""
@@ -135,10 +135,9 @@ class Balance:
         )
         self._sums = add if self._sums is None else self._sums.to(add) + add
 
-    def forget(self) -> None:
-        """Drop what was seen of the late part: the run was brought back."""
-        if self._sums is not None:
-            self._sums[6:] = 0
+    def done(self, step: int) -> bool:
+        """Whether the late part is over."""
+        return step >= self._late[1]
 
     def factor(self) -> tuple[float, float]:
         """What to multiply the late part's step size with, as measured, and the standard deviation of its logarithm.
@@ -160,14 +159,16 @@ class Balance:
             return unknown
         span = x1 - x0
         # each part at its own step size, less the jitter of that step size: H is half of `noise` at exp(a1)
-        fall = (y0 - 0.5 * noise * min(1.0, math.exp(a0 - a1))) - (y1 - 0.5 * noise)
+        fall = (y0 - 0.5 * noise * math.exp(a0 - a1)) - (y1 - 0.5 * noise)
         # between anchor and gradient the path has fallen too
         noise += fall / span * 0.75 * self._stride / math.exp(x1)
         error = math.hypot(v0, v1) / max(fall, 1e-300)
         if fall <= 0 or error > 0.5:
             return unknown
         spread = math.sqrt(max(z2 / n - (z / n) ** 2, 0.0) / n) / noise
-        return fall / span / noise / PROPORTION, math.sqrt(error**2 + (1.5 * spread) ** 2 + RULE_SPREAD**2)
+        return fall / span / noise / self._proportion, math.sqrt(
+            error**2 + (1.5 * spread) ** 2 + RULE_SPREAD**2
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far."""
@@ -182,6 +183,25 @@ def _means(sums: list[float]) -> tuple[float, float, float, float]:
     """Means of ln step, ln α and loss, and the standard error of the last."""
     n, x, a, y, y2 = sums
     return x / n, a / n, y / n, math.sqrt(max(y2 / n - (y / n) ** 2, 0.0) / n)
+
+
+def moments(horizon: int, find: float, measure: float) -> list[Balance]:
+    """The two measurements of a run.
+
+    Args:
+        horizon: steps of the run.
+        find: fraction at which the step size is first fixed.
+        measure: fraction that the first measurement takes from there.
+    """
+
+    def steps(first: float, end: float) -> tuple[int, int]:
+        return round(first * horizon), round(end * horizon)
+
+    parts = (
+        (steps(0.5 * find, 0.8 * find), steps(find, find + measure)),
+        (steps(find + measure / 3, find + measure), steps(find + 2 * measure, find + 2.7 * measure)),
+    )
+    return [Balance(early, late, p) for (early, late), p in zip(parts, MOMENTS, strict=True)]
 
 
 def shrunk(factor: float, spread: float) -> float:

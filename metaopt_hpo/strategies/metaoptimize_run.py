@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt_hpo.optim import MetaOptimize
 from metaopt_hpo.optim.metaoptimize import TRACES
-from metaopt_hpo.strategies.balance import Balance, set_anchor, shrunk, trace_product
+from metaopt_hpo.strategies.balance import moments, set_anchor, shrunk, trace_product
 from metaopt_hpo.strategies.base import LRRun, StrategyError
 from metaopt_hpo.strategies.guard import Guard
 from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
@@ -58,10 +58,10 @@ class MetaOptimizeRun(LRRun):
         self._limited = strategy.limit is not None and strategy.expected is None and self._meta_lr > 0
         self._limit = math.nan if self._limited else math.inf
         """Largest first step size; NaN until the first gradients that did not overflow."""
-        settle_step = min(stable, max(self._commit_step, round((strategy.find + strategy.measure) * horizon)))
         measures = self._corrected and strategy.correction is None and not self.needs_graph
-        self._balance = Balance(horizon, (self._commit_step, settle_step)) if measures else None
-        self._settle_step = settle_step
+        measures = measures and strategy.find + 2.7 * strategy.measure < 1 - strategy.cooldown
+        self._balances = moments(horizon, strategy.find, strategy.measure) if measures else []
+        """Measurements still to come, or under way, in order."""
         self._climbs = 0
         """Steps in which the step size may still be doubled towards the limit."""
         self._average_from = self._commit_step - max(1, self._commit_step // 3)
@@ -84,7 +84,7 @@ class MetaOptimizeRun(LRRun):
         """See `LRRun.step`; a step on which the guard brings the run back takes no update."""
         if self.guard is not None and loss is not None and self.guard.look(loss):
             self._slow_down(0.5**self.guard.returns)
-            self._balance = None  # what it saw of the loss belongs to weights that are gone
+            self._balances = []  # what was seen of the loss belongs to weights that are gone
             self.optimizer.zero_grad(set_to_none=True)
             self.steps_taken += 1
         elif self.needs_graph:
@@ -139,8 +139,14 @@ class MetaOptimizeRun(LRRun):
             self._log_sum = logs if self._log_sum is None else self._log_sum + logs
         elif step >= self._commit_step and self._committed is None and self._corrected:
             self._commit()
-        if self._balance is not None:
-            self._measure(self._balance, step, loss)
+        self._loss = loss
+        if self._balances and self._committed is not None and self._balances[0].done(step):
+            self._committed = self._strategy.bounded(
+                self._committed * shrunk(*self._balances.pop(0).factor())
+            )
+            self.optimizer.set_step_size(self._committed)
+        if any(b.anchors(step) for b in self._balances):
+            set_anchor(self.optimizer)
 
     def _commit(self) -> None:
         if self._log_sum is None:
@@ -149,23 +155,16 @@ class MetaOptimizeRun(LRRun):
         self._committed = self._strategy.bounded(mean.exp() * self._strategy.prior_correction)
         self.optimizer.set_step_size(self._committed)
 
-    def _measure(self, balance: Balance, step: int, loss: Tensor | None) -> None:
-        self._loss = loss
-        if self._committed is None or step < self._settle_step:
-            if balance.anchors(step):
-                set_anchor(self.optimizer)
-            return
-        self._committed = self._strategy.bounded(self._committed * shrunk(*balance.factor()))
-        self.optimizer.set_step_size(self._committed)
-        self._balance = None
-
     def _before_update(self, step: int) -> None:
-        if self._balance is not None:
-            product = trace_product(self.optimizer) if self._balance.wants_product(step) else None
+        if self._balances:
+            product = None
+            if any(b.wants_product(step) for b in self._balances):
+                product = trace_product(self.optimizer)
             if product is not None and self.grad_norm is not None and self.max_grad_norm is not None:
                 product = product * (self.grad_norm / self.max_grad_norm).clamp(min=1.0).to(product)
             size = self.step_sizes().log().mean().exp()
-            self._balance.see(step, self._loss, size, product)
+            for balance in self._balances:
+                balance.see(step, self._loss, size, product)
         if self._limited:
             self._climb()
 
@@ -209,21 +208,21 @@ class MetaOptimizeRun(LRRun):
             "climbs": self._climbs,
             "log_sum": self._log_sum,
             "committed": self._committed,
-            "balance": None if self._balance is None else self._balance.state_dict(),
+            "balances": [b.state_dict() for b in self._balances],
             "guard": None if self.guard is None else self.guard.state_dict(),
         }
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self.optimizer.meta_lr = float(state["meta_lr"])
         self._factor, self._limit = float(state["factor"]), float(state["limit"])
-        self._climbs = int(state["climbs"])
+        self._climbs = int(state.get("climbs", 0))
         here = self.optimizer.param_groups[0]["beta"].device  # checkpoints are loaded to the host
         self._log_sum, self._committed = (
             None if state[name] is None else state[name].to(here) for name in ("log_sum", "committed")
         )
-        if state["balance"] is None:
-            self._balance = None
-        elif self._balance is not None:
-            self._balance.load_state_dict(state["balance"])
+        saved = state.get("balances", [])
+        self._balances = self._balances[len(self._balances) - len(saved) :]
+        for balance, kept in zip(self._balances, saved, strict=True):
+            balance.load_state_dict(kept)
         if self.guard is not None and state["guard"] is not None:
             self.guard.load_state_dict(state["guard"])
