@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-from metaopt_hpo.comparison.objective import Configuration, TrainObjective
+from metaopt_hpo.comparison.objective import Configuration
+from metaopt_hpo.comparison.training_objective import TrainObjective
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 

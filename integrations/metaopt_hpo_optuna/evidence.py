@@ -36,7 +36,7 @@ from metaopt_hpo_optuna.known import (
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
-    from metaopt_hpo.scaling.law import Law
+    from metaopt_hpo.scaling import Law
     from metaopt_hpo.scaling.policy.points import Bowl, Runs
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)

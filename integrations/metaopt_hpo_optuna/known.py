@@ -22,7 +22,7 @@ from metaopt_hpo_optuna.fields import Fields, strategy_of, tuning_of
 from metaopt_hpo_optuna.study_table import trial_record
 
 if TYPE_CHECKING:
-    from metaopt_hpo.scaling.law import Law
+    from metaopt_hpo.scaling import Law
     from metaopt_hpo.scaling.policy.points import Bowl
 
 GROWTH = 1.1

@@ -18,7 +18,7 @@ import numpy as np
 from metaopt_hpo.trials.record import TrialRecord
 
 if TYPE_CHECKING:
-    from metaopt_hpo.scaling.law import Law
+    from metaopt_hpo.scaling import Law
 
 DRAWS = 60
 """Bootstrap draws of a law behind decisions; intervals for people take more."""

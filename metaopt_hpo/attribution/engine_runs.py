@@ -20,7 +20,8 @@ from metaopt_hpo.attribution.levels import CRITERIA, Setting
 from metaopt_hpo.attribution.stepping import GridResult
 from metaopt_hpo.comparison.engine import SearchEngine, SearchTask, get_engine
 from metaopt_hpo.comparison.methods import method
-from metaopt_hpo.comparison.objective import Configuration, Objective, TrainObjective
+from metaopt_hpo.comparison.objective import Configuration, Objective
+from metaopt_hpo.comparison.training_objective import TrainObjective
 from metaopt_hpo.trials.record import TrialRecord
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from metaopt_hpo.cli.words import command_line
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
-    from metaopt_hpo.comparison.objective import TrainObjective
+    from metaopt_hpo.comparison.training_objective import TrainObjective
 
 app = typer.Typer(
     name="metaopt-hpo",
@@ -176,7 +176,7 @@ def _write_report(folder: Path) -> None:
 
 
 def _workload(name: str, widths: str | None, device: str) -> tuple[TrainObjective, list[float], int]:
-    from metaopt_hpo.comparison.objective import TrainObjective
+    from metaopt_hpo.comparison.training_objective import TrainObjective
     from metaopt_hpo.workloads import members
 
     family = members(name, None if widths is None else _numbers("--widths", widths, int))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from metaopt_hpo.comparison.scoring import cells_of
-from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling import Law
 from metaopt_hpo.trials.table import TrialTable
 
 

@@ -10,9 +10,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from metaopt_hpo.comparison.table_objective import TableObjective
-from metaopt_hpo.scaling import library
+from metaopt_hpo.scaling import Law, library
 from metaopt_hpo.scaling.grid import CellGrid
-from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.pointfit import PointFit
 from metaopt_hpo.trials.table import TrialTable
 

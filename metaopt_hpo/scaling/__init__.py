@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from metaopt_hpo.scaling.api import Law, fit
 from metaopt_hpo.scaling.estimates import Caution, Estimate, LawRefused, Prediction
-from metaopt_hpo.scaling.fitting import fit
 from metaopt_hpo.scaling.forecast import Forecast, forecast
-from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.policy import (
     Config,
     Context,

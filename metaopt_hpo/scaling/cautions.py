@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
+from metaopt_hpo.scaling.bend import Bend
+from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.estimates import Caution
 from metaopt_hpo.scaling.sameness import SAME
-from metaopt_hpo.scaling.surface import Array, Surface
+from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
-if TYPE_CHECKING:
-    from metaopt_hpo.scaling.law import Law
+
+class Fitted(Protocol):
+    """What the warnings of a prediction are read from: the parts of a fitted law."""
+
+    @property
+    def domain(self) -> Domain: ...
+    @property
+    def path(self) -> tuple[float, float] | None: ...
+    @property
+    def axes(self) -> Axes: ...
+    @property
+    def surface(self) -> Surface: ...
+    @property
+    def bend(self) -> Bend | None: ...
+    @property
+    def warnings(self) -> tuple[Caution, ...]: ...
+    def anchor(self, size: float, tokens: float) -> tuple[float, float]: ...
+    def optimum_draws(self, size: float, tokens: float) -> tuple[Array, Array]: ...
+
 
 EXTRAPOLATION_LIMIT = 16.0
 """Beyond this factor outside the fitted sizes or tokens a prediction carries a caution."""
@@ -25,7 +44,7 @@ WRONG = ("missed-size", "missed-tokens", "unsure-optimum", "bend", "tokens-not-v
 """Codes of the cautions that say a prediction may be wrong, not merely far or incomplete."""
 
 
-def place_cautions(law: Law, size: float, tokens: float, batch: float | None) -> tuple[Caution, ...]:
+def place_cautions(law: Fitted, size: float, tokens: float, batch: float | None) -> tuple[Caution, ...]:
     """Outside the fitted ranges, off the path of tied tokens, a batch that was never run."""
     out: list[Caution] = []
     factor = law.domain.factor(size, tokens)
@@ -44,7 +63,7 @@ def place_cautions(law: Law, size: float, tokens: float, batch: float | None) ->
     return tuple(out)
 
 
-def tokens_cautions(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
+def tokens_cautions(law: Fitted, size: float, tokens: float) -> tuple[Caution, ...]:
     """Where the trials' tokens say nothing of these tokens at this size."""
     low, high = law.domain.tokens
     if law.path is not None:
@@ -61,7 +80,7 @@ def tokens_cautions(law: Law, size: float, tokens: float) -> tuple[Caution, ...]
     return ()
 
 
-def bend_cautions(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
+def bend_cautions(law: Fitted, size: float, tokens: float) -> tuple[Caution, ...]:
     """A bend of ln lr* that the trials show, where going straight on would cost more than `COSTLY`."""
     if law.bend is None or law.domain.factor(size, tokens) <= 1.0 + SAME:
         return ()
@@ -75,7 +94,7 @@ def bend_cautions(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
     return (Caution("bend", message),)
 
 
-def doubts_of(law: Law, size: float, tokens: float) -> tuple[Caution, ...]:
+def doubts_of(law: Fitted, size: float, tokens: float) -> tuple[Caution, ...]:
     """The cautions of `WRONG` that hold for any batch at a size and number of tokens: there the law does not know.
 
     That it missed sizes (or tokens) which it had not seen counts only beyond those it was fitted to.

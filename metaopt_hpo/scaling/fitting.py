@@ -23,10 +23,12 @@ from metaopt_hpo.scaling.checks import (
     in_open_valley,
     refusals,
 )
+from metaopt_hpo.scaling.domain import Domain
+from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, recentre
 from metaopt_hpo.scaling.floor_error import loss_factor
-from metaopt_hpo.scaling.law import Domain, Draws, Law
+from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.ordered import measure_trust, validation_cautions
 from metaopt_hpo.scaling.pointfit import point_fitter, slope_prior, start_surface
 from metaopt_hpo.scaling.running import measure_fall
@@ -60,27 +62,7 @@ def fit(
     level: float = 0.9,
     seed: int = 0,
 ) -> Law:
-    """Fit one law to all trials of a table.
-
-    Args:
-        table: trials of at least three sizes, each with at least three lr in some cells.
-        allow_weak: fit even from two sizes, or from optima that all lie at the grid's edge; the law then
-            carries a caution instead.
-        prior: a law whose exponents are believed within its intervals; it lifts the same refusals.
-        base: tables or laws of like models to borrow strength from (`scaling.base`): a few cheap pilots then move
-            their optimum, exponents and curvature to this table's own. A table, a law, a name of the library's fitted
-            laws, or a list of them; it lifts the refusals too. Not together with `prior`.
-        use: which trials' lr counts: "fixed" (schedules set from outside), "plateau" (adaptive strategies at
-            the step size they settled on), "all".
-        strategy: only trials of this strategy.
-        extra: hyperparameters that are further coordinates of the optimum (weight_decay, beta2, width, …).
-        draws: bootstrap draws (hierarchical: sizes, cells, runs).
-        level: coverage of intervals.
-        seed: of the bootstrap.
-
-    Raises:
-        LawRefused: with `.code` and `.reason`.
-    """
+    """See `scaling.api.fit`."""
     if draws < 20:
         raise ValueError(f"draws must be at least 20, got {draws!r}")
     if not 0.5 <= level < 1:

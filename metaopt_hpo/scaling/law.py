@@ -1,4 +1,7 @@
-"""A fitted law: predictions with intervals, the loss surface, verdicts, and its JSON form (no pickle)."""
+"""A fitted law: its data, predictions with intervals, the loss surface, and its JSON form (no pickle).
+
+What fits, judges or says one is above: `scaling.api`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from metaopt_hpo.scaling import storage
 from metaopt_hpo.scaling.bend import Bend
 from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of, unsure
+from metaopt_hpo.scaling.domain import Domain
+from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, normal_quantile, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
@@ -20,29 +26,8 @@ from metaopt_hpo.scaling.ordered import Trust
 from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
-if TYPE_CHECKING:
-    from metaopt_hpo.scaling.forecast import CurveLike, Forecast
-    from metaopt_hpo.scaling.policy import Verdict
-    from metaopt_hpo.trials.table import TrialTable
-
 UNKNOWN = 12.0
 """Half-width, ln units, at which an interval says nothing more: five decades either way."""
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Ranges that the fitted trials covered: (low, high) each; `sizes` lists the distinct sizes."""
-
-    size: tuple[float, float]
-    tokens: tuple[float, float]
-    batch: tuple[float, float]
-    lr: tuple[float, float]
-    sizes: tuple[float, ...]
-
-    def factor(self, size: float, tokens: float) -> float:
-        """How far outside (size, tokens) lies, as the larger factor; 1 inside."""
-        (least, most), (fewest, longest) = self.size, self.tokens
-        return max(1.0, size / most, least / size, tokens / longest, fewest / tokens)
 
 
 class Scalars(NamedTuple):
@@ -68,18 +53,6 @@ class Place(NamedTuple):
     var_x: float
     var_y: float
     doubts: tuple[Caution, ...]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Bootstrap draws of the surface's parameters, one row a draw."""
-
-    a: Array
-    b: Array
-    slope: Array
-    """d ln lr* / d ln B at a fixed size and tokens (the valley's direction), one value a draw."""
-    floor: Array
-    """ln loss at the optimum is not linear in the floor's parameters, so each draw keeps `Floor.parameters`."""
 
 
 @dataclass(frozen=True)
@@ -232,24 +205,6 @@ class Law:
         shift = math.exp(self.margin(self.at(size, tokens).var_x))
         return int(self.loss(size, tokens, batches, lrs / shift).argmin())
 
-    def best_within(
-        self, size: float, tokens: float, lr: tuple[float, float], batch: tuple[float, float]
-    ) -> tuple[float, float]:
-        """(lr, batch) of least expected loss inside bounds, on a fine lattice of both.
-
-        Not the optimum clipped: where lr is held back by its bound, the best batch is another.
-        """
-        for name, (low, high) in (("lr", lr), ("batch", batch)):
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {(low, high)!r}")
-        free = self.predict(size, tokens)
-        x = np.clip(math.log(free.lr.value) + np.linspace(-4, 4, 161), *np.log(lr))
-        y = np.clip(math.log(free.batch.value) + np.linspace(-4, 4, 161), *np.log(batch))
-        shift = math.exp(self.margin(self.at(size, tokens).var_x))
-        losses = self.loss(size, tokens, np.exp(y)[:, None], np.exp(x)[None, :] / shift)
-        i, j = np.unravel_index(int(losses.argmin()), losses.shape)
-        return float(np.exp(x[j])), float(np.exp(y[i]))
-
     def anchor(self, size: float, tokens: float) -> tuple[float, float]:
         """Where the centre's power law is read: (size, tokens), moved back by what is copied beyond the range."""
         out = []
@@ -353,58 +308,20 @@ class Law:
             return values
         return np.asarray(np.where(values > edge, edge * (values / edge) ** (1.0 - share), values))
 
-    def forecast(
-        self, *, size: float, tokens: float, lr: float, batch: float, curve: CurveLike | None = None
-    ) -> Forecast:
-        """Distribution of one configuration's final loss; see `scaling.forecast`."""
-        from metaopt_hpo.scaling.forecast import forecast
-
-        return forecast(self, size=size, tokens=tokens, lr=lr, batch=batch, curve=curve)
-
-    def verdict(
-        self,
-        *,
-        size: float,
-        tokens: float,
-        lr: float,
-        batch: float,
-        incumbent: float | None = None,
-        curve: CurveLike | None = None,
-    ) -> Verdict:
-        """Launch, keep, stop or abstain; see `scaling.policy.verdict`."""
-        from metaopt_hpo.scaling.policy import verdict
-
-        return verdict(self, size=size, tokens=tokens, lr=lr, batch=batch, incumbent=incumbent, curve=curve)
-
-    def refit(self, table: TrialTable) -> Law:
-        """The law after more trials, in a fraction of the time: see `scaling.fitting.refit`."""
-        from metaopt_hpo.scaling.fitting import refit
-
-        return refit(self, table)
-
-    # -- saying ---------------------------------------------------------------------------------------------
-
-    def describe(self) -> str:
-        """The law in words and numbers, a few lines."""
-        from metaopt_hpo.scaling.describe import describe
-
-        return describe(self)
-
-    # -- storing --------------------------------------------------------------------------------------------
-
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The law as JSON text; also written to `path` where one is given."""
-        from metaopt_hpo.scaling.storage import write
+        """The law as JSON text with a checksum, also written to `path` where one is given: no pickle.
 
-        return write(self, path)
+        Raises:
+            WriteError: the file cannot be written; one that was there is unchanged.
+            MetaOptError: the law holds a number that is not finite.
+        """
+        return storage.write(self, path)
 
     @classmethod
-    def from_json(cls, source: str | os.PathLike[str]) -> Law:
+    def from_json(cls, source: str | os.PathLike[str]) -> Self:
         """A law from JSON text or from a file's path.
 
         Raises:
             MetaOptError: not a law, or of a later version.
         """
-        from metaopt_hpo.scaling.storage import read
-
-        return read(source)
+        return cls(**storage.read(source))

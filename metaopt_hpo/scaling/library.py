@@ -11,15 +11,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 
-from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling.api import Law
 from metaopt_hpo.scaling.estimates import positive
-from metaopt_hpo.scaling.law import Law
-
-
-class LibraryError(MetaOptError):
-    """No such law, or one that does not say what it was asked."""
+from metaopt_hpo.scaling.library_files import LibraryError as LibraryError
+from metaopt_hpo.scaling.library_files import entry, fitted
+from metaopt_hpo.scaling.library_files import names as names
 
 
 @dataclass(frozen=True)
@@ -146,22 +143,13 @@ class FittedLaw:
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def names() -> tuple[str, ...]:
-    """Names of all laws in the library, sorted."""
-    folder = resources.files("metaopt_hpo.scaling") / "laws"
-    return tuple(sorted(p.name.removesuffix(".json") for p in folder.iterdir() if p.name.endswith(".json")))
-
-
 def load(name: str) -> PublishedLaw | FittedLaw:
     """The law of this name.
 
     Raises:
         LibraryError: there is none.
     """
-    if name not in names():
-        raise LibraryError(f"no law {name!r} in the library; there are {', '.join(names())}")
-    text = (resources.files("metaopt_hpo.scaling") / "laws" / f"{name}.json").read_text(encoding="utf-8")
-    data = json.loads(text)
+    data = entry(name)
     if data["kind"] == "fitted":
         law = Law.from_json(json.dumps(data["law"]))
         return FittedLaw(
@@ -187,11 +175,7 @@ def prior(name: str) -> Law:
     Raises:
         LibraryError: the name is that of a published law, which carries no intervals.
     """
-    entry = load(name)
-    if not isinstance(entry, FittedLaw):
-        fitted = [n for n in names() if isinstance(load(n), FittedLaw)]
-        raise LibraryError(f"{name} carries no intervals; usable as a prior: {', '.join(fitted)}")
-    return entry.law
+    return Law.of(fitted(name))
 
 
 def _monomial(data: Mapping[str, object] | None) -> Monomial | None:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic_core import from_json
@@ -16,13 +16,17 @@ from pydantic_core import from_json
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.bend import Bend
+from metaopt_hpo.scaling.domain import Domain
+from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.floor import Floor
-from metaopt_hpo.scaling.law import Domain, Draws, Law
 from metaopt_hpo.scaling.law_schema import check
 from metaopt_hpo.scaling.ordered import Trust
 from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = "metaopt-hpo law"
 VERSION = 2
@@ -34,7 +38,7 @@ MAX_BYTES = 256 * 2**20
 CHECKSUM = "checksum"
 
 
-def write(law: Law, path: str | os.PathLike[str] | None = None) -> str:
+def write(law: DataclassInstance, path: str | os.PathLike[str] | None = None) -> str:
     """The law as JSON text, with a checksum; also written to `path` where one is given.
 
     Raises:
@@ -51,8 +55,8 @@ def write(law: Law, path: str | os.PathLike[str] | None = None) -> str:
     return text
 
 
-def read(source: str | os.PathLike[str]) -> Law:
-    """See `Law.from_json`."""
+def read(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of a law from JSON text or a file's path; see `Law.from_json`."""
     text = str(source)
     if not text.lstrip().startswith("{"):
         text = _file_text(source)
@@ -102,7 +106,7 @@ def _checksum(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def encode(law: Law) -> dict[str, Any]:
+def encode(law: DataclassInstance) -> dict[str, Any]:
     def plain(v: Any) -> Any:
         if isinstance(v, np.ndarray):
             return v.tolist()
@@ -121,8 +125,8 @@ def encode(law: Law) -> dict[str, Any]:
     return out
 
 
-def decode(data: Mapping[str, Any]) -> Law:
-    """The law of these JSON values, which `law_schema` checks first.
+def decode(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the law of these JSON values, which `law_schema` checks first.
 
     Raises:
         ValueError: a part is missing, of a wrong type, out of range, or does not fit the others.
@@ -136,31 +140,31 @@ def decode(data: Mapping[str, Any]) -> Law:
         return float(v[0]), float(v[1])
 
     s, f, d, m = law.surface, law.floor, law.draws, law.domain
-    return Law(
-        axes=Axes(tuple(law.axes.names), arr(law.axes.centre), dict(law.axes.defaults)),
-        surface=Surface(arr(s.a), arr(s.b), arr(s.h), s.skew, s.has_batch),
-        floor=Floor(
+    return {
+        "axes": Axes(tuple(law.axes.names), arr(law.axes.centre), dict(law.axes.defaults)),
+        "surface": Surface(arr(s.a), arr(s.b), arr(s.h), s.skew, s.has_batch),
+        "floor": Floor(
             tuple(f.names), arr(f.centre), f.level, arr(f.coefficient), arr(f.exponent), f.scatter, f.power
         ),
-        draws=Draws(arr(d.a), arr(d.b), arr(d.slope), arr(d.floor)),
-        domain=Domain(pair(m.size), pair(m.tokens), pair(m.batch), pair(m.lr), sizes=tuple(m.sizes)),
-        noise=law.noise,
-        cells={k: arr(v) for k, v in law.cells.model_dump().items()},
-        trials=law.trials,
-        level=law.level,
-        widen=law.widen.model_dump(),
-        scatter=law.scatter.model_dump(),
-        trust={k: Trust(v.copying, tuple(v.scores), v.cells, v.missed) for k, v in law.trust.items()},
-        curvature={k: Estimate(v.value, v.low, v.high) for k, v in law.curvature.items()},
-        warnings=tuple(Caution(c.code, c.message) for c in law.warnings),
-        origin=law.origin,
-        open_valley=law.open_valley,
-        settings=law.settings.model_dump(exclude_unset=True),
-        fall=None
+        "draws": Draws(arr(d.a), arr(d.b), arr(d.slope), arr(d.floor)),
+        "domain": Domain(pair(m.size), pair(m.tokens), pair(m.batch), pair(m.lr), sizes=tuple(m.sizes)),
+        "noise": law.noise,
+        "cells": {k: arr(v) for k, v in law.cells.model_dump().items()},
+        "trials": law.trials,
+        "level": law.level,
+        "widen": law.widen.model_dump(),
+        "scatter": law.scatter.model_dump(),
+        "trust": {k: Trust(v.copying, tuple(v.scores), v.cells, v.missed) for k, v in law.trust.items()},
+        "curvature": {k: Estimate(v.value, v.low, v.high) for k, v in law.curvature.items()},
+        "warnings": tuple(Caution(c.code, c.message) for c in law.warnings),
+        "origin": law.origin,
+        "open_valley": law.open_valley,
+        "settings": law.settings.model_dump(exclude_unset=True),
+        "fall": None
         if law.fall is None
         else Fall(arr(law.fall.left), arr(law.fall.mean), arr(law.fall.spread), law.fall.runs),
-        path=None if law.path is None else pair(law.path),
-        bend=None
+        "path": None if law.path is None else pair(law.path),
+        "bend": None
         if law.bend is None
         else Bend(tuple((i, j) for i, j in law.bend.pairs), arr(law.bend.point), arr(law.bend.left_out)),
-    )
+    }

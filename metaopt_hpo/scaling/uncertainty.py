@@ -11,11 +11,11 @@ from scipy import stats
 
 from metaopt_hpo.scaling.bend import Bend
 from metaopt_hpo.scaling.cells import Cells
+from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.floor import PRIOR as FLOOR_PRIOR
 from metaopt_hpo.scaling.floor import Floor
 from metaopt_hpo.scaling.floor_error import draw_doubt, draw_floors
-from metaopt_hpo.scaling.law import Draws
 from metaopt_hpo.scaling.ordered import cell_grid
 from metaopt_hpo.scaling.solver import LEAST_CURVATURE, CurvaturePrior, Prior, Solution, solve
 from metaopt_hpo.scaling.surface import CELL_SCATTER, Array, Axes, Surface

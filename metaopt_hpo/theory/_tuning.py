@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metaopt_hpo.theory._checks import check_batch, check_momentum, check_tokens
+from metaopt_hpo.theory._forms import Form, Tunable
 from metaopt_hpo.theory._search import minimise_nested, minimise_scalar
 from metaopt_hpo.theory.schedules import schedule_factors
-
-if TYPE_CHECKING:
-    from metaopt_hpo.theory.bounds import Form, LMOBound
 
 Array = NDArray[np.float64]
 
@@ -66,7 +64,7 @@ class Ridge:
 
 
 def optimum(
-    bound: LMOBound, tokens: float, *, batch: float | None = None, momentum: float | None = None
+    bound: Tunable, tokens: float, *, batch: float | None = None, momentum: float | None = None
 ) -> Optimum:
     """The best (lr, momentum, batch) at D tokens."""
     check_tokens(tokens)
@@ -84,7 +82,7 @@ def optimum(
     return Optimum(lr, float(momentum), float(batch), float(tokens), value, own, bound.form)
 
 
-def critical_batch(bound: LMOBound, tokens: ArrayLike) -> Any:
+def critical_batch(bound: Tunable, tokens: ArrayLike) -> Any:
     """B_c: where the simplified form's tuned momentum reaches 1."""
     check_tokens(tokens)
     d = np.asarray(tokens, dtype=float)
@@ -97,9 +95,7 @@ def critical_batch(bound: LMOBound, tokens: ArrayLike) -> Any:
             "noise is 0: without noise there is no critical batch (every batch above 1 wastes tokens)"
         )
     if bound.kind == "star-convex":
-        plain = type(bound)(
-            bound.delta, bound.smoothness, bound.noise, q=bound.q, kind=bound.kind, radius=bound.radius
-        )
+        plain = bound.simplified()
         best = np.array([_best_batch(plain, float(t), 1.0) for t in d.ravel()])
         return best.reshape(d.shape)[()]
     wide = 2.0 if bound.kind == "frank-wolfe" else 1.0
@@ -108,7 +104,7 @@ def critical_batch(bound: LMOBound, tokens: ArrayLike) -> Any:
     return ratio ** (-1 / (bound.q + 0.5))
 
 
-def ridge(bound: LMOBound, tokens: float, *, tolerance: float, points: int) -> Ridge:
+def ridge(bound: Tunable, tokens: float, *, tolerance: float, points: int) -> Ridge:
     """The valley along B with lr and momentum tuned."""
     check_tokens(tokens)
     if bound.kind == "power-law":
@@ -121,17 +117,17 @@ def ridge(bound: LMOBound, tokens: float, *, tolerance: float, points: int) -> R
     return Ridge(batch, momentum, lr, value, float(inside[0]), float(inside[-1]), bound.form)
 
 
-def _tuned(bound: LMOBound, momentum: Array, batch: Array, tokens: float) -> Array:
+def _tuned(bound: Tunable, momentum: Array, batch: Array, tokens: float) -> Array:
     steps = tokens / batch
     return np.asarray(bound.value(bound.best_lr(momentum, batch, steps), momentum, batch, steps))
 
 
-def _flat(bound: LMOBound) -> bool:
+def _flat(bound: Tunable) -> bool:
     """Whether the ridge is exactly flat, so that momentum and batch have closed forms."""
     return bound.form == "simplified" and bound.e0 == 0 and bound.init == "given" and bound.noise > 0
 
 
-def _best_momentum(bound: LMOBound, batch: Array, tokens: float) -> Array:
+def _best_momentum(bound: Tunable, batch: Array, tokens: float) -> Array:
     if _flat(bound) and bound.kind in ("nonconvex", "frank-wolfe"):
         return np.asarray(np.clip(batch / critical_batch(bound, tokens), batch / tokens, 1.0))
     low = np.log(batch / tokens)
@@ -140,7 +136,7 @@ def _best_momentum(bound: LMOBound, batch: Array, tokens: float) -> Array:
     return np.asarray(np.minimum(np.exp(minimise_scalar(tuned, low, 0 * low)), 1.0))
 
 
-def _best_batch(bound: LMOBound, tokens: float, momentum: float | None) -> float:
+def _best_batch(bound: Tunable, tokens: float, momentum: float | None) -> float:
     if momentum is not None:
         held = np.asarray(momentum, dtype=float)
         check_momentum(held)

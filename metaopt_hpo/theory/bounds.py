@@ -22,12 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from metaopt_hpo.theory import _tuning as tuning
 from metaopt_hpo.theory._checks import check_momentum, check_number
+from metaopt_hpo.theory._forms import Form as Form
+from metaopt_hpo.theory._forms import Init
+from metaopt_hpo.theory._forms import Kind as Kind
 from metaopt_hpo.theory._tuning import Optimum, Ridge
 from metaopt_hpo.theory.schedules import Schedule, check_schedule, schedule_factors
 
-Kind = Literal["nonconvex", "frank-wolfe", "star-convex", "power-law"]
-Form = Literal["simplified", "tight", "kovalev"]
-Init = Literal["given", "first-gradient"]
 Status = Literal["proved", "derived", "heuristic"]
 Array = NDArray[np.float64]
 
@@ -210,6 +210,13 @@ class LMOBound:
             log = np.log(self.delta * k / (self.radius**2 * self.slope(a)))
             return self.radius / k * np.maximum(log, 1e-9)
         return np.sqrt(self.delta / (k * self.slope(a) * schedule_factors(self.schedule).mean_square))
+
+    def simplified(self) -> LMOBound:
+        """The same problem in the simplified form, with an exact first gradient and a constant lr."""
+        return LMOBound(
+            self.delta, self.smoothness, self.noise, q=self.q, kind=self.kind, radius=self.radius,
+            source=self.source, capacity=self.capacity,
+        )  # fmt: skip
 
     def optimum(self, tokens: float, *, batch: float | None = None, momentum: float | None = None) -> Optimum:
         """The best (lr, momentum, batch) at D tokens; what is given is held, the rest is tuned.

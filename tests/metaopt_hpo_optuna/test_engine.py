@@ -18,7 +18,8 @@ from optuna.storages import InMemoryStorage
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask, get_engine
 from metaopt_hpo.comparison.methods import Method, method
-from metaopt_hpo.comparison.objective import Configuration, Report, TrainObjective, no_report
+from metaopt_hpo.comparison.objective import Configuration, Report, no_report
+from metaopt_hpo.comparison.training_objective import TrainObjective
 from metaopt_hpo.locks import InUse
 from metaopt_hpo.trials.record import Curve, TrialRecord, token_grid
 from metaopt_hpo.workloads import members

@@ -12,8 +12,8 @@ from tiny_workload import Tiny
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import method
-from metaopt_hpo.comparison.objective import TrainObjective
 from metaopt_hpo.comparison.table_objective import TableObjective
+from metaopt_hpo.comparison.training_objective import TrainObjective
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import RayEngine, populations

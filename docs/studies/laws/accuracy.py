@@ -17,11 +17,10 @@ from metaopt_hpo.comparison.scoring import (
     published,
     score,
 )
-from metaopt_hpo.scaling import LawRefused, fit
+from metaopt_hpo.scaling import Law, LawRefused, fit
 from metaopt_hpo.scaling.cautions import WRONG
 from metaopt_hpo.scaling.cells import from_table
 from metaopt_hpo.scaling.grid import CellGrid
-from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.pointfit import point_fit
 from metaopt_hpo.trials.table import TrialTable
 from studies import benchmarks

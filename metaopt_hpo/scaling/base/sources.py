@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from metaopt_hpo.scaling import library
 from metaopt_hpo.scaling.base.population import AXES, Base, mean_of
 from metaopt_hpo.scaling.cells import from_table
 from metaopt_hpo.scaling.checks import choose_axes
 from metaopt_hpo.scaling.floor import Floor, fit_floor
 from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.library_files import fitted
 from metaopt_hpo.scaling.pointfit import PointFit, point_fit
 from metaopt_hpo.scaling.surface import Array
 from metaopt_hpo.trials.table import TrialTable
@@ -32,7 +32,7 @@ def base_of(source: BaseLike | Sequence[BaseLike]) -> Base:
     if isinstance(source, Base):
         return source
     if isinstance(source, str):
-        return base_of(library.prior(source))
+        return base_of(fitted(source))
     if isinstance(source, TrialTable):
         return _of_table(source)
     if isinstance(source, Law):

@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_workload import Tiny
 
 from metaopt_hpo.comparison.live import LiveReplay, Resumable
-from metaopt_hpo.comparison.objective import Configuration, ObjectiveError, TrainObjective
+from metaopt_hpo.comparison.objective import Configuration, ObjectiveError
 from metaopt_hpo.comparison.table_objective import TableObjective
+from metaopt_hpo.comparison.training_objective import TrainObjective
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 

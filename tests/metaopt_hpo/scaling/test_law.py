@@ -181,20 +181,6 @@ def test_a_context_names_what_is_wrong() -> None:
         _context(candidates=())
 
 
-def test_the_best_within_bounds_is_no_worse_than_any_point_there(law: Law) -> None:
-    free = law.predict(*TARGET)
-    for lr in ((float(free.lr) * 2, float(free.lr) * 8), (float(free.lr) / 8, float(free.lr) / 2)):
-        batch = (1e4, 1e8)
-        best = law.best_within(*TARGET, lr, batch)
-        assert lr[0] * 0.999 <= best[0] <= lr[1] * 1.001
-        rng = np.random.default_rng(0)
-        lrs, batches = np.exp(rng.uniform(*np.log(lr), 200)), np.exp(rng.uniform(*np.log(batch), 200))
-        assert law.loss(*TARGET, best[1], best[0]) <= law.loss(*TARGET, batches, lrs).min() + 1e-4
-    assert law.best_within(*TARGET, (1e-9, 1.0), (1.0, 1e12)) == pytest.approx(
-        (float(free.lr), float(free.batch))
-    )
-
-
 def test_the_predicted_lr_minimises_the_expected_loss(law: Law) -> None:
     skewed = dataclasses.replace(law, surface=dataclasses.replace(law.surface, skew=0.004), _cache={})
     x, y, *_, var_x, _ = skewed.at(*TARGET)

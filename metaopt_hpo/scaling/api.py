@@ -1,0 +1,107 @@
+"""The face of laws: fit one, and a law that forecasts, judges, refits and describes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Self
+
+from metaopt_hpo.scaling import fitting, law
+from metaopt_hpo.scaling.base.sources import BaseLike
+from metaopt_hpo.scaling.cells import Use
+from metaopt_hpo.scaling.describe import describe
+from metaopt_hpo.scaling.forecast import CurveLike, Forecast, forecast
+from metaopt_hpo.scaling.policy import Verdict, verdict
+
+if TYPE_CHECKING:
+    from metaopt_hpo.trials.table import TrialTable
+
+
+class Law(law.Law):
+    """Loss over (size, tokens, batch, lr), fitted to a table of trials. Build one with `fit`.
+
+    Its data and its predictions are those of `scaling.law.Law`.
+    """
+
+    @classmethod
+    def of(cls, fitted: law.Law) -> Self:
+        """A law with its conveniences, from its data."""
+        kept = [f.name for f in fields(fitted) if not f.name.startswith("_")]
+        return cls(**{name: getattr(fitted, name) for name in kept})
+
+    def forecast(
+        self, *, size: float, tokens: float, lr: float, batch: float, curve: CurveLike | None = None
+    ) -> Forecast:
+        """Distribution of one configuration's final loss; see `scaling.forecast`."""
+        return forecast(self, size=size, tokens=tokens, lr=lr, batch=batch, curve=curve)
+
+    def verdict(
+        self,
+        *,
+        size: float,
+        tokens: float,
+        lr: float,
+        batch: float,
+        incumbent: float | None = None,
+        curve: CurveLike | None = None,
+    ) -> Verdict:
+        """Launch, keep, stop or abstain; see `scaling.policy.verdict`."""
+        return verdict(self, size=size, tokens=tokens, lr=lr, batch=batch, incumbent=incumbent, curve=curve)
+
+    def refit(self, table: TrialTable) -> Law:
+        """The law after more trials, in a fraction of the time: see `scaling.fitting.refit`."""
+        return Law.of(fitting.refit(self, table))
+
+    def describe(self) -> str:
+        """The law in words and numbers, a few lines."""
+        return describe(self)
+
+
+def fit(
+    table: TrialTable,
+    *,
+    allow_weak: bool = False,
+    prior: law.Law | None = None,
+    base: BaseLike | Sequence[BaseLike] | None = None,
+    use: Use = "fixed",
+    strategy: str | None = None,
+    extra: Sequence[str] = (),
+    draws: int = 200,
+    level: float = 0.9,
+    seed: int = 0,
+) -> Law:
+    """Fit one law to all trials of a table.
+
+    Args:
+        table: trials of at least three sizes, each with at least three lr in some cells.
+        allow_weak: fit even from two sizes, or from optima that all lie at the grid's edge; the law then
+            carries a caution instead.
+        prior: a law whose exponents are believed within its intervals; it lifts the same refusals.
+        base: tables or laws of like models to borrow strength from (`scaling.base`): a few cheap pilots then move
+            their optimum, exponents and curvature to this table's own. A table, a law, a name of the library's fitted
+            laws, or a list of them; it lifts the refusals too. Not together with `prior`.
+        use: which trials' lr counts: "fixed" (schedules set from outside), "plateau" (adaptive strategies at
+            the step size they settled on), "all".
+        strategy: only trials of this strategy.
+        extra: hyperparameters that are further coordinates of the optimum (weight_decay, beta2, width, …).
+        draws: bootstrap draws (hierarchical: sizes, cells, runs).
+        level: coverage of intervals.
+        seed: of the bootstrap.
+
+    Raises:
+        LawRefused: with `.code` and `.reason`.
+    """
+    return Law.of(
+        fitting.fit(
+            table,
+            allow_weak=allow_weak,
+            prior=prior,
+            base=base,
+            use=use,
+            strategy=strategy,
+            extra=extra,
+            draws=draws,
+            level=level,
+            seed=seed,
+        )
+    )
