@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from metaopt_hpo.optim.kernels.choose import CHOICES, choose
 from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.layout import computed_in
 from metaopt_hpo.optim.kernels.native import NativeKernel
+from metaopt_hpo.optim.kernels.triton_step import TritonKernel, TritonStep, triton_step
 from metaopt_hpo.optim.kernels.whole_step import WholeStep, whole_step
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
@@ -58,12 +60,14 @@ class MetaOptimize(SavedState):
         beta_bounds: least and greatest ln step size; None means none, but (−15, ln 0.1) for weight blocks.
         max_grad_norm: gradients are clipped to this global norm before the step (gradient buffers are left
             alone); None: not.
-        compile: which kernel runs the step: "native" (one pass in C, built at first use), "inductor" (torch.compile),
-            "eager" (torch operations), or "auto", which chooses and keeps its choice in the state, so that on one
-            machine a resumed run is bitwise the run that never stopped.
+        compile: which kernel runs the step: "native" (one pass in C, built at first use), "triton" (two launches on
+            a GPU), "inductor" (torch.compile), "eager" (torch operations), or "auto", which chooses and keeps its
+            choice in the state, so that on one machine a resumed run is bitwise the run that never stopped.
         maximize: go up the objective instead of down; a group may have its own.
         trace_dtype: ``torch.bfloat16`` halves the memory of h, rounded at random in proportion; None: as the
             state.
+        stochastic_rounding: whether bfloat16 weights are rounded at random in proportion, so that updates below
+            1/512 of a weight are not lost ("triton" only; the other kernels refuse it).
 
     Raises:
         ValueError: a value out of range, a complex parameter, or blocks that need names where there are none.
@@ -88,6 +92,7 @@ class MetaOptimize(SavedState):
         compile: str = "auto",
         maximize: bool = False,
         trace_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
     ) -> None:
         lr = float(lr)
         if not (lr > 0 and math.isfinite(lr)):
@@ -105,7 +110,10 @@ class MetaOptimize(SavedState):
             raise ValueError(
                 f"trace_dtype={trace_dtype!r} is not allowed: use None, or torch.bfloat16 with trace='hessian_free'"
             )
+        if stochastic_rounding and compile not in ("auto", "triton"):
+            raise ValueError(f"stochastic_rounding needs compile='triton', not {compile!r}")
         self._trace_dtype = trace_dtype
+        self._stochastic = bool(stochastic_rounding)
         self._base = base_rule(base)
         self._meta = meta_rule(meta)
         self._gamma = float(gamma)
@@ -115,7 +123,7 @@ class MetaOptimize(SavedState):
         self._compile = compile
         self._kernel: Kernel | None = None
         self._eager = EagerKernel()
-        self._whole: WholeStep | None = None
+        self._whole: WholeStep | TritonStep | None = None
         self._live: list[Tensor | slice | int] | None = None
         self._watch = Watch(math.log(lr))
         self._blocks: Blocks | None = None
@@ -241,14 +249,27 @@ class MetaOptimize(SavedState):
             with torch.enable_grad():
                 loss = closure()
         params = self._follow()
+        self._check_capture()
         if self._kernel is None:
             self._kernel = choose(
                 self._compile, self._shared["kernel"], self._param_rules(), self._meta, params
             )
+            if self._stochastic and not isinstance(self._kernel, TritonKernel):
+                raise ValueError("stochastic_rounding needs the triton kernel, which cannot run here")
             self._shared["kernel"] = self.param_groups[0]["kernel"] = self._kernel.name
         if not self._step_at_once(self._kernel, params):
             self._step_by_buckets(self._kernel, params)
         return loss
+
+    def _check_capture(self) -> None:
+        """A CUDA graph replays what it saw: only a kernel that reads everything from the device may be in one."""
+        if not self._shared["beta"].is_cuda or not torch.cuda.is_current_stream_capturing():
+            return
+        if not isinstance(self._kernel, TritonKernel) or self._whole is None:
+            raise RuntimeError(
+                "a step of MetaOptimize can be captured into a CUDA graph only with compile='triton', for dense "
+                "parameters on one device, after steps outside the graph: take three before capturing"
+            )
 
     def _step_with_hessian(self, closure: Callable[[], Any] | None) -> Any:
         assert self._blocks is not None
@@ -314,8 +335,8 @@ class MetaOptimize(SavedState):
         )
 
     def _step_at_once(self, kernel: Kernel, params: list[Tensor]) -> bool:
-        """The whole step in one native call, where everything is a dense tensor on the CPU; whether it was done."""
-        if not isinstance(kernel, NativeKernel):
+        """The whole step in one native call or two launches, where tensors allow it; whether it was done."""
+        if not isinstance(kernel, NativeKernel | TritonKernel):
             return False
         grads = [p.grad for p in params]
         rules = self._param_rules()
@@ -325,20 +346,22 @@ class MetaOptimize(SavedState):
                 return False
         pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
         scale = self._clip_factor([p for p, _ in pairs], [g for _, g in pairs])
-        self._watch.range(
-            *self._whole.run(grads, self.param_groups, self.defaults["lr"], self._shared, scale)
-        )
+        seen = self._whole.run(grads, self.param_groups, self.defaults["lr"], self._shared, scale)
+        if seen is None:
+            self._watch.see(self._shared["beta"])
+        else:
+            self._watch.range(*seen)
         if self._blocks is not None and self._blocks.per_weight and len(pairs) < len(params):
             self._refresh_step_sizes()
         return True
 
     def _prepare(
         self,
-        kernel: NativeKernel,
+        kernel: NativeKernel | TritonKernel,
         params: list[Tensor],
         rules: list[Rule],
         grads: list[Tensor | None],
-    ) -> WholeStep | None:
+    ) -> WholeStep | TritonStep | None:
         assert self._blocks is not None
         if any(is_sharded(p) for p in params):
             return None
@@ -348,10 +371,15 @@ class MetaOptimize(SavedState):
                 continue
             self._fit_state(p, rule)
             self._check_gradient(p, g)
-            if not kernel.takes(p, g, self._moving(p, rule), rule):
+            if isinstance(kernel, NativeKernel) and not kernel.takes(p, g, self._moving(p, rule), rule):
                 return None
         groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
-        return whole_step(
+        make = (
+            whole_step
+            if isinstance(kernel, NativeKernel)
+            else partial(triton_step, stochastic=self._stochastic)
+        )
+        return make(
             params,
             rules,
             grads,
@@ -452,7 +480,7 @@ class MetaOptimize(SavedState):
             moving = [local(x) for x in self._moving(p, rule)]
             if self._blocks.per_weight or not kernel.takes(local(p), local(g), moving, rule):
                 return self._eager
-        elif not rule.elementwise and kernel.name != "inductor":
+        elif not rule.elementwise or isinstance(kernel, TritonKernel):
             return self._eager
         return kernel
 

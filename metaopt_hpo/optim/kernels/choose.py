@@ -17,9 +17,11 @@ from metaopt_hpo.optim.kernels.compiled import CompiledKernel, KernelWarning
 from metaopt_hpo.optim.kernels.describe import NotDescribed, describe, is_described
 from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.native import NativeKernel, library
+from metaopt_hpo.optim.kernels.triton_step import TritonKernel, available, interpreted
+from metaopt_hpo.optim.kernels.triton_try_out import try_out
 from metaopt_hpo.optim.rules import Rule
 
-CHOICES = ("auto", "native", "inductor", "eager")
+CHOICES = ("auto", "native", "triton", "inductor", "eager")
 
 
 def choose(wanted: str, saved: str, base: Sequence[Rule], meta: Rule, params: Sequence[Tensor]) -> Kernel:
@@ -39,6 +41,12 @@ def choose(wanted: str, saved: str, base: Sequence[Rule], meta: Rule, params: Se
         if not problem:
             return NativeKernel()
         _warn("native", problem)
+    if name == "triton":
+        problem = _triton_problem(base, meta, params)
+        if not problem:
+            return TritonKernel()
+        _warn("triton", problem)
+        name = "inductor" if all(p.is_cuda for p in params) else name
     if name == "inductor":
         from torch.utils._triton import has_triton
 
@@ -51,7 +59,9 @@ def choose(wanted: str, saved: str, base: Sequence[Rule], meta: Rule, params: Se
 def _best(base: Sequence[Rule], params: Sequence[Tensor]) -> str:
     if all(p.is_cpu for p in params):
         return "native" if any(map(is_described, base)) else "eager"
-    return "inductor" if all(p.is_cuda for p in params) else "eager"
+    if not all(p.is_cuda for p in params):
+        return "eager"
+    return "inductor" if available() or not any(map(is_described, base)) else "triton"
 
 
 def _native_problem(base: Sequence[Rule], params: Sequence[Tensor]) -> str:
@@ -69,6 +79,19 @@ def _native_problem(base: Sequence[Rule], params: Sequence[Tensor]) -> str:
     except BuildError as error:
         return str(error)
     return ""
+
+
+def _triton_problem(base: Sequence[Rule], meta: Rule, params: Sequence[Tensor]) -> str:
+    if available():
+        return available()
+    if not interpreted() and not all(p.is_cuda for p in params):
+        return "it runs on a GPU only"
+    for rule in (*dict.fromkeys(base), meta):
+        try:
+            describe(rule)
+        except NotDescribed as error:
+            return f"it has no description of {type(rule).__name__}: {error}"
+    return try_out(base[0], meta, params[0].device)
 
 
 _warned: set[tuple[str, str]] = set()

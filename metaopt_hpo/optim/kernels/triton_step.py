@@ -1,0 +1,330 @@
+"""One optimizer's complete step on a GPU: two Triton launches over pointer and chunk tables, whatever the number of
+tensors (one more for every further combination of dtypes).
+
+Nothing is read from the device. Pointers that have changed (gradients do, under ``set_to_none``) go up through pinned
+memory, all of them in one copy. The step can be captured into a CUDA graph, once it has run outside one; a captured
+step reads the tables that stood at the capture, see :meth:`TritonStep.refresh`.
+
+In Triton's interpreter (``TRITON_INTERPRET=1``) the same code runs on CPU tensors; the tests hold it against the plain
+operations that way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaopt_hpo.optim.blocks import Blocks
+from metaopt_hpo.optim.kernels.describe import NotDescribed, describe, is_described, numbers
+from metaopt_hpo.optim.kernels.layout import computed_in, is_dense
+from metaopt_hpo.optim.kernels.triton_source import FIXED, module
+from metaopt_hpo.optim.rules import Rule
+
+BLOCK = 1024
+SMALL, LARGE, MANY = 4096, 16384, 64_000_000
+"""Elements a program, below and above so many elements in all: few programs leave a GPU idle, very many make the
+second kernel's sums long."""
+WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def available() -> str:
+    """ "" where Triton can be used, else why not."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "triton is not installed"
+    return ""
+
+
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
+    """Where tensors lie in memory."""
+    return [x.data_ptr() for x in tensors]
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Start a kernel; everything that reaches the GPU goes through here."""
+    kernel[grid](*args, **constants)
+
+
+class TritonKernel:
+    """What ``choose`` returns for "triton"; the work is in :class:`TritonStep`."""
+
+    name = "triton"
+
+    def advance(self, *_: Any) -> None:
+        raise NotImplementedError("parameters that TritonStep does not take are advanced by plain operations")
+
+
+def triton_step(
+    params: Sequence[Tensor],
+    rules: Sequence[Rule],
+    grads: Sequence[Tensor | None],
+    state: Any,
+    groups: Sequence[int],
+    blocks: Blocks,
+    shared: dict[str, Any],
+    live: Sequence[Sequence[int]],
+    meta: Rule,
+    gamma: float,
+    bounds: tuple[float, float] | None,
+    stochastic: bool = False,
+) -> TritonStep | None:
+    """The whole step of these parameters, or None where it cannot be done so; arguments as of ``whole_step``."""
+    used = [i for i, g in enumerate(grads) if g is not None]
+    beta: Tensor = shared["beta"]
+    if not used or blocks.per_weight or not is_described(meta):
+        return None
+    try:
+        program = describe(rules[used[0]])
+        if any(describe(rules[i]) != program for i in used):
+            return None
+    except NotDescribed:
+        return None
+    for i in used:
+        p, g, own = params[i], grads[i], state[params[i]]
+        assert g is not None
+        moving = [own[name] for name in (*rules[i].states, "h")]
+        if not (p.device == beta.device and p.dtype in WEIGHTS and is_dense(p) and g.dtype == p.dtype):
+            return None
+        if own["step"].device != p.device or g.stride() != p.stride():
+            return None
+        if any(x.shape != p.shape or x.stride() != p.stride() or x.device != p.device for x in moving):
+            return None
+        if any(x.dtype != computed_in(p) for x in moving[:-1]):
+            return None
+    return TritonStep(
+        params, rules, grads, state, groups, blocks, shared, live, meta, gamma, bounds, stochastic
+    )
+
+
+class TritonStep:
+    """See :func:`triton_step`, which makes it."""
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        rules: Sequence[Rule],
+        grads: Sequence[Tensor | None],
+        state: Any,
+        groups: Sequence[int],
+        blocks: Blocks,
+        shared: dict[str, Any],
+        live: Sequence[Sequence[int]],
+        meta: Rule,
+        gamma: float,
+        bounds: tuple[float, float] | None,
+        stochastic: bool,
+    ) -> None:
+        self._pattern = [g is not None for g in grads]
+        used = [i for i, has in enumerate(self._pattern) if has]
+        self._active = sorted(used, key=lambda i: blocks.of[i])
+        self._params = [params[i] for i in self._active]
+        self._dicts = [state[p] for p in self._params]
+        self._states = rules[used[0]].states
+        self._names = (*self._states, "h", "step")
+        self._state = {name: [d[name] for d in self._dicts] for name in self._names}
+        self._looks = _looks(self._params)
+        self._kinds = {name: _looks(column) for name, column in self._state.items()}
+        self._groups = [groups[i] for i in self._active]
+        self._meta, self._gamma, self._bounds, self._stochastic = meta, gamma, bounds, stochastic
+        self._program = describe(rules[used[0]])
+        self._module = module(self._program, describe(meta))
+        self._device = device = shared["beta"].device
+        self._row = FIXED + len(self._states)
+        self._live = live
+        self._kept: list[Tensor] = []
+        self._uploaded: dict[str, list[Any]] = {}
+        self._tables: dict[str, Tensor] = {}
+        own_blocks = [blocks.of[i] for i in self._active]
+        self._lay_out(own_blocks, blocks.count)
+        self._partial = torch.zeros(self._chunk_count, dtype=torch.float64, device=device)
+        self._ticks = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def _lay_out(self, own_blocks: list[int], count: int) -> None:
+        """Chunks in the order of tensors, which is that of blocks; for each block its chunks, tensors, live entries."""
+        sizes = [p.numel() for p in self._params]
+        self._chunk = SMALL if sum(sizes) <= MANY else LARGE
+        chunks: list[int] = []
+        order: dict[Any, list[int]] = {}
+        chunk_ends, tensor_ends = [0] * (count + 1), [0] * (count + 1)
+        number = 0
+        for i, (p, h, n) in enumerate(zip(self._params, self._state["h"], sizes, strict=True)):
+            kind = (p.dtype, computed_in(p), h.dtype)
+            for start in range(0, n, self._chunk):
+                chunks += [i, start]
+                order.setdefault(kind, []).append(number)
+                number += 1
+            chunk_ends[own_blocks[i] + 1] = number
+            tensor_ends[own_blocks[i] + 1] = i + 1
+        live_ends, self._live_slots = [0], []
+        entries: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        for group, own in enumerate(self._live):
+            for place, block in enumerate(own):
+                entries[block].append((group, place))
+        for row in entries:
+            self._live_slots += row
+            live_ends.append(len(self._live_slots))
+        for ends in (chunk_ends, tensor_ends):
+            for b in range(count):
+                ends[b + 1] = max(ends[b + 1], ends[b])
+        ranges: list[int] = []
+        for b in range(count):
+            for ends in (chunk_ends, tensor_ends, live_ends):
+                ranges += [ends[b], ends[b + 1]]
+        self._chunk_count, self._count = number, count
+        self._order = list(order)
+        self._put("chunks", chunks, torch.int64)
+        self._put("ranges", ranges, torch.int64)
+        self._put("sizes", [x for pair in zip(sizes, own_blocks, strict=True) for x in pair], torch.int64)
+        for k, kind in enumerate(self._order):
+            self._put(f"order{k}", order[kind], torch.int64)
+        self._lengths = [len(order[kind]) for kind in self._order]
+
+    def _put(self, name: str, values: list[Any], dtype: torch.dtype) -> Tensor:
+        """A table on the device with these values; it is written only when they have changed."""
+        if self._uploaded.get(name) == values:
+            return self._tables[name]
+        self._uploaded[name] = list(values)
+        cuda = self._device.type == "cuda"
+        host = torch.tensor(values or [0], dtype=dtype, device="cpu")
+        if cuda:
+            host = host.pin_memory()
+        table = self._tables.get(name)
+        if table is None or table.numel() != host.numel():
+            table = self._tables[name] = torch.empty(host.numel(), dtype=dtype, device=self._device)
+        table.copy_(host, non_blocking=True)
+        if cuda and torch.cuda.is_current_stream_capturing():
+            self._kept.append(host)  # a replay copies from it
+        return table
+
+    def matches(self, rules: Sequence[Rule], grads: Sequence[Tensor | None], state: Any) -> bool:
+        """Whether the tables still describe these gradients, the parameters and their state."""
+        if [g is not None for g in grads] != self._pattern:
+            return False
+        if not all(map(is_, map(state.get, self._params), self._dicts)):
+            return False
+        for name in self._names:
+            column = [d[name] for d in self._dicts]
+            if not all(map(is_, column, self._state[name])) or _looks(column) != self._kinds[name]:
+                return False
+        used: list[Any] = [grads[i] for i in self._active]
+        if _looks(self._params) != self._looks or _looks(used) != self._looks:
+            return False
+        own = [rules[i] for i in self._active]
+        if all(rule is own[0] for rule in own):
+            if describe(own[0]) != self._program:
+                return False
+        elif any(describe(rule) != self._program for rule in own):
+            return False
+        self._rules = own
+        return True
+
+    def refresh(self, param_groups: Sequence[dict[str, Any]], lr: float, shared: dict[str, Any]) -> None:
+        """Write multipliers, decay, γ, η and the rules' numbers to the tables where they have changed; between replays
+        of a captured step this is what a schedule needs."""
+        rows = [
+            (group["lr"] / lr, group["weight_decay"], -1.0 if group["maximize"] else 1.0)
+            for group in param_groups
+        ]
+        self._put("factors", [x for i in self._groups for x in rows[i]], torch.float64)
+        values = [list(numbers(rule).values()) for rule in self._rules]
+        self._put("numbers", [x for row in values for x in row], torch.float64)
+        self._number_count = len(values[0])
+        self._put("meta_numbers", list(numbers(self._meta).values()), torch.float64)
+        low, high = self._bounds if self._bounds is not None else (-float("inf"), float("inf"))
+        self._put("common", [self._gamma, shared["meta_lr"], low, high], torch.float64)
+        self._put("live_ratio", [rows[group][0] for group, _ in self._live_slots], torch.float64)
+
+    def run(
+        self,
+        grads: Sequence[Tensor | None],
+        param_groups: Sequence[dict[str, Any]],
+        lr: float,
+        shared: dict[str, Any],
+        scale: Tensor | None,
+    ) -> None:
+        """Do the step."""
+        self.refresh(param_groups, lr, shared)
+        beta: Tensor = shared["beta"]
+        columns = [self._params, [grads[i] for i in self._active], self._state["h"], self._state["step"]]
+        columns += [self._state[name] for name in self._states]
+        found = [addresses(column) for column in columns]  # type: ignore[arg-type]
+        self._put("rows", [x for row in zip(*found, strict=True) for x in row], torch.int64)
+        starts = addresses([group["step_size"] for group in param_groups])
+        live = [starts[group] + place * beta.element_size() for group, place in self._live_slots]
+        self._put("live", live, torch.int64)
+        tables = self._tables
+        for k, (kind, length) in enumerate(zip(self._order, self._lengths, strict=True)):
+            w, wide, h = kind
+            launch(
+                self._module.advance,
+                (length,),
+                tables[f"order{k}"],
+                tables["chunks"],
+                tables["rows"],
+                tables["sizes"],
+                tables["factors"],
+                tables["numbers"],
+                tables["common"],
+                beta,
+                self._partial,
+                beta if scale is None else scale,
+                self._ticks,
+                self._number_count,
+                1 if k == 0 else 0,
+                HAS_SCALE=scale is not None,
+                W=_type(w),
+                T=_type(wide),
+                H=_type(h),
+                DITHER_H=h == torch.bfloat16,
+                ROUND_W=0 if w != torch.bfloat16 else 2 if self._stochastic else 1,
+                ROW=self._row,
+                CHUNK=self._chunk,
+                BLOCK=BLOCK,
+            )
+        launch(
+            self._module.settle,
+            (self._count,),
+            self._partial,
+            tables["ranges"],
+            tables["rows"],
+            tables["common"],
+            tables["meta_numbers"],
+            beta,
+            shared["meta_step"],
+            *(shared[f"meta_{name}"] for name in self._meta.states),
+            shared["skipped"],
+            self._ticks,
+            tables["live"],
+            tables["live_ratio"],
+            T=_type(beta.dtype),
+            ROW=self._row,
+            BLOCK=BLOCK,
+        )
+        torch.autograd.graph.increment_version(self._params)
+
+
+def _looks(tensors: Sequence[Tensor]) -> list[Any]:
+    """What tensors' memory looks like, but for its address."""
+    return [(x.device, x.dtype, x.shape, x.stride()) for x in tensors]
+
+
+def _type(dtype: torch.dtype) -> Any:
+    import triton.language as tl
+
+    return {
+        torch.float32: tl.float32,
+        torch.float64: tl.float64,
+        torch.bfloat16: tl.bfloat16,
+        torch.float16: tl.float16,
+    }[dtype]
