@@ -39,7 +39,7 @@ gain: $(VENV)/.installed-dev
 	$(BIN)/python -m studies.gain --engine $(ENGINE) $(if $(DATA),--data $(DATA),--report)
 
 laws: $(VENV)/.installed-dev
-	$(BIN)/python -m studies.laws --data $(or $(DATA),$(error DATA= the folder of published tables, see docs/laws.md))
+	$(BIN)/python -m studies.laws --data $(or $(DATA),$(error DATA= the folder of published tables, see docs/studies/laws/README.md))
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds -s

@@ -1,4 +1,4 @@
-"""The tables of docs/open-question.md as Markdown, from the frames that `attribute` writes; none is typed by hand."""
+"""The tables of the attribution study as Markdown, from the frames that `attribute` writes; none is typed by hand."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ TOYS = (
         ("", "", "m₀ = gradient"),
     ),
 )  # fmt: skip
-"""Earlier values are those of toy experiments with other code, cited in docs/open-question.md."""
+"""Earlier values are those of toy experiments with other code, cited in docs/studies/attribution/README.md."""
 
 
 def read_frames(folder: Path) -> dict[str, pd.DataFrame]:

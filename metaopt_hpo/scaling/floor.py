@@ -3,7 +3,7 @@
 γ = 1 is Hoffmann et al. 2022 (eq. 2), where a step in tokens is worth the same at every size; E = 0 is Kaplan et
 al. 2020 (eq. 1.5), where a model too small for its tokens gains little from more of them. The tables measured
 here want γ near 0.4: their separable fits leave residuals of ±1.5 % that change sign from small to large sizes
-(docs/laws.md). Parabolas of argmins ("Approach 2") are biased even without noise and are not used.
+(docs/studies/laws/README.md). Parabolas of argmins ("Approach 2") are biased even without noise and are not used.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PRIOR = {
 """Mean and standard deviation of the logarithm of: E and each term over the mean loss, effective exponents, γ.
 
 Exponents and γ lie halfway, in logarithms, between Kaplan et al. (0.076, 0.095; γ = 0.095) and Hoffmann et al.
-(0.34, 0.28; γ = 1), either one standard deviation away. They decide what few cells leave open: docs/laws.md
-compares others."""
+(0.34, 0.28; γ = 1), either one standard deviation away. They decide what few cells leave open:
+docs/studies/laws/README.md compares others."""
 
 MODEL_ERROR = 3e-4
 """Least standard deviation (ln loss) of a cell about the floor that a fit believes."""

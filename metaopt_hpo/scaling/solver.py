@@ -20,7 +20,7 @@ NEAR_QUANTILE = 0.1
 """Runs whose excess over their cell's best is below this quantile have full weight; it falls as 1/excess above.
 
 Measured over nine ordered splits of two tables: 0.05 to 0.15 differ by less than 0.005 % of loss, all runs
-at equal weight are 0.02 % worse (docs/laws.md)."""
+at equal weight are 0.02 % worse (docs/studies/laws/README.md)."""
 
 SKEW_SPREAD = 0.5
 """Prior standard deviation of c/h₁₁ about 0: a bowl of few runs stays symmetric."""

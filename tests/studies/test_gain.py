@@ -152,6 +152,6 @@ def test_the_kept_live_table_is_a_problem_of_its_finished_seeds() -> None:
 def test_the_tables_of_the_docs_are_those_of_the_kept_races(engine: str) -> None:
     docs = Path(live_table.__file__).parents[1]
     found = summary(pd.read_parquet(docs / "studies" / "gain" / f"gain_{engine}.parquet"))
-    text = (docs / "gain.md").read_text(encoding="utf-8")
+    text = (docs / "studies" / "gain" / "README.md").read_text(encoding="utf-8")
     for within in (0.0025, 0.01):
         assert markdown(found, within) in text

@@ -110,7 +110,7 @@ def problems(data: Path | None, live: Path | None) -> list[Problem]:
     """Targets of the tables at hand.
 
     Args:
-        data: folder of the published tables, docs/laws.md says which.
+        data: folder of the published tables, docs/studies/laws/README.md says which.
         live: `live_table`'s file.
     """
     out: list[Problem] = []

@@ -74,7 +74,9 @@ def race_all(
 
 def main(
     engine: Annotated[str, typer.Option(help="optuna or ray.")] = "optuna",
-    data: Annotated[Path | None, typer.Option(help="Folder of published tables (docs/laws.md).")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of published tables (docs/studies/laws/README.md).")
+    ] = None,
     live: Annotated[Path, typer.Option(help="Table of live text-lm runs.")] = live_table.FILE,
     seeds: Annotated[int, typer.Option(help="Repetitions of each method.", min=1)] = 30,
     methods: Annotated[str, typer.Option(help="Comma-separated; all by default.")] = "",

@@ -1,1 +1,1 @@
-"""How well laws predict published tables of real runs (docs/laws.md): `make laws DATA=DIR`."""
+"""How well laws predict published tables of real runs (docs/studies/laws/README.md): `make laws DATA=DIR`."""

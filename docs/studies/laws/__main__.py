@@ -1,6 +1,6 @@
 """Measure laws on published tables: `python -m studies.laws --data DIR`.
 
-Prints the tables of docs/laws.md as Markdown: excess loss at the predicted lr and batch, coverage of intervals, the
+Prints the tables of README.md beside this: excess loss at the predicted lr and batch, coverage of intervals, the
 learned alternative on the same splits, cautions, replay, and speed. One method with one set of settings throughout.
 """
 
@@ -29,7 +29,7 @@ from studies.laws.accuracy import (
     learned_section,
     width_section,
 )
-from studies.laws.borrowing import borrowing_section
+from studies.laws.borrowing import borrowing_section, leaning_section
 from studies.laws.floor_accuracy import floor_section
 from studies.laws.worlds import worlds_section
 from studies.section import Section
@@ -110,7 +110,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    data: Annotated[Path, typer.Option(help="Folder that holds the tables (see docs/laws.md).")],
+    data: Annotated[
+        Path, typer.Option(help="Folder that holds the tables (see docs/studies/laws/README.md).")
+    ],
     seeds: Annotated[int, typer.Option(help="Seeds of each replayed method.")] = 30,
     methods: Annotated[
         str, typer.Option(help="Replayed methods, comma-separated.")
@@ -118,7 +120,7 @@ def main(
     learned: Annotated[bool, typer.Option(help="Also measure the Gaussian process on residuals.")] = True,
     out: Annotated[Path | None, typer.Option(help="Also write the sections here, as JSON.")] = None,
 ) -> None:
-    """Regenerate the tables of docs/laws.md."""
+    """Regenerate the tables of docs/studies/laws/README.md."""
     warnings.simplefilter("ignore", MetaOptWarning)
     warnings.filterwarnings("ignore", message=".*experimental.*")
     try:
@@ -128,6 +130,7 @@ def main(
             lambda: excess_section(splits, laws),
             lambda: coverage_section(splits, laws),
             lambda: borrowing_section(data),
+            lambda: leaning_section(data),
             lambda: worlds_section(),
             lambda: floor_section(data),
             *([lambda: learned_section([*splits, *benchmarks.live_splits()])] if learned else []),

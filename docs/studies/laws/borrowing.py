@@ -62,6 +62,32 @@ def borrowing_section(data: Path, *, seeds: int = SEEDS) -> Section:
     return section
 
 
+def leaning_section(data: Path) -> Section:
+    """What a base changes where trials speak for themselves, and where it is unlike them; the base alone, too."""
+    bases = {"oe": base_of(benchmarks.openeurollm(data)), "sl": base_of(benchmarks.steplaw(data))}
+    centres = {
+        "oe": point_fit(from_table(benchmarks.openeurollm(data))),
+        "sl": point_fit(from_table(benchmarks.steplaw(data))),
+    }
+    section = Section(
+        "Many trials with a base: mean excess, %",
+        ["fit → predict", "runs", "alone", "with the base", "the base alone", "left out as unlike"],
+    )
+    for split in [*benchmarks.ordered_splits(data), *benchmarks.mup_widths_splits(data)]:
+        other = "oe" if split.name.startswith("sl") else "sl"
+        cells = cells_of(split.test)
+        laws = [fit(split.train, allow_weak=True, draws=60), fit(split.train, base=bases[other], draws=60)]
+        means = [f"{100 * np.mean([_excess(law, c, g) for c, g in cells.items()]):.3f}" for law in laws]
+        centre = centres[other].centre
+        alone = [g.excess(*(math.exp(v) for v in centre(*c))) for c, g in cells.items()]
+        unlike = "yes" if any(w.code == "base-unlike" for w in laws[1].warnings) else "–"
+        section.rows.append(
+            [split.title, str(len(split.train)), *means, f"{100 * np.mean(alone):.3f}", unlike]
+        )
+    section.note = "The base of a table is the other one; that of the widths is Step Law's."
+    return section
+
+
 def _row(
     table: TrialTable,
     target: tuple[float, float],

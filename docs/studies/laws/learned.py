@@ -1,7 +1,7 @@
 """A learned alternative: a Gaussian process on the surface's residuals over (ln lr, ln batch, ln size, ln tokens).
 
 Where a table records how its runs went, gradient noise and convergence speed can be inputs too. It competes with the
-surface alone on the same ordered splits (`comparison.evaluate`, docs/laws.md) and is not part of `fit`: it carries a
+surface alone on the same ordered splits (`make laws`, README.md beside this) and is not part of `fit`: it carries a
 nearby cell's deviation over to the target, which helps by less than one run's noise.
 """
 

@@ -64,7 +64,7 @@ def test_stored_exponents_follow_from_the_stored_grids(world, noise, schedule):
 
 
 def test_tables_of_the_page_are_those_of_the_stored_numbers():
-    page = (DOCS / "open-question.md").read_text(encoding="utf-8")
+    page = (DOCS / "studies" / "attribution" / "README.md").read_text(encoding="utf-8")
     made = tables(read_frames(DOCS / "studies" / "attribution"))
     assert len(made) == 5
     for title, table in made.items():
