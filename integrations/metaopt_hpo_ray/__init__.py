@@ -28,6 +28,7 @@ _HOMES = {
     "build_strategy": "strategy",
     "decision_log": "result_table",
     "resources_by_size": "strategy",
+    "restore": "restoring",
     "size_of": "sizes",
     "strategy_space": "strategy",
     "trial_table": "result_table",
@@ -45,6 +46,7 @@ __all__ = [
     "build_strategy",
     "decision_log",
     "resources_by_size",
+    "restore",
     "size_of",
     "strategy_space",
     "trial_table",
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from metaopt_hpo_ray.columns import TuneWarning
     from metaopt_hpo_ray.engine import RayEngine
     from metaopt_hpo_ray.keeper import CurveKeeper
+    from metaopt_hpo_ray.restoring import restore
     from metaopt_hpo_ray.result_table import decision_log, trial_table
     from metaopt_hpo_ray.scheduler import ScalingLawScheduler
     from metaopt_hpo_ray.searcher import ScalingLawSearch

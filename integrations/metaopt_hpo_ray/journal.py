@@ -5,6 +5,7 @@ It is the one copy of what is known. Tune's own snapshots, which are seconds old
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow.fs  # type: ignore[import-untyped]
 
+from metaopt_hpo_ray.restoring import copy_tuner
 from metaopt_hpo_ray.state import BookError, TrialBook, header
 
 logger = logging.getLogger(__name__)
@@ -138,6 +140,9 @@ class Journal:
                 self._from_files(storage)
         except OSError as error:
             logger.warning("the journal of the trials in %s cannot be read: %s", folder, error)
+        if local:
+            with contextlib.suppress(OSError):
+                copy_tuner(str(folder))
         self._events, self._decisions = Appended(path), Appended(folder / DECISIONS)
         self.book.outbox, self.book.decisions = [], []
         self._begin()

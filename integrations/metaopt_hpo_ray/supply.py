@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 from ray.tune.search.search_generator import SearchGenerator
 
 from metaopt_hpo_ray import _compat
+from metaopt_hpo_ray.restoring import copy_state
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +30,18 @@ SUGGESTED = 8
 """Trials suggested by a searcher that may wait at once: it has seen no result of those."""
 
 
+COPYING = 200.0
+"""The copy of Tune's snapshot takes no more than this part of the loop's time, one in so many."""
+
+
 class _Bounded:
     """What the two generators share."""
 
     room: float
     """Trials that may wait."""
     _waiting: list[Trial]
+    _copy_again = 0.0
+    """Time of the monotonic clock before which no copy is made."""
 
     def _full(self) -> bool:
         if len(self._waiting) >= self.room:
@@ -46,6 +54,19 @@ class _Bounded:
             logger.warning("%s is damaged and was moved aside; the trials come from the journal", name)
         return bool(super().has_checkpoint(dirpath))  # type: ignore[misc]
 
+    def save_to_dir(self, dirpath: str, session_str: str, **kwargs: Any) -> None:
+        """Save; Tune has just written its snapshot of the trials, of which a copy is kept."""
+        super().save_to_dir(dirpath, session_str, **kwargs)  # type: ignore[misc]
+        begin = time.monotonic()
+        if begin < self._copy_again:
+            return
+        try:
+            copy_state(dirpath)
+        except OSError as error:
+            logger.warning("no copy of Tune's snapshot could be kept: %s", error)
+        now = time.monotonic()
+        self._copy_again = now + COPYING * (now - begin)
+
     def restore_from_dir(self, dirpath: str) -> None:
         """Go on from the newest saved state; a searcher whose own state is damaged begins anew."""
         try:
@@ -55,7 +76,7 @@ class _Bounded:
             _compat.restore_generator(self, dirpath)
 
 
-class Variants(_Bounded, BasicVariantGenerator):
+class Variants(_Bounded, BasicVariantGenerator):  # type: ignore[misc]
     """Random and grid search."""
 
     room = float("inf")
@@ -87,10 +108,10 @@ class Variants(_Bounded, BasicVariantGenerator):
     def get_state(self) -> Any:
         """For Tune's snapshot."""
         state = super().get_state()  # type: ignore[no-untyped-call]
-        return {**state, "_waiting": []} if isinstance(state, dict) else state
+        return {**state, "_waiting": [], "_copy_again": 0.0} if isinstance(state, dict) else state
 
 
-class Suggestions(_Bounded, SearchGenerator):
+class Suggestions(_Bounded, SearchGenerator):  # type: ignore[misc]
     """Trials that a searcher suggests."""
 
     room = SUGGESTED
@@ -109,7 +130,7 @@ class Suggestions(_Bounded, SearchGenerator):
         return trial
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_waiting": []}
+        return {**self.__dict__, "_waiting": [], "_copy_again": 0.0}
 
 
 def _waits(trial: Trial) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +66,15 @@ def main(storage: str) -> None:
     )
     configs["tune_config"].scheduler = scheduler
 
-    def disturb() -> None:
-        """Kill the node with the GPU in mid-trial; then add others, with fractions of GPUs to share."""
+    tuner = tune.Tuner(with_resources(train, cpus=0.5, gpu_size=16.0), **configs)
+    with ThreadPoolExecutor(1) as driver:  # nodes are added from the main thread only
+        ends = driver.submit(tuner.fit)
         while not any(len(e.points) >= 3 for e in list(scheduler.book.entries.values())):
             time.sleep(0.1)
-        cluster.remove_node(doomed, allow_graceful=False)
+        cluster.remove_node(doomed, allow_graceful=False)  # in mid-trial, and with the only GPU
         time.sleep(1)
         cluster.add_node(num_cpus=2, num_gpus=1)
-
-    thread = threading.Thread(target=disturb, daemon=True)
-    thread.start()
-    results = tune.Tuner(with_resources(train, cpus=0.5, gpu_size=16.0), **configs).fit()
-    thread.join(60)
+        results = ends.result()
     frame = trial_table(results).frame
     nodes = {p.name.split("-", 1)[1] for p in marks.iterdir()}
     said = {

@@ -21,16 +21,20 @@ from stub_cluster import StubCluster, result_of, stub_trial
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies import make
 from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import (
     CurveKeeper,
     ScalingLawScheduler,
     ScalingLawSearch,
     TrialRun,
     TuneWarning,
+    strategy_space,
     trial_table,
     tuner_configs,
 )
+from metaopt_hpo_ray._compat import SUPPORTED
 from metaopt_hpo_ray.keeper import JOURNAL
+from metaopt_hpo_ray.reader import READER
 from metaopt_hpo_ray.state import TrialBook
 
 SPACE = {"size": 100, "tokens": 64, "batch": 8, "lr": tune.loguniform(1e-3, 1e-1)}
@@ -312,3 +316,71 @@ def test_the_keeper_writes_launches_and_stops_of_the_scheduler(tmp_path: Path) -
     again.set_state(json.loads(json.dumps(keeper.get_state())))
     again.open_journal(storage)
     assert json.dumps(copy.book.to_state()) == json.dumps(scheduler.book.to_state())
+
+
+def test_the_command_line_reads_an_experiments_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(tmp_path, [(16.0, 3.0), (64.0, 2.0)])
+    entry = SimpleNamespace(load=lambda: READER)
+    monkeypatch.setattr("metaopt_hpo.trials.readers.entry_points", lambda group: [entry])
+    for path in (tmp_path, tmp_path / JOURNAL):
+        (record,) = TrialTable.read(path).records()
+        assert (record.size, record.lr, record.engine) == (100, 0.01, "ray")
+        assert record.curve is not None
+        assert record.curve.loss == (3.0, 2.0)
+
+
+def test_a_version_of_ray_that_is_built_differently_is_refused_at_wiring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("metaopt_hpo_ray._compat._USED", ((tune.Tuner, ("fit", "no_such_method")),))
+    with pytest.raises(MetaOptError, match=r'no Tuner.no_such_method.*install "ray\[tune\]>=2.60,<2.61"'):
+        tuner_configs(param_space=SPACE)
+
+
+def test_the_supported_versions_are_those_of_the_distribution() -> None:
+    text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    low, high = (".".join(map(str, v)) for v in SUPPORTED)
+    assert f'ray = ["ray[tune]>={low},<{high}"]' in text
+
+
+@pytest.mark.parametrize(
+    ("options", "frequency", "keep", "failures"),
+    [
+        ({}, (0, None), 2, (2, False)),
+        ({"checkpoint_frequency": 5, "checkpoint_at_end": True}, (5, True), 2, (2, False)),
+        ({"fail_fast": True}, (0, None), 2, (0, True)),
+        ({"max_failures": 7, "num_to_keep": None}, (0, None), None, (7, False)),
+        (
+            {"run_options": {"callbacks": None, "checkpoint_config": tune.CheckpointConfig(num_to_keep=3)}},
+            (0, None), 3, (2, False),
+        ),
+        ({"run_options": {"failure_config": tune.FailureConfig(max_failures=-1)}}, (0, None), 2, (-1, False)),
+    ],
+)  # fmt: skip
+def test_checkpoints_and_failures_are_configured_by_name_or_by_tunes_own_configs(
+    options: dict[str, Any], frequency: tuple[int, Any], keep: int | None, failures: tuple[int, Any]
+) -> None:
+    run = tuner_configs(param_space=SPACE, **options)["run_config"]
+    checkpoints = run.checkpoint_config
+    assert (checkpoints.checkpoint_frequency, checkpoints.checkpoint_at_end) == frequency
+    assert checkpoints.num_to_keep == keep
+    assert (run.failure_config.max_failures, run.failure_config.fail_fast) == failures
+
+
+def test_a_strategy_that_finds_its_lr_needs_none_and_small_ones_go_first() -> None:
+    space = {k: v for k, v in SPACE.items() if k != "lr"}
+    tuner_configs(param_space={**space, **strategy_space({"metaoptimize": {}})})
+    with pytest.raises(ValueError, match="'lr'"):
+        tuner_configs(param_space={**space, "strategy": "cosine"})
+    scheduler = ScalingLawScheduler(background=False)
+    CurveKeeper(scheduler)
+    cluster = StubCluster(scheduler, lambda t: [(64.0, 2.0)], slots=1)
+    for size in (8e8, 4e6, 2e6, 1e6):
+        cluster.add(
+            stub_trial(f"{size:g}", **{**space, "size": size, "strategy": "metaoptimize", "lr": None})
+        )
+    cluster.run()
+    assert cluster.started == ["1e+06", "2e+06", "4e+06", "8e+08"]
+    assert all(r.self_tuning and r.lr > 0 for r in scheduler.book.records())

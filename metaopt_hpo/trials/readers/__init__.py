@@ -6,6 +6,7 @@ rows in the tool's own names; `trials.conform` makes the table of them, whoever 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from importlib import import_module
@@ -26,8 +27,16 @@ MODULES = (
 
 def readers() -> list[Reader]:
     """All readers, those of other distributions first."""
-    found = [e.load() for e in entry_points(group="metaopt_hpo.readers")]
-    return found + [import_module(f"{__name__}.{m}").READER for m in MODULES]
+    return _offered() + [import_module(f"{__name__}.{m}").READER for m in MODULES]
+
+
+def _offered() -> list[Reader]:
+    """Readers of other distributions, but for those whose own libraries are not installed."""
+    found: list[Reader] = []
+    for entry in entry_points(group="metaopt_hpo.readers"):
+        with contextlib.suppress(ImportError):
+            found.append(entry.load())
+    return found
 
 
 def names() -> list[str]:
