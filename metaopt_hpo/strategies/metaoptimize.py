@@ -24,6 +24,7 @@ from metaopt_hpo.strategies.base import (
 )
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
 from metaopt_hpo.strategies.registry import register
+from metaopt_hpo.strategies.shared_meta import SharedAdam
 
 LOG_TRAVEL = 40.0
 """How far ln α may move in one run, nats, when `meta_lr` is not given: meta-Adam moves it by at most about
@@ -65,7 +66,8 @@ class MetaOptimizeStrategy(LRStrategy):
             `lr`.
         gamma: discount γ of the eligibility trace (1 in the paper for stationary tasks).
         blocks: which weights share a step size: "scalar", "layer", "tensor", "weight", or a function
-            from a parameter's name to its block's.
+            from a parameter's name to its block's. Under meta-Adam the blocks move together and deviate slowly
+            (`strategies.shared_meta`).
         trace: how the influence of past step sizes is followed: "hessian_free", or "l", "2x2" or "exact" with
             Hessian-vector products. Those take the loss before `backward()`, from a forward pass inside
             `run.forward()`, and cost several times a step (`make bench`); the study says what they bring.
@@ -153,6 +155,12 @@ class MetaOptimizeStrategy(LRStrategy):
         """The base rule with this strategy's coefficients."""
         return AdamW(betas=self.betas) if self.base == "adamw" else base_rule(self.base)
 
+    def meta_rule(self) -> str | Rule:
+        """The meta rule with this strategy's coefficients; Adam over several blocks holds them together."""
+        if self.meta != "adam":
+            return self.meta
+        return AdamW(betas=self.meta_betas) if self.blocks == "scalar" else SharedAdam(betas=self.meta_betas)
+
     def build(self, model: nn.Module | Iterable[nn.Parameter], horizon: int) -> LRRun:
         horizon = check_horizon(horizon)
         model = model if isinstance(model, nn.Module) else list(model)
@@ -166,7 +174,7 @@ class MetaOptimizeStrategy(LRStrategy):
             groups,
             lr=start,
             base=self.base_rule(),
-            meta=AdamW(betas=self.meta_betas) if self.meta == "adam" else self.meta,
+            meta=self.meta_rule(),
             meta_lr=self.horizon_meta_lr(horizon),
             gamma=self.gamma,
             blocks=self.blocks,
