@@ -193,6 +193,11 @@ class MetaOptimizeRun(LRRun):
         """Step sizes of the last step, ramps included: one value a block."""
         return self.optimizer.step_sizes() * self._factor
 
+    @property
+    def found_lr(self) -> float | None:
+        """The learning rate found: what the run committed to (geometric mean over blocks), None before it has."""
+        return None if self._committed is None else float(self._committed.double().log().mean().exp())
+
     def group_step_sizes(self) -> Tensor:
         return torch.stack([g["step_size"].double().log().mean().exp() for g in self.optimizer.param_groups])
 
