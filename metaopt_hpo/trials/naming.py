@@ -129,11 +129,13 @@ def _column(name: str, known: Sequence[str]) -> str | None:
     """The column of that name; prefixes that tools add, and case, may be left out where that is unambiguous."""
     if name in known:
         return name
-    for prefix in ("config.", "config/", "params_", "params.", "user_attrs_", "summary.", "metrics."):
-        if prefix + name in known:
-            return prefix + name
-    near = [n for n in known if quantities.normalise(n) == quantities.normalise(name)]
-    return near[0] if len(near) == 1 else None
+    wanted = quantities.normalise(name)
+    set_before = [n for n in known if quantities.parts(n) == ("config", wanted)]
+    near = set_before or [n for n in known if wanted in (quantities.normalise(n), quantities.parts(n)[1])]
+    if len(near) == 1:
+        return near[0]
+    bare = [n for n in known if n == re.sub(r"^(?:summary|config|metrics)[./]", "", name)]
+    return bare[0] if bare else None
 
 
 def _absent(absent: Sequence[tuple[str, str]], known: Sequence[str]) -> str:

@@ -1,12 +1,11 @@
 """Tables and logs that other tools wrote: one file a tool's exports, found by what lies at a path.
 
-`open_export` asks each reader, those of other distributions (entry points `metaopt_hpo.readers`) first. A reader gives
+`open_export` asks each reader, then those of other distributions (entry points `metaopt_hpo.readers`). A reader gives
 rows in the tool's own names; `trials.conform` makes the table of them, whoever wrote it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
 from importlib import import_module
@@ -25,23 +24,32 @@ MODULES = (
 """Modules of this folder, in the order in which they are asked; each has a `READER`."""
 
 
-def readers() -> list[Reader]:
-    """All readers, those of other distributions first."""
-    return _offered() + [import_module(f"{__name__}.{m}").READER for m in MODULES]
+def own_readers() -> list[Reader]:
+    """The readers of this folder, in the order in which they are asked."""
+    return [import_module(f"{__name__}.{m}").READER for m in MODULES]
 
 
-def _offered() -> list[Reader]:
-    """Readers of other distributions, but for those whose own libraries are not installed."""
-    found: list[Reader] = []
+def plain_reader() -> Reader:
+    """The reader of tables without a tool of their own."""
+    from metaopt_hpo.trials.readers.plain import READER
+
+    return READER
+
+
+def other_readers() -> list[Reader]:
+    """Those of other distributions, whose frameworks are loaded with them; none where one is not installed."""
+    found = []
     for entry in entry_points(group="metaopt_hpo.readers"):
-        with contextlib.suppress(ImportError):
+        try:
             found.append(entry.load())
+        except ImportError:
+            continue
     return found
 
 
 def names() -> list[str]:
     """What `format=` takes."""
-    return [r.name for r in readers()]
+    return [r.name for r in (*own_readers(), *other_readers())]
 
 
 def open_export(path: str | os.PathLike[str], *, format: str | None = None) -> Export:
@@ -57,21 +65,26 @@ def open_export(path: str | os.PathLike[str], *, format: str | None = None) -> E
     """
     text = os.fspath(path)
     if format is not None:
-        known = {r.name: r for r in readers()}
+        known = {r.name: r for r in own_readers()}
+        if format not in known:
+            known |= {r.name: r for r in other_readers()}
         if format not in known:
             near = did_you_mean(format, known)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"format must be one of {', '.join(known)}, got {format!r}{hint}")
         return known[format].read(text)
-    for reader in readers():
-        if reader.recognises(text):
-            return reader.read(text)
+    for ask in (own_readers, other_readers):  # the others' frameworks take seconds to load
+        for reader in ask():
+            if reader.recognises(text):
+                return reader.read(text)
     if "://" in text:
         raise TableError(
             f"no reader knows {text!r}; an Optuna storage needs pip install 'metaopt-hpo[optuna]'"
         )
     if not Path(text).exists():
         raise TableError(f"there is no table at {text!r}")
+    if Path(text).is_file():
+        return plain_reader().read(text)  # says which kinds of files it knows
     raise TableError(
         f"{text!r} holds nothing that a reader knows: {', '.join(names())}; give the folder of the runs themselves, or "
         "their table as CSV, Parquet or JSON"

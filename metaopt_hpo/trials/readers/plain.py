@@ -11,12 +11,17 @@ from metaopt_hpo.trials.schema import TableError
 OWN = "trials.parquet"
 """The table in a comparison's results folder."""
 
+JOURNAL = "metaopt-trials.jsonl"
+"""The Ray integration's journal: lines of it are no trials, and its own reader knows them."""
+
 TITLES = {".parquet": "Parquet table", ".feather": "Feather table", ".json": "JSON table"}
 
 
 def recognises(path: str) -> bool:
-    """A file, whatever its name; a folder that holds our own table."""
-    return Path(path).is_file() or (Path(path) / OWN).is_file()
+    """A file of a known kind; a folder that holds our own table."""
+    file = Path(path)
+    table = file.is_file() and files.suffix(file) in files.SUFFIXES and file.name != JOURNAL
+    return table or (file / OWN).is_file()
 
 
 def read(path: str) -> Export:

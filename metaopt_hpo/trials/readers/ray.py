@@ -15,6 +15,7 @@ from typing import Any
 from metaopt_hpo.trials import files
 from metaopt_hpo.trials.quantities import flatten
 from metaopt_hpo.trials.readers.base import Export, Reader, files_below, long_frame, one_frame, run_name
+from metaopt_hpo.trials.readers.plain import JOURNAL
 from metaopt_hpo.trials.schema import Note, TableError
 
 RESULTS = ("result.json", "progress.csv")
@@ -27,6 +28,8 @@ def recognises(path: str) -> bool:
         return given.name == "result.json" or (
             given.name == "progress.csv" and (given.parent / "params.json").is_file()
         )
+    if (given / JOURNAL).is_file():
+        return False  # an experiment with a journal is left to the integration's own reader
     return any((p.parent / n).is_file() for p in files_below(path, "params.json", depth=3) for n in RESULTS)
 
 
