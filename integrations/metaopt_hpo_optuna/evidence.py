@@ -1,10 +1,4 @@
-"""What a study knows so far: finished trials, the best of each size, and the law they bear.
-
-A law is a function of the finished trials alone, so that every worker that has seen the same trials decides
-alike: they are taken in the order they finished, and the law is fitted to the first K of them, K growing by a
-tenth at a time. Decisions lag by one of these steps: while the law of the last step but one decides, that of the
-last is fitted by a thread (`laws`), so that no report waits for a fit, and none depends on how long one takes.
-"""
+"""What a study knows so far: its ended trials, read once each, and the law in force (`scaling.policy.refits`)."""
 
 from __future__ import annotations
 
@@ -20,23 +14,13 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_optuna import _compat, laws
-from metaopt_hpo_optuna.fields import Fields, StudyWarning, strategy_of, tuning_of
-from metaopt_hpo_optuna.known import (
-    Cell,
-    Known,
-    Row,
-    before,
-    place,
-    row_of,
-    step,
-    unfinished_row,
-)
+from metaopt_hpo_optuna import _compat
+from metaopt_hpo_optuna.fields import Fields, StudyWarning, reports_of, strategy_of, tuning_of
+from metaopt_hpo_optuna.known import Cell, Known, Row, place, row_of, unfinished_row
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
-    from metaopt_hpo.scaling import Law
+    from metaopt_hpo.scaling.policy import Run
     from metaopt_hpo.scaling.policy.points import Bowl, Runs
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -52,11 +36,16 @@ class Evidence:
         names: where trials keep size, tokens, batch and lr.
         source_studies: studies whose trials count as well, read again when they have grown.
         allow_weak: fit from two sizes too.
-        need: completed trials with a size below which no law is fitted.
+        need: completed trials with a size below which no law is fitted; by default the policy's own.
     """
 
     def __init__(
-        self, names: Fields, source_studies: Sequence[Study], *, allow_weak: bool, need: int
+        self,
+        names: Fields,
+        source_studies: Sequence[Study],
+        *,
+        allow_weak: bool = False,
+        need: int | None = None,
     ) -> None:
         if isinstance(source_studies, Study):
             raise ValueError("source_studies must be a list of studies, got one study; put it in brackets")
@@ -70,7 +59,7 @@ class Evidence:
         self.names = names
         self.sources = tuple(source_studies)
         self._allow_weak = allow_weak
-        self._need = max(need, 1)
+        self._need = need
         self._forget()
 
     def _forget(self) -> None:
@@ -89,6 +78,13 @@ class Evidence:
     def place(self, trial: FrozenTrial) -> Cell | None:
         """Size and planned tokens of a trial, None where it has not both."""
         return place(trial, self.names)
+
+    def size_of(self, trial: FrozenTrial) -> float | None:
+        """Size of another trial, None where it has none that is a number."""
+        try:
+            return self.names.get(trial, "size")
+        except ValueError:
+            return None
 
     def place_of(self, study: Study, trial: FrozenTrial) -> Cell | None:
         """`place` of a trial of this study, after a check that it is what it was when last asked.
@@ -120,19 +116,40 @@ class Evidence:
         Raises:
             ValueError: a multi-objective study, or a source whose direction contradicts the study's.
         """
+        from metaopt_hpo.scaling.policy import Refits
+        from metaopt_hpo.scaling.policy.refits import START
+
         with self._lock:
             known = self._read(study, at_ask)
-            count = len(known.finished)
-            key = (before(count), *(step(len(s.finished)) for s in known.sources))
-            if key != known.fitted:
-                known.law, known.refusal = self._fit(known.first(key[0], steps=True))
-                known.fitted = key
-            if step(count) != known.ahead:
-                known.ahead = step(count)
-                coming = known.first(known.ahead, steps=True)
-                if known.ahead > key[0] and len(coming) >= self._need:
-                    laws.prepare(coming, self._allow_weak)
+            need = START if self._need is None else self._need
+            if known.refits is None:
+                known.refits = Refits(need=need, allow_weak=self._allow_weak)
+            known.fitted = known.refits.in_force(known.history, [k.history for k in known.sources])
             return known
+
+    def run_of(self, study: Study, trial: FrozenTrial) -> Run | None:
+        """The trial as the policy sees it, with its whole curve; None where a quantity is missing.
+
+        Raises:
+            ValueError: a quantity is no positive number, or has changed since it was last asked.
+        """
+        from metaopt_hpo.scaling.policy import Run
+
+        cell = self.place_of(study, trial)
+        batch, lr = self.names.get(trial, "batch"), self.names.get(trial, "lr")
+        if cell is None or batch is None or lr is None:
+            return None
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        reports = reports_of(trial, self.names)
+        return Run(
+            size=cell[0],
+            tokens=cell[1],
+            batch=batch,
+            lr=lr,
+            strategy=strategy_of(trial),
+            self_tuning=tuning_of(trial) == "self",
+            curve=tuple((t, sign * value) for t, value in reports.points),
+        )
 
     def runs(self, study: Study, trial: FrozenTrial) -> tuple[Runs, Bowl | None]:
         """All runs that began before `trial`, for proposals, and the bowl they show.
@@ -142,6 +159,7 @@ class Evidence:
         The bowl is that of the first K finished trials, K as for laws; it takes milliseconds.
         """
         from metaopt_hpo.scaling.policy.points import Runs, bowl_of
+        from metaopt_hpo.scaling.policy.refits import step
 
         strategy = strategy_of(trial)
 
@@ -150,17 +168,13 @@ class Evidence:
 
         with self._lock:
             known = self._read(study, True)
-            key = (step(len(known.finished)), sum(len(s.finished) for s in known.sources))
+            key = (step(known.finished), sum(s.finished for s in known.sources))
             if strategy not in known.bowls or known.bowls[strategy][0] != key:
-                rows = [row_of(r) for r in known.first(key[0]) if counts(r.strategy) and not r.self_tuning]
+                rows = [row_of(r) for r in known.records(key[0]) if counts(r.strategy) and not r.self_tuning]
                 known.bowls[strategy] = (key, bowl_of(Runs.of(rows)))
-            rows = [
-                row_of(r)
-                for r in known.first(len(known.finished))
-                if counts(r.strategy) and not r.self_tuning
-            ]
-            without = [*known.pruned, *self._running(study, trial)]
-            rows += [row for _, row, other in without if counts(other)]
+            rows = [row_of(r) for r in known.records() if counts(r.strategy) and not r.self_tuning]
+            without = [*known.pruned.values(), *self._running(study, trial)]
+            rows += [row for row, other in without if counts(other)]
             return Runs.of(rows), known.bowls[strategy][1]
 
     def undecided(self, study: Study, trial: FrozenTrial) -> int:
@@ -168,17 +182,22 @@ class Evidence:
         return sum(
             1
             for other in _compat.trials_at_ask(study)
-            if other.state == TrialState.RUNNING
-            and other.number < trial.number
-            and self.names.get(other, "lr") is None
+            if other.state == TrialState.RUNNING and other.number < trial.number and self._row(other) is None
         )
 
-    def _running(self, study: Study, trial: FrozenTrial) -> Iterator[tuple[int, Row, str]]:
+    def _running(self, study: Study, trial: FrozenTrial) -> Iterator[tuple[Row, str]]:
         for other in _compat.trials_at_ask(study):
             if other.state == TrialState.RUNNING and other.number != trial.number:
-                row = unfinished_row(other, self.names)
+                row = self._row(other)
                 if row is not None and tuning_of(other) != "self":
-                    yield other.number, row, strategy_of(other)
+                    yield row, strategy_of(other)
+
+    def _row(self, other: FrozenTrial) -> Row | None:
+        """Where another trial is, None where it has yet to choose, or where what it says is no number."""
+        try:
+            return unfinished_row(other, self.names)
+        except ValueError:
+            return None
 
     def _read(self, study: Study, at_ask: bool) -> Known:
         known = self._update(study, at_ask)
@@ -190,7 +209,9 @@ class Evidence:
                     f"{study.study_name!r} to {study.direction.name.lower()}; a law cannot serve both, "
                     "negate the values of one of them"
                 )
-        finished = sum(len(k.finished) for k in (known, *known.sources))
+        for of, read in ((study, known), *zip(self.sources, known.sources, strict=True)):
+            self._tell_about(of, read)
+        finished = sum(k.finished for k in (known, *known.sources))
         if finished and not any(k.positive for k in (known, *known.sources)):
             maximize = study.direction == StudyDirection.MAXIMIZE
             self.tell_once(
@@ -222,7 +243,19 @@ class Evidence:
             known.take(ended, self.names, study)
         return known
 
-    def _fit(self, records: list[TrialRecord]) -> tuple[Law | None, str]:
-        if len(records) < self._need:
-            return None, f"{len(records)} of the {self._need} completed trials a law needs first"
-        return laws.fit_once(records, self._allow_weak)
+    def _tell_about(self, study: Study, known: Known) -> None:
+        """Say once what of a study cannot be used."""
+        if known.left_out:
+            number, why = next(iter(known.left_out.items()))
+            self.tell_once(
+                f"left-out-{study.study_name}",
+                f"{len(known.left_out)} trials of study {study.study_name!r} are left out, trial {number} for one: "
+                f"{why}",
+            )
+        if study in self.sources and known.seen and not known.finished and not known.left_out:
+            names = ", ".join(repr(n) for n in sorted(self.names.names()))
+            self.tell_once(
+                f"no-size-{study.study_name}",
+                f"none of the {len(known.seen)} ended trials of source study {study.study_name!r} has all of {names} "
+                "as parameters or user attributes, so it teaches nothing; its names must be those of this study",
+            )

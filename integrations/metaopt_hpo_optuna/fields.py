@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.trials.record import Tuning
+from metaopt_hpo.trials.steps import tokens_of
 
 RECORD = "metaopt:record"
 """User attribute: the whole trial record as a JSON object, written when the run ends."""
@@ -34,6 +35,9 @@ CONFIGURATION = "metaopt:configuration"
 REPEATS = "metaopt:repeats"
 """User attribute: number of the finished trial whose value this one took instead of training."""
 
+SPARED = "metaopt:spared"
+"""User attribute: the law would stop the trial, and it is let finish to see whether the law is right."""
+
 LEASE = "metaopt:lease"
 """User attribute: Unix time until which a running trial counts as alive."""
 
@@ -53,6 +57,7 @@ class Fields:
         lr: the knob.
         models: choices of the parameter `model`, each with its (size, tokens); a trial that has chosen one needs
             no further attribute.
+        epoch_tokens: tokens of an epoch, where reports count epochs.
     """
 
     size: str | float = "size"
@@ -61,6 +66,7 @@ class Fields:
     lr: str = "lr"
     models: Mapping[Any, tuple[float, float]] = field(default_factory=dict)
     model: str = "model"
+    epoch_tokens: str | float = "tokens_per_epoch"
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -71,7 +77,7 @@ class Fields:
                     f"models must map each choice of {self.model!r} to (size, tokens), both numbers > 0, "
                     f"got {choice!r}: {pair!r}"
                 )
-        for name in ("size", "tokens", "batch", "lr"):
+        for name in ("size", "tokens", "batch", "lr", "epoch_tokens"):
             source = getattr(self, name)
             if isinstance(source, str) and source:
                 continue
@@ -82,7 +88,7 @@ class Fields:
                 )
 
     def get(self, trial: FrozenTrial, name: str) -> float | None:
-        """The quantity `name` ("size", "tokens", "batch", "lr") of a trial; None where it has none.
+        """The quantity `name` ("size", "tokens", "batch", "lr", "epoch_tokens"); None where the trial has none.
 
         Raises:
             ValueError: the parameter and the user attribute of that name disagree, or it is no positive number.
@@ -174,3 +180,51 @@ def planned_of(trial: FrozenTrial) -> float | None:
     """Planned tokens as `TrialRun` writes them; None where the trial does not say."""
     value = trial.user_attrs.get("tokens", trial.params.get("tokens"))
     return None if value is None or not _positive(value) else float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """A trial's reports by tokens seen.
+
+    Attributes:
+        points: (tokens, value) in order; empty where it is not known how many tokens a step is.
+        problem: what is wrong with the steps, and what to do; empty where nothing is.
+    """
+
+    points: tuple[tuple[float, float], ...] = ()
+    problem: str = ""
+
+
+def reports_of(trial: FrozenTrial, names: Fields) -> Reports:
+    """A trial's reports by tokens: a step is a token count (`trials.steps`), or an epoch of known length.
+
+    Steps below one optimizer step's tokens are no token counts: most objectives report by epoch. Where the trial says
+    how many tokens an epoch has, they are taken as that; epochs from 0 are those that have been done by then.
+    """
+    steps = sorted(trial.intermediate_values)
+    planned = names.get(trial, "tokens")
+    if not steps or planned is None:
+        return Reports()
+    batch, epoch = names.get(trial, "batch"), names.get(trial, "epoch_tokens")
+    least = 0.5 * min(batch, planned) if batch is not None else 1e-6 * planned
+    positive = [s for s in steps if s > 0]
+    if steps != [0] and positive and positive[0] < least:
+        if epoch is None:
+            return Reports(
+                problem=f"it reports at step {positive[0]}, which is no number of tokens (an optimizer step is "
+                f"{2 * least:g}); report tokens seen as the step, trial.report(loss, tokens), or set the user "
+                f"attribute {names.epoch_tokens!r} where steps are epochs"
+            )
+        done = 1 if steps[0] == 0 else 0
+        return Reports(tuple((epoch * (s + done), trial.intermediate_values[s]) for s in steps))
+    if steps == [0] and epoch is not None:
+        return Reports(((epoch, trial.intermediate_values[0]),))
+    tokens = [tokens_of(s) for s in steps]
+    if tokens[-1] > 1.5 * planned:
+        return Reports(
+            problem=f"it reports at step {steps[-1]} and is planned for {planned:g} tokens; report tokens as the step, "
+            "on the shared grid, as TrialRun does"
+        )
+    return Reports(
+        tuple((t, trial.intermediate_values[s]) for t, s in zip(tokens, steps, strict=True) if t > 0)
+    )

@@ -2,62 +2,59 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from optuna.pruners import BasePruner, HyperbandPruner
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
-from metaopt_hpo.scaling.forecast import DRIFT
 from metaopt_hpo_optuna import _compat, fairness
 from metaopt_hpo_optuna.evidence import Evidence
-from metaopt_hpo_optuna.fields import REASON, Fields, tuning_of
-from metaopt_hpo_optuna.known import Known
+from metaopt_hpo_optuna.fields import REASON, SPARED, Fields, reports_of
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
-    from metaopt_hpo.scaling.policy import Verdict
-
-MIN_PEERS = 3
-"""Finished trials that must have reported at the same tokens before a running loss says anything."""
-
-SAME = 1e-3
-"""Relative difference below which two sizes, or two token counts, are one."""
+    from metaopt_hpo.scaling.policy import Decision, History, Run
 
 
 class ScalingLawPruner(BasePruner):
     """Pruner that asks a law fitted to the study's finished trials whether a trial can still win.
 
     The law is fitted over size, tokens, batch and lr, to the trials that completed in this study and in
-    `source_studies`. Its forecast, with the trial's loss so far and how far finished trials still fell from the
-    same tokens, gives a distribution of the trial's final loss; the trial is pruned when its chance to beat the
-    best finished trial of the same size and tokens is below 5 %. Before there is such a trial, the top of the
-    law's interval for the best stands for it.
+    `source_studies`. Its forecast, with the trial's loss so far and how far finished trials still fell from there,
+    gives a distribution of the trial's final loss; the trial is pruned when its chance to beat the best finished
+    trial of the same size and tokens is below 5 %. Before there is such a trial, the top of the law's interval for
+    the best stands for it. The decision is `scaling.policy.stopping.decide`, the same as everywhere.
 
-    Trials of sizes below the largest with evidence are what the law learns from and cost little; they are left
-    to the wrapped pruner, as is everything the law cannot judge: too few trials, sizes or learning rates, a
-    size too far away, a strategy that finds its own lr, and the early part of a run, where finished trials
-    still changed ranks. After five pruned trials of one size in a row the next one is let finish, so that a law that is
-    wrong meets the evidence. The reason of each stop is the user attribute `metaopt:reason`.
+    Trials of a size below the largest with evidence are what the law learns from; until five have finished there they
+    are left to the wrapped pruner, as is everything the law cannot judge: too few trials, sizes or learning rates, a
+    size too far away, a strategy that finds its own lr or is another than the law's, and the early part of a run,
+    where finished trials still changed ranks. After five pruned trials in a row one is let finish, so that a law that
+    is wrong meets the evidence. The reason of each stop is the user attribute `metaopt:reason`.
 
-    The decision is a function of the trial and of the finished trials, so all workers that have seen the same
+    The decision is a function of the trial and of the ended trials, so all workers that have seen the same
     trials decide alike. The law is kept in the process and fitted again when a tenth more trials have finished.
+
+    `report` takes tokens as its step; `TrialRun` does all of this. Objectives that report epochs say how many tokens
+    one has in the user attribute `tokens_per_epoch`. What keeps the law from being used is said once, as a
+    `StudyWarning`; nothing but a wrong study raises.
 
     Args:
         size, tokens, batch, lr: parameter or user attribute that holds the quantity; for the first three a
-            number that all trials share. `report` takes tokens as its step. `TrialRun` does all of this.
+            number that all trials share.
         source_studies: further studies to learn from, of smaller models or of an earlier search.
-        wrapped: pruner for what the law cannot judge; None keeps such trials.
+        wrapped: pruner for what the law cannot judge, asked as `fairness` says; None keeps such trials.
         n_startup_trials: completed trials with a size, those of the sources included, before which nothing is
-            pruned (default 10; the law itself also refuses fewer than three sizes).
-        n_warmup_tokens: tokens of a trial before which it is not pruned (default 0).
-        min_size: trials from this size on are judged by the law; default the largest size with evidence.
+            pruned (default 6; the law itself also refuses fewer than three sizes).
+        n_warmup_tokens: tokens of a trial before which it is not pruned by the law (default 0).
+        min_size: trials from this size on are judged by the law; default the largest size with evidence, and
+            smaller ones once five have finished there.
 
     Raises:
-        ValueError: an argument out of range; later, a multi-objective study, a source whose direction
-            contradicts the study's, a trial whose size changes.
+        ValueError: an argument out of range; later, a multi-objective study, or a source whose direction
+            contradicts the study's.
     """
 
     def __init__(
@@ -69,11 +66,11 @@ class ScalingLawPruner(BasePruner):
         lr: str = "lr",
         source_studies: Sequence[Study] = (),
         wrapped: BasePruner | None = None,
-        n_startup_trials: int = 10,
+        n_startup_trials: int | None = None,
         n_warmup_tokens: float = 0,
         min_size: float | None = None,
     ) -> None:
-        if n_startup_trials < 0:
+        if n_startup_trials is not None and n_startup_trials < 0:
             raise ValueError(f"n_startup_trials must be at least 0, got {n_startup_trials!r}")
         if not n_warmup_tokens >= 0:
             raise ValueError(f"n_warmup_tokens must be at least 0, got {n_warmup_tokens!r}")
@@ -86,9 +83,7 @@ class ScalingLawPruner(BasePruner):
             )
         if wrapped is not None and not isinstance(wrapped, BasePruner):
             raise ValueError(f"wrapped must be an optuna pruner or None, got {type(wrapped).__name__}")
-        self._evidence = Evidence(
-            Fields(size, tokens, batch, lr), source_studies, allow_weak=False, need=n_startup_trials
-        )
+        self._evidence = Evidence(Fields(size, tokens, batch, lr), source_studies, need=n_startup_trials)
         self._wrapped = wrapped
         self._n_warmup_tokens = n_warmup_tokens
         self._min_size = min_size
@@ -98,95 +93,92 @@ class ScalingLawPruner(BasePruner):
         check_single_objective(study, "ScalingLawPruner")
         if trial.last_step is None:
             return False
-        verdict = self.verdict(study, trial)
-        if verdict is None or verdict.action == "abstain":
+        decision = self.decision(study, trial)
+        if decision is None or decision.action == "abstain":
             return self._wrapped is not None and fairness.prune(self._wrapped, study, trial)
-        if verdict.action != "stop" or self._unchecked(study, trial):
+        if decision.spared:
+            _compat.write_user_attr(study, trial, SPARED, True)
+        if decision.action != "stop":
             return False
-        _compat.write_user_attr(study, trial, REASON, f"after {trial.last_step} tokens: {verdict.reason}")
+        _compat.write_user_attr(study, trial, REASON, f"after {self._seen(trial)}: {decision.reason}")
         return True
 
     def refuse_launch(self, study: Study, trial: FrozenTrial) -> str | None:
         """Why the trial should not be started at all, or None; `TrialRun` asks before the first step."""
         if len(study.directions) > 1:
             return None
-        verdict = self.verdict(study, trial)
-        if verdict is None or verdict.action != "stop" or self._unchecked(study, trial):
+        decision = self.decision(study, trial)
+        if decision is None or decision.action != "stop":
+            if decision is not None and decision.spared:
+                _compat.write_user_attr(study, trial, SPARED, True)
             return None
-        return f"not started: {verdict.reason}"
+        return f"not started: {decision.reason}"
 
-    def _unchecked(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the last `PATIENCE` trials of this size and tokens that ended were all pruned."""
-        from metaopt_hpo.scaling.policy import PATIENCE
+    def decision(self, study: Study, trial: FrozenTrial) -> Decision | None:
+        """The policy's decision on a trial as it stands; None where the trial does not say enough.
 
-        place = self._evidence.place(trial)
-        assert place is not None  # it has just been judged
-        last = self._evidence.read(study).ended.get(place, ())[-PATIENCE:]
-        return len(last) == PATIENCE and not any(complete for _, complete in last)
+        Raises:
+            ValueError: a source whose direction contradicts the study's.
+        """
+        from metaopt_hpo.scaling.policy import PATIENCE, Rule, decide
 
-    def verdict(self, study: Study, trial: FrozenTrial) -> Verdict | None:
-        """The law's verdict on a trial as it stands; None where there is no law or it is not to judge."""
-        place = self._evidence.place_of(study, trial)
-        if place is None:
+        evidence = self._evidence
+        try:
+            run = evidence.run_of(study, trial)
+        except ValueError as error:
+            evidence.tell_once("no-number", f"ScalingLawPruner: {error}")
+            return None
+        known = evidence.read(study)
+        if run is None:
+            self._tell_missing(study, trial)
+            return None
+        reports = reports_of(trial, evidence.names)
+        if reports.problem:
+            evidence.tell_once(
+                "steps",
+                f"ScalingLawPruner: trial {trial.number} of study {study.study_name!r} cannot be judged while it runs: "
+                f"{reports.problem}",
+            )
+        if trial.last_step is not None and not run.curve:
+            return None
+        try:
+            rule = Rule(grace_tokens=self._n_warmup_tokens, min_size=self._min_size)
+            if known.history.stops_in_a_row(run.size) >= PATIENCE:
+                run = self._with_spared(study, trial, run, known.history)
+            assert known.fitted is not None
+            others = [k.history for k in known.sources]
+            return decide(run, known.history, known.fitted, rule, others=others)
+        except Exception as error:  # a law that fails must not end a search
+            evidence.tell_once(
+                "failed",
+                f"ScalingLawPruner: trial {trial.number} was not judged ({type(error).__name__}: {error})",
+            )
+            return None
+
+    def _with_spared(self, study: Study, trial: FrozenTrial, run: Run, history: History) -> Run:
+        """Which running trials are being let finish, as the storage has it: a trial's own copy may be older."""
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        spared = {t.number: self._evidence.size_of(t) for t in running if SPARED in t.user_attrs}
+        history.sparing_only({number: size for number, size in spared.items() if size is not None})
+        return replace(run, spared=trial.number in spared)
+
+    def _tell_missing(self, study: Study, trial: FrozenTrial) -> None:
+        names = self._evidence.names
+        if self._evidence.place(trial) is None:
             self._evidence.tell_once(
                 "no-size",
                 f"ScalingLawPruner: trial {trial.number} of study {study.study_name!r} has no "
-                f"{self._evidence.names.size!r} or no {self._evidence.names.tokens!r}, so no law can judge it; "
+                f"{names.size!r} or no {names.tokens!r}, so no law can judge it; "
                 "set both with trial.set_user_attr before the first report, or use TrialRun",
             )
-            return None
-        size, tokens = place
-        step = trial.last_step
-        if step is not None and not self._n_warmup_tokens <= step <= 1.5 * tokens:
-            if step > 1.5 * tokens:
-                self._evidence.tell_once(
-                    "steps",
-                    f"ScalingLawPruner: trial {trial.number} reported step {step} and is planned for {tokens:g} "
-                    "tokens; report tokens as the step, on the shared grid, as TrialRun does",
-                )
-            return None
-        batch = self._evidence.names.get(trial, "batch")
-        lr = self._evidence.names.get(trial, "lr")
-        known = self._evidence.read(study)
-        if known.law is None or batch is None or lr is None or tuning_of(trial) == "self":
-            return None
-        if size < (known.law.domain.size[1] if self._min_size is None else self._min_size) * (1 - SAME):
-            return None
-        curve = None
-        if step is not None:
-            sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-            reached = _expected_end(known, step, tokens, sign * trial.intermediate_values[step])
-            if reached is None:
-                return None
-            curve = [(float(step), sign * trial.intermediate_values[step])]
-            if known.law.fall is None:
-                # without curves the forecast compares with a run planned for `step` tokens, which has cooled down
-                longer = known.law.loss(size, tokens, batch, lr)
-                curve = [(float(step), reached * float(known.law.loss(size, step, batch, lr) / longer))]
-        goal = incumbent(known, size, tokens)
-        if goal is None:
-            # nobody has finished here: stop only what would end above all the law holds possible for the best
-            goal = known.law.predict(size, tokens, batch).loss.high
-        return known.law.verdict(size=size, tokens=tokens, lr=lr, batch=batch, incumbent=goal, curve=curve)
+        else:
+            self._evidence.tell_once(
+                "no-lr",
+                f"ScalingLawPruner: trial {trial.number} of study {study.study_name!r} has no {names.batch!r} or no "
+                f"{names.lr!r}, so no law can judge it; set it with trial.set_user_attr, or name another with batch=…, "
+                "lr=…",
+            )
 
-
-def _expected_end(known: Known, seen: int, tokens: float, loss: float) -> float | None:
-    """Where a run with this loss after `seen` tokens would end, had it still to fall as much as finished trials.
-
-    None before enough of them have reported at the same tokens, or while they disagree by more than the
-    forecast allows an unfinished run to move: early in a run, ranks are still open.
-    """
-    if not 0 < loss < math.inf:
-        return None
-    peers, fall, spread = known.fall(tokens, float(seen))
-    if peers < MIN_PEERS or spread > DRIFT * math.sqrt(max(0.0, math.log(tokens / seen))):
-        return None if seen < tokens or peers < MIN_PEERS else loss
-    return loss * math.exp(fall)
-
-
-def incumbent(known: Known, size: float, tokens: float) -> float | None:
-    """Lowest final loss of a finished trial of the same size and tokens, where it is positive."""
-    found = [
-        loss for (s, t), loss in known.best.items() if abs(s / size - 1) < SAME and abs(t / tokens - 1) < SAME
-    ]
-    return min(found) if found and min(found) > 0 else None
+    def _seen(self, trial: FrozenTrial) -> str:
+        points = reports_of(trial, self._evidence.names).points
+        return f"{points[-1][0]:.0f} tokens" if points else f"step {trial.last_step}"

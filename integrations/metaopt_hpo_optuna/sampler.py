@@ -97,11 +97,12 @@ class ScalingLawSampler(BaseSampler):
         if target is not None and not is_pair(target):
             raise ValueError(f"target must be (size, tokens), both > 0, or None, got {target!r}")
         names = Fields(size, tokens, batch, lr, dict(models or {}), model)
-        self._evidence = Evidence(names, source_studies, allow_weak=False, need=1)
+        self._evidence = Evidence(names, source_studies)
         self._target = target
         self._base = TPESampler(seed=seed) if base_sampler is None else base_sampler
         self._entropy = _fresh_entropy() if seed is None else seed
         self._chosen: OrderedDict[tuple[str, int], float] = OrderedDict()
+        self._by_base: OrderedDict[tuple[str, int], bool] = OrderedDict()
 
     def reseed_rng(self) -> None:
         """Draw new entropy; Optuna calls it in each thread of `n_jobs > 1`."""
@@ -115,17 +116,35 @@ class ScalingLawSampler(BaseSampler):
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Passed on to the base sampler; says once when trials have no size."""
+        """Passed on to the base sampler; says once why trials were sampled without the law."""
         self._chosen.pop((study.study_name, trial.number), None)
-        if state == TrialState.COMPLETE and self._evidence.place(trial) is None:
-            names = self._evidence.names
+        by_base = self._by_base.pop((study.study_name, trial.number), False)
+        if state == TrialState.COMPLETE:
+            self._tell_why(study, trial, by_base)
+        self._base.after_trial(study, trial, state, values)
+
+    def _tell_why(self, study: Study, trial: FrozenTrial, by_base: bool) -> None:
+        names, base = self._evidence.names, type(self._base).__name__
+        try:
+            placed = self._evidence.place(trial) is not None
+        except ValueError as error:
+            self._evidence.tell_once("no-number", f"ScalingLawSampler: {error}")
+            return
+        if not placed:
             self._evidence.tell_once(
                 "no-size",
                 f"ScalingLawSampler: trial {trial.number} of study {study.study_name!r} has no {names.size!r} or no "
-                f"{names.tokens!r}, so it was sampled by {type(self._base).__name__} alone; set both with "
+                f"{names.tokens!r}, so it was sampled by {base} alone; set both with "
                 "trial.set_user_attr before suggesting lr",
             )
-        self._base.after_trial(study, trial, state, values)
+        elif by_base:
+            self._evidence.tell_once(
+                "late",
+                f"ScalingLawSampler: trial {trial.number} of study {study.study_name!r} had no {names.size!r} or no "
+                f"{names.tokens!r} yet when {names.lr!r} was suggested, so {base} sampled it alone; set both with "
+                f"trial.set_user_attr before suggesting {names.lr!r} (with ask(fixed_distributions) ask without "
+                f"{names.lr!r} and suggest it afterwards), or give models=…",
+            )
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The base sampler's, without what a law may set."""
@@ -135,7 +154,10 @@ class ScalingLawSampler(BaseSampler):
             return space
         # a size that is itself a parameter is not known yet when the first parameter is suggested
         names = self._evidence.names
-        sized = bool(names.models) or self._evidence.place(trial) is not None or names.size in space
+        try:
+            sized = bool(names.models) or names.size in space or self._evidence.place(trial) is not None
+        except ValueError:  # said when it is sampled
+            sized = True
         return {k: v for k, v in space.items() if k not in ours} if sized else space
 
     def sample_relative(
@@ -154,12 +176,41 @@ class ScalingLawSampler(BaseSampler):
         if names.models and param_name == names.model:
             return self._choose_model(study, trial, param_distribution)
         if param_name in self._ours():
-            bounds = log_range(param_distribution)
-            place = self._evidence.place_of(study, trial)
-            if bounds is not None and place is not None:
-                value = self._propose(study, trial, place, param_name, bounds)
+            value = self._by_law(study, trial, param_name, param_distribution)
+            if value is not None:
                 return nearest(param_distribution, value)
         return self._base.sample_independent(study, trial, param_name, param_distribution)
+
+    def _by_law(
+        self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> float | None:
+        """The law's value; None where it cannot propose one, which is said once."""
+        bounds = log_range(distribution)
+        try:
+            place = self._evidence.place_of(study, trial)
+            if place is None:
+                self._by_base[study.study_name, trial.number] = True
+                while len(self._by_base) > REMEMBERED:
+                    self._by_base.popitem(last=False)
+                return None
+            if bounds is None:
+                self._evidence.tell_once(
+                    f"range-{name}",
+                    f"ScalingLawSampler: the range of {name!r}, {distribution!r}, has values that are not positive, so "
+                    f"no law can place it and {type(self._base).__name__} samples it alone; suggest a range above 0, "
+                    f"such as suggest_float({name!r}, 1e-5, 1e-1, log=True)",
+                )
+                return None
+            return self._propose(study, trial, place, name, bounds)
+        except ValueError as error:
+            self._evidence.tell_once("no-number", f"ScalingLawSampler: {error}")
+        except Exception as error:  # a proposal that fails must not end a search
+            self._evidence.tell_once(
+                "failed",
+                f"ScalingLawSampler: no proposal for trial {trial.number} ({type(error).__name__}: {error}); "
+                f"{type(self._base).__name__} samples it alone",
+            )
+        return None
 
     def _ours(self) -> set[str]:
         names = self._evidence.names

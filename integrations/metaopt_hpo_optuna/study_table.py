@@ -16,14 +16,17 @@ from optuna.trial import FrozenTrial, TrialState
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
 from metaopt_hpo.trials.record import TrialState as RecordState
 from metaopt_hpo.trials.schema import FORMER_NAMES, TableError
+from metaopt_hpo.trials.steps import step_of
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_optuna.fields import (
     FLOPS_PER_TOKEN,
     REASON,
     RECORD,
+    REPEATS,
     Fields,
     StudyWarning,
     plain,
+    reports_of,
     strategy_of,
     tuning_of,
 )
@@ -38,6 +41,11 @@ STATES: dict[TrialState, RecordState] = {
 _TYPES = get_type_hints(TrialRecord)
 _NUMBERS = tuple(name for name, kind in _TYPES.items() if kind is float)
 _WORDS = {name: get_args(_TYPES[name]) for name in ("state", "direction", "tuning")}
+
+
+STOPPED_EARLY = 0.75
+"""A finished trial whose last report lies before this part of its planned tokens ended by itself: reports on the
+shared grid are four an octave, so one that ran to its end has a later one."""
 
 
 def record_to_json(record: TrialRecord) -> dict[str, Any]:
@@ -136,9 +144,22 @@ def study_records(study: Study, names: Fields, trials: Sequence[FrozenTrial]) ->
     started = [t for t in trials if t.state != TrialState.WAITING]
     if not started:
         raise TableError(f"study {study.study_name!r} has no trials yet; run some first")
-    records = [trial_record(t, names, study.study_name, study.direction) for t in started]
+    records: list[TrialRecord | None] = []
+    damaged = no_tokens = ""
+    for trial in started:
+        if REPEATS in trial.user_attrs:
+            continue  # nothing was trained
+        try:
+            records.append(trial_record(trial, names, study.study_name, study.direction))
+            if not no_tokens and RECORD not in trial.user_attrs and (bad := reports_of(trial, names).problem):
+                no_tokens = f"trial {trial.number}: {bad}"
+        except (TableError, ValueError) as error:
+            records.append(None)
+            damaged = damaged or f"trial {trial.number}: {error}"
     found = [r for r in records if r is not None]
     if not found:
+        if damaged:
+            raise TableError(f"no trial of study {study.study_name!r} can be read; {damaged}")
         absent = next(
             n for n in ("size", "tokens", "batch", "lr") if all(names.get(t, n) is None for t in started)
         )
@@ -149,7 +170,15 @@ def study_records(study: Study, names: Fields, trials: Sequence[FrozenTrial]) ->
     if len(found) < len(records):
         warnings.warn(
             f"{len(records) - len(found)} of {len(records)} trials of study {study.study_name!r} lack size, "
-            "tokens, batch or lr and are left out; set these as user attributes at the start of the objective",
+            "tokens, batch or lr and are left out; set these as user attributes at the start of the objective"
+            + (f" ({damaged})" if damaged else ""),
+            StudyWarning,
+            stacklevel=3,
+        )
+    if no_tokens:
+        warnings.warn(
+            f"reports of study {study.study_name!r} are left out, and what its pruned trials saw and cost is "
+            f"not known; {no_tokens}",
             StudyWarning,
             stacklevel=3,
         )
@@ -171,9 +200,17 @@ def trial_record(
     if size is None or planned is None or batch is None or lr is None:
         return None
     sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-    curve = _curve(trial, sign, planned)
-    done = trial.state == TrialState.COMPLETE
-    reached = planned if done else curve.tokens[-1] if curve else 0.0
+    reports = reports_of(trial, names)
+    curve = None
+    if reports.points:
+        tokens, values = zip(*reports.points, strict=True)
+        curve = Curve(tokens=tokens, loss=tuple(sign * v for v in values))
+    state = STATES[trial.state]
+    reached = planned if state == "complete" else curve.tokens[-1] if curve else 0.0
+    if state == "complete" and curve is not None and curve.tokens[-1] < STOPPED_EARLY * planned - batch:
+        # it ended by itself, well before what it was planned for
+        state, reached = "stopped", curve.tokens[-1]
+    unknown = curve is None and bool(trial.intermediate_values) and state != "complete"
     value = trial.value if trial.value is not None else curve.loss[-1] / sign if curve else math.nan
     per_token = trial.user_attrs.get(FLOPS_PER_TOKEN, 6.0 * size)
     seconds = trial.duration.total_seconds() if trial.duration is not None else math.nan
@@ -193,25 +230,14 @@ def trial_record(
         engine="optuna",
         strategy=strategy_of(trial),
         tuning=tuning_of(trial),
-        state=STATES[trial.state],
+        state=state,
         reason=str(trial.user_attrs.get(REASON, "")),
         target_tokens=planned,
-        cost=per_token * reached,
+        cost=math.nan if unknown else per_token * reached,
         seconds=seconds,
         direction="maximize" if sign < 0 else "minimize",
         params=others,
         curve=curve,
-    )
-
-
-def _curve(trial: FrozenTrial, sign: float, planned: float) -> Curve | None:
-    steps = sorted(trial.intermediate_values)
-    # one step of the loop may overshoot the plan; epochs or steps that exceed it are not tokens
-    if not steps or steps[-1] > 1.5 * planned or steps[0] < 1:
-        return None
-    return Curve(
-        tokens=tuple(float(s) for s in steps),
-        loss=tuple(sign * trial.intermediate_values[s] for s in steps),
     )
 
 
@@ -242,7 +268,7 @@ def add_records(study: Study, records: Iterable[TrialRecord]) -> None:
         reports = (
             {}
             if curve is None
-            else {round(t): sign * x for t, x in zip(curve.tokens, curve.loss, strict=True)}
+            else {step_of(t): sign * x for t, x in zip(curve.tokens, curve.loss, strict=True)}
         )
         to = state.get(record.state, TrialState.FAIL)
         value = None if to == TrialState.FAIL else _value(study, sign, record.loss)

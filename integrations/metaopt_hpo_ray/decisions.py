@@ -138,8 +138,8 @@ class Decisions:
             self._book.spare(key)
             self._judge.log(key, "keep", decision)
             logger.info("trial %s: keep: %s", key, decision.reason)
-        if self._inner is None:
-            return TrialScheduler.CONTINUE
+        if self._inner is None or entry.self_tuning:
+            return TrialScheduler.CONTINUE  # a run that finds its own lr starts low: no rung may judge it
         stop = self._inner.stops(controller, trial, result, self.metric)  # asked each time, to fill its rungs
         if decision.action == "abstain" and stop:
             reason = f"ASHA stopped it after {entry.last[0]:g} tokens: {decision.reason}"

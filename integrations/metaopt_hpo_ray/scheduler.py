@@ -43,7 +43,7 @@ class ScalingLawScheduler(FIFOScheduler):
 
     The smallest sizes run first and teach the law; larger trials wait. Once there is a law they are launched
     in order of promise per cost, not launched at all where the law gives them no chance, and stopped at points
-    of the token grid once their curve says so. After five stops in a row at one size the next trial is let
+    of the token grid once their curve says so. After five stops in a row, at a size and above, the next trial is let
     finish, one at a time, so that a law that is wrong meets the evidence. Divergence (NaN, infinity) stops a
     trial. Every decision is logged with its reason, which is also the `reason` of the trial's row in the trial
     table.
@@ -63,7 +63,8 @@ class ScalingLawScheduler(FIFOScheduler):
         pilot_sizes: how many of the smallest sizes may run before there is a law (default 3, the fewest a law
             can be fitted to).
         stop_below: chance of winning below which a trial is stopped (default 0.05).
-        grace: fraction of its tokens for which a trial is never stopped by the law (default 0.25).
+        grace: fraction of its tokens for which a trial is never stopped by the law (default 0: from when finished
+            runs' curves say how runs fall, a quarter of the run where there are none).
         hold: False launches in Tune's own order and only stops.
         ahead: how many trials of each kind of resources may be launched and wait for them (default: Tune's
             TUNE_MAX_PENDING_TRIALS_PG where it is set, else 8). An autoscaler adds nodes for no more.
@@ -91,7 +92,7 @@ class ScalingLawScheduler(FIFOScheduler):
         inner: AsyncHyperBandScheduler | None = None,
         pilot_sizes: int = 3,
         stop_below: float = STOP_BELOW,
-        grace: float = 0.25,
+        grace: float = 0.0,
         hold: bool = True,
         ahead: int | None = None,
         background: bool = True,
@@ -145,7 +146,6 @@ class ScalingLawScheduler(FIFOScheduler):
     @property
     def law(self) -> Law | None:
         """The law in force."""
-        self._judge.adopt()
         return self._judge.law
 
     @property

@@ -126,6 +126,11 @@ class TrialBook:
         """True while a spared trial of the place has not ended."""
         return any(not self.entries[t].closed for t in self._spared.get(place, ()))
 
+    def sparing_now(self) -> dict[str, float]:
+        """Spared trials that have not ended, and their sizes."""
+        spared = (t for trials in self._spared.values() for t in trials)
+        return {t: self.entries[t].size for t in spared if not self.entries[t].closed}
+
     def report(
         self,
         trial: str,

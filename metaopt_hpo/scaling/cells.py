@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -141,6 +142,12 @@ def thin(cells: Cells, limit: int = MAX_RUNS) -> Cells:
     )
 
 
+def main_strategy(strategies: Iterable[str]) -> str:
+    """The strategy with most trials, the first by name of several: the optimal peak lr depends on the schedule."""
+    counts = Counter(strategies)
+    return min(counts, key=lambda name: (-counts[name], name), default="")
+
+
 def from_table(
     table: TrialTable, *, use: Use = "fixed", strategy: str | None = None, extra: Sequence[str] = ()
 ) -> Cells:
@@ -193,17 +200,16 @@ def from_table(
                 "few-trials", f"no usable trial has strategy {strategy!r}; the table has {known}"
             )
     elif use == "fixed" and ok.any():
-        names, counts = np.unique(strategies[ok].astype(str), return_counts=True)
-        if names.size > 1:
-            main = names[counts.argmax()]
-            left = int(counts.sum() - counts.max())
+        main = main_strategy(strategies[ok].astype(str).tolist())
+        others = ok & (strategies != main)
+        if others.any():
             cautions.append(
                 Caution(
                     "strategies-mixed",
-                    f"only strategy {str(main)!r} was fitted; {left} trials of others were left out",
+                    f"only strategy {main!r} was fitted; {int(others.sum())} trials of others were left out",
                 )
             )
-            ok &= strategies == main
+            ok &= ~others
     if not ok.any():
         raise LawRefused(
             "few-trials", "no completed trial with a finite loss and a usable lr is in the table"

@@ -26,8 +26,9 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from metaopt_hpo.scaling.policy import refits
 from metaopt_hpo.trials.record import token_grid
-from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, _compat, laws
+from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, _compat
 from metaopt_hpo_optuna.fields import Fields
 from metaopt_hpo_optuna.study_table import trial_record
 
@@ -200,7 +201,7 @@ def test_should_prune_while_a_law_is_fitted(benchmark: Any, study: optuna.Study,
     def fit_another() -> None:
         if not any(t.name == "metaopt-law" for t in threading.enumerate()):
             n = next(calls)
-            laws.prepare([r for r in records if r is not None][n + 1 :], allow_weak=False)
+            refits.prepare([r for r in records if r is not None][n + 1 :], allow_weak=False)
 
     benchmark.group = group("should_prune while a law is fitted", study)
     benchmark.pedantic(trial.should_prune, setup=fit_another, rounds=30)

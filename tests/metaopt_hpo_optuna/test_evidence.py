@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 
+from metaopt_hpo.scaling.policy.refits import EXACT, GROWTH, before, step
 from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import Fields
-from metaopt_hpo_optuna.known import EXACT, GROWTH, before, step
 
 
 @given(st.integers(0, 100_000))
@@ -40,7 +40,7 @@ def test_a_law_is_prepared_before_it_decides() -> None:
     add(study, 4e4, 0.02)
     known.read(study)  # the law of all trials before this one decides; that of this one is under way
     add(study, 4e4, 0.03)
-    with patch("metaopt_hpo_optuna.laws.prepare"):
+    with patch("metaopt_hpo.scaling.policy.refits.prepare"):
         now = known.read(study).law
     assert now is not None
     assert now.trials >= decided.trials
@@ -99,7 +99,7 @@ def test_nothing_is_fitted_while_nothing_finishes() -> None:
     study = grown()
     known = evidence()
     known.read(study)
-    with patch("metaopt_hpo_optuna.laws._fit", side_effect=AssertionError("fitted again")):
+    with patch("metaopt_hpo.scaling.policy.refits._fit", side_effect=AssertionError("fitted again")):
         for _ in range(3):
             study.ask()
             known.read(study)
@@ -125,23 +125,24 @@ def test_a_study_that_is_gone_is_forgotten() -> None:
 
 def test_the_best_of_each_size_and_budget() -> None:
     study = grown()
-    best = evidence().read(study).best
-    assert set(best) == {(1e4, 4096), (2e4, 4096), (4e4, 4096)}
-    assert best[4e4, 4096] == min(t.value for t in study.trials if t.user_attrs["size"] == 4e4)
+    history = evidence().read(study).history
+    for size in (1e4, 2e4, 4e4):
+        assert history.best(size, 4096) == min(t.value for t in study.trials if t.user_attrs["size"] == size)
+    assert history.best(4e4, 8192) is None
 
 
 def test_a_fit_in_a_thread_leaves_the_warning_filters_of_the_process_alone() -> None:
     import threading
     import warnings
 
+    from metaopt_hpo.scaling.policy import refits
     from metaopt_hpo.trials.record import TrialRecord
-    from metaopt_hpo_optuna import laws
 
     before = list(warnings.filters)
     seen = []
     record = TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=1e-3, loss=-0.123)  # a table warns of this loss
     for i in range(20):
-        laws.prepare([record, TrialRecord(size=2e6, tokens=1e8, batch=1e4, lr=1e-3 + i, loss=2.0)], False)
+        refits.prepare([record, TrialRecord(size=2e6, tokens=1e8, batch=1e4, lr=1e-3 + i, loss=2.0)], False)
         seen.append(list(warnings.filters))
     for thread in threading.enumerate():
         if thread.name == "metaopt-law":

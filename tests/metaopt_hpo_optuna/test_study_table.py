@@ -115,7 +115,8 @@ def test_steps_that_are_no_tokens_make_no_curve() -> None:
             intermediate_values={100: 2.0},
         )
     )
-    assert trial_table(study).records()[0].curve is None
+    with pytest.warns(StudyWarning, match="report tokens as the step"):
+        assert trial_table(study).records()[0].curve is None
 
 
 def test_an_empty_study_and_one_without_sizes_say_what_to_do() -> None:

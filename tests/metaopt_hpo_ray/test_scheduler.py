@@ -165,11 +165,13 @@ def test_an_inner_asha_stops_only_where_the_law_cannot_judge() -> None:
         scheduler = kept(inner=asha, hold=False, grace=0.0, **options)
         cluster = StubCluster(scheduler, curve_of, slots=9)
         last = ""
-        for i, loss in enumerate((5.0, 5.0, 5.0, 5.5)):
+        half = 10 * SIZES[3]
+        usual = world_loss(SIZES[3], half, 3e-3)
+        for i, loss in enumerate((usual, usual, usual, 1.005 * usual)):
             trial = stub_trial(f"t{i}", size=SIZES[3], tokens=20 * SIZES[3], batch=1e4, lr=3e-3)
             cluster.add(trial)
             trial.set_status(Trial.RUNNING)
-            last = scheduler.on_trial_result(cluster, trial, result_of(trial, 20.0, loss))
+            last = scheduler.on_trial_result(cluster, trial, result_of(trial, half, loss))
         return last
 
     assert decide() == TrialScheduler.STOP
@@ -379,7 +381,7 @@ def test_a_judge_that_fails_does_not_hold_the_cluster_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scheduler = kept(law=fit(TrialTable.from_records(evidence())))
-    monkeypatch.setattr("metaopt_hpo_ray.judge.ask", lambda *_: 1 / 0)
+    monkeypatch.setattr("metaopt_hpo_ray.judge.decide", lambda *_, **__: 1 / 0)
     cluster = StubCluster(scheduler, curve_of, slots=4)
     for trial in sweep(12):
         cluster.add(trial)
@@ -395,7 +397,7 @@ def test_launches_that_fail_do_not_hold_the_cluster_up(
     cluster = StubCluster(scheduler, curve_of, slots=4)
     for trial in sweep(12):
         cluster.add(trial)
-    monkeypatch.setattr("metaopt_hpo_ray.judge.ask", lambda *_: 1 / 0)
+    monkeypatch.setattr("metaopt_hpo_ray.judge.decide", lambda *_, **__: 1 / 0)
     cluster.run()
     assert len(cluster.started) == 12
     assert "failed to choose and launches whichever trial waits" in caplog.text

@@ -4,6 +4,7 @@
 a trial may still win, `refits` when a law is fitted again. Pure: no framework, no clock.
 """
 
+from metaopt_hpo.scaling.policy.history import History, Run
 from metaopt_hpo.scaling.policy.proposing import (
     Config,
     Context,
@@ -14,16 +15,33 @@ from metaopt_hpo.scaling.policy.proposing import (
     propose_next,
     runs_of,
 )
-from metaopt_hpo.scaling.policy.stopping import PATIENCE, STOP_BELOW, Verdict, comparable, verdict
+from metaopt_hpo.scaling.policy.refits import Fitted, Refits
+from metaopt_hpo.scaling.policy.stopping import (
+    PATIENCE,
+    STOP_BELOW,
+    Decision,
+    Rule,
+    Verdict,
+    comparable,
+    decide,
+    verdict,
+)
 
 __all__ = [
     "PATIENCE",
     "STOP_BELOW",
     "Config",
     "Context",
+    "Decision",
+    "Fitted",
+    "History",
     "Proposal",
+    "Refits",
+    "Rule",
+    "Run",
     "Verdict",
     "comparable",
+    "decide",
     "next_cell",
     "propose",
     "propose_at",

@@ -7,12 +7,16 @@ the answer out.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from metaopt_hpo.scaling.estimates import positive
-from metaopt_hpo.scaling.forecast import CurveLike, chance_below, distribution
+from metaopt_hpo.scaling.forecast import DRIFT, CurveLike, chance_below, distribution, last_point
 from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.policy.history import History, Run
+from metaopt_hpo.scaling.policy.refits import Fitted
+from metaopt_hpo.scaling.sameness import at_least
 
 Action = Literal["launch", "keep", "stop", "abstain"]
 
@@ -20,8 +24,19 @@ STOP_BELOW = 0.05
 """A run is stopped, or not launched, when its chance of beating the incumbent is below this."""
 
 PATIENCE = 5
-"""After so many stops at one size in a row the next run is let finish: a law that is wrong would otherwise never see
-evidence against itself, for what it stops teaches it nothing."""
+"""After so many stops in a row, at a size and above, the next run is let finish: a law that is wrong would otherwise
+never see evidence against itself, for what it stops teaches it nothing."""
+
+TEACHES = 5
+"""Finished runs of a cell below the largest size, until which its runs are let finish: a law learns from them, and
+they cost little."""
+
+UNSEEN = 0.25
+"""Part of a run before which it is not judged where no finished run's curve says how runs fall: warm-up looks worse
+than it is."""
+
+OVERSHOOT = 1.5
+"""A report later than this times the planned tokens counts something else."""
 
 TRUST_FACTOR = 64.0
 """Further than this outside the fitted sizes or tokens the law gives no verdict."""
@@ -58,7 +73,8 @@ def verdict(
         law: a fitted law.
         size, tokens, lr, batch: the run, `tokens` being those it is to see in all.
         incumbent: the loss to beat at the same size and tokens. None measures the run against the law's own
-            best there: good is within 1 % of it.
+            best there: before it starts, good is within 1 % of it; once it runs, its curve is measured against
+            the top of the best's interval.
         curve: the run's reports so far; None before it starts.
         stop_below: chance of winning below which the run is stopped (default 0.05: one winner in twenty lost).
     """
@@ -71,6 +87,9 @@ def verdict(
     doubts = law.at(size, tokens).doubts
     if doubts:
         return Verdict("abstain", 0.5, f"the law may be wrong here ({doubts[0].code}): {doubts[0].message}")
+    if incumbent is None and curve is not None:
+        # nobody has finished here: stop only what would end above all the law holds possible for the best
+        incumbent = law.predict(size, tokens, batch).loss.high
     if incumbent is None:
         own = math.log1p(MARGIN)
         sd = math.sqrt(max(excess, 0.0) * 0.5 * own + law.noise**2)
@@ -98,3 +117,125 @@ def comparable(strategy: str, own_from: float, other: str, other_from: float, fr
         fraction: part of its planned tokens that the run has seen.
     """
     return strategy == other or fraction >= max(own_from, other_from)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What a user may set about stopping.
+
+    Attributes:
+        stop_below: chance of winning below which a trial is stopped, or not launched.
+        grace: fraction of its planned tokens for which a trial is left alone (default 0: from when finished runs'
+            curves say how runs fall).
+        grace_tokens: tokens for which it is left alone.
+        min_size: trials from this size on are judged; None judges the largest size that has finished, and smaller
+            ones once `TEACHES` have finished there.
+    """
+
+    stop_below: float = STOP_BELOW
+    grace: float = 0.0
+    grace_tokens: float = 0.0
+    min_size: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of a trial: launch, keep, stop, or abstain where the law does not know, and why.
+
+    Attributes:
+        probability: chance of beating the incumbent; one half where it is not known.
+        spared: True where the law would stop the trial and it is let finish all the same.
+        asked: True where the law was asked, so that `probability` is its own.
+    """
+
+    action: Action
+    reason: str
+    probability: float = 0.5
+    spared: bool = False
+    asked: bool = False
+
+
+def decide(
+    run: Run, history: History, fitted: Fitted, rule: Rule = Rule(), *, others: Sequence[History] = ()
+) -> Decision:
+    """The decision about a trial that is about to start (no curve) or has just reported.
+
+    Args:
+        run: the trial.
+        history: trials of its search that have ended.
+        fitted: the law in force (`refits.Refits`).
+        rule: what the user has set.
+        others: trials of earlier searches.
+    """
+    law = fitted.law
+    if run.self_tuning:
+        return Decision("abstain", "its strategy finds its own learning rate")
+    if law is None:
+        return Decision("abstain", f"there is no law yet ({fitted.refusal})")
+    if run.strategy and fitted.strategy and run.strategy != fitted.strategy:
+        return Decision(
+            "abstain", f"the law is of runs under {fitted.strategy!r}, and this one is under {run.strategy!r}"
+        )
+    if run.spared:
+        return Decision("keep", "it is let finish, to check the law")
+    started = bool(run.curve)
+    if started and (young := _too_early(run, law, rule)):
+        return Decision("abstain", young)
+    best = history.best(run.size, run.tokens, run.batch)
+    v = verdict(
+        law,
+        size=run.size,
+        tokens=run.tokens,
+        lr=run.lr,
+        batch=run.batch,
+        incumbent=best,
+        curve=run.curve[-1:] if started else None,
+        stop_below=rule.stop_below,
+    )
+    if v.action != "stop":
+        return Decision(v.action, v.reason, v.probability, asked=True)
+    if _teaches(run, history, law, rule, others):
+        action: Action = "abstain" if started else "launch"
+        return Decision(action, f"runs of this size teach the law: {v.reason}", v.probability, asked=True)
+    stops = history.stops_in_a_row(run.size)
+    if stops >= PATIENCE and not history.sparing(run.size):
+        reason = f"let finish after {stops} stops in a row, to check the law: {v.reason}"
+        return Decision("keep" if started else "launch", reason, v.probability, spared=True, asked=True)
+    return Decision("stop", v.reason, v.probability, asked=True)
+
+
+def _teaches(run: Run, history: History, law: Law, rule: Rule, others: Sequence[History]) -> bool:
+    """Whether the run is of those that the law learns from, and is let finish."""
+    if rule.min_size is not None:
+        return not at_least(run.size, rule.min_size)
+    if at_least(run.size, law.domain.size[1]):
+        return False
+    done = sum(len(h.losses(run.size, run.tokens, run.batch)) for h in (history, *others))
+    return done < TEACHES
+
+
+def _too_early(run: Run, law: Law, rule: Rule) -> str | None:
+    """Why a running loss says nothing yet, or None."""
+    seen = last_point(run.curve[-1:])
+    if seen is None:
+        return "its last loss is not a positive number"
+    tokens = seen[0]
+    if tokens > OVERSHOOT * run.tokens:
+        return f"it reported {tokens:g} tokens and is planned for {run.tokens:g}"
+    if tokens < max(rule.grace * run.tokens, rule.grace_tokens):
+        return "it is in its grace"
+    if tokens >= run.tokens:
+        return None
+    left = math.log(run.tokens / tokens)
+    if law.fall is None:
+        return (
+            None if tokens >= UNSEEN * run.tokens else "no finished run's curve says how runs fall from here"
+        )
+    x, y, *_ = law.at(run.size, run.tokens)
+    off_batch = math.log(run.batch) - y if law.surface.has_batch else 0.0
+    fall = law.fall.at(left, math.log(run.lr) - x, off_batch)
+    if fall is None:
+        return "finished runs' curves do not reach back so far"
+    if fall[1] > DRIFT * math.sqrt(left):
+        return "runs still change ranks from here"
+    return None

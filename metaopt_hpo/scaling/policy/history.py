@@ -1,0 +1,126 @@
+"""What decisions know of a search: the trials that have ended, in the order they did. Plain data, any framework's.
+
+An integration converts each trial once, when it ends, and hands it over; everything that a decision asks (the best
+loss at a size, how many were stopped in a row, which trials a law is fitted to) is answered here.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from metaopt_hpo.scaling.sameness import SAME, at_least, same
+from metaopt_hpo.trials.record import TrialRecord
+
+Cell = tuple[float, float]
+"""Size and planned tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A trial that runs, or is about to, as a decision sees it.
+
+    Attributes:
+        size, batch, lr: the configuration.
+        tokens: planned tokens.
+        strategy: name of what sets lr during the run, where it has one.
+        self_tuning: True where the run finds its lr itself.
+        curve: (tokens, loss) of what it has reported, a loss that is minimised; empty before it starts.
+        spared: True where it was let finish before, whatever the law says.
+    """
+
+    size: float
+    tokens: float
+    batch: float
+    lr: float
+    strategy: str = ""
+    self_tuning: bool = False
+    curve: tuple[tuple[float, float], ...] = ()
+    spared: bool = False
+
+
+class History:
+    """The trials of one search that have ended.
+
+    Attributes:
+        finished: completed trials with (when they ended, their number), by when they ended.
+    """
+
+    def __init__(self) -> None:
+        self.finished: list[tuple[Any, TrialRecord]] = []
+        self._ended: list[tuple[Any, float, bool]] = []
+        """When a trial ended, its size, and whether it completed rather than was stopped."""
+        self._by_size: list[tuple[float, float, float]] = []
+        """Size, planned tokens and loss of completed trials, by size."""
+        self._spared: dict[Any, float] = {}
+        """Trials that are being let finish → their size."""
+
+    @classmethod
+    def of(cls, records: Iterable[TrialRecord]) -> History:
+        """Trials in the order they ended."""
+        history = cls()
+        for i, record in enumerate(records):
+            history.add((i,), record)
+        return history
+
+    def add(self, when: Any, record: TrialRecord) -> None:
+        """A trial has ended. Only completed ones teach a law; only stopped ones count as stops.
+
+        Args:
+            when: a key that orders trials by when they ended; no two are equal.
+            record: the trial; what it was planned for is what it is filed under, though its last step may have
+                overshot or fallen short.
+        """
+        if record.state == "pruned":
+            insort(self._ended, (when, record.size, False))
+        if record.state != "complete":
+            return
+        planned = record.planned_tokens
+        record = replace(record, tokens=planned, target_tokens=planned)
+        insort(self._ended, (when, record.size, True))
+        insort(self.finished, (when, record), key=lambda item: item[0])
+        if 0 < record.loss < math.inf:
+            insort(self._by_size, (record.size, planned, record.loss))
+
+    def spare(self, key: Any, size: float) -> None:
+        """A trial is let finish, whatever the law says."""
+        self._spared[key] = size
+
+    def sparing_only(self, spared: Mapping[Any, float]) -> None:
+        """Exactly these trials (with their sizes) are being let finish now."""
+        self._spared = dict(spared)
+
+    def spared_ended(self, key: Any) -> None:
+        """It has ended, however it did."""
+        self._spared.pop(key, None)
+
+    # -- what decisions ask ----------------------------------------------------------------------------------
+
+    def losses(self, size: float, tokens: float, batch: float = 0.0) -> list[float]:
+        """Final losses at one size and number of tokens; `batch`, tokens of a step, is how far tokens may be off."""
+        low = bisect_left(self._by_size, (size / (1.0 + SAME), -math.inf, 0.0))
+        high = bisect_right(self._by_size, (size * (1.0 + SAME), math.inf, math.inf))
+        return [
+            loss for s, t, loss in self._by_size[low:high] if same(s, size) and same(t, tokens, step=batch)
+        ]
+
+    def best(self, size: float, tokens: float, batch: float = 0.0) -> float | None:
+        """Lowest of these, None where nothing has finished there."""
+        return min(self.losses(size, tokens, batch), default=None)
+
+    def stops_in_a_row(self, size: float) -> int:
+        """Trials of this size and above that were stopped since one of them last finished."""
+        stops = 0
+        for _, other, complete in reversed(self._ended):
+            if at_least(other, size):
+                if complete:
+                    break
+                stops += 1
+        return stops
+
+    def sparing(self, size: float) -> bool:
+        """Whether a trial of this size or above is being let finish now."""
+        return any(at_least(other, size) for other in self._spared.values())

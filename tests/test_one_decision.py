@@ -1,0 +1,163 @@
+"""One decision: both integrations, given the same history and the same running trial, say the same at every report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
+
+from metaopt_hpo.scaling.policy import History, Refits, Run, decide
+from metaopt_hpo.trials.record import Curve, TrialRecord
+from metaopt_hpo_optuna import ScalingLawPruner
+from metaopt_hpo_optuna.trial_link import TrialLink  # noqa: F401  the integration loads as a user has it
+
+judges = pytest.importorskip("metaopt_hpo_ray.judge", reason="Ray is not installed")
+books = pytest.importorskip("metaopt_hpo_ray.state")
+
+BATCH = 65536
+SIZES = (1e6, 4e6, 1.6e7, 6.4e7)
+PARTS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 0.3, 0.5, 0.7, 0.9, 1.0)
+
+
+def loss_of(size: float, lr: float, part: float = 1.0, noise: float = 0.0) -> float:
+    final = 1.7 + 300 * size**-0.35 + 0.03 * math.log(lr / (0.8 * size**-0.3)) ** 2
+    return final * (1 + 0.1 * (part**-0.5 - 1)) * (1 + noise)
+
+
+def finished(
+    size: float, u: float, number: int, *, state: Any = "complete", noise: float = 0.0
+) -> TrialRecord:
+    lr, tokens = 0.8 * size**-0.3 * math.exp(u), 20 * size
+    at = [p for p in PARTS if state == "complete" or p <= 0.25]
+    losses = tuple(loss_of(size, lr, p, noise) for p in at)
+    return TrialRecord(
+        size=size,
+        tokens=tokens * at[-1],
+        target_tokens=tokens,
+        batch=BATCH,
+        lr=lr,
+        loss=losses[-1],
+        trial=str(number),
+        state=state,
+        curve=Curve(tokens=tuple(tokens * p for p in at), loss=losses),
+    )
+
+
+def history(seed: int, count: int = 28) -> list[TrialRecord]:
+    rng = np.random.default_rng(seed)
+    records = []
+    for i in range(count):
+        size = SIZES[min(i // 7, 3)]
+        state = "pruned" if size > SIZES[2] and rng.random() < 0.5 else "complete"
+        records.append(
+            finished(size, float(rng.uniform(-1.5, 1.5)), i, state=state, noise=0.002 * rng.standard_normal())
+        )
+    return records
+
+
+def optuna_says(records: Sequence[TrialRecord], size: float, u: float, worse: float) -> list[bool]:
+    study = optuna.create_study(pruner=ScalingLawPruner())
+    d = FloatDistribution(1e-9, 1e3, log=True)
+    for r in records:
+        curve = {round(t): x for t, x in zip(r.curve.tokens, r.curve.loss, strict=True)}  # type: ignore[union-attr]
+        study.add_trial(
+            optuna.create_trial(
+                state=optuna.trial.TrialState.COMPLETE
+                if r.state == "complete"
+                else optuna.trial.TrialState.PRUNED,
+                value=r.loss,
+                params={"lr": r.lr},
+                distributions={"lr": d},
+                user_attrs={"size": r.size, "tokens": r.target_tokens, "batch": r.batch},
+                intermediate_values=curve,
+            )
+        )
+    lr = 0.8 * size**-0.3 * math.exp(u)
+    study.enqueue_trial({"lr": lr})
+    trial = study.ask({"lr": d})
+    for name, value in (("size", size), ("tokens", 20 * size), ("batch", BATCH)):
+        trial.set_user_attr(name, value)
+    said = []
+    for part in PARTS[:-1]:
+        trial.report(worse * loss_of(size, lr, part), round(20 * size * part))
+        said.append(trial.should_prune())
+    return said
+
+
+def ray_says(records: Sequence[TrialRecord], size: float, u: float, worse: float) -> list[bool]:
+    book = books.TrialBook()
+    judge = judges.Judge(book, background=False)
+    for r in records:
+        book.add(r.trial, size=r.size, tokens=r.target_tokens, batch=r.batch, lr=r.lr)
+        assert r.curve is not None
+        for t, x in zip(r.curve.tokens, r.curve.loss, strict=True):
+            book.report(r.trial, float(round(t)), x)
+        book.close(r.trial, r.state)
+        judge.ended(r.trial)
+    lr = 0.8 * size**-0.3 * math.exp(u)
+    book.add("now", size=size, tokens=20 * size, batch=BATCH, lr=lr)
+    said = []
+    for part in PARTS[:-1]:
+        book.report("now", float(round(20 * size * part)), worse * loss_of(size, lr, part))
+        said.append(judge.judge("now").action == "stop")
+    return said
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize(("u", "worse"), [(0.0, 1.0), (0.1, 1.3), (3.0, 1.0), (-2.5, 1.1), (0.5, 1.03)])
+def test_both_integrations_say_the_same_at_every_report(
+    seed: int, size: float, u: float, worse: float
+) -> None:
+    records = history(seed)
+    assert optuna_says(records, size, u, worse) == ray_says(records, size, u, worse)
+
+
+def test_the_same_run_is_stopped_by_both_and_a_good_one_by_neither() -> None:
+    records = history(0)
+    assert any(optuna_says(records, SIZES[3], 0.1, 1.3))
+    assert not any(ray_says(records, SIZES[3], 0.0, 0.99))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_the_order_in_which_a_history_is_told_does_not_matter(random: Any) -> None:
+    """When a trial ended decides, not when it was read."""
+    records = list(enumerate(history(1)))
+    told = list(records)
+    random.shuffle(told)
+    one, other = History(), History()
+    for i, r in records:
+        one.add((i,), r)
+    for i, r in told:
+        other.add((i,), r)
+    run = Run(
+        size=SIZES[3], tokens=20 * SIZES[3], batch=BATCH, lr=0.8 * SIZES[3] ** -0.3, curve=((1e9, 3.0),)
+    )
+    refits = [Refits(background=False) for _ in range(2)]
+    answers = [decide(run, h, r.in_force(h)) for h, r in zip((one, other), refits, strict=True)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("off", [0.4, 0.004, 0.0])
+def test_tokens_that_are_no_multiple_of_the_batch_find_their_rivals(off: float) -> None:
+    """A finished run is filed under what it was planned for, though its last step overshot."""
+    h = History.of([finished(SIZES[3], 0.0, 0)])
+    planned = 20 * SIZES[3] + off * BATCH
+    assert h.best(SIZES[3], planned, BATCH) is not None
+    assert h.best(SIZES[3] * 1.5, planned, BATCH) is None
+
+
+def test_a_run_of_another_strategy_is_not_judged_by_the_laws() -> None:
+    h = History.of([r for r in history(0) if r.state == "complete"])
+    fitted = Refits(background=False).in_force(h)
+    assert fitted.law is not None
+    run = Run(size=SIZES[3], tokens=20 * SIZES[3], batch=BATCH, lr=1e3, self_tuning=True)
+    assert decide(run, h, fitted).action == "abstain"
