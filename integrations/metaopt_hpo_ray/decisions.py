@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
+from metaopt_hpo.scaling.policy import Decision
 from metaopt_hpo.trials.record import TrialState
 from metaopt_hpo_ray.columns import REASON, STATE, Columns, flatten
 from metaopt_hpo_ray.entry import DONE, Entry
 from metaopt_hpo_ray.inner import Inner
-from metaopt_hpo_ray.judge import Decision, Judge
+from metaopt_hpo_ray.judge import Judge
 from metaopt_hpo_ray.launches import WAITING, Launches
 from metaopt_hpo_ray.reports import Results, describe, outcome, report, why_failed
 from metaopt_hpo_ray.state import TrialBook

@@ -291,7 +291,11 @@ class Judge:
     def to_state(self) -> dict[str, Any]:
         """Everything that does not follow from the book."""
         first = self._refits.first.law
-        return {"law": None if first is None else first.to_json(), "version": self.version, "order": list(self._order)}
+        return {
+            "law": None if first is None else first.to_json(),
+            "version": self.version,
+            "order": list(self._order),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Become what `to_state` described; trials are held anew as Tune adds them."""

@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow.fs
 import pytest
 import torch
+from metaopt_hpo_ray.fits import DEADLINE, Fit
 from ray import cloudpickle
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from stub_cluster import StubCluster, result_of, stub_trial, world_curve
 
 from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler, ScalingLawSearch, decision_log, trial_table
-from metaopt_hpo_ray.fits import DEADLINE, Fit
 from metaopt_hpo_ray.judge import Decision
 from metaopt_hpo_ray.keeper import CUT, NOT_LAUNCHED
 from metaopt_hpo_ray.lost import NONE_SAVED
