@@ -82,7 +82,8 @@ class Judge:
     @property
     def law(self) -> Law | None:
         """The law in force."""
-        return self.fitted.law
+        found = self.fitted.law
+        return found if found is None or isinstance(found, Law) else Law.of(found)
 
     @property
     def refusal(self) -> str:
