@@ -86,12 +86,13 @@ def _triton_problem(base: Sequence[Rule], meta: Rule, params: Sequence[Tensor]) 
         return available()
     if not interpreted() and not all(p.is_cuda for p in params):
         return "it runs on a GPU only"
-    for rule in (*dict.fromkeys(base), meta):
+    described = [rule for rule in dict.fromkeys(base) if is_described(rule)]
+    for rule in (described[0] if described else base[0], meta):
         try:
             describe(rule)
         except NotDescribed as error:
             return f"it has no description of {type(rule).__name__}: {error}"
-    return try_out(base[0], meta, params[0].device)
+    return try_out(described[0], meta, params[0].device)
 
 
 _warned: set[tuple[str, str]] = set()

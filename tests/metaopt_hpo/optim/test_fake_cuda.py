@@ -1,0 +1,85 @@
+"""A step on a GPU never waits for it: whole steps on fake CUDA tensors, where reading a number raises."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from metaopt_hpo.optim import MetaOptimize, Muon
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[1] / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+harness = _load("fake_cuda")
+
+
+@pytest.mark.skipif(harness.OWN, reason="this is that process")
+def test_in_a_process_of_its_own() -> None:
+    harness.in_own_process(__file__)
+
+
+@harness.inside
+def test_reading_a_number_raises() -> None:
+    with harness.fake_cuda(), pytest.raises(harness.Waits):
+        torch.ones(3, device="cuda").sum().item()
+
+
+def steps(launches: list[str], count: int = 60, **options) -> MetaOptimize:
+    model = nn.Sequential(nn.Linear(8, 16, device="cuda"), nn.Tanh(), nn.Linear(16, 4, device="cuda"))
+    opt = MetaOptimize(model.named_parameters(), lr=1e-3, weight_decay=0.1, **options)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, count)
+    for _ in range(count):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        launches.clear()
+        opt.step()
+        schedule.step()
+    return opt
+
+
+@harness.inside
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"blocks": "layer"}, {"blocks": "tensor", "max_grad_norm": 1.0}, {"base": "lion", "meta": "lion"},
+     {"trace_dtype": torch.bfloat16}],
+)  # fmt: skip
+def test_the_fast_step(options: dict) -> None:
+    """60 steps: past the 50th, where the watch copies β."""
+    with harness.fake_cuda() as launches:
+        opt = steps(launches, **options)
+        assert launches == ["advance", "settle"]
+        assert opt.param_groups[0]["kernel"] == "triton"
+        assert all(state["step"].device.type == "cuda" for state in opt.state.values())
+
+
+@harness.inside
+@pytest.mark.parametrize(
+    "options",
+    [{"compile": "eager"}, {"compile": "eager", "blocks": "tensor", "max_grad_norm": 1.0}, {"blocks": "weight"},
+     {"compile": "eager", "trace_dtype": torch.bfloat16}, {"base": Muon(hidden=lambda name, p: p.ndim == 2)}],
+)  # fmt: skip
+def test_the_plain_step(options: dict) -> None:
+    with harness.fake_cuda() as launches:
+        steps(launches, count=3, **options)
+
+
+@harness.inside
+def test_setting_and_scaling_step_sizes() -> None:
+    with harness.fake_cuda() as launches:
+        opt = steps(launches, count=2)
+        opt.set_step_size(0.1)
+        opt.scale_step_size(0.5)
+        opt.set_step_size(opt.step_sizes() * 2)
+        opt.meta_lr = 0.0
