@@ -5,6 +5,7 @@
 # make study  one run against tuned schedules and every rival: hours, resumable; make study SHORT=--short in minutes
 # make gain   what a search costs: ENGINE=optuna or ray; DATA=DIR races, without it the kept searches are printed
 # make laws   how well laws predict published tables: DATA=DIR
+# make gpu    the checks, the table and a short race on a GPU; without one it says what it would do
 # make bench  speed, as ratios taken in one run (keep the machine quiet)
 # Each makes .venv when it is missing, and reinstalls only when the packaging files have changed.
 
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PACKAGING := pyproject.toml constraints.txt
 ENGINE ?= optuna
 
-.PHONY: demo test test-all lint study gain laws bench docs clean
+.PHONY: gpu demo test test-all lint study gain laws bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -47,6 +48,11 @@ bench: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "the site is in results/site/index.html"
+
+# make gpu [PART=checks|speed|race|page]; on a machine where nothing can be installed: make gpu PYTHON=python3 INSTALL=no
+INSTALL ?= yes
+gpu: $(if $(filter no,$(INSTALL)),,$(VENV)/.installed-dev)
+	PYTHONPATH=docs:. $(if $(filter no,$(INSTALL)),$(PYTHON),$(BIN)/python) -m studies.gpu $(PART)
 
 clean:
 	rm -rf $(VENV) results .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .benchmarks
