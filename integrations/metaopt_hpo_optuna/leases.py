@@ -161,9 +161,15 @@ def patiently(call: Callable[[], T], patience: float = PATIENCE) -> T:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether an error says that the storage cannot be reached now, rather than that the call was wrong."""
+    """Whether an error says that the storage cannot be reached now, rather than that the call was wrong.
+
+    Optuna wraps every error of a database in one class; which it was says its cause. A value that a column cannot hold
+    is not there a moment later either.
+    """
     if isinstance(error, optuna.exceptions.StorageInternalError):
-        return True
+        cause = error.__cause__ or error.__context__
+        wrong = (sqlalchemy.exc.DataError, sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError)
+        return not isinstance(cause, wrong)
     if isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
         return True
     code: Any = getattr(error, "code", None)  # grpc.RpcError, without importing grpc

@@ -84,6 +84,23 @@ def work(index: int, kind: str, place: str, folder: Path, deadline: float) -> No
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("kind", ["DataError", "IntegrityError", "ProgrammingError"])
+def test_a_value_that_a_database_cannot_hold_is_no_outage(kind: str) -> None:
+    """Optuna wraps them all alike; waiting two minutes would not make the value fit."""
+    import sqlalchemy.exc
+
+    calls: list[int] = []
+
+    def refused() -> None:
+        calls.append(1)
+        cause = getattr(sqlalchemy.exc, kind)("INSERT", {}, Exception("integer out of range"))
+        raise optuna.exceptions.StorageInternalError("An exception is raised during the commit.") from cause
+
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        patiently(refused)
+    assert calls == [1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["journal", "postgresql"])
 def test_two_of_eight_workers_are_killed_in_mid_trial(
