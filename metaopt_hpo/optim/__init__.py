@@ -5,7 +5,7 @@ from __future__ import annotations
 from metaopt_hpo.optim.kernels.compiled import KernelWarning
 from metaopt_hpo.optim.metaoptimize import MetaOptimize
 from metaopt_hpo.optim.muon import Muon, MuonMatrix
-from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule
+from metaopt_hpo.optim.rules import SGD, SGDM, AdamW, Lion, RMSprop, Rule, UnnormalisedAdamW
 from metaopt_hpo.optim.watch import StepSizeWarning
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "RMSprop",
     "Rule",
     "StepSizeWarning",
+    "UnnormalisedAdamW",
 ]

@@ -45,14 +45,19 @@ class MetaOptimize(SavedState):
     Args:
         params: parameters, named parameters or parameter groups, as any torch optimizer takes them.
         lr: initial step size α₀ (> 0).
-        base: rule of the weights: "sgd", "sgdm", "rmsprop", "adamw", "lion", or a :class:`Rule`.
+        base: rule of the weights: "sgd", "sgdm", "rmsprop", "adamw", "lion", "muon" (AdamW for embeddings, head and
+            vectors), or a :class:`Rule`. A parameter group may have its own ``base``, and its own numbers of the
+            rule (``betas``, ``eps``, ``momentum``, …), which schedulers may change.
         meta: rule of β: "sgd", "adam", "rmsprop", "lion", or a :class:`Rule`.
-        meta_lr: η (≥ 0; 0 freezes the step sizes). The paper's 1e-3 moves ln α by at most about 1 in 1,000
-            steps: a run of a few thousand steps needs more. Change it at any time through ``opt.meta_lr``.
+        meta_lr: η (≥ 0; 0 freezes the step sizes). 1e-3, as printed in the paper, moves ln α by at most about 1 in
+            1,000 steps here: a run of a few thousand steps needs more. The paper's experiments ran in units of their
+            own, in which 1e-3 moves ln α ten times as far (``presets.authors_units`` has them). Change it at any
+            time through ``opt.meta_lr``.
         gamma: γ in [0, 1], discount of the trace; 1 (the paper's) looks at the whole run.
         blocks: which weights share a step size: "scalar" (all of them), "layer" (the parameters of one module),
-            "tensor", "weight", or a function from a parameter's name to its block's name. "layer" and a
-            function need named parameters.
+            "tensor", "weight", "group" (a parameter group), "rule" (what one base rule advances), or a function
+            from a parameter's name to its block's name. "layer" and a function need named parameters. A block
+            belongs to its parameters, whatever is done to the groups.
         weight_decay: κ (≥ 0), decoupled and multiplied by α; a group may have its own.
         trace: how the influence of past step sizes is followed: "hessian_free" (h in ``state[p]["h"]``, one
             float a parameter), or with Hessian-vector products "l", "2x2" or "exact" (H in ``state[p]["H"]``, m

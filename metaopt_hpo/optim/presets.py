@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metaopt_hpo.optim.hessian import loss_graph
 from metaopt_hpo.optim.metaoptimize import MetaOptimize
-from metaopt_hpo.optim.rules import Rule, base_rule
+from metaopt_hpo.optim.rules import Rule, UnnormalisedAdamW, base_rule
 
 WEIGHTS = 4096
 """Most weights that IDBD and Xu take: each needs one Hessian-vector product a step."""
@@ -272,6 +272,38 @@ class Hypergradient(torch.optim.Optimizer):
             p.add_(state["h"] * alpha)
             for x, value in zip(old, fresh, strict=True):
                 x.copy_(value)
+
+
+def authors_units(
+    params: Params,
+    lr: float = 1e-6,
+    *,
+    base: str | Rule = "adamw",
+    meta: str | Rule = "adam",
+    meta_lr: float = 1e-3,
+    **options: Any,
+) -> MetaOptimize:
+    """MetaOptimize in the units of the paper's published experiments, where α₀ and η mean what its figures say.
+
+    Their AdamW and meta-Adam keep m' = ρm + g, without 1−ρ and without bias correction, and put ε = 1e-10 inside the
+    root (:class:`UnnormalisedAdamW`). At ρ = 0.9 each direction is ten times that of the printed algorithm, which
+    :class:`MetaOptimize` implements: η = 1e-3 here moves ln α as η = 1e-2 there, and α₀ = 1e-6 here is 1e-5 there.
+    SGD and Lion are the same in both; their SGD with momentum uses the momentum before the step, which this preset
+    does not repeat. Written from the description of what that code computes, of which nothing is copied.
+
+    Args:
+        params, lr, meta_lr: as of :class:`MetaOptimize`, in these units.
+        base, meta: "adamw" and "adam" become the unnormalised rule; any other is taken as it is.
+        options: everything else that :class:`MetaOptimize` takes.
+    """
+    return MetaOptimize(
+        params,
+        lr,
+        base=UnnormalisedAdamW() if base == "adamw" else base,
+        meta=UnnormalisedAdamW() if meta == "adam" else meta,
+        meta_lr=meta_lr,
+        **options,
+    )
 
 
 def log_hypergradient(

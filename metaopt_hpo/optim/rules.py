@@ -236,6 +236,30 @@ class Lion(Rule):
         return u, (rho * state[0] + (1 - rho) * g,)
 
 
+@dataclass(frozen=True)
+class UnnormalisedAdamW(Rule):
+    """m' = ρm + g, v' = λv + (1−λ)g², u = m' / √(v'/(1−λᵗ) + ε): the units of the paper's published experiments.
+
+    Its first moment is not divided by 1/(1−ρ) and not bias-corrected, and ε stands inside the root: at ρ = 0.9 the
+    direction is ten times :class:`AdamW`'s once m has settled. See ``presets.authors_units``.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-10
+    states: ClassVar[tuple[str, ...]] = ("m", "v")
+    elementwise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_pair("betas", self.betas)
+        check_eps(self.eps)
+
+    def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
+        rho, lam = self.betas
+        m = rho * state[0] + g
+        v = lam * state[1] + (1 - lam) * g * g
+        return m / safe_sqrt(v / (1 - lam**t) + self.eps), (m, v)
+
+
 def check_pair(name: str, pair: tuple[float, float]) -> None:
     """Raise ``ValueError`` unless ``pair`` is two numbers in [0, 1)."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:

@@ -2,7 +2,10 @@
 
 ``make bench`` runs this file and prints the table of the README's performance section. Before every timed
 round the reference takes a step and is timed too, so that whatever else the machine does hits both. Nothing
-is asserted.
+is asserted. On a machine that others use, measure the processor's time of one thread:
+
+    METAOPT_BENCH_THREADS=1 pytest tests/benchmarks/test_optim_speed.py --benchmark-only \
+        --benchmark-timer=time.process_time -s
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from metaopt_hpo.optim import MetaOptimize
+from metaopt_hpo.optim.muon import is_hidden_matrix
 
-THREADS = 2
+THREADS = int(os.environ.get("METAOPT_BENCH_THREADS", "2"))
 ROUNDS = 40
 ROWS: list[tuple[str, str, str, str]] = []
 
@@ -102,6 +105,7 @@ def compare(
         step()
         reference()
     times: list[float] = []
+    timer = benchmark._timer
 
     def many(run: Callable[[], object]) -> None:
         for _ in range(repeat):
@@ -109,9 +113,9 @@ def compare(
         wait()
 
     def before() -> None:
-        start = time.perf_counter()
+        start = timer()
         many(reference)
-        times.append(time.perf_counter() - start)
+        times.append(timer() - start)
 
     benchmark.pedantic(lambda: many(step), setup=before, rounds=rounds)
     stats = benchmark.stats.stats
@@ -124,14 +128,41 @@ def compare(
 @pytest.mark.parametrize(
     ("name", "reach", "options"),
     [
-        ("fast step, AdamW base, scalar / torch fused AdamW", "≤1.25×", {}),
-        ("fast step, layer blocks / torch fused AdamW", "≤1.35×", {"blocks": "layer"}),
-        ("fast step, Lion base / torch fused AdamW", "≤1.35×", {"base": "lion"}),
+        ("fast step, AdamW base, scalar / torch fused AdamW", "≤1.20×", {}),
+        ("fast step, layer blocks / torch fused AdamW", "≤1.25×", {"blocks": "layer"}),
+        ("fast step, Lion base / torch fused AdamW", "≤1.05×", {"base": "lion"}),
         ("fast step, bfloat16 trace / torch fused AdamW", "–", {"trace_dtype": torch.bfloat16}),
     ],
 )
 def test_fast_step(benchmark, name: str, reach: str, options) -> None:
     compare(benchmark, name, reach, ours(llama_shapes(), **options), adamw(llama_shapes(), fused=True))
+
+
+def test_weight_blocks(benchmark) -> None:
+    shapes = [("w", (1000, 1000))]
+    name = "weight blocks, 1 M weights / torch fused AdamW"
+    compare(benchmark, name, "≤1.6×", ours(shapes, blocks="weight"), adamw(shapes, fused=True), repeat=5)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_muon_whole_step(benchmark) -> None:
+    """Forward, backward and update of the byte-level model, ours with the Muon base beside torch's Muon + AdamW."""
+    torch.manual_seed(0)
+    model, twin = Transformer(), Transformer()
+    x = torch.randint(128, (16, 64))
+    opt = MetaOptimize(model.named_parameters(), lr=1e-3, base="muon")
+    hidden = [p for n, p in twin.named_parameters() if is_hidden_matrix(n, p)]
+    rest = [p for n, p in twin.named_parameters() if not is_hidden_matrix(n, p)]
+    torchs = [torch.optim.Muon(hidden, lr=1e-3), torch.optim.AdamW(rest, lr=1e-3, fused=True)]
+
+    def whole(m: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        m.zero_grad()
+        nn.functional.cross_entropy(m(x).flatten(0, 1), x.flatten()).backward()
+        for o in optimizers:
+            o.step()
+
+    name = "Muon base, whole training step / torch Muon + AdamW"
+    compare(benchmark, name, "≤1.1×", lambda: whole(model, [opt]), lambda: whole(twin, torchs), rounds=20)
 
 
 def test_eager_fallback(benchmark) -> None:
@@ -149,13 +180,6 @@ def test_small_model(benchmark) -> None:
 def test_small_model_against_eager(benchmark) -> None:
     name = "119 k parameters, auto / eager"
     compare(benchmark, name, "≤1×", ours(small_shapes()), ours(small_shapes(), compile="eager"), repeat=20)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is present")
-def test_fast_step_on_a_gpu(benchmark) -> None:
-    name = "fast step on CUDA / torch fused AdamW"
-    step, reference = ours(llama_shapes(), "cuda"), adamw(llama_shapes(), "cuda", fused=True)
-    compare(benchmark, name, "≤1.35×", step, reference, repeat=10)
 
 
 class Transformer(nn.Module):

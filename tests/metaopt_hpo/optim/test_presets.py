@@ -132,3 +132,34 @@ def test_hypergradient_survives_a_bad_gradient() -> None:
         w.grad = torch.full((3,), value)
         opt.step()
     assert float(opt.alpha) == pytest.approx(0.1)
+
+
+def test_the_authors_units_are_ten_times_the_printed_ones() -> None:
+    """At ρ = 0.9, once the momenta have settled: η and α₀ of one are a tenth of the other's."""
+    from metaopt_hpo.optim.presets import authors_units
+
+    runs = []
+    for make, lr, meta_lr in ((authors_units, 1e-4, 1e-3), (MetaOptimize, 1e-3, 1e-2)):
+        p = nn.Parameter(torch.full((50,), 3.0, dtype=torch.float64))
+        opt = make([p], lr, meta_lr=meta_lr, meta="adam")
+        for _ in range(400):
+            p.grad = torch.ones_like(p)
+            opt.step()
+        runs.append((float(opt.step_sizes()[0]) / lr, float(p[0].detach())))
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=0.1)
+    assert runs[0][1] == pytest.approx(runs[1][1], rel=0.1)
+    assert runs[0][0] > 10
+
+
+def test_one_step_in_the_authors_units_by_hand() -> None:
+    from metaopt_hpo.optim import UnnormalisedAdamW
+
+    g = torch.tensor([0.5, -2.0], dtype=torch.float64)
+    rule = UnnormalisedAdamW()
+    zero = torch.zeros_like(g)
+    u, (m, v) = rule.update(g, (zero, zero), 1.0)
+    assert torch.equal(m, g)
+    torch.testing.assert_close(v, 0.001 * g * g)
+    torch.testing.assert_close(u, g / (g * g + 1e-10).sqrt())
+    u, (m, v) = rule.update(g, (m, v), 2.0)
+    torch.testing.assert_close(m, 1.9 * g)
