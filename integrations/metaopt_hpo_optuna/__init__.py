@@ -23,6 +23,7 @@ _HOMES = {
     "TrialRun": "trial_run",
     "add_records": "study_table",
     "trial_table": "study_table",
+    "repeat_seed": "strategy",
     "retry_lost_trials": "leases",
     "suggest_strategy": "strategy",
     "trial_folder": "places",
@@ -35,6 +36,7 @@ __all__ = [
     "StudyWarning",
     "TrialRun",
     "add_records",
+    "repeat_seed",
     "retry_lost_trials",
     "suggest_strategy",
     "trial_folder",
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from metaopt_hpo_optuna.places import trial_folder
     from metaopt_hpo_optuna.pruner import ScalingLawPruner
     from metaopt_hpo_optuna.sampler import ScalingLawSampler
-    from metaopt_hpo_optuna.strategy import suggest_strategy
+    from metaopt_hpo_optuna.strategy import repeat_seed, suggest_strategy
     from metaopt_hpo_optuna.study_table import add_records, trial_table
     from metaopt_hpo_optuna.trial_run import TrialRun
 

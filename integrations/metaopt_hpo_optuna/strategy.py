@@ -11,7 +11,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import BaseTrial
+from optuna.trial import BaseTrial, Trial, TrialState
 
 from metaopt_hpo.strategies import LRStrategy, get
 from metaopt_hpo.strategies.space import Choice, Range, check_space, entry_name, plain_space, read_option
@@ -55,6 +55,19 @@ def suggest_strategy(
     if "tuning" not in trial.user_attrs:  # before the run, so that whoever judges it knows
         trial.set_user_attr("tuning", "self" if strategy.tunes_lr else "external")
     return strategy
+
+
+def repeat_seed(trial: Trial, seed: int = 0) -> int:
+    """A seed that differs between repeats of one configuration: `seed` plus the finished trials with equal parameters.
+
+    Call it once all parameters are suggested, before the model is built; then a sampler that chooses a configuration
+    again learns of its noise instead of the same value:
+
+        torch.manual_seed(seed := repeat_seed(trial))
+        with TrialRun(trial, model, strategy, …, seed=seed) as run: …
+    """
+    finished = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return seed + sum(t.params == trial.params for t in finished)
 
 
 def _example(choice: str, option: str, spec: Any) -> Any:

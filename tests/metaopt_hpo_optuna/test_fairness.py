@@ -22,7 +22,7 @@ from torch import nn
 from metaopt_hpo.strategies import available, get
 from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, StudyWarning, TrialRun, trial_table
 from metaopt_hpo_optuna.fields import COMPARABLE
-from metaopt_hpo_optuna.strategy import suggest_strategy
+from metaopt_hpo_optuna.strategy import repeat_seed, suggest_strategy
 from metaopt_hpo_optuna.trial_link import TrialLink
 
 TOKENS, BATCH, SIZE = 4096, 16, 100.0
@@ -131,6 +131,20 @@ def test_repeats_are_trained_where_the_user_says_so() -> None:
     assert repeat(3, repeats="train")[1] == [0, 1, 2]
     with pytest.raises(ValueError, match="repeats must be"):
         repeat(1, repeats="again")
+
+
+def test_repeats_vary_their_seed_where_the_user_asks() -> None:
+    study, seeds, trained = optuna.create_study(), list[int](), list[int]()
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.suggest_categorical("strategy", ["metaoptimize", "cosine"])
+        seeds.append(repeat_seed(trial))
+        return train(trial, trained, seed=seeds[-1])
+
+    for _ in range(3):
+        study.enqueue_trial({"strategy": "metaoptimize"})
+    study.optimize(objective, n_trials=3)
+    assert seeds == trained == [0, 1, 2]
 
 
 def test_a_free_number_makes_another_run() -> None:
