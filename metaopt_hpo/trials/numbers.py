@@ -115,7 +115,10 @@ def _body(digits: str, exponent: str, *, points_open: bool) -> Cell:
     as_decimal = value(digits.replace(mark, "."))
     if _grouped(digits, mark) and not exponent and (mark == "," or points_open):
         return Cell(as_decimal, other=float(digits.replace(mark, "")) * power, open_mark=mark)
-    return Cell(as_decimal, says=proves_decimal)
+    zeros = mark == "." and not digits.rpartition(".")[2].strip(
+        "0"
+    )  # "20000.0", as programs write whole numbers
+    return Cell(as_decimal, says=None if zeros else proves_decimal)
 
 
 def _grouped(text: str, mark: str) -> bool:

@@ -268,6 +268,8 @@ def did_you_mean(name: str, names: Iterable[object], quantity: str | None = None
     """Up to three names that were perhaps meant: suggested by the quantity, then near in spelling."""
     known = [str(n) for n in names]
     out = candidates(known, quantity, weak=True) if quantity in QUANTITIES else []
+    if quantity == "loss" and not out:
+        out = sorted((n for n in known if "loss" in normalise(n)), key=lambda n: "train" in normalise(n))
     lower = {normalise(n): n for n in reversed(known)}
     near = difflib.get_close_matches(normalise(name), list(lower), n=3, cutoff=0.6)
     return list(dict.fromkeys([*out, *(lower[n] for n in near)]))[:3]

@@ -43,6 +43,9 @@ MANY_STEPS = 1e6
 MANY_TOKENS = 1e6
 """Tokens a parameter that no run sees: its size is counted in millions or billions."""
 
+USUAL_TOKENS = 1e4
+"""Tokens a parameter that whole tables of runs hardly see: ten times what the longest-trained small models do."""
+
 FEW_TOKENS = 0.1
 """Tokens a parameter: a median below it means tokens and batch counted in sequences, or fine-tuning."""
 
@@ -203,6 +206,23 @@ def _look(frame: pd.DataFrame, remarks: _Remarks, foreign: bool) -> None:
             f"models have {np.median(size[done]):.3g} parameters in the median: size looks as if counted in millions "
             "or billions",
             "size",
+        )
+    elif foreign and np.median(tokens[done] / size[done]) > USUAL_TOKENS:
+        remarks.add(
+            "units-size",
+            int(done.sum()),
+            f"runs saw {np.median(tokens[done] / size[done]):.3g} tokens a parameter in the median: size looks as if "
+            "counted in thousands",
+            "size",
+            "tokens",
+        )
+    if foreign and np.median(batch[done]) < 1:
+        remarks.add(
+            "units-batch",
+            int(done.sum()),
+            f"batches hold {np.median(batch[done]):.3g} tokens in the median: batch looks as if counted in millions or "
+            "billions",
+            "batch",
         )
     steps = tokens / batch
     usual = float(np.median(steps[done]))

@@ -363,3 +363,34 @@ def test_a_bad_value_is_said_as_a_plain_number() -> None:
     frame.loc[3, "lr"] = 0.0
     with pytest.raises(TableError, match=r"got 0 in 1 row \(first: row 3\)"):
         TrialTable.from_frame(frame)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 1e-6}, {"size": 1e-9}, {"size": 1e-3}, {"tokens": 1e-6}, {"tokens": 1e-9}, {"batch": 1 / 2048},
+        {"batch": 1e-3},
+        {"size": 1e-6, "tokens": 1e-6}, {"size": 1e-6, "tokens": 1e-6, "batch": 1e-6},
+        {"batch": 1 / 2048, "tokens": 1 / 2048},
+        {"loss": 1e3}, {"lr": 1e6},
+    ],
+)  # fmt: skip
+def test_numbers_in_another_unit_are_refused_and_taken_when_named(change: dict[str, float]) -> None:
+    frame = pd.DataFrame(
+        [
+            {"size": n, "tokens": 20 * n, "batch": 65536.0, "lr": lr, "loss": 3.0 + lr}
+            for n in (1e6, 4e6, 16e6, 64e6)
+            for lr in (1e-3, 3e-3)
+        ]
+    )
+    other = frame.assign(**{c: frame[c] * f for c, f in change.items()})
+    with pytest.raises(TableError, match=r"units=\{"):
+        TrialTable.from_frame(other)
+    units: dict[str, float | str] = {c: 1 / f for c, f in change.items()}
+    assert np.allclose(TrialTable.from_frame(other, units=units).frame["size"], frame["size"])
+    if len(change) == 1 and min(change.values()) < 1e-2:
+        half = frame.assign(
+            **{c: frame[c].where(frame.index % 2 == 0, frame[c] * f) for c, f in change.items()}
+        )
+        with pytest.raises(TableError):
+            TrialTable.from_frame(half)
