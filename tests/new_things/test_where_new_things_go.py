@@ -1,0 +1,219 @@
+"""CONTRIBUTING's table, held: each new thing is one file, here one block of one, and nothing else is touched."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from metaopt_hpo import LawRefused, MetaOptimize, TrialTable, judge
+from metaopt_hpo.comparison import engine, protocol
+from metaopt_hpo.comparison.protocol import Plan, compare
+from metaopt_hpo.optim.rules import Rule
+from metaopt_hpo.report import render, sections
+from metaopt_hpo.report.axes import empty_figure
+from metaopt_hpo.strategies import make, registry
+from metaopt_hpo.strategies.schedules import Constant
+from metaopt_hpo.trials import readers
+from metaopt_hpo.trials.readers.base import Export, Reader, one_frame
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent / "metaopt_hpo" / "comparison"))
+
+from plain_loop import Run, Study  # noqa: E402
+from toy import DictEngine, Parabola  # noqa: E402
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, where: ModuleType, name: str, thing: Any) -> None:
+    """As if an installed distribution offered the thing under the entry-point group that `where` asks."""
+    module = ModuleType(f"offered_{name}")
+    module.thing = thing  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = where.entry_points
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [*found(group=group), EntryPoint(name, f"{module.__name__}:thing", group)]
+
+    monkeypatch.setattr(where, "entry_points", entry_points)
+
+
+# -- a base rule ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Damped(Rule):
+    """Sign descent that fades with the steps."""
+
+    states: ClassVar[tuple[str, ...]] = ()
+    elementwise: ClassVar[bool] = True
+
+    def update(self, g: Any, state: Any, t: Any) -> tuple[Any, Any]:
+        return g / (g.abs() + 1e-2) / t**0.5, state
+
+
+@pytest.mark.parametrize("trace", ["hessian_free", "l"])
+def test_a_base_rule(trace: str) -> None:
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(8))
+    optimizer = MetaOptimize([w], lr=0.1, base=Damped(), meta="adam", trace=trace)
+    losses = []
+    for _ in range(60):
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            return (w**2).sum()
+
+        if trace == "hessian_free":
+            loss = closure()
+            loss.backward()
+            optimizer.step()
+        else:
+            loss = optimizer.step(closure)
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# -- a strategy -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Staircase(Constant):
+    """A constant learning rate under a name of its own."""
+
+
+def test_a_strategy(request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(lambda: registry._registered.pop("staircase"))
+    registry.register("staircase")(Staircase)
+    assert isinstance(make("staircase", lr=1e-2), Staircase)
+    record = _train(make("staircase", lr=1e-2), Path("unused"), keep=False)
+    assert record.strategy == "staircase"
+    assert record.state == "complete"
+
+
+# -- a reader -------------------------------------------------------------------------------------------------
+
+
+def test_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: str) -> Export:
+        names = ["size", "tokens", "batch", "lr", "loss"]
+        return Export("our log", one_frame(pd.read_csv(path, sep="|", names=names)))
+
+    reader = Reader("bars", lambda path: path.endswith(".bars"), read)
+    offer(monkeypatch, readers, "bars", reader)
+    path = tmp_path / "runs.bars"
+    path.write_text("1e6|1e8|1024|0.01|2.5\n2e6|1e8|1024|0.02|2.4\n")
+    assert list(TrialTable.read(path).frame["lr"]) == [0.01, 0.02]
+    assert "bars" in readers.names()
+
+
+# -- an engine, and a figure ----------------------------------------------------------------------------------
+
+PLAN = Plan(
+    workload="parabola",
+    methods=("grid", "metaoptimize"),
+    seeds=(0, 1),
+    size=1e6,
+    pilot_sizes=(),
+    tokens=1e6,
+    batch=1e3,
+    lr_bounds=(1e-4, 1e-1),
+    runs=3,
+    pilot_runs=3,
+    engine="dict",
+)
+
+
+def test_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, engine, "dict", DictEngine)
+    outcome = judge(compare(Parabola(), PLAN, tmp_path, workers=1))
+    assert {m.name for m in outcome.methods} == {"grid", "metaoptimize"}
+    assert "MetaOptimize" in render(outcome)
+    assert protocol.Comparison.read(tmp_path).plan == PLAN
+
+
+def test_a_figure_on_a_page_of_its_own() -> None:
+    plot = empty_figure()
+    plot.add_scatter(x=[1, 2], y=[3, 4], name="</script>")
+    section = sections.section("Ours", sections.figure(plot, "ours", alt="Two points"))
+    page = sections.page([section], title="A page", answer="It is one function.")
+    assert 'id="plot-ours"' in page
+    assert "Content-Security-Policy" in page
+    assert page.count("</script>") == page.count("<script")
+
+
+# -- a framework ----------------------------------------------------------------------------------------------
+
+SIZES = (9, 17, 33)
+TOKENS, BATCH = 16 * 64, 16
+
+
+def _train(strategy: Any, path: Path, *, size: int = 9, keep: bool = True, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    model = nn.Linear(size - 1, 1)
+    held_out = torch.randn(256, size - 1)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return 0.1 + ((model(x)[:, 0] - x.sum(dim=1) / size**0.5) ** 2).mean()
+
+    study = Study(path)
+    study.keep = study.keep if keep else (lambda record: None)  # type: ignore[method-assign]
+    options = {"size": size, "tokens": TOKENS, "batch": BATCH, "evaluate": lambda: float(loss(held_out))}
+    with Run(study, model, strategy, workload="line", **options) as run:
+        for _ in run:
+            run.step(loss(torch.randn(BATCH, size - 1)))
+    return run.record()
+
+
+def test_a_framework_keeps_its_trials_and_learns_from_them(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    for size in SIZES:
+        for lr in (3e-3, 1e-2, 3e-2, 1e-1):
+            _train(make("constant", lr=lr), path, size=size)
+    study = Study(path)
+    assert len(study.records) == len(SIZES) * 4
+    assert {r.state for r in study.records} <= {"complete", "pruned", "diverged"}
+    assert all(r.curve is not None for r in study.records)
+    try:
+        law = study.law()
+    except LawRefused:
+        law = None
+    if law is not None:
+        assert law.predict(size=65, tokens=TOKENS).lr.value > 0
+
+
+def test_a_framework_ends_a_run_as_the_verdict_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from metaopt_hpo.scaling.policy import Verdict
+
+    class Stern:
+        def verdict(self, **run: Any) -> Verdict:
+            assert run["curve"]
+            assert run["tokens"] == TOKENS
+            return Verdict("stop", 0.01, "no chance")
+
+    monkeypatch.setattr(Study, "law", lambda self: Stern())
+    path = tmp_path / "study.json"
+    stopped = _train(make("constant", lr=1e-2), path)
+    assert (stopped.state, stopped.reason) == ("pruned", "no chance")
+    assert Study(path).records[0].state == "pruned"
+    free = _train(make("metaoptimize"), path)
+    assert free.state == "complete"
+
+
+def test_a_framework_survives_a_run_that_diverges(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    lost = _train(make("constant", lr=1e6), path)
+    assert lost.state == "diverged"
+    assert Study(path).records[0].state == "diverged"
+
+
+def test_the_integration_is_small() -> None:
+    assert len((HERE / "plain_loop.py").read_text(encoding="utf-8").splitlines()) <= 150
