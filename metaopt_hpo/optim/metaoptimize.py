@@ -19,6 +19,7 @@ from metaopt_hpo.optim.arguments import bounds_of, check_meta_lr, check_positive
 from metaopt_hpo.optim.blocks import Blocks, BlockSpec
 from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
 from metaopt_hpo.optim.kernels.choose import CHOICES, choose
+from metaopt_hpo.optim.kernels.describe import is_described
 from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.layout import computed_in
 from metaopt_hpo.optim.kernels.native import NativeKernel
@@ -343,15 +344,27 @@ class MetaOptimize(SavedState):
         """The whole step in one native call or two launches, where tensors allow it; whether it was done."""
         if not isinstance(kernel, NativeKernel | TritonKernel):
             return False
-        grads = [p.grad for p in params]
         rules = self._param_rules()
+        grads = [p.grad for p in params]
+        every = list(grads)
+        if isinstance(
+            kernel, TritonKernel
+        ):  # what has no description is advanced by plain operations beside it
+            grads = [g if is_described(rule) else None for g, rule in zip(grads, rules, strict=True)]
         if self._whole is None or not self._whole.matches(rules, grads, self.state):
             self._whole = self._prepare(kernel, params, rules, grads)
             if self._whole is None or not self._whole.matches(rules, grads, self.state):
                 return False
-        pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
+        pairs = [(p, g) for p, g in zip(params, every, strict=True) if g is not None]
         scale = self._clip_factor([p for p, _ in pairs], [g for _, g in pairs])
-        seen = self._whole.run(grads, self.param_groups, self.defaults["lr"], self._shared, scale)
+        whole = self._whole
+        given = grads, self.param_groups, self.defaults["lr"], self._shared, scale
+        if isinstance(whole, TritonStep):
+            rest = {id(p) for p, g in zip(params, grads, strict=True) if g is None}
+            whole.run(*given, self._advance_rest(rest, scale))
+            seen = None
+        else:
+            seen = whole.run(*given)
         if seen is None:
             self._watch.see(self._shared["beta"])
         else:
@@ -359,6 +372,18 @@ class MetaOptimize(SavedState):
         if self._blocks is not None and self._blocks.per_weight and len(pairs) < len(params):
             self._refresh_step_sizes()
         return True
+
+    @torch.no_grad()
+    def _advance_rest(self, those: set[int], scale: Tensor | None) -> Tensor | None:
+        """Advance these parameters, where they have gradients, by plain operations; their part of z."""
+        buckets = self._buckets(self._eager, those)
+        if not buckets:
+            return None
+        beta: Tensor = self._shared["beta"]
+        alpha, z = beta.exp(), torch.zeros_like(beta)
+        for _, rule, runner, bucket in buckets:
+            runner.advance(bucket.local(), rule, alpha, self._gamma, scale, z)
+        return z
 
     def _prepare(
         self,
@@ -442,8 +467,11 @@ class MetaOptimize(SavedState):
         self._refresh_step_sizes()
         self._watch.see(beta)
 
-    def _buckets(self, kernel: Kernel) -> list[tuple[ShardKey, Rule, Kernel, Bucket]]:
-        """Parameters with a gradient, by group, rule, device and dtype, each with the kernel that can advance it."""
+    def _buckets(
+        self, kernel: Kernel, only: set[int] | None = None
+    ) -> list[tuple[ShardKey, Rule, Kernel, Bucket]]:
+        """Parameters with a gradient (of these ids only), by group, rule, device and dtype, each with the kernel that
+        can advance it."""
         assert self._blocks is not None
         buckets: dict[Any, tuple[ShardKey, Rule, Kernel, Bucket]] = {}
         block, rules = iter(self._blocks.of), iter(self._param_rules())
@@ -452,7 +480,7 @@ class MetaOptimize(SavedState):
             for p in group["params"]:
                 own, rule = next(block), next(rules)
                 g = p.grad
-                if g is None:
+                if g is None or (only is not None and id(p) not in only):
                     continue
                 state = self._fit_state(p, rule)
                 self._check_gradient(p, g)

@@ -104,8 +104,8 @@ def advance(order, chunks, rows, sizes, factors, numbers, common, beta, partial,
 
 
 @triton.jit
-def settle(partial, ranges, rows, common, numbers, beta, meta_step{meta_arguments}, skipped, ticks, live, live_ratio,
-           T: tl.constexpr, ROW: tl.constexpr, BLOCK: tl.constexpr):
+def settle(partial, extra, ranges, rows, common, numbers, beta, meta_step{meta_arguments}, skipped, ticks, live,
+           live_ratio, HAS_EXTRA: tl.constexpr, T: tl.constexpr, ROW: tl.constexpr, BLOCK: tl.constexpr):
     b = tl.program_id(0)
     at = ranges + 6 * b
     low_ = tl.load(common + 2)
@@ -116,6 +116,8 @@ def settle(partial, ranges, rows, common, numbers, beta, meta_step{meta_argument
         i = k + tl.arange(0, BLOCK)
         acc += tl.load(partial + i, mask=i < last, other=0.0)
     z = tl.sum(acc, axis=0).to(T)
+    if HAS_EXTRA:
+        z += tl.load(extra + b)
     t = tl.load(meta_step + b).to(tl.float64) + 1.0
     zero_ = t * 0.0
     c = numbers

@@ -252,8 +252,9 @@ class TritonStep:
         lr: float,
         shared: dict[str, Any],
         scale: Tensor | None,
+        extra: Tensor | None = None,
     ) -> None:
-        """Do the step."""
+        """Do the step; ``extra`` is what parameters that others advance add to z."""
         self.refresh(param_groups, lr, shared)
         beta: Tensor = shared["beta"]
         columns = [self._params, [grads[i] for i in self._active], self._state["h"], self._state["step"]]
@@ -296,6 +297,7 @@ class TritonStep:
             self._module.settle,
             (self._count,),
             self._partial,
+            beta if extra is None else extra,
             tables["ranges"],
             tables["rows"],
             tables["common"],
@@ -307,6 +309,7 @@ class TritonStep:
             self._ticks,
             tables["live"],
             tables["live_ratio"],
+            HAS_EXTRA=extra is not None,
             T=_type(beta.dtype),
             ROW=self._row,
             BLOCK=BLOCK,

@@ -73,6 +73,7 @@ def test_the_fast_step(options: dict) -> None:
 def test_the_plain_step(options: dict) -> None:
     with harness.fake_cuda() as launches:
         steps(launches, count=3, **options)
+        assert launches == (["advance", "settle"] if "base" in options else [])
 
 
 @harness.inside

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.optim import MetaOptimize
+from metaopt_hpo.optim import MetaOptimize, Muon
 from metaopt_hpo.optim.kernels import triton_step
 from metaopt_hpo.optim.kernels.layout import dither_
 
@@ -96,6 +96,13 @@ def test_options(options: dict) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_short_trace_is_rounded_as_by_plain_operations(dtype: torch.dtype) -> None:
     check(dtype, loose=400.0 if dtype == torch.float32 else 4.0, trace_dtype=torch.bfloat16)
+
+
+@inside
+@pytest.mark.parametrize("blocks", ["scalar", "rule"])
+def test_muons_matrices_run_beside_it(blocks: str) -> None:
+    check(torch.float64, base=Muon(hidden=lambda name, p: p.ndim == 2 and p.numel() > 0), blocks=blocks,
+          max_grad_norm=0.5)  # fmt: skip
 
 
 @inside
