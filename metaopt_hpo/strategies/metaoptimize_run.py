@@ -172,8 +172,13 @@ class MetaOptimizeRun(LRRun):
         """Start within a factor `BELOW` of the limit, and double up to it while the meta-gradient does not object."""
         if math.isnan(self._limit):
             assert self._strategy.limit is not None
-            params = [p for group in self.optimizer.param_groups for p in group["params"]]
-            limit = self._strategy.limit * relative_step(params, self._strategy.base_rule().as_base())
+            groups = self.optimizer.param_groups
+            params = [p for group in groups for p in group["params"]]
+            names = {
+                p: n for g in groups for n, p in zip(g.get("param_names", ()), g["params"], strict=False)
+            }
+            rule = self._strategy.base_rule().as_base()
+            limit = self._strategy.limit * relative_step(params, rule, names)
             if limit < math.inf:
                 self._limit, self._climbs = limit, 2 * round(math.log2(BELOW))
             # no gradient yet: nothing to learn from, and decay alone must not act

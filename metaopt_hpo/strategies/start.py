@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from metaopt_hpo.optim.rules import Rule
 
 
 @torch.no_grad()
-def relative_step(params: Iterable[Tensor], rule: Rule) -> float:
+def relative_step(
+    params: Iterable[Tensor], rule: Rule, names: Mapping[Tensor, str] = MappingProxyType({})
+) -> float:
     """The step size whose first update would be as large as the weights: the median of RMS(w) / RMS(u).
 
     The median is over the tensors of two or more dimensions whose update is not zero (over all, where there are none
@@ -24,6 +27,7 @@ def relative_step(params: Iterable[Tensor], rule: Rule) -> float:
     Args:
         params: with their gradients in `.grad`.
         rule: base rule, whose first direction u counts.
+        names: of parameters, for a rule that tells them apart by name (Muon).
 
     Returns:
         A positive number, or infinity where nothing can be said, since no gradient differs from zero.
@@ -39,7 +43,8 @@ def relative_step(params: Iterable[Tensor], rule: Rule) -> float:
         if p.grad is None:
             continue
         g = p.grad.to(torch.promote_types(p.grad.dtype, torch.float32))
-        direction, _ = rule.update(g, tuple(torch.zeros_like(g) for _ in rule.states), 1.0)
+        own = rule.for_parameter(names.get(p), p)
+        direction, _ = own.update(g, tuple(torch.zeros_like(g) for _ in own.states), 1.0)
         update = _root_mean_square(direction)
         if update > 0 and math.isfinite(update):
             ratios.append((sizes[p] or typical or max(1, math.prod(p.shape[1:])) ** -0.5) / update)
