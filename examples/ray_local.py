@@ -22,6 +22,7 @@ from metaopt_hpo_ray import (
     ScalingLawScheduler,
     TrialRun,
     build_strategy,
+    restore,
     strategy_space,
     trial_table,
     tuner_configs,
@@ -79,7 +80,7 @@ def main() -> None:
     trainable = with_resources(run_trial, gpu_size=args.gpu_size)
     folder = f"{args.storage}/{args.name}"
     if tune.Tuner.can_restore(folder):
-        tuner = tune.Tuner.restore(folder, trainable)
+        tuner = restore(folder, trainable)
     else:
         tuner = tune.Tuner(
             trainable,

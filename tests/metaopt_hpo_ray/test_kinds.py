@@ -76,3 +76,32 @@ def test_all_kinds_end_as_the_document_says(cluster: str, tmp_path: Path) -> Non
             assert found[kind][1] == pytest.approx(kinds.TOKENS, rel=0.05), (kind, found[kind])
         else:
             assert found[kind][1] < kinds.TOKENS, (kind, found[kind])
+
+
+def test_loggers_of_others_work_beside_the_keeper_and_see_what_a_trial_run_says(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard, MLflow and W&B, all offline."""
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    import mlflow
+    from ray.air.integrations.mlflow import MLflowLoggerCallback
+    from ray.air.integrations.wandb import WandbLoggerCallback
+    from ray.tune.logger import TBXLoggerCallback
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    loggers = [
+        TBXLoggerCallback(),
+        MLflowLoggerCallback(tracking_uri=uri, experiment_name="e"),
+        WandbLoggerCallback(project="p", dir=str(tmp_path)),
+    ]
+    found = run(tmp_path, kinds.function, ["TrialRun"], run_options={"callbacks": loggers})
+    assert found["TrialRun"][0] == "complete"
+    assert list(tmp_path.glob("TrialRun/*/events.out.tfevents*"))
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+    (logged,) = mlflow.MlflowClient(uri).search_runs(
+        [e.experiment_id for e in mlflow.MlflowClient(uri).search_experiments() if e.name == "e"]
+    )
+    assert {"loss", "step_size", "tokens_seen", "flops"} <= logged.data.metrics.keys()
