@@ -111,6 +111,9 @@ class Decisions:
         if entry is None:
             self.add(trial)
             entry = self._book.entries[key]
+        if entry.state != "running" and entry.state != "failed":
+            # it ended before a restore, of which Tune's own snapshot was too old to know: what it said then stands
+            return TrialScheduler.STOP
         tokens, loss = self._results.tokens(result), self._results.loss(result)
         if loss is not None and not math.isfinite(loss):
             tokens = entry.last[0] if tokens is None else tokens
@@ -123,9 +126,6 @@ class Decisions:
             )
             return TrialScheduler.CONTINUE
         report(self._book, key, tokens, loss, result)
-        if entry.state != "running" and entry.state != "failed":
-            # decided before a restore that Tune's own snapshot was too old to know of
-            return TrialScheduler.STOP
         if result.get(STATE) == "diverged":
             return self._stop(key, "diverged", Decision("stop", str(result.get(REASON, ""))))
         if not math.isfinite(entry.last[1]):

@@ -229,7 +229,8 @@ class CurveKeeper(Callback):
 
     def _enter(self, trial: Trial, result: dict[str, Any]) -> None:
         tokens, loss = self._results.tokens(result), self._results.loss(result)
-        if tokens is not None and loss is not None:
+        state = self.book.entries[trial.trial_id].state
+        if tokens is not None and loss is not None and state in ("running", "failed"):
             report(self.book, trial.trial_id, tokens, -loss if self._maximize else loss, result)
 
     def _say_where_it_went_on(self, trial: Trial) -> None:

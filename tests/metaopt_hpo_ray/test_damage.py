@@ -14,7 +14,11 @@ from metaopt_hpo_ray import restore, trial_table, tuner_configs
 from metaopt_hpo_ray.journal import JOURNAL
 from metaopt_hpo_ray.restoring import RestoreError
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*damaged lines:metaopt_hpo_ray.TuneWarning"),
+]
 
 DAMAGED = [
     "tuner.pkl",
