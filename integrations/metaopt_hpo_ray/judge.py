@@ -23,6 +23,8 @@ from metaopt_hpo_ray.state import TrialBook
 
 logger = logging.getLogger(__name__)
 
+TOO_FEW = "completed trials a law needs first"
+
 UNREAD = Decision("abstain", "its size, tokens, batch or lr is not known")
 
 
@@ -278,7 +280,7 @@ class Judge:
     def _note_law(self) -> None:
         """Enter in the decision log that there is another law, or why there is none."""
         if self.law is None:
-            if len(self._history.finished) or self._evidence:
+            if self.refusal and not self.refusal.endswith(TOO_FEW):  # too few trials are no news
                 self.book.decided("", "refuse", self.refusal)
                 logger.info("no law can be fitted yet: %s", self.refusal)
             return

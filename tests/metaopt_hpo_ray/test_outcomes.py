@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +14,13 @@ import numpy as np
 import pyarrow.fs
 import pytest
 import torch
-from metaopt_hpo_ray.fits import DEADLINE, Fit
 from ray import cloudpickle
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from stub_cluster import StubCluster, result_of, stub_trial, world_curve
 
+from metaopt_hpo.scaling.policy import refits
 from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler, ScalingLawSearch, decision_log, trial_table
-from metaopt_hpo_ray.judge import Decision
 from metaopt_hpo_ray.keeper import CUT, NOT_LAUNCHED
 from metaopt_hpo_ray.lost import NONE_SAVED
 from metaopt_hpo_ray.metrics import count
@@ -368,14 +368,28 @@ def test_as_many_wait_for_resources_as_tune_or_the_user_says(
 
 
 def test_a_fit_that_hangs_is_given_up_and_what_waits_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    fit = Fit([], [], 0, clock=lambda: now[0])
-    monkeypatch.setattr(Fit, "_run", lambda self: None)
-    fit.start(background=True)
-    assert not fit.finished
-    now[0] = DEADLINE + 1
-    assert fit.finished
-    assert "given up" in fit.refusal
+    released, waits = threading.Event(), []
+
+    def hang(*args: Any) -> refits.Fitted:
+        waits.append(args)
+        released.wait()
+        return refits.Fitted()
+
+    monkeypatch.setattr(refits, "_fit", hang)
+    monkeypatch.setattr(refits, "DEADLINE", 0.01)
+    scheduler, _ = wired(background=True)
+    curve = lambda t: world_curve(t.config["size"], t.config["tokens"], t.config["lr"])  # noqa: E731
+    cluster = StubCluster(scheduler, curve, slots=2)
+    for i, size in enumerate((1e6, 2e6, 4e6, 8e6, 1.6e7)):
+        for j, lr in enumerate((1e-3, 3e-3, 1e-2, 3e-2)):
+            cluster.add(stub_trial(f"h{i}{j}", size=size, tokens=2e7, batch=1024, lr=lr))
+    try:
+        cluster.run()
+    finally:
+        released.set()
+    assert waits
+    assert len(cluster.started) == 20
+    assert scheduler.law is None
 
 
 # -- one owner ---------------------------------------------------------------------------------------------------
@@ -419,7 +433,3 @@ def test_no_state_makes_set_state_raise() -> None:
     for state in ({}, {"owner": None}, {"scheduler": {"book": {"format": "x"}}}, {"book": 3}):
         for keeper in (CurveKeeper(), wired()[1]):
             keeper.set_state(state)
-
-
-def test_a_verdict_is_kept_with_its_decision() -> None:
-    assert Decision("launch", "x").verdict is None

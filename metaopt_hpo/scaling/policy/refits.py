@@ -157,10 +157,12 @@ class _Fit:
         self._options = allow_weak, seed
         self._lock = threading.Lock()
         self._result = Fitted()
+        self._given_up = False
 
     def result(self) -> Fitted:
         """The law, or the reason why there is none; made here unless another thread has, or is at it."""
-        if not self._lock.acquire(timeout=DEADLINE):
+        if not self._lock.acquire(timeout=0.0 if self._given_up else DEADLINE):
+            self._given_up = True  # nobody waits for it twice
             return Fitted(refusal=f"the fit was given up after {DEADLINE:g} s")
         try:
             if self._records is not None:
