@@ -8,8 +8,9 @@ About 40 CPU minutes in all, resumable: what is in the file is not trained again
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ import typer
 
 from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.comparison.training_objective import TrainObjective
+from metaopt_hpo.locks import only_process
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -62,15 +64,21 @@ def main(
     minutes: Annotated[float, typer.Option(help="Stop after so long; run again to go on.")] = 60.0,
 ) -> None:
     """Train what is missing of the table."""
+    with only_process(out.with_name(out.name + ".lock"), f"the table {out}"):
+        train(list(configurations()), out, minutes)
+
+
+def train(wanted: Sequence[Configuration], out: Path, minutes: float = math.inf) -> None:
+    """Train what of `wanted` is not in the table yet, and keep each run at once."""
     from metaopt_hpo.workloads import TextLM
 
     records = TrialTable.read(out).records() if out.exists() else []
     done = {_key(r) for r in records}
     widths = sorted({w for w, _ in (*PILOTS, TARGET)})
     objective = TrainObjective([TextLM(width=w) for w in widths], report_stride=REPORT_STRIDE)
-    missing = [c for c in configurations() if _key(c) not in done]
+    missing = [c for c in wanted if _key(c) not in done]
     typer.echo(f"{len(records)} runs in {out}, {len(missing)} to train")
-    begin = saved = time.monotonic()
+    begin = time.monotonic()
     for n, c in enumerate(missing, start=1):
         record = objective.run(c)
         records.append(
@@ -78,13 +86,10 @@ def main(
                 record, study="live-text-lm", trial="/".join(f"{v:g}" for v in _key(c)), workload="text-lm"
             )
         )
-        late = time.monotonic() - begin > 60 * minutes
-        if late or n == len(missing) or time.monotonic() - saved > 30:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            TrialTable.from_records(records).write(out)
-            saved = time.monotonic()
-            typer.echo(f"{len(missing) - n} left after {(saved - begin) / 60:.1f} min")
-        if late:
+        TrialTable.from_records(records, warn=False).write(out)
+        minutes_taken = (time.monotonic() - begin) / 60
+        typer.echo(f"{len(missing) - n} left after {minutes_taken:.1f} min")
+        if minutes_taken > minutes:
             break
 
 

@@ -9,6 +9,7 @@ weights and sees the same batches.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -21,6 +22,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.engine import SearchEngine, SearchTask, get_engine
@@ -87,6 +91,15 @@ class Plan:
         for field in ("runs", "pilot_runs"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)!r}")
+        for field, values in (
+            ("size", [self.size]),
+            ("tokens", [self.tokens]),
+            ("batch", [self.batch]),
+            ("pilot_sizes", self.pilot_sizes),
+            ("lr_bounds", self.lr_bounds),
+        ):
+            if not all(0 < v < math.inf for v in values):
+                raise ValueError(f"{field} must be finite and > 0, got {getattr(self, field)!r}")
         if any(s >= self.size for s in self.pilot_sizes):
             raise ValueError(
                 f"pilot sizes must be below the target size {self.size:g}, got {self.pilot_sizes!r}"
@@ -103,9 +116,13 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
-        """From `to_json`."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**fields)
+        """From `to_json`.
+
+        Raises:
+            ValueError: a field is missing, of a wrong type, or out of range.
+        """
+        text = json.dumps({k: v for k, v in data.items() if k in cls.__dataclass_fields__})
+        return TypeAdapter(cls).validate_json(text, strict=True)
 
 
 @dataclass(frozen=True)
@@ -128,11 +145,16 @@ class Comparison:
         saved = _read_plan(path)
         if saved is None or not (path / TABLE_FILE).exists():
             raise CompareError(f"{path} holds no finished comparison; run: metaopt-hpo compare --out {path}")
+        try:
+            plan = Plan.from_json(saved.plan)
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CompareError(f"the plan in {path} is damaged ({reason}); restore {PLAN_FILE}") from error
         return cls(
-            Plan.from_json(saved["plan"]),
+            plan,
             TrialTable.read(path / TABLE_FILE),
-            saved["machine"],
-            saved.get("command", ""),
+            saved.machine,
+            saved.command,
         )
 
 
@@ -347,8 +369,8 @@ def _search(
 
 def _claim(folder: Path, plan: Plan, command: str) -> None:
     saved = _read_plan(folder)
-    if saved is not None and saved["plan"] != plan.to_json():
-        changed = sorted(k for k, v in plan.to_json().items() if saved["plan"].get(k) != v)
+    if saved is not None and saved.plan != plan.to_json():
+        changed = sorted(k for k, v in plan.to_json().items() if saved.plan.get(k) != v)
         raise CompareError(
             f"{folder} holds a comparison with other {', '.join(changed)}; "
             "choose another --out, or repeat the options it was started with"
@@ -360,20 +382,38 @@ def _claim(folder: Path, plan: Plan, command: str) -> None:
         raise CompareError(f"cannot write to results folder {folder}: {error}") from error
 
 
-def _read_plan(folder: Path) -> dict[str, Any] | None:
+class _Saved(BaseModel):
+    """What plan.json holds."""
+
+    model_config = ConfigDict(strict=True)
+    version: int
+    plan: dict[str, Any]
+    machine: dict[str, str]
+    command: str = ""
+
+
+def _read_plan(folder: Path) -> _Saved | None:
+    path = folder / PLAN_FILE
     try:
-        saved = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        saved = from_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise CompareError(f"{folder / PLAN_FILE} cannot be read: {error}") from error
+        raise CompareError(f"{path} cannot be read: {error}") from error
     if not isinstance(saved, dict) or not {"version", "plan", "machine"} <= saved.keys():
-        raise CompareError(f"{folder / PLAN_FILE} is not a plan of metaopt-hpo; choose another folder")
-    if saved["version"] > FORMAT_VERSION:
+        raise CompareError(f"{path} is not a plan of metaopt-hpo; choose another folder")
+    if isinstance(saved["version"], int) and saved["version"] > FORMAT_VERSION:
         raise CompareError(
             f"{folder} was written by a newer version of metaopt-hpo; upgrade it to read the results"
         )
-    return saved
+    try:
+        return _Saved.model_validate(saved)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CompareError(
+            f"{path} is damaged ({where}: {first['msg']}); restore it, or choose another folder"
+        ) from None
 
 
 def machine() -> dict[str, str]:

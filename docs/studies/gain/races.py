@@ -20,6 +20,7 @@ from metaopt_hpo.atomic import replacing
 from metaopt_hpo.comparison.engine import EngineError, get_engine
 from metaopt_hpo.comparison.race import Racer
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.locks import only_process
 from studies import live_table
 from studies.gain.problems import Problem, problems
 from studies.gain.summary import KEYS, LIMIT, THRESHOLDS, markdown, summary
@@ -94,7 +95,8 @@ def main(
             if not found:
                 raise MetaOptError("no table is at hand: give --data or --live")
             wanted = [m.strip() for m in methods.split(",") if m.strip()]
-            frame = race_all(engine, found, wanted, seeds, out)
+            with only_process(out.with_name(out.name + ".lock"), f"the table {out}"):
+                frame = race_all(engine, found, wanted, seeds, out)
     except (MetaOptError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error

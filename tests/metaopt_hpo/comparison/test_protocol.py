@@ -119,3 +119,34 @@ def test_a_plan_that_cannot_be_meant_is_refused(change: dict[str, object], word:
 
 def test_plan_round_trips_through_json() -> None:
     assert Plan.from_json(json.loads(json.dumps(PLAN.to_json()))) == PLAN
+
+
+JUNK = [None, -1, "x", [], {}, [None], True, 1e308, float("nan"), "5", 10**400]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=repr)
+def test_a_damaged_plan_is_one_sentence(junk: object, tmp_path: Path, engine: DictEngine) -> None:
+    compare(Parabola(), PLAN, tmp_path, workers=1)
+    file = tmp_path / "plan.json"
+    whole = json.loads(file.read_text())
+    places = [(k,) for k in whole] + [("plan", k) for k in whole["plan"]] + [("machine", "python")]
+    for place in places:
+        data = json.loads(json.dumps(whole))
+        inner = data
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = junk
+        file.write_text(json.dumps(data))
+        for use in (
+            lambda: Comparison.read(tmp_path),
+            lambda: compare(Parabola(), PLAN, tmp_path, workers=1),
+        ):
+            try:
+                use()
+            except CompareError as error:
+                sentence = str(error)
+                assert "\n" not in sentence
+    for text in ("", "[" * 100_000, '{"plan"', "\x00"):
+        file.write_text(text)
+        with pytest.raises(CompareError):
+            Comparison.read(tmp_path)
