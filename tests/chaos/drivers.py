@@ -31,7 +31,7 @@ def say(key: str) -> None:
 
 def compare(out: Path, methods: tuple[str, ...], workers: int, sizes: tuple[int, ...]) -> str:
     """`metaopt-hpo compare`: searches in one process or several."""
-    from metaopt_hpo.comparison.objective import TrainObjective
+    from metaopt_hpo.comparison.training_objective import TrainObjective
     from metaopt_hpo.comparison.protocol import Plan
     from metaopt_hpo.comparison.protocol import compare as run
     from metaopt_hpo.workloads import members
