@@ -81,7 +81,7 @@ class Fields:
             source = getattr(self, name)
             if isinstance(source, str) and source:
                 continue
-            if name == "lr" or not _positive(source):
+            if name == "lr" or not is_positive(source):
                 kind = "the name of a parameter or user attribute"
                 raise ValueError(
                     f"{name} must be {kind}{'' if name == 'lr' else ' or a positive number'}, got {source!r}"
@@ -107,7 +107,7 @@ class Fields:
             return float(self.models[trial.params[self.model]][name == "tokens"])
         if value is None:
             return None
-        if not _positive(value):
+        if not is_positive(value):
             raise ValueError(
                 f"{source} of trial {trial.number} must be a finite number > 0 ({name}), got {value!r}"
             )
@@ -120,16 +120,16 @@ class Fields:
 
 def is_pair(value: Any) -> bool:
     """Whether it is (size, tokens)."""
-    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_positive, value))
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(is_positive, value))
 
 
-def _positive(value: Any) -> bool:
-    return (
-        isinstance(value, numbers.Real)  # NumPy's scalars too, which the in-memory storage keeps as they are
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and float(value) > 0
-    )
+def is_positive(value: Any) -> bool:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):  # NumPy's scalars are Real too
+        return False
+    try:
+        return 0 < float(value) < math.inf
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def plain(value: Any) -> Any:
@@ -179,7 +179,7 @@ def comparable_from(trial: FrozenTrial) -> float:
 def planned_of(trial: FrozenTrial) -> float | None:
     """Planned tokens as `TrialRun` writes them; None where the trial does not say."""
     value = trial.user_attrs.get("tokens", trial.params.get("tokens"))
-    return None if value is None or not _positive(value) else float(value)
+    return None if value is None or not is_positive(value) else float(value)
 
 
 @dataclass(frozen=True, slots=True)

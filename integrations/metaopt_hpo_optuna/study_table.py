@@ -25,6 +25,7 @@ from metaopt_hpo_optuna.fields import (
     REPEATS,
     Fields,
     StudyWarning,
+    is_positive,
     plain,
     reports_of,
     strategy_of,
@@ -212,7 +213,8 @@ def trial_record(
         state, reached = "stopped", curve.tokens[-1]
     unknown = curve is None and bool(trial.intermediate_values) and state != "complete"
     value = trial.value if trial.value is not None else curve.loss[-1] / sign if curve else math.nan
-    per_token = trial.user_attrs.get(FLOPS_PER_TOKEN, 6.0 * size)
+    said: Any = trial.user_attrs.get(FLOPS_PER_TOKEN)
+    per_token = float(said) if is_positive(said) else 6.0 * size
     seconds = trial.duration.total_seconds() if trial.duration is not None else math.nan
     others = {
         k: v

@@ -185,7 +185,10 @@ def _workload(name: str, widths: str | None, device: str) -> tuple[TrainObjectiv
 
 def _numbers(option: str, text: str, kind: type[int]) -> list[int]:
     try:
-        return [kind(part) for part in text.split(",")]
+        numbers = [kind(part) for part in text.split(",")]
+        if max(numbers) >= 2**31:
+            raise ValueError
+        return numbers
     except ValueError:
         raise MetaOptError(f"{option} takes whole numbers separated by commas, got {text!r}") from None
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.estimates import Caution
+from metaopt_hpo.scaling.estimates import LARGEST, Caution
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.scaling.surface import Array, Surface
 
@@ -105,7 +105,7 @@ def measure_trust(
                 moved = edge * (float(values[j]) / edge) ** (1.0 - share)
                 n, d = (moved, tokens) if axis == "size" else (size, moved)
                 x, y = fitted.centre(n, d, {name: float(v[j]) for name, v in extras.items()})
-                excess.append(grid.excess(math.exp(x), math.exp(y)))
+                excess.append(grid.excess(math.exp(min(x, LARGEST)), math.exp(min(y, LARGEST))))
                 miss.append(_missed(grid, fitted, x, y, excess[-1]))
             losses.setdefault((size, tokens), []).append(excess)
             missed.setdefault((size, tokens), []).append(miss)

@@ -9,6 +9,7 @@ import json
 import lzma
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,10 +87,33 @@ def chunks(path: Path, *, as_text: Collection[str] = ()) -> Iterator[pd.DataFram
         ValueError,
         OSError,
         EOFError,
+        IndexError,  # an archive of nothing
+        OverflowError,  # a whole number that no float holds
+        RecursionError,  # brackets in brackets
         zipfile.BadZipFile,
-        pa.ArrowInvalid,
+        zlib.error,
+        lzma.LZMAError,
+        pa.ArrowException,
     ) as e:
         raise TableError(f"cannot read {str(path)!r} as a table: {(str(e).splitlines() or ['?'])[0]}") from e
+
+
+@contextmanager
+def readable(path: Any) -> Iterator[None]:
+    """Say in one sentence that a file is cut short, damaged, nested too deeply or holds numbers beyond all floats."""
+    try:
+        yield
+    except (
+        EOFError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+    ) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise TableError(f"cannot read {str(path)!r} as a table: {reason}") from e
 
 
 @contextmanager
@@ -112,7 +136,10 @@ def text_of(path: Path, size: int = -1) -> str:
 
 def load_json(path: Path) -> Any:
     """What a JSON file holds, packed or not."""
-    return json.loads(text_of(path))
+    try:
+        return json.loads(text_of(path))
+    except RecursionError as e:
+        raise TableError(f"{str(path)!r} is nested too deeply to be a table") from e
 
 
 def rows_of(data: Any, path: Path) -> pd.DataFrame:

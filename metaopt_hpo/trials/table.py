@@ -19,7 +19,7 @@ import pandas as pd
 from metaopt_hpo.trials import schema
 from metaopt_hpo.trials.conform import Options, Reading, finish, merge_params, objects
 from metaopt_hpo.trials.files import VERSION_KEY as VERSION_KEY
-from metaopt_hpo.trials.files import write_frame
+from metaopt_hpo.trials.files import readable, write_frame
 from metaopt_hpo.trials.numbers import decimal_mark
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
 from metaopt_hpo.trials.schema import CURVE_COLUMNS, Note, TableError
@@ -160,9 +160,8 @@ class TrialTable:
         options = Options(
             columns or {}, units or {}, sequence_length, decimal_mark(decimal), take_finished, implausible
         )
-        export = open_export(path, format=format)
-        reading = export.reading(options)
-        return cls._from_reading(reading)
+        with readable(path):
+            return cls._from_reading(open_export(path, format=format).reading(options))
 
     @classmethod
     def concat(cls, tables: Iterable[TrialTable]) -> TrialTable:

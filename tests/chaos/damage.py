@@ -48,6 +48,8 @@ class Counted:
             # a sentence of ours does not come from inside a library
             good = isinstance(error, MetaOptError) or type(error) is ValueError
             good = good and "\n" not in str(error).strip() and len(str(error)) < 600
+            if not good:
+                self.notes.append(f"{self.name} {label}: no sentence: {str(error)[:300]!r}")
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise

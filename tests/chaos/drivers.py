@@ -31,9 +31,9 @@ def say(key: str) -> None:
 
 def compare(out: Path, methods: tuple[str, ...], workers: int, sizes: tuple[int, ...]) -> str:
     """`metaopt-hpo compare`: searches in one process or several."""
-    from metaopt_hpo.comparison.training_objective import TrainObjective
     from metaopt_hpo.comparison.protocol import Plan
     from metaopt_hpo.comparison.protocol import compare as run
+    from metaopt_hpo.comparison.training_objective import TrainObjective
     from metaopt_hpo.workloads import members
 
     family = members("regression", list(sizes))
@@ -109,7 +109,7 @@ def attribute(out: Path) -> str:
     from metaopt_hpo.attribution import ExperimentConfig, Job, run_tier
     from metaopt_hpo.attribution.worlds import tier0_worlds
 
-    config = ExperimentConfig(seeds=(0, 1), factors=("schedule",), levels=False, piece=1)
+    config = ExperimentConfig(seeds=(0, 1, 2), factors=("schedule",), levels=False, piece=1)
     name, world = next(iter(tier0_worlds().items()))
     assert name
     result = run_tier(0, out=out, jobs=[Job(lambda: world, config)])
