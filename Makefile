@@ -6,6 +6,7 @@
 # make gain   what a search costs: ENGINE=optuna or ray; DATA=DIR races, without it the kept searches are printed
 # make laws   how well laws predict published tables: DATA=DIR
 # make gpu    the checks, the table and a short race on a GPU; without one it says what it would do
+# make chaos  kill and damage everything that can be resumed or read: KILLS=200; about an hour
 # make bench  speed, as ratios taken in one run (keep the machine quiet)
 # Each makes .venv when it is missing, and reinstalls only when the packaging files have changed.
 
@@ -14,8 +15,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGING := pyproject.toml constraints.txt
 ENGINE ?= optuna
+KILLS ?= 200
 
-.PHONY: gpu demo test test-all lint study gain laws bench docs clean
+.PHONY: gpu demo test test-all lint study gain laws chaos bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -41,6 +43,9 @@ gain: $(VENV)/.installed-dev
 
 laws: $(VENV)/.installed-dev
 	$(BIN)/python -m studies.laws --data $(or $(DATA),$(error DATA= the folder of published tables, see docs/studies/laws/README.md))
+
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python tests/chaos/run.py --kills $(KILLS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-columns=min,median,max,rounds -s

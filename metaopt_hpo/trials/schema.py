@@ -40,8 +40,18 @@ UNITS: dict[str, str] = {
 }
 
 
+LONGEST = 500
+"""Characters of an error about a table: a cell may hold a novel."""
+
+
 class TableError(MetaOptError):
     """A table that cannot be read as trials; the message names the column, the rows and the remedy."""
+
+    def __init__(self, message: str) -> None:
+        text = " ".join(message.split())  # a column's own name may hold line ends
+        super().__init__(
+            text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+        )
 
 
 class TableWarning(MetaOptWarning):
