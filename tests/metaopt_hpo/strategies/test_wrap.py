@@ -10,7 +10,7 @@ from torch import nn
 import metaopt_hpo
 from metaopt_hpo import MetaOptimize
 from metaopt_hpo.strategies import StrategyError, make
-from metaopt_hpo.strategies.wrap import wrap
+from metaopt_hpo.strategies.wrap import WrapWarning, wrap
 
 PLAIN = {"meta_lr": 0.0, "warmup": 0.0, "cooldown": 0.0, "guard": False}
 """With these a run is the optimizer itself at its own lr."""
@@ -213,3 +213,27 @@ def test_what_it_refuses_in_one_sentence(what: Callable[[], Any], says: str) -> 
 def test_options_it_refuses(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         wrap(adamw(), **{"horizon": 10, **options})
+
+
+def take(run: Any, model: nn.Module, steps: int, factor: float = 1.0) -> None:
+    for loss in losses(model, steps):
+        loss.backward()
+        run.step(loss.detach() * factor)
+
+
+def test_past_its_horizon_it_goes_on_and_says_so_once() -> None:
+    model = net()
+    run = wrap(torch.optim.AdamW(model.parameters()), 10)
+    with pytest.warns(WrapWarning, match="planned for 10 steps") as said:
+        take(run, model, 13)
+    assert len(said) == 1
+    assert run.steps_taken == 13
+
+
+def test_a_loss_that_is_nan_from_the_first_step_is_named_once() -> None:
+    model = net()
+    run = wrap(torch.optim.AdamW(model.parameters()), 100, model)
+    with pytest.warns(WrapWarning, match="look at the data") as said:
+        take(run, model, 60, float("nan"))
+    assert len(said) == 1
+    assert all(p.isfinite().all() for p in model.parameters())
