@@ -26,11 +26,11 @@ class ExperimentConfig:
         seeds: >= 3; start, noise and minibatches are functions of them.
         factors: simulated factors of the full factorial; the criterion comes for free.
         method: "shapley" runs all combinations of the factors; "pairs" only single changes, pairs and all at once, for
-            worlds where runs are dear.
+            worlds where runs are expensive.
         levels: whether the levels outside the factorial are run too, one at a time.
         b: batch exponent of the decomposition; 0.571 is Step Law's, where the published gap is largest.
         bootstrap: >= 500.
-        piece: cells per stored piece, longest first, so that dear worlds resume in slices; 0 runs a grid at once.
+        piece: cells per stored piece, longest first, so that expensive worlds resume in slices; 0 runs a grid at once.
         device: torch device of the grid.
     """
 

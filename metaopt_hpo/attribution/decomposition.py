@@ -1,4 +1,4 @@
-"""From gaps to causes: exact Shapley values where every world was run, single changes plus pairs where they are dear.
+"""From gaps to causes: exact Shapley values where every world was run, else single changes plus pairs.
 
 The gap of practice is the gap left when every assumption is met (slack: looseness of the bound itself) plus one part a
 factor; the parts sum to the total exactly, for every bootstrap sample.

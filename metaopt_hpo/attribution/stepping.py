@@ -52,7 +52,7 @@ class World(Protocol):
         ...
 
     def stream(self, noise: Noise, batch: int, seeds: int, generator: torch.Generator) -> Iterator[Any]:
-        """The randomness of one cell, one item a step for all seeds; drawn in blocks, as single draws are dear."""
+        """The randomness of one cell, one item a step for all seeds; drawn in blocks, as single draws are expensive."""
         ...
 
     def noisy_gradient(

@@ -72,7 +72,7 @@ def fit(
     ] = None,
     page: Annotated[Path | None, typer.Option(help="Write the law's figures here, as HTML.")] = None,
     allow_weak: Annotated[
-        bool, typer.Option(help="Fit although the table cannot bear it; the law then carries warnings.")
+        bool, typer.Option(help="Fit although there is too little data; the law then carries warnings.")
     ] = False,
     hold_out: Annotated[
         float | None,
@@ -124,9 +124,9 @@ def fit(
     )
     typer.echo(law.describe())
     if held is not None:
-        from metaopt_hpo.comparison.held_out import foretold
+        from metaopt_hpo.comparison.held_out import predicted_and_found
 
-        typer.echo(f"\nsizes from {hold_out:g}, not fitted:\n{foretold(law, held)}")
+        typer.echo(f"\nsizes from {hold_out:g}, not fitted:\n{predicted_and_found(law, held)}")
     if out is not None:
         law.to_json(out)
         typer.echo(f"law written to {out}")

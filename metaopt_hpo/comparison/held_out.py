@@ -1,4 +1,4 @@
-"""How well a law foretells trials that it was not fitted to, in lines that people can read."""
+"""How well a law predicts trials that it was not fitted to, in lines that people can read."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from metaopt_hpo.scaling import Law
 from metaopt_hpo.trials.table import TrialTable
 
 
-def foretold(law: Law, table: TrialTable) -> str:
-    """One line a cell of `table`: lr and batch foretold and found, excess loss there, loss foretold and found.
+def predicted_and_found(law: Law, table: TrialTable) -> str:
+    """One line a cell of `table`: lr and batch predicted and found, excess loss there, loss predicted and found.
 
-    The excess is that of the foretold point over the cell's best run, interpolated between runs.
+    The excess is that of the predicted point over the cell's best run, interpolated between runs.
     """
     rows = [("size", "tokens", "lr", "best", "batch", "best", "excess", "loss", "best")]
     excess, inside = [], []

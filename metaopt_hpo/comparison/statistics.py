@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,23 +140,3 @@ def ratio_of_medians(
 
 def _draws(count: int, resamples: int, seed: int) -> NDArray[np.intp]:
     return np.random.default_rng(seed).integers(0, count, (resamples, count))
-
-
-def performance_profile(
-    costs: Mapping[str, Sequence[float]], factors: Sequence[float]
-) -> dict[str, list[float]]:
-    """Share of problems each method solves within `factor` times the best method's cost (Dolan & Moré 2002).
-
-    Args:
-        costs: method → cost to reach the target on each problem, inf where it was not reached; equal lengths.
-        factors: multiples of the best cost, ≥ 1.
-    """
-    matrix = np.array([list(v) for v in costs.values()], dtype=float)
-    best = matrix.min(axis=0)
-    solvable = np.isfinite(best)
-    with np.errstate(invalid="ignore"):
-        ratio = np.where(solvable, matrix / best, np.inf)
-    return {
-        name: [float((row[None, :] <= f).mean()) for f in factors]
-        for name, row in zip(costs, ratio, strict=True)
-    }

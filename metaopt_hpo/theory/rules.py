@@ -17,7 +17,6 @@ from metaopt_hpo.theory._notation import plain
 SCALES = {"tokens": "D", "width": "n", "depth": "l", "size": "N"}
 """What may grow, and the letter it is written with."""
 CONTROLS = {"lr": "lr", "momentum": "a", "batch": "B"}
-CONSTANTS = {"smoothness": "L", "delta": "Δ", "noise": "σ", "e0": "E0"}
 
 _ALIASES = {
     "lr": "lr LR eta η learning_rate",

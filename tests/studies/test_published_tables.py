@@ -87,7 +87,7 @@ def test_intervals_cover_held_out_optima(splits: dict[str, Split], laws: dict[st
 
 
 @pytest.mark.parametrize("name", ["oe-302", "sl-215", "oe-30b", "oe-both", "sl-268", "sl-8b", "sl-both"])
-def test_the_loss_of_larger_runs_is_foretold_within_a_percent(
+def test_the_loss_of_larger_runs_is_predicted_within_a_percent(
     splits: dict[str, Split], laws: dict[str, Law], name: str
 ) -> None:
     """Every split of three sizes or more; one floor separable in size and tokens is off by 2 % on two of them."""
@@ -99,7 +99,8 @@ def test_the_loss_of_larger_runs_is_foretold_within_a_percent(
     assert np.sqrt(np.mean(np.square(errors))) < 0.01
 
 
-def test_small_designs_foretell_the_loss_and_know_how_well() -> None:
+@pytest.mark.sweep
+def test_small_designs_predict_the_loss_and_know_how_well() -> None:
     """Boxes, triangles and L's of five cells and more, each predicting the rest of its table."""
     for table in (benchmarks.openeurollm(DATA), benchmarks.steplaw(DATA)):
         floors, rng = Floors.of(table), np.random.default_rng(0)
@@ -120,6 +121,7 @@ def test_a_library_prior_helps_two_sizes(splits: dict[str, Split]) -> None:
     assert np.mean(score(of_law(law), cells_of(split.test))) < 0.0016
 
 
+@pytest.mark.sweep
 def test_a_law_needs_a_quarter_of_tpe_and_a_fortieth_of_the_grid() -> None:
     pytest.importorskip("optuna")
     objective = TableObjective(benchmarks.steplaw(DATA))

@@ -48,7 +48,7 @@ class ResidualGP:
         Args:
             cells: the trials.
             dynamics: (trials × features), see `run_dynamics`; NaN where a run recorded none. A run that has yet
-                to start has none either: its dynamics are foretold by ridge regression on where it lies.
+                to start has none either: its dynamics are predicted by ridge regression on where it lies.
         """
         axes, _ = choose_axes(cells)
         start = start_surface(cells, axes, True)
@@ -57,8 +57,8 @@ class ResidualGP:
         x, y = solution.surface.centre(design)
         places = np.column_stack([cells.x - x, cells.y - y, np.log(cells.size), np.log(cells.tokens)])
         own = np.zeros((cells.n, 0)) if dynamics is None else dynamics
-        foretold = _Foretold.of(places, own)
-        points = self._inputs(places, foretold.or_own(places, own))
+        expected = _Predicted.of(places, own)
+        points = self._inputs(places, expected.or_own(places, own))
         every = max(math.ceil(cells.n / MAX_RUNS), 1)
         points, r = points[::every], solution.residual[::every]
         w, cell = solution.weight[::every], cells.cell[::every]
@@ -73,7 +73,7 @@ class ResidualGP:
 
             def value(p: Array) -> float:
                 place = np.array([[p[0], p[1], math.log(size), math.log(tokens)]])
-                k = (self.amplitude * s) ** 2 * _kernel(self._inputs(place, foretold.at(place)), points)[0]
+                k = (self.amplitude * s) ** 2 * _kernel(self._inputs(place, expected.at(place)), points)[0]
                 return float(solution.surface.excess(p[:1], p[1:])[0] + k @ alpha)
 
             best = minimize(value, np.zeros(2), method="Nelder-Mead", options={"xatol": 0.01, "fatol": 1e-8})
@@ -114,7 +114,7 @@ def _speed(tokens: Sequence[float] | None, loss: Sequence[float] | None, total: 
 
 
 @dataclass(frozen=True)
-class _Foretold:
+class _Predicted:
     """Dynamics, in their standard deviations, by ridge regression: quadratic in lr and batch, linear in scale."""
 
     middle: Array
@@ -122,7 +122,7 @@ class _Foretold:
     coefficients: Array
 
     @classmethod
-    def of(cls, places: Array, dynamics: Array) -> _Foretold:
+    def of(cls, places: Array, dynamics: Array) -> _Predicted:
         known = np.isfinite(dynamics).all(axis=1)
         scale, middle = np.maximum(dynamics[known].std(axis=0), 1e-9), places.mean(axis=0)
         x = _terms(places[known] - middle)
@@ -134,7 +134,7 @@ class _Foretold:
         return np.asarray(_terms(places - self.middle) @ self.coefficients)
 
     def or_own(self, places: Array, dynamics: Array) -> Array:
-        """What runs recorded; foretold where they recorded nothing."""
+        """What runs recorded; predicted where they recorded nothing."""
         missing = np.isnan(dynamics).any(axis=1, keepdims=True)
         return np.where(missing, self.at(places), dynamics / self.scale)
 

@@ -1,8 +1,8 @@
 """The study of one run against a grid: which runs there are, and why. Runs nothing; see `study_runner`.
 
 A fractional design. Every case gets tuned schedules and single runs of every self-tuning method on the same seeds
-(common random numbers: equal seeds start from equal weights and see equal batches); what is dear or varies little is
-asked on some cases only. Widths and seeds differ from those the defaults were chosen on (widths 24, 48 and 96, a
+(common random numbers: equal seeds start from equal weights and see equal batches); what is expensive or varies little
+is asked on some cases only. Widths and seeds differ from those the defaults were chosen on (widths 24, 48 and 96, a
 network of width 48 on `digits`, a small ResNet on CIFAR-10; seeds from 100).
 """
 
@@ -270,7 +270,7 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
             out += [*single(DIGITS, seed, RIVALS), *started(DIGITS, seed)]
         return _once(out)
     cheap = (*small, TEXT[2])
-    dear = (CIFAR, TEXT[3])
+    expensive = (CIFAR, TEXT[3])
     for some in (small, (TEXT[2],)):
         for seed in range(seeds):
             for case in some:
@@ -283,7 +283,7 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
             for case in some:
                 out += single(case, seed, RIVALS)
     for seed in range(seeds):
-        for case in dear:
+        for case in expensive:
             out += [*single(case, seed, (ONE_RUN,)), *tuned(case, seed, ("wsd",))]
         out += [*single(STREAM, seed, (ONE_RUN,)), *single(STREAM, seed, (ONE_RUN,), NEVER_COMMIT)]
         out += tuned(STREAM, seed, ("constant",))
@@ -296,7 +296,7 @@ def cells(*, seeds: int = 5, short: bool = False) -> list[Cell]:
     for seed in range(seeds):
         for case in cheap:
             out += tuned(case, seed, ("constant",))
-        for case in dear:
+        for case in expensive:
             out += [*tuned(case, seed, ("cosine",)), *single(case, seed, RIVALS)]
     return _once(out)
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from metaopt_hpo.cli import laws
 from metaopt_hpo.cli.replay import replay
-from metaopt_hpo.comparison.held_out import foretold
+from metaopt_hpo.comparison.held_out import predicted_and_found
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling import Law, fit, library
 from metaopt_hpo.trials.table import TrialTable
@@ -233,8 +233,8 @@ def test_sizes_held_out_are_foretold(planted: Path) -> None:
     assert result.exit_code == 0, result.output
     table = TrialTable.read(planted, columns={"size": "params"})
     law = fit(table.select(where=table.frame["size"] < 64e6))
-    assert foretold(law, table.select(size=64e6)) in result.output
-    (cell, total) = foretold(law, table.select(size=64e6)).splitlines()[1:]
+    assert predicted_and_found(law, table.select(size=64e6)) in result.output
+    (cell, total) = predicted_and_found(law, table.select(size=64e6)).splitlines()[1:]
     assert float(cell.split()[3]) == pytest.approx(64e6**-0.3, rel=0.01)
     assert 0.0 <= float(total.split()[2]) < 0.2
     assert "Calibration on the sizes held out" in page.read_text(encoding="utf-8")

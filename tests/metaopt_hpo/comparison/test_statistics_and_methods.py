@@ -15,7 +15,6 @@ from metaopt_hpo.comparison.statistics import (
     bootstrap_mean,
     mean_of_means,
     paired_difference,
-    performance_profile,
 )
 
 
@@ -59,11 +58,6 @@ def test_bootstrap_interval_holds_the_mean_and_repeats() -> None:
     low, high = bootstrap_mean(x)
     assert low < x.mean() < high
     assert (low, high) == bootstrap_mean(x)
-
-
-def test_performance_profile_counts_problems_solved() -> None:
-    profile = performance_profile({"a": [1.0, 2.0, math.inf], "b": [2.0, 2.0, math.inf]}, [1.0, 2.0])
-    assert profile == {"a": [2 / 3, 2 / 3], "b": [1 / 3, 2 / 3]}
 
 
 @given(st.integers(1, 40))
