@@ -12,7 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt_hpo.optim import MetaOptimize
 from metaopt_hpo.optim.metaoptimize import TRACES
-from metaopt_hpo.strategies.balance import moments, set_anchor, shrunk, trace_product
+from metaopt_hpo.strategies.balance import (
+    PRIOR_NORMALISED,
+    moments,
+    normalises,
+    set_anchor,
+    shrunk,
+    trace_product,
+)
 from metaopt_hpo.strategies.base import LRRun, StrategyError
 from metaopt_hpo.strategies.guard import Guard
 from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
@@ -59,6 +66,9 @@ class MetaOptimizeRun(LRRun):
         self._limit = math.nan if self._limited else math.inf
         """Largest first step size; NaN until the first gradients that did not overflow."""
         measures = self._corrected and strategy.correction is None and not self.needs_graph
+        self._correction = strategy.prior_correction
+        if strategy.correction is None and normalises(model):
+            self._correction, measures = PRIOR_NORMALISED, False
         measures = measures and strategy.find + 2.7 * strategy.measure < 1 - strategy.cooldown
         self._balances = moments(horizon, strategy.find, strategy.measure) if measures else []
         """Measurements still to come, or under way, in order."""
@@ -152,7 +162,7 @@ class MetaOptimizeRun(LRRun):
         if self._log_sum is None:
             return
         mean = self._log_sum / (self._commit_step - self._average_from)
-        self._committed = self._strategy.bounded(mean.exp() * self._strategy.prior_correction)
+        self._committed = self._strategy.bounded(mean.exp() * self._correction)
         self.optimizer.set_step_size(self._committed)
 
     def _before_update(self, step: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from metaopt_hpo.strategies import make
-from metaopt_hpo.strategies.balance import MOMENTS, Balance, moments, shrunk
+from metaopt_hpo.strategies.balance import MOMENTS, PRIOR_NORMALISED, Balance, moments, shrunk
 
 
 def measured(jitter: float, fall: float, *, noise: float = 0.0, last: float = 1.0) -> tuple[float, float]:
@@ -82,3 +82,13 @@ def test_resumed_while_it_measures_it_goes_on_as_it_would_have(at: int, tmp_path
     _, _, rest = noisy_run(run=again, model=other, horizon=300)
     assert rest == sizes[at:]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters(), strict=True))
+
+
+def test_a_model_with_batch_norm_is_corrected_by_its_own_prior_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1))
+    run = make("metaoptimize").build(model, 300)
+    _, _, sizes = noisy_run(300, run=run, model=model)
+    adapted = torch.tensor(sizes[40:59]).log().mean().exp()
+    assert sizes[100] == pytest.approx(float(adapted) * PRIOR_NORMALISED, rel=0.1)
+    assert len(set(sizes[61:200])) == 1
