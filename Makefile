@@ -6,7 +6,7 @@
 # make gain   what a search costs: ENGINE=optuna or ray; DATA=DIR races, without it the kept searches are printed
 # make laws   how well laws predict published tables: DATA=DIR
 # make gpu    the checks, the table and a short race on a GPU; without one it says what it would do
-# make chaos  kill and damage everything that can be resumed or read: KILLS=200; about an hour
+# make chaos  kill and damage everything that can be resumed or read: KILLS=200
 # make bench  speed, as ratios taken in one run (keep the machine quiet)
 # Each makes .venv when it is missing, and reinstalls only when the packaging files have changed.
 
