@@ -28,7 +28,7 @@ class ScalingLawPruner(BasePruner):
     trial of the same size and tokens is below 5 %. Before there is such a trial, the top of the law's interval for
     the best stands for it. The decision is `scaling.policy.stopping.decide`, the same as everywhere.
 
-    Trials of a size below the largest with evidence are what the law learns from; until five have finished there they
+    Trials of a size below the largest with evidence are what the law learns from; until ten have finished there they
     are left to the wrapped pruner, as is everything the law cannot judge: too few trials, sizes or learning rates, a
     size too far away, a strategy that finds its own lr or is another than the law's, and the early part of a run,
     where finished trials still changed ranks. After five pruned trials in a row one is let finish, so that a law that
@@ -50,7 +50,7 @@ class ScalingLawPruner(BasePruner):
             pruned (default 6; the law itself also refuses fewer than three sizes).
         n_warmup_tokens: tokens of a trial before which it is not pruned by the law (default 0).
         min_size: trials from this size on are judged by the law; default the largest size with evidence, and
-            smaller ones once five have finished there.
+            smaller ones once ten have finished there.
 
     Raises:
         ValueError: an argument out of range; later, a multi-objective study, or a source whose direction
