@@ -10,7 +10,8 @@ it pays for noise that the cooldown no longer takes back. Both are cheap to meas
 - S is the fall of the mean loss between two parts of the run, each less its own H.
 
 It is measured twice, for where progress slows down less than usual (data seen again and again) only the later parts of
-the run show it. The two proportions in `MOMENTS` are the only constants; they were learned on jobs outside the study.
+the run show it. The proportions in `MOMENTS`, and how they fall with the horizon, are learned on jobs
+outside the study.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ ANCHOR = 40
 
 MOMENTS = (1.5, 0.95)
 """S / 2H at the best peak rate: S from an eighth to a quarter of the run, and from a quarter to a half of it."""
+
+LEARNED_AT, FADES = 2000, 0.35
+"""Steps of the runs on which `MOMENTS` were learned, and the power of the horizon with which they fall in longer ones:
+the fall for an e-fold of steps shrinks as runs grow, and the best peak rate hardly does. Transformers at 2,000 and
+8,000 steps want about the same rate, where the fall in the latter is about half."""
 
 PRIOR = 1.4
 """Best peak rate over adapted step size where nothing was measured: the middle of what was seen (0.9 to 2.1)."""
@@ -213,7 +219,8 @@ def moments(horizon: int, find: float, measure: float) -> list[Balance]:
         (steps(0.5 * find, 0.8 * find), steps(find, find + measure)),
         (steps(find + measure / 3, find + measure), steps(find + 2 * measure, find + 2.7 * measure)),
     )
-    return [Balance(early, late, p) for (early, late), p in zip(parts, MOMENTS, strict=True)]
+    longer = max(1.0, horizon / LEARNED_AT) ** -FADES
+    return [Balance(early, late, p * longer) for (early, late), p in zip(parts, MOMENTS, strict=True)]
 
 
 def shrunk(factor: float, spread: float) -> float:
