@@ -9,9 +9,8 @@ it pays for noise that the cooldown no longer takes back. Both are cheap to meas
   sees the difference. The optimizer's trace h, set to zero at the anchor, is w − w_a.
 - S is the fall of the mean loss between two parts of the run, each less its own H.
 
-It is measured twice, for where progress slows down less than usual (data seen again and again) only the later parts of
-the run show it. The proportions in `MOMENTS`, and how they fall with the horizon, are learned on jobs
-outside the study.
+The proportion, and how it falls with the horizon, are learned on jobs outside the study. A second measurement later in
+the run was tried and is too noisy: on a transformer it moved a good step size by 1.4.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from metaopt_hpo.strategies.processes import mean_over_processes
 ANCHOR = 40
 """Steps between anchors: the jitter is forgotten after ten to thirty, and the path has hardly moved."""
 
-MOMENTS = (1.5, 0.95)
-"""S / 2H at the best peak rate: S from an eighth to a quarter of the run, and from a quarter to a half of it."""
+PROPORTION = 1.5
+"""S / 2H at the best peak rate, S from an eighth to a quarter of the run."""
 
 LEARNED_AT, FADES = 2000, 0.35
-"""Steps of the runs on which `MOMENTS` were learned, and the power of the horizon with which they fall in longer ones:
+"""Steps of the runs on which `PROPORTION` was learned, and the power of the horizon with which it falls in longer ones:
 the fall for an e-fold of steps shrinks as runs grow, and the best peak rate hardly does. Transformers at 2,000 and
 8,000 steps want about the same rate, where the fall in the latter is about half."""
 
@@ -48,7 +47,7 @@ PRIOR_SPREAD = 0.35
 """Standard deviation of the logarithm of that ratio over models."""
 
 RULE_SPREAD = 0.15
-"""Standard deviation of the logarithm of `MOMENTS` over models."""
+"""Standard deviation of the logarithm of `PROPORTION` over models."""
 
 INTERPOLATING = 0.05
 """Below this fraction of the first loss the training data are being learned by heart, and S says nothing of use."""
@@ -203,24 +202,20 @@ def _means(sums: list[float]) -> tuple[float, float, float, float]:
     return x / n, a / n, y / n, math.sqrt(max(y2 / n - (y / n) ** 2, 0.0) / n)
 
 
-def moments(horizon: int, find: float, measure: float) -> list[Balance]:
-    """The two measurements of a run.
+def measurement(horizon: int, find: float, measure: float) -> Balance:
+    """The measurement of a run.
 
     Args:
         horizon: steps of the run.
         find: fraction at which the step size is first fixed.
-        measure: fraction that the first measurement takes from there.
+        measure: fraction that the measurement takes from there.
     """
 
     def steps(first: float, end: float) -> tuple[int, int]:
         return round(first * horizon), round(end * horizon)
 
-    parts = (
-        (steps(0.5 * find, 0.8 * find), steps(find, find + measure)),
-        (steps(find + measure / 3, find + measure), steps(find + 2 * measure, find + 2.7 * measure)),
-    )
     longer = max(1.0, horizon / LEARNED_AT) ** -FADES
-    return [Balance(early, late, p * longer) for (early, late), p in zip(parts, MOMENTS, strict=True)]
+    return Balance(steps(0.5 * find, 0.8 * find), steps(find, find + measure), PROPORTION * longer)
 
 
 def shrunk(factor: float, spread: float) -> float:

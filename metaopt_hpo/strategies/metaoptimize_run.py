@@ -14,7 +14,7 @@ from metaopt_hpo.optim import MetaOptimize
 from metaopt_hpo.optim.metaoptimize import TRACES
 from metaopt_hpo.strategies.balance import (
     PRIOR_NORMALISED,
-    moments,
+    measurement,
     normalises,
     set_anchor,
     shrunk,
@@ -69,8 +69,8 @@ class MetaOptimizeRun(LRRun):
         self._correction = strategy.prior_correction
         if strategy.correction is None and normalises(model):
             self._correction, measures = PRIOR_NORMALISED, False
-        measures = measures and strategy.find + 2.7 * strategy.measure < 1 - strategy.cooldown
-        self._balances = moments(horizon, strategy.find, strategy.measure) if measures else []
+        measures = measures and strategy.find + strategy.measure < 1 - strategy.cooldown
+        self._balances = [measurement(horizon, strategy.find, strategy.measure)] if measures else []
         """Measurements still to come, or under way, in order."""
         self._climbs = 0
         """Steps in which the step size may still be doubled towards the limit."""
