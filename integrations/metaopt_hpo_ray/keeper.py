@@ -247,7 +247,7 @@ class CurveKeeper(Callback):
         self._find([trial])
         if self._scheduler is None:
             self._know(trial)
-            self.book.launch(trial.trial_id, "Tune had resources for it")
+            self.book.launch(trial.trial_id)
         entry = self.book.entries.get(trial.trial_id)
         if entry is not None:
             self._make_good(trial, entry)
@@ -274,7 +274,8 @@ class CurveKeeper(Callback):
     def _end(self, trial: Trial) -> None:
         key, result = trial.trial_id, trial.last_result or {}
         entry = self.book.entries[key]
-        done = key in self._done
+        # a scheduler that pauses trials ends them as they wait
+        done = key in self._done or trial.status in (Trial.PAUSED, Trial.PENDING)
         self._done.discard(key)
         if not entry.points and (loss := self._results.loss(result)) is not None and entry.tokens > 0:
             report(self.book, key, entry.tokens, -loss if self._maximize else loss, result)
