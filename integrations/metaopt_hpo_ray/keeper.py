@@ -275,7 +275,7 @@ class CurveKeeper(Callback):
         key, result = trial.trial_id, trial.last_result or {}
         entry = self.book.entries[key]
         # a scheduler that pauses trials ends them as they wait
-        done = key in self._done or trial.status in (Trial.PAUSED, Trial.PENDING)
+        done = key in self._done or getattr(trial, "status", "") in (Trial.PAUSED, Trial.PENDING)
         self._done.discard(key)
         if not entry.points and (loss := self._results.loss(result)) is not None and entry.tokens > 0:
             report(self.book, key, entry.tokens, -loss if self._maximize else loss, result)

@@ -135,6 +135,7 @@ def test_a_keeper_without_our_scheduler_tells_a_stop_from_an_end(decides: bool, 
     ends = {"ends": (2e7, {}), "returns": (1e7, {}), "done": (1e7, {"done": True})}
     for key, (tokens, more) in ends.items():
         trial = stub_trial(key, **SPACE)
+        trial.set_status(Trial.RUNNING)
         result = result_of(trial, tokens, 3.0, **more)
         keeper.on_trial_result(1, [trial], trial, result)
         trial.run_metadata.last_result = result
