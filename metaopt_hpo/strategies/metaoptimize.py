@@ -25,6 +25,7 @@ from metaopt_hpo.strategies.base import (
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
 from metaopt_hpo.strategies.registry import register
 from metaopt_hpo.strategies.shared_meta import SharedAdam
+from metaopt_hpo.strategies.untried import say_if_untried
 
 LOG_TRAVEL = 40.0
 """How far ln α may move in one run, nats, when `meta_lr` is not given: meta-Adam moves it by at most about
@@ -170,10 +171,13 @@ class MetaOptimizeStrategy(LRStrategy):
     def optimizer(self, groups: list[dict[str, Any]], horizon: int) -> MetaOptimize:
         """The optimizer of a run over these parameter groups."""
         start, bounds = self.start()
+        base = self.base_rule()
+        if self.meta_lr != 0:
+            say_if_untried(base)
         return MetaOptimize(
             groups,
             lr=start,
-            base=self.base_rule(),
+            base=base,
             meta=self.meta_rule(),
             meta_lr=self.horizon_meta_lr(horizon),
             gamma=self.gamma,

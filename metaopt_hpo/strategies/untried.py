@@ -1,0 +1,32 @@
+"""What `metaoptimize` says, once, over a base rule that its constants were not checked on."""
+
+from __future__ import annotations
+
+import warnings
+
+from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.optim.rules import AdamW, Lion, RMSprop, Rule
+from metaopt_hpo.strategies.torch_rules import TorchRMSprop
+
+TRIED: tuple[type[Rule], ...] = (AdamW, RMSprop, TorchRMSprop, Lion)
+"""Base rules on which a run was compared with tuned schedules over the same rule (`studies.one_run.lengths`)."""
+
+_said: set[str] = set()
+
+
+class UntriedBase(MetaOptWarning):
+    """A step size is found over a base rule on which no run was compared with a tuned one."""
+
+
+def say_if_untried(rule: Rule) -> None:
+    """Warn where a rule is not among `TRIED`; once for each rule in a process."""
+    name = type(rule).__name__
+    if type(rule) in TRIED or name in _said:
+        return
+    _said.add(name)
+    warnings.warn(
+        f"metaoptimize over {name} has not been compared with tuned runs, as over AdamW, RMSprop and Lion: compare one "
+        "run with a tuned lr before you rely on it",
+        UntriedBase,
+        stacklevel=4,
+    )
