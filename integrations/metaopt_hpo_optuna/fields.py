@@ -18,7 +18,7 @@ RECORD = "metaopt:record"
 """User attribute: the whole trial record as a JSON object, written when the run ends."""
 
 REASON = "metaopt:reason"
-"""User attribute: one sentence, why the trial was pruned, diverged or failed."""
+"""User attribute: one sentence, why the trial was pruned, diverged or failed, or that it learned nothing."""
 
 CHECKPOINT = "metaopt:checkpoint"
 """User attribute: file of the run's checkpoint; a retried trial inherits it."""

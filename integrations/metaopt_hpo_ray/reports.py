@@ -163,7 +163,7 @@ def outcome(entry: Entry, result: Mapping[str, Any], *, by_tune: bool = False) -
     if said == "stopped":
         return "stopped", str(result.get(REASON, "")) or ended_early(entry)
     if said == "complete" or by_tune or not entry.tokens > 0 or tokens >= DONE * entry.tokens:
-        return "complete", ""
+        return "complete", str(result.get(REASON, "")) if said == "complete" else ""
     return "stopped", ended_early(entry)
 
 

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor, nn
 
 from metaopt_hpo.strategies import make
-from metaopt_hpo.training import CheckpointError
+from metaopt_hpo.training import CheckpointError, NoProgress
 from metaopt_hpo.trials.record import token_grid
 from metaopt_hpo_optuna import ScalingLawPruner, TrialRun, trial_table
 
@@ -105,6 +105,15 @@ def test_the_pruner_stops_it_and_the_record_says_why() -> None:
     assert "StopAt stopped it" in record.reason == trial.user_attrs["metaopt:reason"]
     assert record.cost == pytest.approx(6 * SIZE * record.tokens)
     assert record.tokens < TOKENS == record.target_tokens
+
+
+def test_a_run_that_learns_nothing_says_so_in_its_attributes() -> None:
+    study = optuna.create_study()
+    with pytest.warns(NoProgress):
+        study.optimize(lambda trial: train(trial, lr=1e-9), n_trials=1)
+    (record,) = trial_table(study).records()
+    assert record.state == "complete"
+    assert "made no progress" in record.reason == study.trials[0].user_attrs["metaopt:reason"]
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])

@@ -230,6 +230,18 @@ def test_what_a_plain_trainable_reports_by_the_names_of_facts_says_nothing_of_th
     assert (record.found_lr, record.tuning) == (2e-3, "external")
 
 
+def test_a_complete_trial_that_learned_nothing_keeps_its_reason() -> None:
+    scheduler, _ = wired()
+    cluster, trial = started(scheduler)
+    said = {"process": "p", "run_state": "complete", "run_reason": "made no progress: …"}
+    result = result_of(trial, 2e7, 3.0, **said)
+    scheduler.on_trial_result(cluster, trial, result)
+    scheduler.on_trial_complete(cluster, trial, {**result, "done": True})
+    record = scheduler.book.entries["t"].record()
+    assert record.state == "complete"
+    assert record.reason.endswith("made no progress: …")
+
+
 def test_a_trial_run_says_who_tunes_and_what_was_found() -> None:
     keeper = CurveKeeper()
     trial = stub_trial("t", **SPACE)

@@ -389,7 +389,7 @@ def test_trials_without_curves_costs_and_seconds_make_a_page(
     assert "nan" not in text.within("main").lower().split()
 
 
-def test_pruned_failed_and_running_trials_with_long_reasons_are_listed(
+def test_every_end_is_listed_with_its_reason_however_long(
     comparison: Callable[..., Comparison], records: Callable[..., Any]
 ) -> None:
     trials = records(("grid",), (0, 1), (4e4, 1e5, 2.5e5), 6)
@@ -397,9 +397,11 @@ def test_pruned_failed_and_running_trials_with_long_reasons_are_listed(
     trials[-1] = dataclasses.replace(trials[-1], state="failed", loss=math.nan, reason=reason, curve=None)
     trials[-2] = dataclasses.replace(trials[-2], state="pruned", reason="the law sees no gain")
     trials[-8] = dataclasses.replace(trials[-8], state="running", loss=math.nan, tokens=0.0, cost=math.nan)
+    trials[-3] = dataclasses.replace(trials[-3], reason="made no progress: held-out loss 2.3 after 200 steps")
     text = Parsed(render(judge(comparison(methods=("grid",), seeds=(0, 1), records=trials))))
     shown = text.within("section", id="trials")
     assert reason in shown
+    assert "made no progress: held-out loss 2.3" in shown
     assert "the law sees no gain" in shown
     assert "1 failed" in text.within("summary")
     assert "1 running" in text.within("summary")
