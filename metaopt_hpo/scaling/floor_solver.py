@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from metaopt_hpo.scaling import ending
 from metaopt_hpo.scaling.surface import Array
 
 FIRST_DAMPING = 1e-2
@@ -88,6 +89,7 @@ class FloorBatch:
         cost, damping = self.cost(theta), np.full(len(theta), FIRST_DAMPING)
         active = np.arange(len(theta))
         for _ in range(steps):
+            ending.go_on()
             batch = self.take(active)
             moved = batch._step(theta, cost, damping, active)
             active = active[moved >= 1e-6 * (1.0 + cost[active])]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metaopt_hpo.scaling import ending
 from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.surface import Array, Surface
 
@@ -211,6 +212,7 @@ class _Problem:
         damping = 1e-3
         settle = 0 if scale is not None else 14  # steps over which scale and weights may still move
         for step in range(iterations):
+            ending.go_on()
             if step < settle:
                 sigma = self.scale(lin.residual, near, theta.size)
                 near = nearness(self.cells, sigma)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metaopt_hpo.scaling import ending
 from metaopt_hpo.scaling.cells import main_strategy
 from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.fitting import fit
@@ -197,7 +198,7 @@ def prepare(records: Sequence[TrialRecord], allow_weak: bool = False, seed: int 
     """Begin to fit the law of these trials in a thread, so that `fit_once` finds it."""
     entry, new = _entry(records, allow_weak, seed)
     if new:
-        threading.Thread(target=entry.result, name="metaopt-law", daemon=True).start()
+        ending.start(entry.result, "metaopt-law")
 
 
 def _entry(records: Sequence[TrialRecord], allow_weak: bool, seed: int) -> tuple[_Fit, bool]:
