@@ -203,7 +203,7 @@ class Law:
                 f"lr and batch must be equally long and not empty, got {lrs.size} and {batches.size}"
             )
         shift = math.exp(self.margin(self.at(size, tokens).var_x))
-        return int(self.loss(size, tokens, batches, lrs / shift).argmin())
+        return int(self._losses(*_arguments(size, tokens, batches, lrs / shift)).argmin())
 
     def anchor(self, size: float, tokens: float) -> tuple[float, float]:
         """Where the centre's power law is read: (size, tokens), moved back by what is copied beyond the range."""
@@ -286,15 +286,25 @@ class Law:
     def loss(
         self, size: Any, tokens: Any, batch: Any, lr: Any, *, extra: Mapping[str, Any] | None = None
     ) -> Array:
-        """Expected final loss of configurations; all arguments broadcast. Returns an array of losses."""
+        """Expected final loss of configurations; all arguments broadcast. Returns an array of losses.
+
+        Raises:
+            ValueError: an argument that is no positive, finite number, or arguments that do not broadcast.
+            MetaOptError: so far outside that the law gives no finite answer.
+        """
         self._check_extra(extra)
-        values = [np.asarray(v, dtype=float) for v in (size, tokens, batch, lr)]
-        for name, v in zip(("size", "tokens", "batch", "lr"), values, strict=True):
-            if not (np.isfinite(v) & (v > 0)).all():
-                raise ValueError(
-                    f"{name} must be positive and finite, got {v[~(np.isfinite(v) & (v > 0))][0]!r}"
-                )
-        size, tokens, batch, lr = np.broadcast_arrays(*values)
+        values = _arguments(size, tokens, batch, lr)
+        with np.errstate(all="ignore"):
+            found = self._losses(*values, extra=extra)
+        if not np.isfinite(found).all():
+            first = np.unravel_index(int(np.argmin(np.isfinite(found))), found.shape)
+            raise no_answer(float(values[0][first]), float(values[1][first]))
+        return found
+
+    def _losses(
+        self, size: Array, tokens: Array, batch: Array, lr: Array, extra: Mapping[str, Any] | None = None
+    ) -> Array:
+        """`loss` unchecked: infinite where it is too large for a float."""
         at = [self._anchors(name, v) for name, v in (("size", size), ("tokens", tokens))]
         x, y = self.surface.centre(self.axes.design(at[0], at[1], extra))
         f = self.floor.log_loss(size, tokens)
@@ -325,3 +335,21 @@ class Law:
             MetaOptError: not a law, or of a later version.
         """
         return cls(**storage.read(source))
+
+
+def _arguments(size: Any, tokens: Any, batch: Any, lr: Any) -> tuple[Array, Array, Array, Array]:
+    """All four as arrays of one shape; ValueError naming one that is not positive and finite."""
+    values = []
+    for name, value in (("size", size), ("tokens", tokens), ("batch", batch), ("lr", lr)):
+        try:
+            array = np.asarray(value, dtype=float)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(
+                f"{name} must be a number or an array of numbers, got {str(value)[:80]!r}"
+            ) from None
+        wrong = ~(np.isfinite(array) & (array > 0))
+        if wrong.any():
+            raise ValueError(f"{name} must be positive and finite, got {array[wrong][0]!r}")
+        values.append(array)
+    sizes, lengths, batches, lrs = np.broadcast_arrays(*values)
+    return sizes, lengths, batches, lrs

@@ -136,3 +136,17 @@ def test_sizes_at_the_end_of_the_numbers(data: dict[str, Any], size: float) -> N
                 except (MetaOptError, ValueError):
                     continue
                 assert math.isfinite(value), (name, ask)
+
+
+@pytest.mark.parametrize("field", range(4))
+@pytest.mark.parametrize("value", [*JUNK, 1e-300, 1e300, 1j, [1.0, -1.0], [[1, 2], [3, 4]]])
+def test_losses_are_finite_or_refused_in_one_sentence(field: int, value: Any) -> None:
+    law, given = library.prior("fitted-step-law"), [1e8, 2e9, 65536.0, 1e-3]
+    given[field] = value
+    said, losses = "", None
+    try:
+        losses = law.loss(*given)
+    except (MetaOptError, ValueError) as error:
+        said = str(error)
+    assert "\n" not in said
+    assert losses is None or all(map(math.isfinite, losses.ravel()))
