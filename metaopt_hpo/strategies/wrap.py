@@ -1,6 +1,6 @@
 """Keep the optimizer you have, and let its learning rate be found: `wrap(optimizer, horizon)`.
 
-The recipe stays: groups with their relative learning rates, betas, ε, momentum, weight decay in the form the optimizer
+The recipe stays: groups with their relative learning rates, each group's betas, ε, momentum, weight decay in the form the optimizer
 has it, and whatever clipping the loop does. Only the learning rate is set by MetaOptimize, as in the `metaoptimize`
 strategy.
 """
@@ -25,6 +25,7 @@ from metaopt_hpo.strategies.guard import MOST
 from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
 from metaopt_hpo.strategies.torch_rules import AMSGrad, TorchMomentum, TorchRMSprop
+from metaopt_hpo.strategies.untried import say_if_untried
 
 TAKEN = "torch.optim's AdamW, Adam, SGD and RMSprop, and Lion of lion-pytorch or pytorch-optimizer"
 
@@ -79,6 +80,9 @@ def wrap(
             f"trace={options['trace']!r} computes gradients itself, which wrap() leaves to the loop: use "
             f'make("metaoptimize", trace={options["trace"]!r}) for it'
         )
+    if options.get("meta_lr") != 0:
+        for group in recipe.groups:
+            say_if_untried(group["base"])
     strategy = WrappedStrategy(
         lr=recipe.lr, rule=recipe.rule, **{"max_grad_norm": None, "weight_decay": 0.0, **options}
     )
@@ -160,12 +164,6 @@ def _read(optimizer: Any) -> Recipe:
             f"the optimizer's learning rates are {lrs}; at least one must be positive, to start from"
         )
     readings = [reader(group) for group in optimizer.param_groups]
-    rules = {r.rule for r in readings}
-    if len(rules) > 1:
-        raise WrapError(
-            f"the optimizer's groups have different rules ({', '.join(map(str, rules))}); MetaOptimize has one for all "
-            "groups: give them the same betas, eps and momentum"
-        )
     groups = []
     for group, reading, own in zip(optimizer.param_groups, readings, lrs, strict=True):
         names = group.get("param_names")
@@ -175,6 +173,7 @@ def _read(optimizer: Any) -> Recipe:
                 "params": list(group["params"])
                 if names is None
                 else list(zip(names, group["params"], strict=True)),
+                "base": reading.rule,
                 "lr": own,
                 "lr_multiplier": own / lr,
                 "weight_decay": 0.0 if reading.l2 else decay,
