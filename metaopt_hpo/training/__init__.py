@@ -1,6 +1,7 @@
 """What happens during a run: stepping, recording, checkpointing."""
 
 from metaopt_hpo.training.checkpoint import CheckpointError
+from metaopt_hpo.training.horizon import horizon_of
 from metaopt_hpo.training.live import Progress, Scalars
 from metaopt_hpo.training.run import NoProgress, RunDiverged, RunStopped, TrainingRun
 from metaopt_hpo.training.size import model_size
@@ -13,5 +14,6 @@ __all__ = [
     "RunStopped",
     "Scalars",
     "TrainingRun",
+    "horizon_of",
     "model_size",
 ]

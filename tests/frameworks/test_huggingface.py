@@ -11,6 +11,7 @@ from torch import nn
 from metaopt_hpo import wrap
 from metaopt_hpo.strategies import make
 from metaopt_hpo.strategies.as_optimizer import LRSetTwice
+from metaopt_hpo.training import horizon_of
 
 transformers = pytest.importorskip("transformers")
 STEPS = 24
@@ -113,3 +114,29 @@ def test_accelerate_with_accumulation_and_its_checkpoints(tmp_path: Path) -> Non
 
     whole = loop(save_at=2)
     assert torch.equal(loop(load=tmp_path / "state"), whole)
+
+
+@pytest.mark.parametrize("planned", [{"max_steps": 5}, {"num_train_epochs": 2}, {"num_train_epochs": 1.5}])
+@pytest.mark.parametrize("drop", [False, True])
+def test_the_horizon_is_the_steps_that_trainer_takes(
+    tmp_path: Path, planned: dict[str, Any], drop: bool
+) -> None:
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=6,
+        gradient_accumulation_steps=4,
+        dataloader_drop_last=drop,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **planned,
+    )
+    taken = transformers.Trainer(Net(), arguments, train_dataset=data()[:50])
+    taken.train()
+    assert horizon_of(arguments, 50) == taken.state.global_step
+
+
+def test_a_horizon_of_no_examples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dataset_size must be at least 1"):
+        horizon_of(transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True), 0)
