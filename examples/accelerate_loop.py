@@ -31,8 +31,11 @@ def train(found: bool) -> tuple[float, float]:
     for _ in range(EPOCHS):
         for x, y in loader:
             with accelerator.accumulate(model):
-                accelerator.backward((model(x) - y).square().mean())
+                loss = (model(x) - y).square().mean()
+                accelerator.backward(loss)
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                if found:
+                    run.as_optimizer().loss = loss  # for the guard
                 optimizer.step()
                 optimizer.zero_grad()
     with torch.no_grad():

@@ -30,16 +30,23 @@ class LRSetTwice(MetaOptWarning):
     """Somebody else writes the learning rate of a run that sets its own."""
 
 
+class NoLoss(MetaOptWarning):
+    """A run whose guard watches the loss is stepped without one."""
+
+
 class RunOptimizer(torch.optim.Optimizer):
     """The optimizer of a run, for a framework's loop; `run.as_optimizer()` makes it.
 
     Each `step` is one step of the run. The guard watches the loss where it can be had: from a closure that returns it
-    (Lightning's does), from a model whose output holds it (Hugging Face's), or from `loss`, set before the step.
+    (Lightning's does), from a model whose output holds it (Hugging Face's), or from `loss`, set before the step; one
+    warning says where none comes.
     `param_groups[i]["lr"]` shows the step size of the last step; on a GPU the value may be a step old, for reading it
     must not wait. Gradients are cleared after each step. What others write into lr is not used, and one warning says
     so: a run has its own schedule.
 
-    The state holds everything to go on bitwise but the guard's copy of the weights, which is taken anew.
+    The state holds everything to go on bitwise but the guard's copy of the weights, which would double a checkpoint.
+    A new copy is taken at the first step that has a loss: should the guard object to the first window after a resume,
+    the run goes back to the weights of the checkpoint, where one that never stopped would go to an earlier copy.
     """
 
     def __init__(self, run: LRRun) -> None:
@@ -63,6 +70,7 @@ class RunOptimizer(torch.optim.Optimizer):
         """Called with the run and its loss after every step; see `metaopt_hpo.training.live`."""
         self._host: Tensor | None = None
         self._warned = False
+        self._missed = False
         if run.listens_to is not None:
             run.listens_to.register_forward_hook(self._hear)
         self._publish()
@@ -116,6 +124,14 @@ class RunOptimizer(torch.optim.Optimizer):
         self._check_lr()
         loss = value if isinstance(value, Tensor) and value.numel() == 1 else self.loss
         self.loss = None
+        if loss is None and not self._missed and getattr(self.lr_run, "guard", None) is not None:
+            self._missed = True
+            warnings.warn(
+                "no loss reaches this run, so that its guard is off and its step size is not corrected by the loss: "
+                "write run.as_optimizer().loss = loss before each optimizer.step(), or ask for guard=False",
+                NoLoss,
+                stacklevel=3,
+            )
         self.lr_run.step(None if loss is None else loss.detach())
         self._publish()
         for listener in self.listeners:

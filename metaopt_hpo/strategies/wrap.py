@@ -1,8 +1,8 @@
 """Keep the optimizer you have, and let its learning rate be found: `wrap(optimizer, horizon)`.
 
-The recipe stays: groups with their relative learning rates, each group's betas, ε, momentum, weight decay in the form the optimizer
-has it, and whatever clipping the loop does. Only the learning rate is set by MetaOptimize, as in the `metaoptimize`
-strategy.
+The recipe stays: groups with their relative learning rates, betas, ε and momentum, weight decay in the form the
+optimizer has it, and whatever clipping the loop does. Only the learning rate is set by MetaOptimize, as in the
+`metaoptimize` strategy.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from torch import nn
 
 from metaopt_hpo import wrap
 from metaopt_hpo.strategies import StrategyError, available, make
-from metaopt_hpo.strategies.as_optimizer import LRSetTwice
+from metaopt_hpo.strategies.as_optimizer import LRSetTwice, NoLoss
 
 STEPS = 40
+pytestmark = pytest.mark.filterwarnings("ignore::metaopt_hpo.strategies.as_optimizer.NoLoss")
 
 
 def net() -> nn.Module:
@@ -157,3 +158,28 @@ def test_loss_scaling_from_outside() -> None:
         scaler.step(optimizer)
         scaler.update()
     assert next(iter(losses(model))).item() < next(iter(losses(net()))).item()
+
+
+def test_a_loop_that_gives_no_loss_is_told_once_that_the_guard_is_off() -> None:
+    model = net()
+    optimizer = runs("wrap", model).as_optimizer()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for loss in losses(model, 0, 3):
+            loss.backward()
+            optimizer.step()
+    (said,) = (w for w in caught if w.category is NoLoss)
+    assert "as_optimizer().loss = loss" in str(said.message)
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_with_a_loss_or_without_a_guard_nothing_is_said(guard: bool) -> None:
+    model = net()
+    optimizer = wrap(torch.optim.AdamW(model.parameters()), STEPS, model, guard=guard).as_optimizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loss in losses(model, 0, 3):
+            loss.backward()
+            if guard:
+                optimizer.loss = loss
+            optimizer.step()

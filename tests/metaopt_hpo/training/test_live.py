@@ -107,7 +107,8 @@ def test_a_frameworks_loop_has_listeners_too() -> None:
     optimizer = wrap(torch.optim.AdamW(model.parameters()), 20).as_optimizer()
     optimizer.listeners.append(Scalars(logger, every=1))
     for _ in range(3):
-        model(torch.ones(2)).sum().backward()
+        optimizer.loss = model(torch.ones(2)).sum()
+        optimizer.loss.backward()
         optimizer.step()
     assert {step for _, _, step in logger.rows} == {1, 2, 3}
 
