@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -295,7 +296,7 @@ def check_fraction(config: object, *names: str) -> None:
 
 def check_horizon(horizon: int) -> int:
     """Return the horizon as an int, or raise ValueError."""
-    whole = isinstance(horizon, int | float) and not isinstance(horizon, bool) and math.isfinite(horizon)
+    whole = isinstance(horizon, numbers.Real) and not isinstance(horizon, bool) and math.isfinite(horizon)
     if not whole or int(horizon) != horizon or horizon < 1:
         raise ValueError(
             f"horizon must be a positive whole number of optimizer steps, got {horizon!r}; with gradient accumulation "

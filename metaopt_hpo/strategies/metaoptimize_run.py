@@ -92,6 +92,10 @@ class MetaOptimizeRun(LRRun):
 
     def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """See `LRRun.step`; a step on which the guard brings the run back takes no update."""
+        if isinstance(loss, int | float):  # from `.item()`
+            loss = torch.tensor(float(loss), device=self.optimizer.param_groups[0]["params"][0].device)
+        if loss is not None and loss.ndim and loss.numel() == 1:
+            loss = loss.reshape(())
         if self.guard is not None and loss is not None and self.guard.look(loss):
             self._slow_down(0.5**self.guard.returns)
             self._balances = []  # what was seen of the loss belongs to weights that are gone

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -254,4 +255,30 @@ def test_a_loss_that_is_nan_from_the_first_step_is_named_once() -> None:
     with pytest.warns(WrapWarning, match="look at the data") as said:
         take(run, model, 60, float("nan"))
     assert len(said) == 1
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "given", [lambda loss: loss.item(), lambda loss: loss.reshape(1), lambda loss: loss.detach()]
+)
+def test_a_loss_of_any_form_and_a_horizon_of_numpy(given: Callable[[torch.Tensor], Any]) -> None:
+    model = net()
+    run = wrap(torch.optim.AdamW(model.parameters()), np.int64(40), model)
+    for loss in losses(model, 40):
+        loss.backward()
+        run.step(given(loss))
+    assert type(run.horizon) is int
+    assert run.guard is not None
+    assert run.guard.state_dict()["first"] > 0
+
+
+def test_gradients_that_come_and_go() -> None:
+    model = net()
+    run = wrap(torch.optim.AdamW(model.parameters()), 100, model)
+    for step, loss in enumerate(losses(model, 100)):
+        loss.backward()
+        if step % 2:
+            model[0].weight.grad = None
+        run.step(loss)
+    assert loss.item() < next(iter(losses(net(), 1))).item()
     assert all(p.isfinite().all() for p in model.parameters())
