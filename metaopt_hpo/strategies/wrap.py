@@ -183,6 +183,10 @@ def _read(optimizer: Any) -> Recipe:
         )
     if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
         raise WrapError("no parameter of the optimizer has requires_grad=True; there is nothing to train")
+    if any(p.is_meta for group in optimizer.param_groups for p in group["params"]):
+        raise WrapError(
+            "the model is on the meta device and has no weights yet; wrap after to_empty() and loading"
+        )
     return Recipe(lr, readings[0].rule, groups)
 
 

@@ -206,6 +206,7 @@ def frozen() -> torch.optim.Optimizer:
         (lambda: type(make("cosine")), "this is a strategy"),
         (stepped, "has taken steps"),
         (frozen, "nothing to train"),
+        (lambda: O.AdamW(net().to("meta").parameters()), "meta device"),
         (lambda: adamw(differentiable=True), "differentiable=True"),
         (lambda: adamw(lr=0.0), "at least one must be positive"),
         (lambda: Lion(net().parameters(), fixed_decay=True), "fixed_decay=True"),
