@@ -1,5 +1,13 @@
-"""Settings that hold for every test: one thread for each process, for runs are deterministic per thread count."""
+"""Settings that hold for every test: one thread for each process, for runs are deterministic per thread count; and
+signals as a terminal has them, for what starts the tests in the background (nohup, a CI runner) may ignore some, and
+processes inherit that."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, None)  # Windows has no hangup
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)

@@ -139,6 +139,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled.torch, "compile", lambda f, **k: real(f, backend="eager", **k))
     monkeypatch.setattr(compiled, "_warned", set())
     compiled._graphs.clear()
+    torch._dynamo.reset()  # a frame that an earlier test made it skip would never be tried
 
 
 @pytest.mark.usefixtures("quick_compiler")
