@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -126,7 +127,9 @@ def test_two_threads_train_as_one(options: dict) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Decides(Rule):
-    """Cannot be traced: it looks at a value."""
+    """Cannot be traced: it looks at a value. Rules that are not elementwise are never compiled."""
+
+    elementwise: ClassVar[bool] = True
 
     def update(self, g, state, t):
         n = float(g.norm())
