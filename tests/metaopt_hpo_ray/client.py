@@ -23,13 +23,24 @@ def train(config: dict[str, Any]) -> None:
         tune.report({"loss": 3.0 - part, "tokens_seen": config["tokens"] * part})
 
 
+def connect(address: str) -> None:
+    """Connect; the server of a client takes one of Ray's fixed ports, which a cluster beside this one may hold."""
+    for left in (2, 1, 0):
+        try:
+            ray.init(address, logging_level="ERROR")
+            return
+        except ConnectionAbortedError:
+            if not left:
+                raise
+
+
 def main(storage: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     head = {"num_cpus": 2, "include_dashboard": False, "ray_client_server_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    ray.init(f"ray://127.0.0.1:{port}", logging_level="ERROR")
+    connect(f"ray://127.0.0.1:{port}")
     try:
         space = {"size": tune.grid_search([10, 20]), "tokens": 100, "batch": 10, "lr": 0.1}
         configs = tuner_configs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from ray import cloudpickle, tune
 from ray.tune.experiment import Trial
@@ -38,6 +39,7 @@ def curve_of(trial: Trial) -> Curve:
 
 def run(scheduler: TrialScheduler, strategies: list[str]) -> dict[str, float]:
     """Trial → loss at which it ended."""
+    np.random.seed(0)  # noqa: NPY002  asynchronous HyperBand draws its brackets from the global generator
     scheduler.set_search_properties("loss", "min")
     cluster = StubCluster(scheduler, curve_of, slots=3)
     for i, strategy in enumerate(strategies):
