@@ -8,6 +8,7 @@ import sqlalchemy
 import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
+from optuna.storages._rdb import models
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
@@ -45,6 +46,12 @@ def ended_count(study: Study) -> int | None:
             return int(connection.execute(query, {"study": study._study_id}).scalar_one())
     except sqlalchemy.exc.ProgrammingError:
         return None
+
+
+def table_columns() -> dict[str, frozenset[str]]:
+    """Columns of each table that this Optuna makes in a new database, by the table's name."""
+    tables = models.BaseModel.metadata.tables
+    return {name: frozenset(table.columns.keys()) for name, table in tables.items()}
 
 
 def stored(trial: Trial) -> FrozenTrial:

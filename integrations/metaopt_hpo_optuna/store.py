@@ -18,15 +18,17 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import URL
 
 from metaopt_hpo.comparison.engine import EngineError
+from metaopt_hpo_optuna import _compat
 
 LOCK_SECONDS = 120
 """How long SQLite waits for another process's write; the searches of one comparison share a file."""
 
 JOURNAL_SUFFIXES = (".journal", ".log")
 CREATE_ATTEMPTS = 20
+COLUMNS = "SELECT name FROM pragma_table_info(?)"
 
 TABLES = frozenset({"version_info", "studies", "trials", "trial_params", "trial_values"})
-"""Some of Optuna's tables, by which its databases are known."""
+"""Some of Optuna's tables, by which its databases are known, those of its older versions too."""
 
 
 def store_file(store: str | None) -> Path | None:
@@ -104,7 +106,12 @@ def _check_sqlite(path: Path) -> None:
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=LOCK_SECONDS)
         try:
-            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+            found = {
+                name: frozenset(column for (column,) in connection.execute(COLUMNS, (name,)))
+                for (name,) in connection.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table'"
+                ).fetchall()
+            }
         finally:
             connection.close()
     except sqlite3.OperationalError as error:
@@ -116,9 +123,17 @@ def _check_sqlite(path: Path) -> None:
         raise EngineError(
             f"{path} is not a readable SQLite database ({error}); restore it, or choose another file"
         ) from error
-    tables = {name for (name,) in rows}
-    if tables and not tables >= TABLES:
+    if found and not (found.keys() >= TABLES or _being_made(found)):
         raise EngineError(f"{path} is a database of another program; choose another file for the trials")
+
+
+def _being_made(found: dict[str, frozenset[str]]) -> bool:
+    """Whether these are some of the tables of a new Optuna database.
+
+    Another process is making the rest, or was killed while it did; Optuna adds what is missing.
+    """
+    own = _compat.table_columns()
+    return all(own.get(name) == columns for name, columns in found.items())
 
 
 @contextmanager

@@ -331,6 +331,32 @@ def test_bad_stores_are_named(tmp_path: Path) -> None:
         search(tmp_path / "noise.journal")
 
 
+@pytest.mark.parametrize("made", range(13))
+def test_a_database_that_another_process_is_making_is_ours(tmp_path: Path, made: int) -> None:
+    """Two searches begin at once, or one was killed while it made its tables: each table is a commit of its own."""
+    whole = tmp_path / "whole.sqlite"
+    optuna.storages.RDBStorage(f"sqlite:///{whole}").engine.dispose()
+    with sqlite3.connect(whole) as connection:
+        tables = "SELECT sql FROM sqlite_master WHERE type = 'table' ORDER BY rowid"
+        statements = [sql for (sql,) in connection.execute(tables)]
+    connection.close()
+    assert len(statements) == 13
+    with sqlite3.connect(tmp_path / "part.sqlite") as connection:
+        for statement in statements[:made]:
+            connection.execute(statement)
+    connection.close()
+    store = str(tmp_path / "part.sqlite")
+    assert len(OptunaEngine().search(method("grid"), task(Bowl(), 2), store=store, study="s")) == 2
+
+
+def test_another_programs_trials_are_not_ours(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "foreign.sqlite") as connection:
+        connection.execute("CREATE TABLE trials (patient INTEGER, arm TEXT)")
+    connection.close()
+    with pytest.raises(EngineError, match="another program"):
+        OptunaEngine().search(method("grid"), task(Bowl()), store=str(tmp_path / "foreign.sqlite"), study="s")
+
+
 def test_what_a_killed_write_left_is_taken_back(tmp_path: Path) -> None:
     """SQLite's hot journal, and half a line of Optuna's Journal."""
     store = tmp_path / "trials.sqlite"
