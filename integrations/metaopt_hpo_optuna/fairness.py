@@ -27,10 +27,8 @@ Keep = Callable[[FrozenTrial], bool]
 
 def should_prune(trial: Trial) -> bool:
     """What the pruner of the trial's study says of it, as `trial.should_prune()` but for fairness."""
-    from metaopt_hpo_optuna.pruner import ScalingLawPruner
-
     study = trial.study
-    if isinstance(study.pruner, ScalingLawPruner):
+    if getattr(study.pruner, "compares_fairly", False):
         return trial.should_prune()  # it asks the pruner it wraps through `prune`
     return prune(study.pruner, study, _compat.stored(trial))
 

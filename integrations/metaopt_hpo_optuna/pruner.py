@@ -57,6 +57,9 @@ class ScalingLawPruner(BasePruner):
             contradicts the study's.
     """
 
+    compares_fairly = True
+    """It asks the pruner that it wraps through `fairness`, which therefore leaves it alone."""
+
     def __init__(
         self,
         *,

@@ -50,9 +50,9 @@ def inspect(
     """
     from metaopt_hpo.trials import naming
     from metaopt_hpo.trials.conform import Options
+    from metaopt_hpo.trials.exports import open_export
     from metaopt_hpo.trials.nested import expand
     from metaopt_hpo.trials.numbers import decimal_mark, unit_of
-    from metaopt_hpo.trials.readers import open_export
     from metaopt_hpo.trials.schema import REQUIRED, TableError
     from metaopt_hpo.trials.table import TrialTable
 
@@ -199,7 +199,7 @@ def _summary(table: TrialTable) -> str:
 def is_export(path: Path) -> bool:
     """Whether a folder holds runs that a reader knows."""
     try:
-        from metaopt_hpo.trials.readers import open_export
+        from metaopt_hpo.trials.exports import open_export
 
         open_export(path)
     except MetaOptError:

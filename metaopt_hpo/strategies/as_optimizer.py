@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptWarning
-from metaopt_hpo.strategies.base import LRRun, StrategyError
+from metaopt_hpo.strategies.errors import StrategyError
 
 RUN = "run"
 """Entry of the first saved group that holds the run's own state, as text: checkpoint formats take it whole."""
@@ -24,6 +24,36 @@ LARGE = "run_tensors"
 """Entry with those of its tensors that have more than `FEW` numbers."""
 
 FEW = 1024
+
+
+class SteppedRun(Protocol):
+    """What a framework's loop needs of a run; `strategies.base.LRRun` has it."""
+
+    optimizer: torch.optim.Optimizer
+    steps_taken: int
+    listens_to: nn.Module | None
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether `step` takes the loss before any backward pass."""
+
+    def step(self, loss: Tensor | None = None) -> None:
+        """Take one optimizer step, then clear the gradients."""
+
+    def train(self) -> None:
+        """Training mode."""
+
+    def eval(self) -> None:
+        """Evaluation mode."""
+
+    def group_step_sizes(self) -> Tensor:
+        """Step sizes of the last step, one a parameter group."""
+
+    def small_state(self) -> dict[str, Any]:
+        """The run's own state, without its optimizer's."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the run and its optimizer."""
 
 
 class LRSetTwice(MetaOptWarning):
@@ -49,7 +79,7 @@ class RunOptimizer(torch.optim.Optimizer):
     the run goes back to the weights of the checkpoint, where one that never stopped would go to an earlier copy.
     """
 
-    def __init__(self, run: LRRun) -> None:
+    def __init__(self, run: SteppedRun) -> None:
         if run.needs_graph:
             raise StrategyError(
                 "this strategy differentiates the gradient and a framework calls backward() itself: use "
@@ -66,7 +96,7 @@ class RunOptimizer(torch.optim.Optimizer):
         self.loss: Tensor | None = None
         """Loss of the coming step, for loops whose `step` takes no closure; heard from a model that returns it, as
         Hugging Face's do (summed over the passes of an accumulated step)."""
-        self.listeners: list[Callable[[LRRun, Tensor | None], None]] = []
+        self.listeners: list[Callable[[Any, Tensor | None], None]] = []
         """Called with the run and its loss after every step; see `metaopt_hpo.training.live`."""
         self._host: Tensor | None = None
         self._warned = False

@@ -8,25 +8,19 @@ import numbers
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.errors import MetaOptError
-
-if TYPE_CHECKING:
-    from metaopt_hpo.strategies.as_optimizer import RunOptimizer, RunScheduler
+from metaopt_hpo.strategies.as_optimizer import RunOptimizer, RunScheduler
+from metaopt_hpo.strategies.errors import StrategyError as StrategyError
 
 NORM_TYPES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm)
 
 DECAY = {"sgd": 5e-4, "sgdm": 5e-4, "lion": 0.3}
 """Weight decay by base rule, 0.1 for all others. SGD: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); Lion: three to ten
 times AdamW's, as its learning rates are as many times smaller (Chen et al. 2023, arXiv 2302.06675)."""
-
-
-class StrategyError(MetaOptError):
-    """A strategy was asked for something it cannot do."""
 
 
 class LRRun:
@@ -124,15 +118,11 @@ class LRRun:
         Return it from Lightning's `configure_optimizers`, or give it to `accelerator.prepare`.
         """
         if self._as_optimizer is None:
-            from metaopt_hpo.strategies.as_optimizer import RunOptimizer
-
             self._as_optimizer = RunOptimizer(self)
         return self._as_optimizer
 
     def as_scheduler(self) -> RunScheduler:
         """A scheduler that changes nothing and shows the live step size, where a framework asks for one."""
-        from metaopt_hpo.strategies.as_optimizer import RunScheduler
-
         return RunScheduler(self.as_optimizer())
 
     def as_optimizers(self) -> tuple[RunOptimizer, RunScheduler]:

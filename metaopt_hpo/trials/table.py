@@ -151,11 +151,11 @@ class TrialTable:
         Args:
             path: `.csv`, `.tsv`, `.parquet`, `.feather`, `.jsonl`, `.json`, packed or not; a folder of Ray, MLflow,
                 W&B, Lightning, Transformers or TensorBoard; an Optuna storage's URL. docs/tables.md lists them.
-            format: name of the reader, where the file does not show whose it is; see `trials.readers.names`.
+            format: name of the reader, where the file does not show whose it is; see `trials.exports.names`.
 
         Text files stream in chunks. The schema's version in a Parquet file that `write` made is checked.
         """
-        from metaopt_hpo.trials.readers import open_export
+        from metaopt_hpo.trials.exports import open_export
 
         options = Options(
             columns or {}, units or {}, sequence_length, decimal_mark(decimal), take_finished, implausible

@@ -323,7 +323,7 @@ def test_the_command_line_reads_an_experiments_folder(
 ) -> None:
     keep(tmp_path, [(16.0, 3.0), (64.0, 2.0)])
     entry = SimpleNamespace(load=lambda: READER)
-    monkeypatch.setattr("metaopt_hpo.trials.readers.entry_points", lambda group: [entry])
+    monkeypatch.setattr("metaopt_hpo.trials.exports.entry_points", lambda group: [entry])
     for path in (tmp_path, tmp_path / JOURNAL):
         (record,) = TrialTable.read(path).records()
         assert (record.size, record.lr, record.engine) == (100, 0.01, "ray")

@@ -22,7 +22,7 @@ from metaopt_hpo.report import render, sections
 from metaopt_hpo.report.axes import empty_figure
 from metaopt_hpo.strategies import make, registry
 from metaopt_hpo.strategies.schedules import Constant
-from metaopt_hpo.trials import readers
+from metaopt_hpo.trials import exports
 from metaopt_hpo.trials.readers.base import Export, Reader, one_frame
 
 HERE = Path(__file__).parent
@@ -108,11 +108,11 @@ def test_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Export("our log", one_frame(pd.read_csv(path, sep="|", names=names)))
 
     reader = Reader("bars", lambda path: path.endswith(".bars"), read)
-    offer(monkeypatch, readers, "bars", reader)
+    offer(monkeypatch, exports, "bars", reader)
     path = tmp_path / "runs.bars"
     path.write_text("1e6|1e8|1024|0.01|2.5\n2e6|1e8|1024|0.02|2.4\n")
     assert list(TrialTable.read(path).frame["lr"]) == [0.01, 0.02]
-    assert "bars" in readers.names()
+    assert "bars" in exports.names()
 
 
 # -- an engine, and a figure ----------------------------------------------------------------------------------
