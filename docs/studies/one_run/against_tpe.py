@@ -1,0 +1,208 @@
+"""One run against a search of 15 trials as Optuna does it by default: `python -m studies.one_run.against_tpe`.
+
+The search is TPE over lr in [1e-4, 1e-1] of AdamW under a linear schedule, Trainer's default, with `MedianPruner` as
+it comes; trials report 20 times. The one run is `metaoptimize` as it comes, with the same seed: the same
+initial weights and the same batches. Rows are kept as soon as a search has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import optuna
+import pandas as pd
+import torch
+import typer
+
+from metaopt_hpo.atomic import replacing
+from metaopt_hpo.strategies import LRStrategy, make
+from studies import run as commands
+from studies.one_run.length_jobs import Job, job
+
+KEPT = Path(__file__).parent / "against_tpe.parquet"
+KEY = ["job", "steps", "seed", "method"]
+OURS, SEARCH = "metaoptimize", "tpe15"
+TRIALS = 15
+REPORTS = 20
+SCHEDULE = "linear"
+LRS = (1e-4, 1e-1)
+TAIL = 0.05
+"""Fraction of the run at its end whose mean training loss is kept."""
+
+JOBS: dict[str, tuple[int, int]] = {
+    "mlp64": (1500, 10),
+    "gru96": (1500, 3),
+    "tf48": (2000, 3),
+    "res12": (2000, 2),
+}
+"""Steps and seeds of each job; none of these widths is one on which the strategy's constants were learned."""
+
+FIRST_SEED = 500
+
+NAMES = {
+    "mlp": "MLP on digits",
+    "gru": "GRU over characters",
+    "tf": "transformer over bytes",
+    "res": "ResNet on CIFAR-10",
+}
+
+
+def plan() -> Iterator[dict[str, Any]]:
+    """The cells, all jobs of a seed before the next seed."""
+    for seed in range(max(seeds for _, seeds in JOBS.values())):
+        for name, (steps, seeds) in JOBS.items():
+            if seed < seeds:
+                for method in (OURS, SEARCH):
+                    yield {"job": name, "steps": steps, "seed": FIRST_SEED + seed, "method": method}
+
+
+def train(
+    data: Job,
+    strategy: LRStrategy,
+    steps: int,
+    seed: int,
+    report: Callable[[int, float], None] = lambda step, loss: None,
+) -> dict[str, float]:
+    """Train once, reporting the held-out loss; its last value, the mean training loss of the end, and the step size."""
+    model = data.model(seed)
+    run = strategy.build(model, steps)
+    end: list[float] = []
+    found, held = 0.0, float("nan")
+    for step in range(steps):
+        loss = data.loss(model, step, seed)
+        loss.backward()
+        run.step(loss.detach())
+        if step >= steps * (1 - TAIL):
+            end.append(float(loss.detach()))
+        if step == int(0.69 * steps):
+            found = float(run.step_sizes().log().mean().exp())
+        if (step + 1) * REPORTS // steps > step * REPORTS // steps:
+            model.eval()
+            with torch.no_grad():
+                held = data.held_out(model)
+            model.train()
+            report(step + 1, held)
+    return {"held_out": held, "training": sum(end) / len(end), "step_size": found}
+
+
+def one_run(data: Job, steps: int, seed: int) -> dict[str, float]:
+    """Our run."""
+    return {**train(data, make(OURS), steps, seed), "spent": steps, "trials": 1, "pruned": 0}
+
+
+def search(data: Job, steps: int, seed: int) -> dict[str, float]:
+    """The best of a search by held-out loss, and what all of it cost in steps."""
+    spent = 0
+    training: dict[int, float] = {}
+
+    def objective(trial: optuna.Trial) -> float:
+        nonlocal spent
+        lr = trial.suggest_float("lr", *LRS, log=True)
+        reached = 0
+
+        def report(step: int, loss: float) -> None:
+            nonlocal reached
+            reached = step
+            trial.report(loss, step)
+            if step < steps and trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            row = train(data, make(SCHEDULE, lr=lr), steps, seed, report)
+        finally:
+            spent += reached
+        training[trial.number] = row["training"]
+        return row["held_out"]
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=seed), pruner=optuna.pruners.MedianPruner()
+    )
+    study.optimize(objective, n_trials=TRIALS)
+    best = study.best_trial
+    pruned = sum(t.state == optuna.trial.TrialState.PRUNED for t in study.trials)
+    return {
+        "held_out": float(best.value or 0.0),
+        "training": training[best.number],
+        "step_size": best.params["lr"],
+        "spent": spent,
+        "trials": TRIALS,
+        "pruned": pruned,
+    }
+
+
+def study(
+    out: Annotated[
+        Path, typer.Option(help="Parquet file of the runs; finished ones are not repeated.")
+    ] = KEPT,
+    only: Annotated[str, typer.Option(help="Jobs whose names begin with this.")] = "",
+    seeds: Annotated[int, typer.Option(help="At most this many seeds of a job.", min=1)] = 10**6,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing.")] = False,
+) -> None:
+    """One metaoptimize run against TPE of 15 trials with MedianPruner, seed by seed.
+
+    Example: METAOPT_HPO_DATA=../shared/data python -m studies.one_run.against_tpe --only mlp
+    """
+    torch.set_num_threads(1)
+    table = _read(out)
+    for cell in plan():
+        known = (table[KEY] == pd.Series(cell)[KEY]).all(axis=1).any()
+        beyond = cell["seed"] >= FIRST_SEED + seeds
+        if report_only or known or beyond or not cell["job"].startswith(only):
+            continue
+        begun = time.monotonic()
+        row = (one_run if cell["method"] == OURS else search)(job(cell["job"]), cell["steps"], cell["seed"])
+        row = cell | row | {"seconds": time.monotonic() - begun}
+        table = _read(out)  # another process may have added to it
+        new = pd.DataFrame([row])
+        table = pd.concat([table, new], ignore_index=True) if len(table) else new
+        with replacing(out) as path:
+            table.to_parquet(path)
+        typer.echo(
+            f"{row['job']} seed {row['seed']} {row['method']}: held-out {row['held_out']:.4f}, "
+            f"training {row['training']:.4f} at {row['step_size']:.2g}, {row['seconds']:.0f} s",
+            err=True,
+        )
+    typer.echo(markdown(table))
+
+
+def _read(out: Path) -> pd.DataFrame:
+    return pd.read_parquet(out) if out.exists() else pd.DataFrame(columns=KEY)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A line a job: paired differences of held-out and training loss in per cent, mean and standard error."""
+    lines = [
+        "| job | steps | seeds | one run, held-out | search, held-out | held-out, paired | training, paired "
+        "| the search's cost in runs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    wide = table.pivot_table(index=["job", "steps", "seed"], columns="method", sort=False)
+    for name, (steps, _) in JOBS.items():
+        if (name, steps) not in {(j, s) for j, s, _ in wide.index}:
+            continue
+        rows = wide.loc[(name, steps)].dropna()
+        if rows.empty:
+            continue
+        held, training = rows["held_out"], rows["training"]
+        kind = NAMES[name.rstrip("0123456789")]
+        cost = (rows["spent"][SEARCH] / steps).mean()
+        lines.append(
+            f"| {kind} ({name}) | {steps:,} | {len(rows)} | {held[OURS].mean():.4f} | {held[SEARCH].mean():.4f} "
+            f"| {_difference(held)} | {_difference(training)} | {cost:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _difference(losses: pd.DataFrame) -> str:
+    """Mean of the paired differences of two columns of losses in per cent of the mean of the search's."""
+    difference = 100 * (losses[OURS] - losses[SEARCH]) / losses[SEARCH].mean()
+    error = difference.std() / len(difference) ** 0.5
+    return f"{difference.mean():+.1f} %" + (f" ± {error:.1f}" if len(difference) > 1 else "")
+
+
+if __name__ == "__main__":
+    commands.run(study)
