@@ -203,6 +203,14 @@ class MetaOptimize(SavedState):
         self._refresh_step_sizes()
 
     @torch.no_grad()
+    def set_state(self, name: str, values: dict[Tensor, Tensor]) -> None:
+        """Overwrite one entry of the base rule's state, a tensor for each of these parameters; made where missing."""
+        self._follow()
+        self._init_states()
+        for p, value in values.items():
+            self.state[p][name].copy_(value)
+
+    @torch.no_grad()
     def traces(self) -> Tensor:
         """The trace H, (total parameters × blocks); parameters in group order, each flattened.
 

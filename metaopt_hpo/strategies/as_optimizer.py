@@ -123,13 +123,15 @@ class RunOptimizer(torch.optim.Optimizer):
         return None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, such as unfrozen ones; their lr counts relative to the lr shown for the first group."""
+        """Add parameters, such as unfrozen ones; their lr counts relative to the lr shown for the first group, and
+        is the same where none is given."""
+        given = param_group.get("lr")  # what is missing is filled in below
         super().add_param_group(param_group)
         if not self._ready:
             return
         own = self.param_groups[-1]
         shown = self._shown[0]
-        lr = float(own["lr"]) if param_group.get("lr") is not None else shown
+        lr = shown if given is None else float(given)
         inner = self.lr_run.optimizer
         first = inner.param_groups[0]
         ratio = lr / shown if shown > 0 else 1.0

@@ -7,3 +7,7 @@ from metaopt_hpo.errors import MetaOptError
 
 class StrategyError(MetaOptError):
     """A strategy was asked for something it cannot do."""
+
+
+class WrapError(StrategyError, ValueError):
+    """An optimizer that cannot be wrapped; the message says why and what can be."""

@@ -55,6 +55,10 @@ class Guard:
         self.total = 0
         """Returns in the whole run."""
 
+    def keeps_too(self, snapshot: Snapshot) -> None:
+        """Keep and restore something beside model and optimizer."""
+        self._snapshot.beside = snapshot
+
     @torch.no_grad()
     def look(self, loss: Tensor) -> bool:
         """Count the loss of the weights as they are; True where the run was just brought back.

@@ -78,6 +78,8 @@ class MetaOptimizeRun(LRRun):
         self._log_sum: Tensor | None = None
         self._committed: Tensor | None = None
         self._loss: Tensor | None = None
+        self._directions: dict[Tensor, Tensor] = {}
+        """Directions of the coming update, where an optimizer that is no rule of ours says them."""
         window = max(LEAST_WINDOW, horizon // GUARD_WINDOWS)
         self.guard = Guard(model, optimizer, window) if strategy.guard else None
         self.listens_to = model if strategy.guard and isinstance(model, nn.Module) else None
@@ -192,7 +194,7 @@ class MetaOptimizeRun(LRRun):
                 p: n for g in groups for n, p in zip(g.get("param_names", ()), g["params"], strict=False)
             }
             rule = self._strategy.base_rule().as_base()
-            limit = self._strategy.limit * relative_step(params, rule, names)
+            limit = self._strategy.limit * relative_step(params, rule, names, self._directions)
             if limit < math.inf:
                 self._limit, self._climbs = limit, 2 * round(math.log2(BELOW))
             # no gradient yet: nothing to learn from, and decay alone must not act

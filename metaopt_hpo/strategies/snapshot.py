@@ -32,6 +32,8 @@ class Snapshot:
         self._layout: list[tuple[torch.Size, torch.dtype]] = []
         self._views: list[Tensor] = []
         self._on_device = False
+        self.beside: Snapshot | None = None
+        """Kept and restored together with this one: of a second optimizer."""
 
     @property
     def empty(self) -> bool:
@@ -48,6 +50,8 @@ class Snapshot:
     @torch.no_grad()
     def keep(self) -> None:
         """Copy the state as it is; on a GPU without waiting."""
+        if self.beside is not None:
+            self.beside.keep()
         weights = self.weights()
         state, groups = self._optimizer.state, self._optimizer.param_groups
         leaves = [*weights, *_tensors_of(state, groups)]
@@ -88,6 +92,8 @@ class Snapshot:
         """
         if self._tree is None:
             raise RuntimeError("there is no snapshot to go back to; call keep() first")
+        if self.beside is not None and not self.beside.empty:
+            self.beside.restore()
         for tensor, kept in zip(self._kept, self._tree["tensors"], strict=True):
             _local(tensor).copy_(kept, non_blocking=True)
         state, groups = self._optimizer.state, self._optimizer.param_groups
@@ -104,10 +110,14 @@ class Snapshot:
         """The kept state, for a checkpoint (its tensors are the buffer's: save them before the next `keep`)."""
         if self._on_device:
             torch.cuda.synchronize()
-        return self._tree
+        if self._tree is None or self.beside is None:
+            return self._tree
+        return {**self._tree, "beside": self.beside.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Take a kept state from a checkpoint; it stays in host memory."""
+        if self.beside is not None and state is not None:
+            self.beside.load_state_dict(state.get("beside"))
         self._tree = state
         self._kept = self.weights()
         self._layout, self._views = [], []

@@ -15,7 +15,10 @@ from metaopt_hpo.optim.rules import Rule
 
 @torch.no_grad()
 def relative_step(
-    params: Iterable[Tensor], rule: Rule, names: Mapping[Tensor, str] = MappingProxyType({})
+    params: Iterable[Tensor],
+    rule: Rule,
+    names: Mapping[Tensor, str] = MappingProxyType({}),
+    given: Mapping[Tensor, Tensor] = MappingProxyType({}),
 ) -> float:
     """The step size whose first update would be as large as the weights: the median of RMS(w) / RMS(u).
 
@@ -28,6 +31,7 @@ def relative_step(
         params: with their gradients in `.grad`.
         rule: base rule, whose first direction u counts.
         names: of parameters, for a rule that tells them apart by name (Muon).
+        given: first directions that are known, which no rule is asked for.
 
     Returns:
         A positive number, or infinity where nothing can be said, since no gradient differs from zero.
@@ -42,9 +46,11 @@ def relative_step(
     for p in matrices:
         if p.grad is None:
             continue
-        g = p.grad.to(torch.promote_types(p.grad.dtype, torch.float32))
-        own = rule.for_parameter(names.get(p), p)
-        direction, _ = own.update(g, tuple(torch.zeros_like(g) for _ in own.states), 1.0)
+        direction = given.get(p)
+        if direction is None:
+            g = p.grad.to(torch.promote_types(p.grad.dtype, torch.float32))
+            own = rule.for_parameter(names.get(p), p)
+            direction, _ = own.update(g, tuple(torch.zeros_like(g) for _ in own.states), 1.0)
         update = _root_mean_square(direction)
         if update > 0 and math.isfinite(update):
             ratios.append((sizes[p] or typical or max(1, math.prod(p.shape[1:])) ** -0.5) / update)

@@ -6,6 +6,7 @@ import warnings
 
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.optim.rules import AdamW, Lion, RMSprop, Rule
+from metaopt_hpo.strategies.any_optimizer import Given
 from metaopt_hpo.strategies.torch_rules import TorchRMSprop
 
 TRIED: tuple[type[Rule], ...] = (AdamW, RMSprop, TorchRMSprop, Lion)
@@ -18,9 +19,14 @@ class UntriedBase(MetaOptWarning):
     """A step size is found over a base rule on which no run was compared with a tuned one."""
 
 
-def say_if_untried(rule: Rule) -> None:
-    """Warn where a rule is not among `TRIED`; once for each rule in a process."""
-    name = type(rule).__name__
+def say_if_untried(rule: Rule, called: str = "") -> None:
+    """Warn where a rule is not among `TRIED`; once for each rule in a process.
+
+    Args:
+        rule: what moves the weights.
+        called: its name where it is an optimizer that no rule is known for.
+    """
+    name = called if called and isinstance(rule, Given) else type(rule).__name__
     if type(rule) in TRIED or name in _said:
         return
     _said.add(name)

@@ -20,21 +20,19 @@ from torch import Tensor, nn
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.optim.metaoptimize import TRACES, MetaOptimize
 from metaopt_hpo.optim.rules import SGD, AdamW, Lion, Rule
+from metaopt_hpo.strategies.any_optimizer import Directions, Given
 from metaopt_hpo.strategies.base import LRRun, LRStrategy, StrategyError, check_horizon, close_to
+from metaopt_hpo.strategies.errors import WrapError as WrapError
 from metaopt_hpo.strategies.guard import MOST
 from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
 from metaopt_hpo.strategies.torch_rules import AMSGrad, TorchMomentum, TorchRMSprop
 from metaopt_hpo.strategies.untried import say_if_untried
 
-TAKEN = "torch.optim's AdamW, Adam, SGD and RMSprop, and Lion of lion-pytorch or pytorch-optimizer"
+TAKEN = "torch.optim.Optimizer: AdamW, Adam, SGD, RMSprop, Lion, and any other whose update is in proportion to its lr"
 
 FROM_OPTIMIZER = ("base", "betas", "weight_decay", "lr", "rule")
 """Options of the strategy that the optimizer has already decided."""
-
-
-class WrapError(StrategyError, ValueError):
-    """An optimizer that cannot be wrapped; the message says why and what can be."""
 
 
 def wrap(
@@ -54,16 +52,19 @@ def wrap(
     `MetaOptimizeStrategy`); where its groups have different ones, their ratios are kept.
 
     Args:
-        optimizer: torch.optim's AdamW, Adam (with its L2 decay), SGD (momentum, dampening, Nesterov) or RMSprop, or a
-            Lion of lion-pytorch or pytorch-optimizer, before its first step. Its own `step` must not be called again.
+        optimizer: before its first step; its own `step` must not be called again. torch.optim's AdamW, Adam (with its
+            L2 decay), SGD (momentum, dampening, Nesterov) and RMSprop, and Lion of lion-pytorch or pytorch-optimizer
+            are computed here. Any other whose update is in proportion to its lr (Muon, NAdam, Adagrad, a class of
+            your own) is asked for its direction at every step, for two more copies of the weights; a trial on a few
+            numbers shows at once whether it is such a one. Sharded parameters need one of the former.
         horizon: optimizer steps of the whole run.
         model: the model; give it where it has buffers (BatchNorm), which the guard then restores too.
         options: of `MetaOptimizeStrategy`: `limit`, `warmup`, `cooldown`, `guard`, `expected`, `meta_lr` …;
             `max_grad_norm` is None here, since the loop clips.
 
     Raises:
-        WrapError: another optimizer, one that was wrapped before or has taken steps, or an option that it has and
-            MetaOptimize does not.
+        WrapError: an optimizer whose lr cannot be found (its update is not in proportion to it, or it sets its own),
+            one that was wrapped before or has taken steps, or an option that MetaOptimize does not have.
         ValueError: an unknown option, a horizon that is no positive whole number, or nothing to train.
     """
     horizon = check_horizon(horizon)
@@ -82,7 +83,7 @@ def wrap(
         )
     if options.get("meta_lr") != 0:
         for group in recipe.groups:
-            say_if_untried(group["base"])
+            say_if_untried(group["base"], type(optimizer).__name__)
     strategy = WrappedStrategy(
         lr=recipe.lr, rule=recipe.rule, **{"max_grad_norm": None, "weight_decay": 0.0, **options}
     )
@@ -91,6 +92,8 @@ def wrap(
         [p for group in built.param_groups for p in group["params"]] if model is None else model
     )
     run = WrappedRun(strategy, built, horizon, trained)
+    if recipe.directions is not None:
+        run.follow(recipe.directions)
     optimizer._metaopt_hpo_wrapped = True  # type: ignore[attr-defined]
     return run
 
@@ -117,6 +120,13 @@ class WrappedRun(MetaOptimizeRun):
     """A run of `wrap`; L2 decay (Adam's and SGD's) is added to the gradients for the update alone."""
 
     _gave_up = False
+    _source: Directions | None = None
+
+    def follow(self, source: Directions) -> None:
+        """Take the directions from an optimizer instead of a rule."""
+        self._source = source
+        if self.guard is not None:
+            self.guard.keeps_too(source.snapshot())
 
     def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """See `MetaOptimizeRun.step`; one warning where the run goes past its horizon or the guard gives up."""
@@ -137,6 +147,23 @@ class WrappedRun(MetaOptimizeRun):
                 stacklevel=2,
             )
 
+    def _before_update(self, step: int) -> None:
+        if self._source is not None:
+            self._directions = self._source.ask(self.optimizer.param_groups)
+        super()._before_update(step)
+        if self._source is not None:
+            self.optimizer.set_state("u", self._directions)
+            self._directions = {}
+
+    def _extra_state(self) -> dict[str, Any]:
+        state = super()._extra_state()
+        return state if self._source is None else {**state, "source": self._source.state_dict()}
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        super()._load_extra_state(state)
+        if self._source is not None:
+            self._source.load_state_dict(state["source"])
+
     def _optimizer_step(self, loss: Tensor | None) -> None:
         with _l2_added(self.optimizer.param_groups):
             self.optimizer.step()
@@ -148,12 +175,14 @@ class Recipe(NamedTuple):
     lr: float
     rule: Rule
     groups: list[dict[str, Any]]
+    directions: Directions | None
+    """Of an optimizer that no rule is known for."""
 
 
 def _read(optimizer: Any) -> Recipe:
     _refuse_the_wrong_thing(optimizer)
     reader = _reader(optimizer)
-    if optimizer.state:
+    if any(_has_moved(state) for state in optimizer.state.values()):
         raise WrapError(
             "this optimizer has taken steps, whose momentum would be lost; wrap it before its first step"
         )
@@ -176,7 +205,7 @@ def _read(optimizer: Any) -> Recipe:
                 "base": reading.rule,
                 "lr": own,
                 "lr_multiplier": own / lr,
-                "weight_decay": 0.0 if reading.l2 else decay,
+                "weight_decay": 0.0 if reading.l2 or reader is _any else decay,
                 "l2": decay if reading.l2 else 0.0,
                 "maximize": bool(group.get("maximize", getattr(optimizer, "maximize", False))),
             }
@@ -187,7 +216,7 @@ def _read(optimizer: Any) -> Recipe:
         raise WrapError(
             "the model is on the meta device and has no weights yet; wrap after to_empty() and loading"
         )
-    return Recipe(lr, readings[0].rule, groups)
+    return Recipe(lr, readings[0].rule, groups, Directions(optimizer) if reader is _any else None)
 
 
 def _refuse_the_wrong_thing(optimizer: Any) -> None:
@@ -209,6 +238,8 @@ class _Reading(NamedTuple):
 
 
 def _reader(optimizer: Any) -> Callable[[dict[str, Any]], _Reading]:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise WrapError(f"{type(optimizer).__qualname__} is no torch optimizer; what can be wrapped: {TAKEN}")
     kind = type(optimizer)
     known: dict[type, Callable[[dict[str, Any]], _Reading]] = {
         torch.optim.AdamW: _adamw,
@@ -216,15 +247,39 @@ def _reader(optimizer: Any) -> Callable[[dict[str, Any]], _Reading]:
         torch.optim.SGD: _sgd,
         torch.optim.RMSprop: _rmsprop,
     }
-    if kind in known:
-        return known[kind]
-    if kind.__name__ == "Lion" and all(
-        "betas" in group for group in getattr(optimizer, "param_groups", [{}])
-    ):
-        if getattr(optimizer, "decoupled_wd", False):
-            raise WrapError("decoupled_weight_decay=True of this Lion is not supported; set it to False")
-        return _lion
-    raise WrapError(f"{kind.__module__}.{kind.__qualname__} cannot be wrapped; what can: {TAKEN}")
+    for cls, reader in known.items():
+        if kind is cls or (issubclass(kind, cls) and _steps_like(kind, cls)):
+            return reader
+    if kind.__name__ == "Lion" and all("betas" in group for group in optimizer.param_groups):
+        other = any(group.get(name) for group in optimizer.param_groups for name in LION_OPTIONS)
+        if not other and not getattr(optimizer, "decoupled_wd", False):
+            return _lion
+    return _any
+
+
+def _has_moved(state: dict[str, Any]) -> bool:
+    """Whether the state of a parameter is that of steps taken; Adagrad's is made beforehand."""
+    return bool(state) and not ("step" in state and float(state["step"]) == 0)
+
+
+def _steps_like(kind: type, cls: type) -> bool:
+    """Whether a class derived from a known one leaves alone what a step is made of."""
+    return not any(
+        name in vars(c) for c in kind.__mro__[: kind.__mro__.index(cls)] for name in ("step", "_init_group")
+    )
+
+
+LION_OPTIONS = ("cautious", "cautious_factor", "fixed_decay", "use_gc", "adanorm")
+"""Options of other packages' Lion that the rule here does not have."""
+
+
+def _any(group: dict[str, Any]) -> _Reading:
+    _refuse_options(group, "this optimizer", "differentiable")
+    if "d" in group or "d0" in group:
+        raise WrapError(
+            "this optimizer sets its own learning rate (its groups have a distance d): step it as it is"
+        )
+    return _Reading(Given(), False)
 
 
 def _refuse_options(group: dict[str, Any], kind: str, *names: str) -> None:
@@ -261,7 +316,6 @@ def _rmsprop(group: dict[str, Any]) -> _Reading:
 
 
 def _lion(group: dict[str, Any]) -> _Reading:
-    _refuse_options(group, "Lion", "cautious", "cautious_factor", "fixed_decay", "use_gc", "adanorm")
     betas = tuple(map(float, group["betas"]))
     return _Reading(Lion(betas=(betas[0], betas[1])), not group.get("weight_decouple", True))
 

@@ -115,7 +115,8 @@ def test_its_own_scheduler_shows_the_step_size() -> None:
     assert other.last_epoch == STEPS
 
 
-def test_unfrozen_weights_join_with_an_lr_relative_to_what_is_shown() -> None:
+@pytest.mark.parametrize("part", [0.1, None])
+def test_unfrozen_weights_join_with_an_lr_relative_to_what_is_shown(part: float | None) -> None:
     model = net()
     model[0].requires_grad_(False)
     run = wrap(torch.optim.AdamW(model[2].parameters()), STEPS, model)
@@ -124,14 +125,17 @@ def test_unfrozen_weights_join_with_an_lr_relative_to_what_is_shown() -> None:
         loss.backward()
         optimizer.step()
     model[0].requires_grad_(True)
+    group = {"params": list(model[0].parameters())}
+    before = weights(model[0])
     optimizer.add_param_group(
-        {"params": list(model[0].parameters()), "lr": optimizer.param_groups[0]["lr"] / 10}
+        group if part is None else {**group, "lr": part * optimizer.param_groups[0]["lr"]}
     )
     for loss in losses(model, 20):
         loss.backward()
         optimizer.step()
     old, new = (g["lr"] for g in optimizer.param_groups)
-    assert new == pytest.approx(old / 10)
+    assert new == pytest.approx((part or 1.0) * old)
+    assert not torch.equal(before, weights(model[0]))
 
 
 def test_a_foreign_state_and_another_horizon_are_refused() -> None:

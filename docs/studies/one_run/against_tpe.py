@@ -41,6 +41,8 @@ JOBS: dict[str, tuple[int, int]] = {
 """Steps and seeds of each job; none of these widths is one on which the strategy's constants were learned."""
 
 FIRST_SEED = 500
+NOTHING = 1e-2
+"""Losses below it are of data learned by heart; their ratio says nothing."""
 
 NAMES = {
     "mlp": "MLP on digits",
@@ -181,26 +183,27 @@ def markdown(table: pd.DataFrame) -> str:
         "| the search's cost in runs |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    wide = table.pivot_table(index=["job", "steps", "seed"], columns="method", sort=False)
     for name, (steps, _) in JOBS.items():
-        if (name, steps) not in {(j, s) for j, s, _ in wide.index}:
+        rows = table[(table.job == name) & (table.steps == steps)]
+        ours, theirs = (rows[rows.method == m].set_index("seed") for m in (OURS, SEARCH))
+        both = ours.index.intersection(theirs.index)
+        if both.empty:
             continue
-        rows = wide.loc[(name, steps)].dropna()
-        if rows.empty:
-            continue
-        held, training = rows["held_out"], rows["training"]
+        ours, theirs = ours.loc[both], theirs.loc[both]
+        differences = [_difference(ours[loss], theirs[loss]) for loss in ("held_out", "training")]
         kind = NAMES[name.rstrip("0123456789")]
-        cost = (rows["spent"][SEARCH] / steps).mean()
         lines.append(
-            f"| {kind} ({name}) | {steps:,} | {len(rows)} | {held[OURS].mean():.4f} | {held[SEARCH].mean():.4f} "
-            f"| {_difference(held)} | {_difference(training)} | {cost:.1f} |"
+            f"| {kind} ({name}) | {steps:,} | {len(both)} | {ours.held_out.mean():.4f} | {theirs.held_out.mean():.4f} "
+            f"| {differences[0]} | {differences[1]} | {(theirs.spent / steps).mean():.1f} |"
         )
     return "\n".join(lines)
 
 
-def _difference(losses: pd.DataFrame) -> str:
+def _difference(ours: pd.Series[float], theirs: pd.Series[float]) -> str:
     """Mean of the paired differences of two columns of losses in per cent of the mean of the search's."""
-    difference = 100 * (losses[OURS] - losses[SEARCH]) / losses[SEARCH].mean()
+    if max(ours.mean(), theirs.mean()) < NOTHING:
+        return f"both below {NOTHING:g}"
+    difference = 100 * (ours - theirs) / theirs.mean()
     error = difference.std() / len(difference) ** 0.5
     return f"{difference.mean():+.1f} %" + (f" ± {error:.1f}" if len(difference) > 1 else "")
 
