@@ -139,7 +139,6 @@ def refit(law: Law, table: TrialTable) -> Law:
         cells=_listed(cells, solution),
         trials=cells.n,
         path=path,
-        _cache={},
     )
 
 

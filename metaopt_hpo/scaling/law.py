@@ -26,6 +26,9 @@ from metaopt_hpo.scaling.ordered import Trust
 from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
+CACHED = 4096
+"""Places and predictions that a law keeps: a search asks for the same ones again and again."""
+
 UNKNOWN = 12.0
 """Half-width, ln units, at which an interval says nothing more: five decades either way."""
 
@@ -98,7 +101,12 @@ class Law:
     """The separate fit with curvature, for warnings; None where the cells are too few for one."""
     fall: Fall | None = None
     """How far unfinished runs still fall, where the table holds enough curves."""
-    _cache: dict[tuple[float, float], Place] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[tuple[float, float], Place] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _predicted: dict[tuple[float, float, float | None], Prediction] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     # -- predicting -----------------------------------------------------------------------------------------
 
@@ -129,6 +137,8 @@ class Law:
         size, tokens = positive("size", size), positive("tokens", tokens)
         given = None if batch is None else positive("batch", batch)
         self._check_extra(extra)
+        if not extra and (known := self._predicted.get((size, tokens, given))) is not None:
+            return known
         try:
             with np.errstate(all="ignore"):
                 found = self._predict(size, tokens, given, extra)
@@ -140,6 +150,10 @@ class Law:
             finite = False
         if not finite:
             raise no_answer(size, tokens)
+        if not extra:
+            if len(self._predicted) > CACHED:
+                self._predicted.clear()
+            self._predicted[size, tokens, given] = found
         return found
 
     def _predict(
@@ -246,7 +260,7 @@ class Law:
                 raise no_answer(size, tokens) from None
             if not all(map(math.isfinite, found[:6])):
                 raise no_answer(size, tokens)
-            if len(self._cache) > 4096:
+            if len(self._cache) > CACHED:
                 self._cache.clear()
             self._cache[key] = found
         return found

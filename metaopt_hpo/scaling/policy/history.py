@@ -51,12 +51,16 @@ class History:
 
     def __init__(self) -> None:
         self.finished: list[tuple[Any, TrialRecord]] = []
-        self._ended: list[tuple[Any, float, bool]] = []
-        """When a trial ended, its size, and whether it completed rather than was stopped."""
+        self._stopped: dict[float, list[Any]] = {}
+        """Size → when trials of it were stopped, in order."""
+        self._completed: dict[float, Any] = {}
+        """Size → when a trial of it last completed."""
         self._by_size: list[tuple[float, float, float]] = []
         """Size, planned tokens and loss of completed trials, by size."""
         self._spared: dict[Any, float] = {}
         """Trials that are being let finish → their size."""
+        self._best: dict[tuple[float, float, float], float | None] = {}
+        """Answers of `best` since the last trial was added."""
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord]) -> History:
@@ -75,12 +79,13 @@ class History:
                 overshot or fallen short.
         """
         if record.state == "pruned":
-            insort(self._ended, (when, record.size, False))
+            insort(self._stopped.setdefault(record.size, []), when)
         if record.state != "complete":
             return
         planned = record.planned_tokens
         record = replace(record, tokens=planned, target_tokens=planned)
-        insort(self._ended, (when, record.size, True))
+        self._completed[record.size] = max(when, self._completed.get(record.size, when))
+        self._best.clear()
         insort(self.finished, (when, record), key=lambda item: item[0])
         if 0 < record.loss < math.inf:
             insort(self._by_size, (record.size, planned, record.loss))
@@ -109,17 +114,18 @@ class History:
 
     def best(self, size: float, tokens: float, batch: float = 0.0) -> float | None:
         """Lowest of these, None where nothing has finished there."""
-        return min(self.losses(size, tokens, batch), default=None)
+        key = (size, tokens, batch)
+        if key not in self._best:
+            self._best[key] = min(self.losses(size, tokens, batch), default=None)
+        return self._best[key]
 
     def stops_in_a_row(self, size: float) -> int:
         """Trials of this size and above that were stopped since one of them last finished."""
-        stops = 0
-        for _, other, complete in reversed(self._ended):
-            if at_least(other, size):
-                if complete:
-                    break
-                stops += 1
-        return stops
+        ends = [when for other, when in self._completed.items() if at_least(other, size)]
+        stopped = [times for other, times in self._stopped.items() if at_least(other, size)]
+        if not ends:
+            return sum(map(len, stopped))
+        return sum(len(times) - bisect_right(times, max(ends)) for times in stopped)
 
     def sparing(self, size: float) -> bool:
         """Whether a trial of this size or above is being let finish now."""

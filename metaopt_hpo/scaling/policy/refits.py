@@ -8,6 +8,7 @@ depend on thread timing, and every worker that has seen the same trials decides 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import threading
@@ -46,6 +47,7 @@ KEPT = 32
 """Laws kept in a process."""
 
 
+@functools.cache
 def step(count: int) -> int:
     """The number of trials a law is fitted to when `count` have finished: the same in every worker."""
     if count <= EXACT:

@@ -104,7 +104,7 @@ def test_no_verdict_where_the_law_may_be_wrong(law: Law) -> None:
     inside = bad | {"size": max(law.domain.sizes), "tokens": law.domain.tokens[1]}
     assert law.verdict(**bad).action == law.verdict(**inside).action == "stop"
 
-    missed = dataclasses.replace(law, warnings=(Caution("missed-size", "it missed."),), _cache={})
+    missed = dataclasses.replace(law, warnings=(Caution("missed-size", "it missed."),))
     assert missed.verdict(**bad).action == "abstain"
     assert "missed-size" in missed.verdict(**bad).reason
     assert missed.verdict(**inside).action == "stop"  # only beyond what was fitted
@@ -114,7 +114,7 @@ def test_no_verdict_where_the_law_may_be_wrong(law: Law) -> None:
     assert missed.verdict(**inside | {"size": 1.001 * inside["size"]}).action == "stop"
     assert missed.verdict(**inside | {"size": 1.1 * inside["size"]}).action == "abstain"
 
-    lost = dataclasses.replace(law, widen=law.widen | {"lr": 100.0}, _cache={})
+    lost = dataclasses.replace(law, widen=law.widen | {"lr": 100.0})
     assert "unsure-optimum" in {c.code for c in lost.predict(*TARGET).warnings}
     assert lost.verdict(**bad).action == lost.verdict(**inside).action == "abstain"
 
@@ -182,7 +182,7 @@ def test_a_context_names_what_is_wrong() -> None:
 
 
 def test_the_predicted_lr_minimises_the_expected_loss(law: Law) -> None:
-    skewed = dataclasses.replace(law, surface=dataclasses.replace(law.surface, skew=0.004), _cache={})
+    skewed = dataclasses.replace(law, surface=dataclasses.replace(law.surface, skew=0.004))
     x, y, *_, var_x, _ = skewed.at(*TARGET)
     spread = math.sqrt(var_x + skewed.scatter["lr_given_batch"] ** 2)
     rng = np.random.default_rng(0)
