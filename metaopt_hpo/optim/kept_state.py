@@ -136,6 +136,8 @@ class KeptState(torch.optim.Optimizer):
             ValueError: a new parameter that cannot be optimised, or a parameter that stands in two places.
         """
         params = self._all_params()
+        if self._shared and params and params[0].device != self._shared["beta"].device:
+            self._move_shared(params)
         sizes = [len(group["params"]) for group in self.param_groups]
         same = len(params) == len(self._order) and sizes == self._sizes and all(map(is_, params, self._order))
         if same and all(map(is_, self.param_groups, self._groups)):
@@ -275,6 +277,18 @@ class KeptState(torch.optim.Optimizer):
                 f"trace={self._trace!r} would keep {product} = {size} numbers, more than {limit}: "
                 "use coarser blocks, or trace='hessian_free'"
             )
+
+    @torch.no_grad()
+    def _move_shared(self, params: list[Tensor]) -> None:
+        """To where the parameters now are: a model may be moved after its optimizer was made."""
+        device = next((p.device for p in params if p.requires_grad), params[0].device)
+        if any(p.device == self._shared["beta"].device for p in params):
+            return  # a model on several devices
+        moved = {k: v.to(device) for k, v in self._shared.items() if isinstance(v, Tensor)}
+        self._shared.update(moved)
+        self._live = self._whole = None
+        self._show_shared()
+        self._refresh_step_sizes()
 
     @torch.no_grad()
     def _grow(self) -> None:

@@ -64,6 +64,12 @@ class NoLoss(MetaOptWarning):
     """A run whose guard watches the loss is stepped without one."""
 
 
+class _Ear:
+    """Where a heard loss is put: torch.compile can write to a plain object from within a compiled model."""
+
+    loss: Tensor | None = None
+
+
 class RunOptimizer(torch.optim.Optimizer):
     """The optimizer of a run, for a framework's loop; `run.as_optimizer()` makes it.
 
@@ -93,9 +99,7 @@ class RunOptimizer(torch.optim.Optimizer):
         for group, own in zip(inner.param_groups, self.param_groups, strict=True):
             if "param_names" in group:
                 own["param_names"] = list(group["param_names"])
-        self.loss: Tensor | None = None
-        """Loss of the coming step, for loops whose `step` takes no closure; heard from a model that returns it, as
-        Hugging Face's do (summed over the passes of an accumulated step)."""
+        self._ear = _Ear()
         self.listeners: list[Callable[[Any, Tensor | None], None]] = []
         """Called with the run and its loss after every step; see `metaopt_hpo.training.live`."""
         self._host: Tensor | None = None
@@ -105,13 +109,23 @@ class RunOptimizer(torch.optim.Optimizer):
             run.listens_to.register_forward_hook(self._hear)
         self._publish()
 
+    @property
+    def loss(self) -> Tensor | None:
+        """Loss of the coming step, for loops whose `step` takes no closure; heard from a model that returns it, as
+        Hugging Face's do (summed over the passes of an accumulated step), compiled or not."""
+        return self._ear.loss
+
+    @loss.setter
+    def loss(self, value: Tensor | None) -> None:
+        self._ear.loss = value
+
     def _hear(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not (module.training and torch.is_grad_enabled()):
+        if not (module.training and torch.is_grad_enabled()):
             return
         loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(loss, Tensor) and loss.numel() == 1:
-            heard = loss.detach().reshape(())
-            self.loss = heard if self.loss is None else self.loss + heard
+            heard, ear = loss.detach().reshape(()), self._ear
+            ear.loss = heard if ear.loss is None else ear.loss + heard
 
     @property
     def state(self) -> Any:

@@ -84,6 +84,8 @@ def wrap(
     if options.get("meta_lr") != 0:
         for group in recipe.groups:
             say_if_untried(group["base"], type(optimizer).__name__)
+    if model is not None:
+        _check_is_of(model, optimizer)
     strategy = WrappedStrategy(
         lr=recipe.lr, rule=recipe.rule, **{"max_grad_norm": None, "weight_decay": 0.0, **options}
     )
@@ -96,6 +98,16 @@ def wrap(
         run.follow(recipe.directions)
     optimizer._metaopt_hpo_wrapped = True  # type: ignore[attr-defined]
     return run
+
+
+def _check_is_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    own = {id(p) for p in model.parameters()}
+    stray = sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])
+    if stray:
+        raise WrapError(
+            f"{stray} of the optimizer's parameters are not the model's: make the optimizer from this model, after "
+            "whatever replaces its parameters (fully_shard, adapters, quantisation)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

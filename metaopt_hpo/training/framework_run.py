@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training.distributed import from_rank_0, is_distributed, min_over_ranks, rank
-from metaopt_hpo.training.run import EXPLODED, RunDiverged, TrainingRun
+from metaopt_hpo.training.run import EXPLODED, LEAST_GAIN, NoProgress, RunDiverged, TrainingRun
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord, TrialState, report_grid
 
 WHOLE = 0.99
 """A run that ends by itself after this fraction of its planned tokens has completed: the last step may fall short."""
+
+EARLY = 0.25
+"""A first evaluation after at most this fraction of a run still shows what there was to learn."""
 
 Point = tuple[float, float, float, float, float]
 """Tokens seen, metric, step size, gradient norm and seconds of one report, as a framework's checkpoint keeps it."""
@@ -240,7 +244,7 @@ class ReportedRun:
             )
         if self.state == "running":
             if self.tokens >= min(WHOLE * self._planned, self._planned - self._record.batch):
-                self.end("complete", "")
+                self.end("complete", self._no_progress())
             else:
                 self.end("stopped", f"it ended by itself after {self.tokens:g} of {self._planned:g} tokens")
         self.keep(self._finished())
@@ -248,6 +252,25 @@ class ReportedRun:
 
     def _called(self) -> str:
         return "the run"
+
+    def _no_progress(self) -> str:
+        """What is said of a run that is no better at any later evaluation than at an early first one; else nothing."""
+        point, first = self._rows[0][:2]
+        best = min((row[1] for row in self._rows[1:]), default=-math.inf)
+        if point > EARLY * self._planned or not first - best <= LEAST_GAIN * abs(first):
+            return ""
+        reason = (
+            f"made no progress: held-out loss {first:.4g} after {point:g} tokens and {self.loss:.4g} after "
+            f"{self.tokens:g}"
+        )
+        if rank() == 0:
+            warnings.warn(
+                f"{self._called()} under strategy {self._record.strategy!r} {reason}; try another base or lr, and "
+                "see whether the model can learn at all with plain AdamW",
+                NoProgress,
+                stacklevel=4,
+            )
+        return reason
 
     def _take(
         self, tokens: float, metric: float, step_size: float, grad_norm: float, seconds: float

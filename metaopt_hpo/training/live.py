@@ -12,9 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+import torch
 from torch import Tensor
 
 from metaopt_hpo.strategies.base import LRRun
+from metaopt_hpo.strategies.shared_meta import SharedAdam
+
+BLOCKS = 4096
+"""With more step sizes than this z is not written: its running mean is copied at every step."""
 
 Listener = Callable[[LRRun, Tensor | None], None]
 
@@ -32,7 +37,7 @@ def scalars(run: LRRun, loss: Tensor | None = None) -> dict[str, float]:
     if run.grad_norm is not None:
         found["grad_norm"] = float(run.grad_norm)
     if loss is not None:
-        found["loss"] = float(loss)
+        found["loss"] = _number(loss)
     z = run.optimizer.param_groups[0].get("meta_m")
     if isinstance(z, Tensor):
         found["meta_gradient"] = float(z.double().mean())
@@ -42,11 +47,18 @@ def scalars(run: LRRun, loss: Tensor | None = None) -> dict[str, float]:
     return found
 
 
+def _number(loss: Tensor | float) -> float:
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
+
+
 class Scalars:
     """Writes a run's scalars to a logger: TensorBoard, Weights & Biases, MLflow, Lightning's, or a function.
 
         writer = torch.utils.tensorboard.SummaryWriter()        # or wandb.init(), mlflow, a Lightning logger
         with TrainingRun(…, listeners=[Scalars(writer)]) as run:
+
+    Beside `scalars` it writes `z`, the meta-gradient of the step itself summed over blocks (where the meta rule is
+    Adam's), and `guard_event`, 1 where the guard has brought the run back since the last write.
 
     Args:
         logger: anything with `add_scalar(name, value, step)`, `log_metrics(values, step=step)` or
@@ -65,14 +77,43 @@ class Scalars:
         self._every = every
         self._prefix = prefix
         self._returns = 0
+        self._mean: Tensor | None = None
+        """The meta rule's running mean of z after the last step."""
 
     def __call__(self, run: LRRun, loss: Tensor | None = None) -> None:
         """Write where it is time to."""
-        returns = getattr(getattr(run, "guard", None), "total", 0)
+        guard = getattr(run, "guard", None)
+        returns = getattr(guard, "total", 0)
         if returns == self._returns and run.steps_taken % self._every and run.steps_taken != run.horizon:
+            self._keep_mean(run)
             return
+        values = scalars(run, loss)
+        z = self._z(run)
+        if z is not None:
+            values["z"] = z
+        if guard is not None:
+            values["guard_event"] = float(returns != self._returns)
         self._returns = returns
-        self._write({self._prefix + k: v for k, v in scalars(run, loss).items()}, run.steps_taken)
+        self._write({self._prefix + k: v for k, v in values.items()}, run.steps_taken)
+        self._keep_mean(run)
+
+    def _keep_mean(self, run: LRRun) -> None:
+        mean = run.optimizer.param_groups[0].get("meta_m")
+        self._mean = mean.clone() if isinstance(mean, Tensor) and mean.numel() <= BLOCKS else None
+
+    def _z(self, run: LRRun) -> float | None:
+        """z of the last step, summed over blocks: what the running mean m ← ρm + (1−ρ)z has taken in."""
+        optimizer = run.optimizer
+        mean = optimizer.param_groups[0].get("meta_m")
+        betas = getattr(getattr(optimizer, "_meta", None), "betas", None)
+        if betas is None or not isinstance(mean, Tensor) or mean.numel() > BLOCKS:
+            return None
+        before = torch.zeros_like(mean) if run.steps_taken == 1 else self._mean
+        if before is None or before.shape != mean.shape:
+            return None
+        z = (mean.double() - betas[0] * before.double()) / (1 - betas[0])
+        # blocks that move together have one mean, of the sum
+        return float(z.mean() if isinstance(optimizer._meta, SharedAdam) else z.sum())  # type: ignore[attr-defined]
 
 
 def _writer(logger: Any) -> Callable[[Mapping[str, float], int], None]:
@@ -125,7 +166,7 @@ class Progress:
         """The line itself."""
         parts = [f"step {run.steps_taken:,} of {run.horizon:,}"]
         if loss is not None:
-            parts.append(f"loss {float(loss):.4f}")
+            parts.append(f"loss {_number(loss):.4f}")
         parts.append(f"step size {scalars(run)['step_size']:.2e}")
         taken = run.steps_taken - self._first
         if taken > 0:

@@ -16,6 +16,7 @@ import optuna
 import pandas as pd
 import torch
 import typer
+from optuna.storages.journal import JournalFileBackend
 
 from metaopt_hpo.atomic import replacing
 from metaopt_hpo.strategies import LRStrategy, make
@@ -96,44 +97,46 @@ def one_run(data: Job, steps: int, seed: int) -> dict[str, float]:
     return {**train(data, make(OURS), steps, seed), "spent": steps, "trials": 1, "pruned": 0}
 
 
-def search(data: Job, steps: int, seed: int) -> dict[str, float]:
-    """The best of a search by held-out loss, and what all of it cost in steps."""
-    spent = 0
-    training: dict[int, float] = {}
+def search(data: Job, steps: int, seed: int, journal: Path) -> dict[str, float]:
+    """The best of a search by held-out loss, and what all of it cost in steps; interrupted, it goes on at a trial."""
 
     def objective(trial: optuna.Trial) -> float:
-        nonlocal spent
         lr = trial.suggest_float("lr", *LRS, log=True)
-        reached = 0
 
         def report(step: int, loss: float) -> None:
-            nonlocal reached
-            reached = step
             trial.report(loss, step)
+            trial.set_user_attr("spent", step)
             if step < steps and trial.should_prune():
                 raise optuna.TrialPruned
 
-        try:
-            row = train(data, make(SCHEDULE, lr=lr), steps, seed, report)
-        finally:
-            spent += reached
-        training[trial.number] = row["training"]
+        row = train(data, make(SCHEDULE, lr=lr), steps, seed, report)
+        trial.set_user_attr("training", row["training"])
         return row["held_out"]
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        sampler=optuna.samplers.TPESampler(seed=seed), pruner=optuna.pruners.MedianPruner()
+    backend = JournalFileBackend(str(journal))
+    found = optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend),
+        study_name="search",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(),
     )
-    study.optimize(objective, n_trials=TRIALS)
-    best = study.best_trial
-    pruned = sum(t.state == optuna.trial.TrialState.PRUNED for t in study.trials)
+    ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    for trial in found.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        found.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    while (done := len(found.get_trials(states=ended))) < TRIALS:
+        found.sampler = optuna.samplers.TPESampler(
+            seed=seed * TRIALS + done
+        )  # the same after an interruption
+        found.optimize(objective, n_trials=1)
+    trials, best = found.get_trials(states=ended), found.best_trial
     return {
         "held_out": float(best.value or 0.0),
-        "training": training[best.number],
+        "training": best.user_attrs["training"],
         "step_size": best.params["lr"],
-        "spent": spent,
+        "spent": sum(t.user_attrs["spent"] for t in trials),
         "trials": TRIALS,
-        "pruned": pruned,
+        "pruned": sum(t.state == optuna.trial.TrialState.PRUNED for t in trials),
     }
 
 
@@ -157,13 +160,16 @@ def study(
         if report_only or known or beyond or not cell["job"].startswith(only):
             continue
         begun = time.monotonic()
-        row = (one_run if cell["method"] == OURS else search)(job(cell["job"]), cell["steps"], cell["seed"])
+        data, steps, seed = job(cell["job"]), cell["steps"], cell["seed"]
+        journal = out.with_suffix(f".{cell['job']}-{seed}.journal")
+        row = one_run(data, steps, seed) if cell["method"] == OURS else search(data, steps, seed, journal)
         row = cell | row | {"seconds": time.monotonic() - begun}
         table = _read(out)  # another process may have added to it
         new = pd.DataFrame([row])
         table = pd.concat([table, new], ignore_index=True) if len(table) else new
         with replacing(out) as path:
             table.to_parquet(path)
+        journal.unlink(missing_ok=True)
         typer.echo(
             f"{row['job']} seed {row['seed']} {row['method']}: held-out {row['held_out']:.4f}, "
             f"training {row['training']:.4f} at {row['step_size']:.2g}, {row['seconds']:.0f} s",

@@ -84,3 +84,29 @@ def test_setting_and_scaling_step_sizes() -> None:
         opt.scale_step_size(0.5)
         opt.set_step_size(opt.step_sizes() * 2)
         opt.meta_lr = 0.0
+
+
+@harness.inside
+@pytest.mark.parametrize("through", ["optimizer", "wrap"])
+def test_a_model_that_moves_after_its_optimizer_was_made(through: str) -> None:
+    from metaopt_hpo import wrap
+
+    with harness.fake_cuda():
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+        run = None
+        if through == "wrap":
+            run = wrap(torch.optim.AdamW(model.parameters()), 10, limit=None, guard=False)
+            opt = run.optimizer
+        else:
+            opt = MetaOptimize(model.parameters(), lr=1e-3)
+        for p in model.parameters():
+            p.fake_device = torch.device("cuda", 0)  # what `.to("cuda")` does to a tensor that is there
+        for _ in range(3):
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+            if run is None:
+                opt.step()
+            else:
+                run.step()
+        assert opt.step_sizes().device.type == "cuda"
+        assert all(s["h"].device.type == "cuda" for s in opt.state.values())

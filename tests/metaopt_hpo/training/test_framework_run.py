@@ -111,8 +111,8 @@ class Told(ReportedRun):
 def test_a_framework_that_stops_by_itself_says_how_far_it_came(until: float) -> None:
     run = Told()
     for tokens in (100.0, 200.0, until):
-        assert run.report(tokens, 2.0) is None
-    assert run.finish() == 2.0
+        assert run.report(tokens, 20 / tokens) is None
+    assert run.finish() == 20 / until
     assert run.kept is not None
     assert run.kept.state == ("complete" if until >= 990 else "stopped")
     assert run.kept.tokens == until
@@ -128,3 +128,32 @@ def test_every_strategy_says_from_where_its_loss_is_comparable(name: str) -> Non
     strategy = get(name)()
     assert 0.0 <= strategy.comparable_from <= 1.0
     assert strategy.comparable_from == 1.0 or not strategy.tunes_lr
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ([2.3, 2.31, 2.3, 2.295], True),
+        ([-0.1, -0.1, -0.1005, -0.1], True),
+        ([2.3, 2.0, 1.5, 1.2], False),
+        ([2.3, 1.2, 2.2, 2.4], False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::metaopt_hpo.training.run.NoProgress")
+def test_a_complete_run_that_learned_nothing_says_so(losses: list[float], says: bool) -> None:
+    run = Told(strategy="metaoptimize")
+    for tokens, loss in zip((200, 400, 700, 1000), losses, strict=True):
+        run.report(tokens, loss)
+    run.finish()
+    assert run.kept is not None
+    assert run.kept.state == "complete"
+    assert ("made no progress" in run.kept.reason) == says
+
+
+def test_one_late_evaluation_says_nothing_about_progress() -> None:
+    run = Told()
+    for tokens in (500, 1000):
+        run.report(tokens, 0.5)
+    run.finish()
+    assert run.kept is not None
+    assert run.kept.reason == ""

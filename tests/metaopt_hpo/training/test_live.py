@@ -63,7 +63,7 @@ def test_every_kind_of_logger_gets_the_same_scalars(kind: type) -> None:
     )
     assert logger.rows == plain
     names = {name.removeprefix("metaopt/") for name, _, _ in plain}
-    assert names == {"step_size", "grad_norm", "loss", "meta_gradient", "guard_returns"}
+    assert names == {"step_size", "grad_norm", "loss", "meta_gradient", "z", "guard_returns", "guard_event"}
     assert [step for name, _, step in plain if name == "metaopt/loss"] == [10, 20, 30]
 
 
@@ -80,6 +80,29 @@ def test_a_schedule_has_no_meta_gradient_and_a_return_is_written_at_once() -> No
         run.step(loss)
         write(run, loss)
     assert ("metaopt/guard_returns", 1.0) in {(name, value) for name, value, _ in events.rows}
+    assert [step for name, value, step in events.rows if name == "metaopt/guard_event" and value] == [15]
+
+
+@pytest.mark.parametrize("blocks", ["scalar", "tensor"])
+def test_z_is_the_product_of_gradient_and_trace(blocks: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    run = make("metaoptimize", blocks=blocks, max_grad_norm=None, correction=1.4).build(model, 40)
+    written: list[float] = []
+    write = Scalars(lambda values, step: written.append(values["metaopt/z"]), every=1)
+    expected = []
+    for _ in range(40):
+        x = torch.randn(16, 4, dtype=torch.float64)
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        state = run.optimizer.state
+        expected.append(
+            sum(float((p.grad * state[p]["h"]).sum()) if p in state else 0.0 for p in model.parameters())
+        )
+        run.step(loss.detach())
+        write(run, loss.detach())
+
+    assert written == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_a_logger_that_cannot_log_is_named() -> None:
