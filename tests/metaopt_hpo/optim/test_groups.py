@@ -60,7 +60,7 @@ class Editing(RuleBasedStateMachine):
         blocks=st.sampled_from(["scalar", "tensor", "layer"]), kernel=st.sampled_from(["native", "eager"])
     )
     def start(self, blocks: str, kernel: str) -> None:
-        self.blocks, self.kernel, self.seed = blocks, kernel, 0
+        self.blocks, self.kernel, self.made = blocks, kernel, 0
         self.reference = Reference()
         self.params: dict[str, nn.Parameter] = {}
         names = [self.fresh(layer, kind) for layer in "ab" for kind in ("weight", "bias")]
@@ -70,9 +70,10 @@ class Editing(RuleBasedStateMachine):
 
     def fresh(self, layer: str, kind: str) -> str:
         name = f"{layer}.{kind}"
-        gen = torch.Generator().manual_seed(len(self.params))
+        gen = torch.Generator().manual_seed(self.made)
         self.params[name] = nn.Parameter(torch.randn(3, 2, generator=gen, dtype=torch.float64))
         self.reference.meet(name, self.block(name))
+        self.made += 1  # names are not given twice, not even those of parameters that are gone
         return name
 
     def block(self, name: str) -> str:
@@ -113,7 +114,7 @@ class Editing(RuleBasedStateMachine):
         group = data.draw(st.sampled_from(self.opt.param_groups))
         present = {name for name, _ in self.members()}
         gone = [n for n in self.params if n not in present]
-        name = data.draw(st.sampled_from(gone)) if gone else self.fresh(f"n{len(self.params)}", "weight")
+        name = data.draw(st.sampled_from(gone)) if gone else self.fresh(f"n{self.made}", "weight")
         self.names[id(self.params[name])] = name
         group["params"].append(self.params[name])
         group["param_names"] = [self.names[id(p)] for p in group["params"]]
@@ -133,7 +134,7 @@ class Editing(RuleBasedStateMachine):
 
     @rule(decay=st.sampled_from([0.0, 0.1]), scale=st.sampled_from([0.5, 1.0]))
     def add_a_group(self, decay: float, scale: float) -> None:
-        name = self.fresh(f"n{len(self.params)}", "weight")
+        name = self.fresh(f"n{self.made}", "weight")
         self.names[id(self.params[name])] = name
         self.opt.add_param_group(
             {"params": [(name, self.params[name])], "weight_decay": decay, "lr": LR * scale}
