@@ -49,6 +49,7 @@ class KeptState(torch.optim.Optimizer):
     _kernel: Kernel | None
     _whole: Any
     _live: list[Tensor | slice | int] | None
+    _shown: list[tuple[Tensor, torch.Size]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its blocks, where they are new ones, start at the initial step size.
@@ -117,10 +118,12 @@ class KeptState(torch.optim.Optimizer):
         if self._param_rule_cache is not None and all(map(is_, rules, self._param_rule_cache[0])):
             return self._param_rule_cache[1]
         assert self._blocks is not None
-        out = []
+        out: list[Rule] = []
+        alike: dict[Rule, Rule] = {}  # one object for equal rules, for parameters are put together by it
         for group, rule in zip(self.param_groups, rules, strict=True):
             for p in group["params"]:
-                out.append(rule.for_parameter(self._blocks.members[p].name, p))
+                own = rule.for_parameter(self._blocks.members[p].name, p)
+                out.append(_same_object(own, alike))
         self._param_rule_cache = rules, out
         return out
 
@@ -418,15 +421,37 @@ class KeptState(torch.optim.Optimizer):
         for group, index in zip(self.param_groups, self._live_index(), strict=True):
             value = alpha[index] * (group["lr"] / self.defaults["lr"])
             live = group.get("step_size")
-            if live is not None and live.shape == value.shape and live.device == value.device:
+            if isinstance(live, Tensor) and _alike(live, value):
                 live.copy_(value)
             else:
                 group["step_size"] = value
+        self._shown = [(group["step_size"], group["step_size"].shape) for group in self.param_groups]
+
+    def _keep_step_sizes(self) -> None:
+        """Kernels write the live step sizes where they stand: whatever else has been put there is replaced first."""
+        dtype, device = self._shared["beta"].dtype, self._shared["beta"].device
+        for group, (mine, shape) in zip(self.param_groups, self._shown, strict=True):
+            same = group.get("step_size") is mine and mine.shape == shape and mine.dtype == dtype
+            if not (same and mine.device == device and mine.is_contiguous()):
+                self._refresh_step_sizes()
+                return
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what is bound to this process (a kernel and its arrays are found again)."""
         bound = {"_kernel": None, "_whole": None, "_live": None, "_param_rule_cache": None}
         return {**self.__dict__, **bound}
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    return (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device) and x.is_contiguous()
+
+
+def _same_object(rule: Rule, known: dict[Rule, Rule]) -> Rule:
+    """The first of equal rules; one that cannot be hashed stands for itself."""
+    try:
+        return known.setdefault(rule, rule)
+    except TypeError:
+        return rule
 
 
 def _hashable(value: Any) -> Any:

@@ -131,6 +131,7 @@ class MetaOptimize(SavedState):
         self._eager = EagerKernel()
         self._whole: WholeStep | TritonStep | None = None
         self._live: list[Tensor | slice | int] | None = None
+        self._shown: list[tuple[Tensor, torch.Size]] = []
         self._watch = Watch(math.log(lr))
         self._blocks: Blocks | None = None
         self._shared: dict[str, Any] = {}
@@ -355,29 +356,24 @@ class MetaOptimize(SavedState):
         rules = self._param_rules()
         grads = [p.grad for p in params]
         every = list(grads)
-        if isinstance(
-            kernel, TritonKernel
-        ):  # what has no description is advanced by plain operations beside it
+        assert self._blocks is not None
+        if not self._blocks.per_weight:  # what has no description is advanced by plain operations beside it
             grads = [g if is_described(rule) else None for g, rule in zip(grads, rules, strict=True)]
         if self._whole is None or not self._whole.matches(rules, grads, self.state):
             self._whole = self._prepare(kernel, params, rules, grads)
             if self._whole is None or not self._whole.matches(rules, grads, self.state):
                 return False
+        self._keep_step_sizes()
         pairs = [(p, g) for p, g in zip(params, every, strict=True) if g is not None]
         scale = self._clip_factor([p for p, _ in pairs], [g for _, g in pairs])
-        whole = self._whole
-        given = grads, self.param_groups, self.defaults["lr"], self._shared, scale
-        if isinstance(whole, TritonStep):
-            rest = {id(p) for p, g in zip(params, grads, strict=True) if g is None}
-            whole.run(*given, self._advance_rest(rest, scale))
-            seen = None
-        else:
-            seen = whole.run(*given)
+        rest = {id(p) for p, g, own in zip(params, every, grads, strict=True) if g is not own}
+        extra = self._advance_rest(rest, scale) if rest else None
+        seen = self._whole.run(grads, self.param_groups, self.defaults["lr"], self._shared, scale, extra)
         if seen is None:
             self._watch.see(self._shared["beta"])
         else:
             self._watch.range(*seen)
-        if self._blocks is not None and self._blocks.per_weight and len(pairs) < len(params):
+        if self._blocks.per_weight and len(pairs) < len(params):
             self._refresh_step_sizes()
         return True
 

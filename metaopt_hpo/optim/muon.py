@@ -61,7 +61,7 @@ def orthogonalise(x: Tensor, steps: int) -> Tensor:
     y = y / y.norm().clamp(min=1e-7)
     for _ in range(steps):
         gram = y @ y.T
-        y = a * y + (b * gram + c * gram @ gram) @ y
+        y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
     out: Tensor = (y.T if tall else y).to(x.dtype).reshape(x.shape)
     return out
 
@@ -84,8 +84,8 @@ class MuonMatrix(Rule):
         _check(self.momentum, self.ns_steps, self.adjust)
 
     def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
-        m = state[0] + (1 - self.momentum) * (g - state[0])
-        x = g + self.momentum * (m - g) if self.nesterov else m
+        m = torch.lerp(state[0], g, 1 - self.momentum)
+        x = torch.lerp(g, m, self.momentum) if self.nesterov else m
         n, k = g.shape[0], g[0].numel()
         factor = 0.2 * max(n, k) ** 0.5 if self.adjust == ADJUSTMENTS[0] else max(1.0, n / k) ** 0.5
         return factor * orthogonalise(x, self.ns_steps), (m,)

@@ -138,10 +138,25 @@ def test_fast_step(benchmark, name: str, reach: str, options) -> None:
     compare(benchmark, name, reach, ours(llama_shapes(), **options), adamw(llama_shapes(), fused=True))
 
 
-def test_weight_blocks(benchmark) -> None:
-    shapes = [("w", (1000, 1000))]
-    name = "weight blocks, 1 M weights / torch fused AdamW"
-    compare(benchmark, name, "≤1.6×", ours(shapes, blocks="weight"), adamw(shapes, fused=True), repeat=5)
+WEIGHTS = [("w", (1000, 1000))]
+
+
+@pytest.mark.parametrize(
+    ("meta", "reach"), [("adam", "≤1.6×; 17 words a weight against 7: 2.43×"), ("sgd", "13 words: 1.86×")]
+)
+def test_weight_blocks(benchmark, meta: str, reach: str) -> None:
+    """A meta rule of single weights has as much to do as a base rule, so meta-Adam is a second AdamW."""
+    name = f"weight blocks, meta {meta}, 1 M weights / torch fused AdamW"
+    step = ours(WEIGHTS, blocks="weight", meta=meta)
+    compare(benchmark, name, reach, step, adamw(WEIGHTS, fused=True), repeat=5)
+
+
+def test_weight_blocks_against_two_adams(benchmark) -> None:
+    """The same work by torch, but for the trace: AdamW for the weights, and one for their log step sizes."""
+    both = [adamw(WEIGHTS, fused=True) for _ in range(2)]
+    name = "weight blocks, meta adam, 1 M weights / two torch fused AdamW"
+    step = ours(WEIGHTS, blocks="weight")
+    compare(benchmark, name, "–", step, lambda: [one() for one in both], repeat=5)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")

@@ -24,7 +24,9 @@ from functools import cache
 from pathlib import Path
 
 SOURCES = ("native.c", "loops.h")
-FLAGS = ("-std=c11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-std=c11", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+)  # fmt: skip
 """Nothing of -ffast-math that changes a value: without errno and traps, square roots and divisions become
 vector ones."""
 VARIANTS = (

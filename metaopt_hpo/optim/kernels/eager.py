@@ -89,18 +89,20 @@ def _one_by_one(
     count = bucket.steps[i]
     t = float(count) if count.is_cpu else count.double()  # a number on a device is not waited for
     name = bucket.names[i] if bucket.names else None
-    delta, new_h, new_state, hg = one_tensor(
-        rule, p.to(wide), g, h.to(wide), state, t, a.to(wide), gamma, bucket.decay, name
-    )
+    w, a = p.to(wide), a.to(wide)
     if bucket.per_weight:
-        z[own].add_(hg.reshape(-1))
+        z[own].add_((h.to(wide) * g).reshape(-1))
     else:
-        z[block].add_(hg.sum())
+        z[block].add_(torch.sum(h.to(wide) * g))
+    # one_tensor in place, without what multiplies by 0 or 1
+    u, new_state = direction(rule, g, state, t, w, name)
+    delta = (u.add(w, alpha=bucket.decay) if bucket.decay else u) * -a
+    keep = gamma * (1 - bucket.decay * a) if bucket.decay else gamma
+    if h.dtype != wide:
+        dither_(h, keep * h.to(wide) + delta, t)
+    else:
+        (h if isinstance(keep, float) and keep == 1.0 else h.mul_(keep)).add_(delta)
     p.add_(delta)
-    if h.dtype == torch.bfloat16:
-        dither_(h, new_h, t)
-    else:
-        h.copy_(new_h)
     for old, new in zip(state, new_state, strict=True):
         old.copy_(new)
 

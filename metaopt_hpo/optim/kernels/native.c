@@ -18,6 +18,7 @@ enum { CHUNK = 4096, ALONE = 32768, MOST_STATES = 8 };
 typedef struct {
     int64_t tensors, chunks, blocks, groups, threads;
     int64_t wide; /* beta and the meta state are float64, else float32 */
+    int64_t published; /* of weight blocks: whether live has exp(beta) times the multiplier, as the last step left it */
     double gamma, meta_lr, low, high;
     void **p, **g, **h, **state; /* state: entry k * tensors + i is state k of tensor i */
     float **step;
@@ -29,6 +30,7 @@ typedef struct {
     double *partial;                          /* one entry a chunk */
     const double *scale;                      /* factor of the gradient, or null */
     double *alpha, *z;                        /* one entry a block */
+    const double *extra;                      /* what others add to z, or null */
     void *beta, *meta_step;                   /* one entry a block, float32 or float64 */
     void *meta_state[MOST_STATES];
     int64_t *skipped;                      /* one counter */
@@ -66,7 +68,8 @@ static inline uint16_t dither(const float x, const uint32_t seed, const uint32_t
 /* exp within two units of the last place, in operations that make vectors; beyond the ends it stays at them. */
 static inline float exp_f32(const float x) {
     const float y = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    const float n = (y * 1.44269504f + 12582912.0f) - 12582912.0f;
+    const float shifted = y * 1.44269504f + 12582912.0f; /* the nearest integer in the low bits */
+    const float n = shifted - 12582912.0f;
     const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
     float s = 1.0f / 5040;
     s = s * r + 1.0f / 720;
@@ -76,7 +79,9 @@ static inline float exp_f32(const float x) {
     s = s * r + 0.5f;
     s = s * r + 1.0f;
     s = s * r + 1.0f;
-    const int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits;
+    memcpy(&bits, &shifted, 4);
+    bits = (bits + 127u) << 23;
     float power;
     memcpy(&power, &bits, 4);
     return s * power;
@@ -180,7 +185,7 @@ void metaopt_advance(job *j) {
             default: j->partial[c] = bf16_short_chunk(j, i, from, n); break;
         }
     }
-    for (int64_t b = 0; b < j->blocks; b++) j->z[b] = 0.0;
+    for (int64_t b = 0; b < j->blocks; b++) j->z[b] = j->extra ? j->extra[b] : 0.0;
     for (int64_t c = 0; c < j->chunks; c++) j->z[j->block[j->chunk_tensor[c]]] += j->partial[c];
 }
 

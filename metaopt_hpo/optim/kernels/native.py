@@ -45,10 +45,10 @@ class Job(ctypes.Structure):
     """Mirror of ``job`` in native.c."""
 
     _fields_ = (
-        *_fields(_I64, "tensors, chunks, blocks, groups, threads, wide"),
+        *_fields(_I64, "tensors, chunks, blocks, groups, threads, wide, published"),
         *_fields(_F64, "gamma, meta_lr, low, high"),
         *_fields(_PTR, "p, g, h, state, step, n, type, block, ratio, decay, sign, numbers, meta_numbers"),
-        *_fields(_PTR, "chunk_tensor, chunk_from, partial, scale, alpha, z, beta, meta_step"),
+        *_fields(_PTR, "chunk_tensor, chunk_from, partial, scale, alpha, z, extra, beta, meta_step"),
         ("meta_state", _PTR * MOST_STATES),
         *_fields(_PTR, "skipped, live, live_from, live_block, live_ratio"),
         *_fields(_F64, "least, greatest"),

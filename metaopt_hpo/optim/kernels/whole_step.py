@@ -133,6 +133,7 @@ class WholeStep:
             offsets.append(ends[group])
             ends[group] += p.numel()
         self._offsets = [offsets[i] for i in active]
+        self._published: Any = None
         here = {id(params[i]) for i in active}
         self._idle = [
             slice(member.block, member.block + member.numel)
@@ -172,8 +173,10 @@ class WholeStep:
         lr: float,
         shared: dict[str, Any],
         scale: Tensor | None,
+        extra: Tensor | None = None,
     ) -> tuple[float, float]:
-        """Do the step; returns the least and the greatest β after it."""
+        """Do the step; returns the least and the greatest β after it. ``extra`` is what parameters that others advance
+        add to z (not with weight blocks)."""
         arrays, job = self._arrays, self._arrays.job
         arrays.point("p", self._params)
         arrays.point("g", [grads[i] for i in self._active])  # type: ignore[misc]
@@ -198,6 +201,8 @@ class WholeStep:
         job.meta_state[: len(state)] = [x.data_ptr() for x in state]
         factor = None if scale is None else scale.to(torch.float64)
         job.scale = None if factor is None else factor.data_ptr()
+        more = None if extra is None else extra.to(torch.float64)
+        job.extra = None if more is None else more.data_ptr()
         job.meta_lr, job.threads = shared["meta_lr"], torch.get_num_threads()
         if self._per_weight:
             self._run_weights(param_groups, beta, state, shared)
@@ -232,6 +237,13 @@ class WholeStep:
             advance_beta(
                 self._meta, beta[own], nothing, moving, count, skipped, shared["meta_lr"], self._bounds
             )
+        # live step sizes serve as this step's where nobody has touched them, β or a multiplier since they were written
+        written = [(x, x._version) for x in (beta, *lives)], self._multipliers
+        before, self._published = self._published, written
+        self._arrays.job.published = before is not None and (
+            before[1] is written[1]
+            and all(x is y and v == w for (x, v), (y, w) in zip(before[0], written[0], strict=True))
+        )
         self._code.metaopt_step_weights(ctypes.byref(self._arrays.job))
         torch.autograd.graph.increment_version(self._params)
 
