@@ -4,6 +4,7 @@
 # make lint   the first four only
 # make study  one run against tuned schedules and every rival: hours, resumable; make study SHORT=--short in minutes
 # make gain   what a search costs: ENGINE=optuna or ray; DATA=DIR races, without it the kept searches are printed
+# make ladder  MetaOptimize and schedule pilots on text-lm, six widths × three token counts: resumable; MINUTES=10
 # make laws   how well laws predict published tables: DATA=DIR
 # make gpu    the checks, the table and a short race on a GPU; without one it says what it would do
 # make chaos  kill and damage everything that can be resumed or read: KILLS=200
@@ -17,7 +18,7 @@ PACKAGING := pyproject.toml constraints.txt
 ENGINE ?= optuna
 KILLS ?= 200
 
-.PHONY: gpu demo test test-all lint study gain laws chaos bench docs clean
+.PHONY: gpu demo test test-all lint study ladder gain laws chaos bench docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -37,6 +38,9 @@ lint: $(VENV)/.installed-dev
 
 study: $(VENV)/.installed-dev
 	$(BIN)/python -m studies.one_run --page results/study.html $(SHORT)
+
+ladder: $(VENV)/.installed-dev
+	$(BIN)/python -m studies.ladder $(if $(MINUTES),--minutes $(MINUTES))
 
 gain: $(VENV)/.installed-dev
 	$(BIN)/python -m studies.gain --engine $(ENGINE) $(if $(DATA),--data $(DATA),--report)
