@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import sqlalchemy
 import sqlalchemy.exc
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.storages._rdb import models
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import func, select
 
 
 def storage_of(study: Study) -> BaseStorage:
@@ -38,12 +38,12 @@ def ended_count(study: Study) -> int | None:
     engine = getattr(backend, "engine", None)
     if engine is None:
         return None
-    query = sqlalchemy.text(
-        "SELECT COUNT(*) FROM trials WHERE study_id = :study AND state IN ('COMPLETE', 'PRUNED')"
-    )
+    trial = models.TrialModel
+    ended = trial.state.in_((TrialState.COMPLETE, TrialState.PRUNED))
+    query = select(func.count()).select_from(trial).where(trial.study_id == study._study_id, ended)
     try:
         with engine.connect() as connection:
-            return int(connection.execute(query, {"study": study._study_id}).scalar_one())
+            return int(connection.execute(query).scalar_one())
     except sqlalchemy.exc.ProgrammingError:
         return None
 
