@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from optuna.trial import FrozenTrial
 
 from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.trials.quantities import positive
 from metaopt_hpo.trials.record import Tuning
+from metaopt_hpo.trials.sources import Sources
 from metaopt_hpo.trials.steps import tokens_of
 
 RECORD = "metaopt:record"
@@ -47,28 +47,24 @@ class StudyWarning(MetaOptWarning):
 
 
 @dataclass(frozen=True, slots=True)
-class Fields:
+class Fields(Sources):
     """Which parameter or user attribute holds each quantity; a number stands for every trial.
 
     Args:
-        size: trainable non-embedding parameters.
-        tokens: planned training tokens.
-        batch: tokens per optimizer step.
-        lr: the knob.
         models: choices of the parameter `model`, each with its (size, tokens); a trial that has chosen one needs
             no further attribute.
         epoch_tokens: tokens of an epoch, where reports count epochs.
     """
 
-    size: str | float = "size"
-    tokens: str | float = "tokens"
-    batch: str | float = "batch"
-    lr: str = "lr"
     models: Mapping[Any, tuple[float, float]] = field(default_factory=dict)
     model: str = "model"
     epoch_tokens: str | float = "tokens_per_epoch"
 
+    kind: ClassVar[str] = "a parameter or user attribute"
+    fixed: ClassVar[tuple[str, ...]] = ("size", "tokens", "batch", "epoch_tokens")
+
     def __post_init__(self) -> None:
+        Sources.__post_init__(self)
         if not isinstance(self.model, str) or not self.model:
             raise ValueError(f"model must be the name of a parameter, got {self.model!r}")
         for choice, pair in self.models.items():
@@ -76,15 +72,6 @@ class Fields:
                 raise ValueError(
                     f"models must map each choice of {self.model!r} to (size, tokens), both numbers > 0, "
                     f"got {choice!r}: {pair!r}"
-                )
-        for name in ("size", "tokens", "batch", "lr", "epoch_tokens"):
-            source = getattr(self, name)
-            if isinstance(source, str) and source:
-                continue
-            if name == "lr" or not is_positive(source):
-                kind = "the name of a parameter or user attribute"
-                raise ValueError(
-                    f"{name} must be {kind}{'' if name == 'lr' else ' or a positive number'}, got {source!r}"
                 )
 
     def get(self, trial: FrozenTrial, name: str) -> float | None:
@@ -107,29 +94,17 @@ class Fields:
             return float(self.models[trial.params[self.model]][name == "tokens"])
         if value is None:
             return None
-        if not is_positive(value):
+        number = positive(value)
+        if number is None:
             raise ValueError(
                 f"{source} of trial {trial.number} must be a finite number > 0 ({name}), got {value!r}"
             )
-        return float(value)
-
-    def names(self) -> frozenset[str]:
-        """Parameter or attribute names in use."""
-        return frozenset(s for s in (self.size, self.tokens, self.batch, self.lr) if isinstance(s, str))
+        return number
 
 
 def is_pair(value: Any) -> bool:
     """Whether it is (size, tokens)."""
-    return isinstance(value, tuple | list) and len(value) == 2 and all(map(is_positive, value))
-
-
-def is_positive(value: Any) -> bool:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):  # NumPy's scalars are Real too
-        return False
-    try:
-        return 0 < float(value) < math.inf
-    except OverflowError:  # a whole number that no float holds
-        return False
+    return isinstance(value, tuple | list) and len(value) == 2 and all(positive(v) is not None for v in value)
 
 
 def plain(value: Any) -> Any:
@@ -178,8 +153,7 @@ def comparable_from(trial: FrozenTrial) -> float:
 
 def planned_of(trial: FrozenTrial) -> float | None:
     """Planned tokens as `TrialRun` writes them; None where the trial does not say."""
-    value = trial.user_attrs.get("tokens", trial.params.get("tokens"))
-    return None if value is None or not is_positive(value) else float(value)
+    return positive(trial.user_attrs.get("tokens", trial.params.get("tokens")))
 
 
 @dataclass(frozen=True, slots=True)

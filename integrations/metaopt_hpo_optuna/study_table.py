@@ -13,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from metaopt_hpo.trials.quantities import positive
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
 from metaopt_hpo.trials.record import TrialState as RecordState
 from metaopt_hpo.trials.schema import FORMER_NAMES, TableError
@@ -25,7 +26,6 @@ from metaopt_hpo_optuna.fields import (
     REPEATS,
     Fields,
     StudyWarning,
-    is_positive,
     plain,
     reports_of,
     strategy_of,
@@ -214,7 +214,7 @@ def trial_record(
     unknown = curve is None and bool(trial.intermediate_values) and state != "complete"
     value = trial.value if trial.value is not None else curve.loss[-1] / sign if curve else math.nan
     said: Any = trial.user_attrs.get(FLOPS_PER_TOKEN)
-    per_token = float(said) if is_positive(said) else 6.0 * size
+    per_token = positive(said) or 6.0 * size
     seconds = trial.duration.total_seconds() if trial.duration is not None else math.nan
     others = {
         k: v

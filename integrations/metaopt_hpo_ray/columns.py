@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.strategies.registry import tuning_of
+from metaopt_hpo.trials.quantities import at, flatten, positive
+from metaopt_hpo.trials.sources import Sources
 
 METRIC = "loss"
 """Result: held-out loss, nats per token; the default metric."""
@@ -38,99 +39,42 @@ class TuneWarning(MetaOptWarning):
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
-    """Which entry of a trial's config holds each quantity; a number stands for every trial.
+class Columns(Sources):
+    """Which entry of a trial's config holds each quantity; nested entries are written with slashes, "model/size"."""
 
-    Args:
-        size: trainable non-embedding parameters.
-        tokens: planned training tokens.
-        batch: tokens per optimizer step.
-        lr: the knob. Nested entries are written with slashes, "model/size".
-    """
-
-    size: str | float = "size"
-    tokens: str | float = "tokens"
-    batch: str | float = "batch"
-    lr: str = "lr"
-
-    def __post_init__(self) -> None:
-        for name in ("size", "tokens", "batch", "lr"):
-            source = getattr(self, name)
-            if isinstance(source, str) and source:
-                continue
-            if name == "lr" or not positive(source):
-                raise ValueError(
-                    f"{name} must be the name of an entry of the trial's config"
-                    f"{'' if name == 'lr' else ' or a positive number'}, got {source!r}"
-                )
+    kind: ClassVar[str] = "an entry of the trial's config"
 
     def get(self, config: Mapping[str, Any], name: str) -> float | None:
         """The quantity `name` ("size", "tokens", "batch", "lr"); None where there is none, or no positive number."""
         source = getattr(self, name)
-        value = look_up(config, source) if isinstance(source, str) else source
-        return float(value) if positive(value) else None
+        return positive(at(config, source) if isinstance(source, str) else source)
 
     def missing(self, space: Mapping[str, Any]) -> list[str]:
         """The entries that a parameter space lacks; a strategy that finds its learning rate itself needs no lr."""
         sources: tuple[str | float, ...] = (self.size, self.tokens, self.batch)
-        strategy = look_up(space, "strategy")
+        strategy = at(space, "strategy")
         names = getattr(strategy, "categories", [strategy])
         if not all(isinstance(n, str) and tuning_of(n) == "self" for n in names):
             sources = (*sources, self.lr)
-        return [s for s in sources if isinstance(s, str) and look_up(space, s) is None]
+        return [s for s in sources if isinstance(s, str) and at(space, s) is None]
 
     def unusable(self, space: Mapping[str, Any]) -> list[str]:
         """Entries of a parameter space with a value, fixed or to choose from, that is no positive number."""
         found = []
         for source in (self.size, self.tokens, self.batch, self.lr):
-            entry = look_up(space, source) if isinstance(source, str) else None
+            entry = at(space, source) if isinstance(source, str) else None
             grid = entry.get("grid_search") if isinstance(entry, Mapping) else None
             values = grid if grid is not None else getattr(entry, "categories", [entry])
             found += [
-                f"{source}={v!r}" for v in values if isinstance(v, int | float | str) and not positive(v)
+                f"{source}={v!r}" for v in values if isinstance(v, int | float | str) and positive(v) is None
             ]
         return found
 
     def others(self, config: Mapping[str, Any]) -> dict[str, float | int | str | bool]:
         """Every other plain entry of the config, nested ones with slashes."""
-        own = {s for s in (self.size, self.tokens, self.batch, self.lr) if isinstance(s, str)}
+        own = self.names()
         return {
             k: v
             for k, v in flatten(config).items()
             if k not in own | {"strategy", "seed"} and isinstance(v, int | float | str | bool)
         }
-
-
-def look_up(config: Mapping[str, Any], path: str) -> Any:
-    """The entry at `path`, whose parts are separated by slashes; None where there is none."""
-    if path in config:
-        return config[path]
-    value: Any = config
-    for part in path.split("/"):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return value
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, its keys joined by slashes."""
-    out: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            out.update(flatten(value, f"{name}/"))
-        else:
-            out[name] = value
-    return out
-
-
-def positive(value: Any) -> bool:
-    """True for a finite number above zero, NumPy's included."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return False
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return False
-    return math.isfinite(number) and number > 0

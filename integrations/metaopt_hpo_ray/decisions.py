@@ -15,8 +15,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from metaopt_hpo.scaling.policy import Decision
+from metaopt_hpo.trials.quantities import flatten
 from metaopt_hpo.trials.record import TrialState
-from metaopt_hpo_ray.columns import REASON, STATE, Columns, flatten
+from metaopt_hpo_ray.columns import REASON, STATE, Columns
 from metaopt_hpo_ray.entry import DONE, Entry
 from metaopt_hpo_ray.inner import Inner
 from metaopt_hpo_ray.judge import Judge

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from metaopt_hpo.strategies.registry import get, tuning_of
-from metaopt_hpo.trials.quantities import PROGRESS_TOKENS, QUANTITIES
+from metaopt_hpo.trials.quantities import PROGRESS_TOKENS, QUANTITIES, at
 from metaopt_hpo.trials.record import TrialState
-from metaopt_hpo_ray.columns import COST, NOTE, PROCESS, PROGRESS, REASON, STATE, WORK, Columns, look_up
+from metaopt_hpo_ray.columns import COST, NOTE, PROCESS, PROGRESS, REASON, STATE, WORK, Columns
 from metaopt_hpo_ray.entry import DONE, Entry
 from metaopt_hpo_ray.state import TrialBook
 
@@ -64,13 +64,13 @@ class Results:
     def loss(self, result: Mapping[str, Any]) -> float | None:
         """The loss; None where there is none, or no number."""
         value = result.get(self.metric)
-        return number(look_up(result, self.metric) if value is None else value)
+        return number(at(result, self.metric) if value is None else value)
 
     def tokens(self, result: Mapping[str, Any]) -> float | None:
         """Tokens seen; None where there are none, or no finite number."""
         value = result.get(self.progress)
         if value is None:
-            value = look_up(result, self._substitute or self.progress)
+            value = at(result, self._substitute or self.progress)
             if value is None and self.progress == PROGRESS and not self._substitute:
                 value = self._other(result)
         tokens = number(value)

@@ -11,7 +11,7 @@ from ray.tune.search.sample import Domain
 
 from metaopt_hpo.strategies import LRStrategy, get
 from metaopt_hpo.strategies.space import Choice, Range, check_space, entry_name, read_option
-from metaopt_hpo_ray.columns import look_up, positive
+from metaopt_hpo.trials.quantities import at, positive
 
 GPU_SHARES = 8
 """A GPU is shared in eighths: finer shares leave less memory than a CUDA context needs to be worth it."""
@@ -67,7 +67,7 @@ def build_strategy(config: Mapping[str, Any], *, name: str = "strategy") -> LRSt
     Raises:
         ValueError: the config has no entry `name`, or an option the strategy does not know.
     """
-    choice = look_up(config, name)
+    choice = at(config, name)
     if not isinstance(choice, str):
         raise ValueError(
             f"the config has no entry {name!r} that names a strategy; add strategy_space(…) to param_space"
@@ -141,7 +141,7 @@ def resources_by_size(
     def resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         if gpu_size is None:
             return tune.PlacementGroupFactory([{"CPU": cpus}])
-        value = look_up(config, size)
+        value = at(config, size)
         if not positive(value):
             raise ValueError(f"the config's {size!r} must be a finite number > 0, got {value!r}")
         share = float(value) / gpu_size

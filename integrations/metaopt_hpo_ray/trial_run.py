@@ -24,6 +24,7 @@ from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training import checkpoint as checkpoints
 from metaopt_hpo.training.distributed import rank
 from metaopt_hpo.training.framework_run import FrameworkRun
+from metaopt_hpo.trials.quantities import at
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import (
     COST,
@@ -35,7 +36,6 @@ from metaopt_hpo_ray.columns import (
     STATE,
     WORK,
     TuneWarning,
-    look_up,
 )
 from metaopt_hpo_ray.lost import older_ones
 
@@ -233,7 +233,7 @@ class TrialRun(FrameworkRun):
 
 
 def _check_same(config: Mapping[str, Any], name: str, value: float) -> None:
-    held = look_up(config, name)
+    held = at(config, name)
     if isinstance(held, int | float) and not isinstance(held, bool) and float(held) != float(value):
         raise ValueError(
             f"the trial's config has {name}={held!r} and this run has {name}={value!r}; a trial is one run, "

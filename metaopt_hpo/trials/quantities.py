@@ -235,7 +235,7 @@ def positive(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number that no float holds
         return None
     return number if math.isfinite(number) and number > 0 else None
 
