@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt_hpo.strategies.as_optimizer import RunOptimizer, RunScheduler
+from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.errors import StrategyError as StrategyError
 
 NORM_TYPES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm)
@@ -44,6 +46,11 @@ class LRRun:
         self._as_optimizer: RunOptimizer | None = None
 
     @property
+    def ends_low(self) -> bool:
+        """True where the step size falls towards the horizon, so that steps past it are nearly lost."""
+        return False
+
+    @property
     def needs_graph(self) -> bool:
         """True where the step differentiates the gradient: `step` takes the loss before any `backward()`."""
         return False
@@ -60,6 +67,7 @@ class LRRun:
             scaler: the loss scale the gradients were made with (`scaler.scale(loss).backward()`); they are unscaled
                 here, a step that overflowed changes no weight, and the scale is updated. Give the loss itself unscaled.
         """
+        self._say_if_past_horizon()
         self._before_step(self.steps_taken, loss)
         if scaler is not None:
             scaler.unscale_(self.optimizer)
@@ -71,6 +79,16 @@ class LRRun:
             scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_taken += 1
+
+    def _say_if_past_horizon(self) -> None:
+        """One warning where a run with a planned end goes past it."""
+        if self.steps_taken == self.horizon and self.ends_low:
+            warnings.warn(
+                f"this run was planned for {self.horizon} steps and goes on at the last, lowest step size; give the "
+                "horizon you mean to train for",
+                RunWarning,
+                stacklevel=4,
+            )
 
     def _before_step(self, step: int, loss: Tensor | None) -> None:
         """Set the learning rate of step number `step` (0 is the first)."""

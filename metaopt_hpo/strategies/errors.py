@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 
 
 class StrategyError(MetaOptError):
@@ -11,3 +11,7 @@ class StrategyError(MetaOptError):
 
 class WrapError(StrategyError, ValueError):
     """An optimizer that cannot be wrapped; the message says why and what can be."""
+
+
+class RunWarning(MetaOptWarning):
+    """A run goes past its horizon, ends before it, or cannot be saved by a smaller step size."""

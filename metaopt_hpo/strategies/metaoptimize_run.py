@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from metaopt_hpo.strategies.balance import (
     trace_product,
 )
 from metaopt_hpo.strategies.base import LRRun, StrategyError
-from metaopt_hpo.strategies.guard import Guard
+from metaopt_hpo.strategies.errors import RunWarning
+from metaopt_hpo.strategies.guard import MOST, Guard
 from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
 from metaopt_hpo.strategies.start import relative_step
 
@@ -85,6 +87,10 @@ class MetaOptimizeRun(LRRun):
         self.listens_to = model if strategy.guard and isinstance(model, nn.Module) else None
 
     @property
+    def ends_low(self) -> bool:
+        return self._cooldown_steps > 0
+
+    @property
     def needs_graph(self) -> bool:
         return self._strategy.trace != TRACES[0]
 
@@ -99,14 +105,26 @@ class MetaOptimizeRun(LRRun):
         if loss is not None and loss.ndim and loss.numel() == 1:
             loss = loss.reshape(())
         if self.guard is not None and loss is not None and self.guard.look(loss):
+            self._say_if_past_horizon()
+            self._say_if_given_up(self.guard.returns)
             self._slow_down(0.5**self.guard.returns)
             self._balances = []  # what was seen of the loss belongs to weights that are gone
             self.optimizer.zero_grad(set_to_none=True)
             self.steps_taken += 1
         elif self.needs_graph:
+            self._say_if_past_horizon()
             self._step_with_graph(loss, scaler)
         else:
             super().step(loss, scaler=scaler)
+
+    def _say_if_given_up(self, returns: int) -> None:
+        if returns == MOST + 1:
+            warnings.warn(
+                f"the loss is not finite or does not come back after {returns} returns to the last good weights at "
+                "ever smaller step sizes; the learning rate is not the reason: look at the data",
+                RunWarning,
+                stacklevel=3,
+            )
 
     def _step_with_graph(self, loss: Tensor | None, scaler: torch.amp.GradScaler | None) -> None:
         if scaler is not None:

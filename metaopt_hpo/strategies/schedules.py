@@ -77,6 +77,11 @@ class ScheduleRun(LRRun):
         super().__init__(optimizer, horizon=horizon, max_grad_norm=schedule.max_grad_norm)
         self._schedule = schedule
 
+    @property
+    def ends_low(self) -> bool:
+        peak = self._schedule.multiplier(self.horizon // 2, self.horizon)
+        return self._schedule.multiplier(self.horizon - 1, self.horizon) < 0.5 * peak
+
     def _before_step(self, step: int, loss: Tensor | None) -> None:
         # past the horizon the schedule stays where it ended
         factor = self._schedule.multiplier(min(step, self.horizon - 1), self.horizon)

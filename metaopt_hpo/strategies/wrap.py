@@ -8,7 +8,6 @@ optimizer has it, and whatever clipping the loop does. Only the learning rate is
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -17,16 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.optim.metaoptimize import TRACES, MetaOptimize
 from metaopt_hpo.optim.rules import SGD, AdamW, Lion, Rule
 from metaopt_hpo.strategies.any_optimizer import Directions, Given
 from metaopt_hpo.strategies.base import LRRun, LRStrategy, StrategyError, check_horizon, close_to
 from metaopt_hpo.strategies.errors import WrapError as WrapError
-from metaopt_hpo.strategies.guard import MOST
 from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
 from metaopt_hpo.strategies.torch_rules import AMSGrad, TorchMomentum, TorchRMSprop
+from metaopt_hpo.strategies.unfinished import watch
 from metaopt_hpo.strategies.untried import say_if_untried
 
 TAKEN = "torch.optim.Optimizer: AdamW, Adam, SGD, RMSprop, Lion, and any other whose update is in proportion to its lr"
@@ -124,14 +122,9 @@ class WrappedStrategy(MetaOptimizeStrategy):
         raise StrategyError("this strategy belongs to one optimizer; call wrap() for another run")
 
 
-class WrapWarning(MetaOptWarning):
-    """A wrapped run goes past its horizon, or cannot be saved by a smaller step size."""
-
-
 class WrappedRun(MetaOptimizeRun):
     """A run of `wrap`; L2 decay (Adam's and SGD's) is added to the gradients for the update alone."""
 
-    _gave_up = False
     _source: Directions | None = None
 
     def follow(self, source: Directions) -> None:
@@ -140,26 +133,8 @@ class WrappedRun(MetaOptimizeRun):
         if self.guard is not None:
             self.guard.keeps_too(source.snapshot())
 
-    def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
-        """See `MetaOptimizeRun.step`; one warning where the run goes past its horizon or the guard gives up."""
-        if self.steps_taken == self.horizon:
-            warnings.warn(
-                f"this run was planned for {self.horizon} steps and goes on at the last, lowest step size; wrap with "
-                "the horizon you mean to train for",
-                WrapWarning,
-                stacklevel=2,
-            )
-        super().step(loss, scaler=scaler)
-        if self.guard is not None and self.guard.returns > MOST and not self._gave_up:
-            self._gave_up = True
-            warnings.warn(
-                f"the loss is not finite or does not come back after {self.guard.returns} returns to the last good "
-                "weights at ever smaller step sizes; the learning rate is not the reason: look at the data",
-                WrapWarning,
-                stacklevel=2,
-            )
-
     def _before_update(self, step: int) -> None:
+        watch(self)
         if self._source is not None:
             self._directions = self._source.ask(self.optimizer.param_groups)
         super()._before_update(step)

@@ -1,5 +1,8 @@
 """wrap(): the recipe of an existing optimizer stays exactly, and only its learning rate is found."""
 
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +14,8 @@ from torch import nn
 import metaopt_hpo
 from metaopt_hpo import MetaOptimize
 from metaopt_hpo.strategies import StrategyError, make
-from metaopt_hpo.strategies.wrap import WrapWarning, wrap
+from metaopt_hpo.strategies.errors import RunWarning
+from metaopt_hpo.strategies.wrap import wrap
 
 PLAIN = {"meta_lr": 0.0, "warmup": 0.0, "cooldown": 0.0, "guard": False}
 """With these a run is the optimizer itself at its own lr."""
@@ -238,16 +242,62 @@ def take(run: Any, model: nn.Module, steps: int, factor: float = 1.0) -> None:
 def test_past_its_horizon_it_goes_on_and_says_so_once() -> None:
     model = net()
     run = wrap(torch.optim.AdamW(model.parameters()), 10)
-    with pytest.warns(WrapWarning, match="planned for 10 steps") as said:
+    with pytest.warns(RunWarning, match="planned for 10 steps") as said:
         take(run, model, 13)
     assert len(said) == 1
     assert run.steps_taken == 13
 
 
+SCRIPT = """
+import torch
+from metaopt_hpo import wrap
+
+def train(planned, taken):
+    model = torch.nn.Linear(2, 1)
+    run = wrap(torch.optim.AdamW(model.parameters()), planned, model)
+    for _ in range(taken):
+        loss = model(torch.ones(2)).square().sum()
+        loss.backward()
+        run.step(loss)
+    return run
+
+runs = [train(20, 20), train(20, 7), train(20, 0)]
+{last}
+"""
+
+
+@pytest.mark.parametrize(("last", "said"), [("", 1), ("raise ValueError", 0), ("del runs", 0)])
+def test_a_loop_that_ends_before_its_horizon_is_named_when_the_process_ends(last: str, said: int) -> None:
+    script = SCRIPT.replace("{last}", last)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.count("planned for 20 steps ended after 7") == said
+    assert done.stderr.count("planned for") == said
+
+
+@pytest.mark.parametrize(("name", "says"), [("metaoptimize", 1), ("cosine", 1), ("constant", 0)])
+def test_a_strategy_past_its_horizon_says_so_where_its_step_size_fell(name: str, says: int) -> None:
+    model = net()
+    optimizer = make(name, lr=1e-2).build(model, 10).as_optimizer()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for loss in losses(model, 13):
+            optimizer.loss = loss
+            loss.backward()
+            optimizer.step()
+    assert [w.category for w in said] == [RunWarning] * says
+
+
+def test_a_model_that_is_not_the_optimizers_is_named() -> None:
+    model = net()
+    optimizer = O.AdamW([*model.parameters(), *nn.Linear(2, 2).parameters()])
+    with pytest.raises(StrategyError, match="2 of the optimizer's parameters are not the model's"):
+        wrap(optimizer, 10, model)
+
+
 def test_a_loss_that_is_nan_from_the_first_step_is_named_once() -> None:
     model = net()
     run = wrap(torch.optim.AdamW(model.parameters()), 100, model)
-    with pytest.warns(WrapWarning, match="look at the data") as said:
+    with pytest.warns(RunWarning, match="look at the data") as said:
         take(run, model, 60, float("nan"))
     assert len(said) == 1
     assert all(p.isfinite().all() for p in model.parameters())
