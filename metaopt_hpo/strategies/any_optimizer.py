@@ -52,6 +52,8 @@ class Directions:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._lr = fixed_lr(optimizer)
+        self._step = type(optimizer).step
+        """Its class's: nobody else may call the optimizer's own from now on."""
 
     @torch.no_grad()
     def ask(self, groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, Tensor]:
@@ -60,7 +62,8 @@ class Directions:
         self._take_in(params)
         moving = [p for p in params if p.grad is not None]
         before = [p.detach().clone() for p in moving]
-        step_at(self._optimizer, self._lr)
+        _set_lr(self._optimizer, self._lr)
+        self._step(self._optimizer)
         found = {}
         for p, old in zip(moving, before, strict=True):
             kept = torch.promote_types(p.dtype, torch.float32)
@@ -102,12 +105,16 @@ class Directions:
 
 def step_at(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """One step with every group at this lr."""
+    _set_lr(optimizer, lr)
+    optimizer.step()
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
-    optimizer.step()
 
 
 def fixed_lr(optimizer: torch.optim.Optimizer) -> float:

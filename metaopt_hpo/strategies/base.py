@@ -103,7 +103,15 @@ class LRRun:
     def _measure_and_clip(self) -> None:
         grads = [p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
         if not grads:
+            if self.steps_taken == 0:
+                warnings.warn(
+                    "no parameter has a gradient at the first step: call loss.backward() before run.step(loss)",
+                    RunWarning,
+                    stacklevel=5,
+                )
             return
+        if any(g.layout is not torch.strided for g in grads):
+            raise StrategyError("a parameter has a sparse gradient, which is not supported: use sparse=False")
         self.grad_norm = nn.utils.get_total_norm(grads)
         if self.max_grad_norm is not None:
             parameters = [p for g in self.optimizer.param_groups for p in g["params"]]

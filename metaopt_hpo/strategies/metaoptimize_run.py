@@ -104,6 +104,10 @@ class MetaOptimizeRun(LRRun):
             loss = torch.tensor(float(loss), device=self.optimizer.param_groups[0]["params"][0].device)
         if loss is not None and loss.ndim and loss.numel() == 1:
             loss = loss.reshape(())
+        if loss is not None and loss.ndim:
+            raise StrategyError(
+                f"the loss has shape {tuple(loss.shape)}: give one number, its mean, to run.step()"
+            )
         if self.guard is not None and loss is not None and self.guard.look(loss):
             self._say_if_past_horizon()
             self._say_if_given_up(self.guard.returns)

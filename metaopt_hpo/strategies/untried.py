@@ -27,7 +27,7 @@ def say_if_untried(rule: Rule, called: str = "") -> None:
         called: its name where it is an optimizer that no rule is known for.
     """
     name = called if called and isinstance(rule, Given) else type(rule).__name__
-    if type(rule) in TRIED or name in _said:
+    if type(rule) in TRIED or name in _said or (isinstance(rule, Given) and not called):
         return
     _said.add(name)
     warnings.warn(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +96,15 @@ def wrap(
     if recipe.directions is not None:
         run.follow(recipe.directions)
     optimizer._metaopt_hpo_wrapped = True  # type: ignore[attr-defined]
+    optimizer.step = MethodType(_refuse_step, optimizer)  # type: ignore[method-assign]
     return run
+
+
+def _refuse_step(optimizer: torch.optim.Optimizer, closure: Any = None) -> None:
+    raise WrapError(
+        "this optimizer is wrapped: call run.step(loss) in the place of its step(), or give run.as_optimizer() to "
+        "whoever calls it"
+    )
 
 
 def _check_is_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -287,6 +287,41 @@ def test_a_strategy_past_its_horizon_says_so_where_its_step_size_fell(name: str,
     assert [w.category for w in said] == [RunWarning] * says
 
 
+def test_what_is_called_by_mistake_is_named() -> None:
+    model = net()
+    optimizer = O.AdamW(model.parameters())
+    run = wrap(optimizer, 10, model)
+    with pytest.raises(StrategyError, match=r"call run\.step"):
+        optimizer.step()
+    optimizer.zero_grad()
+    with pytest.warns(RunWarning, match="call loss.backward"):
+        run.step(next(iter(losses(model, 1))))
+    with pytest.raises(StrategyError, match=r"shape \(2,\)"):
+        run.step(torch.ones(2))
+    sparse = nn.Embedding(4, 2, sparse=True)
+    other = wrap(O.RMSprop(sparse.parameters()), 10)
+    sparse(torch.arange(4)).square().mean().backward()
+    with pytest.raises(StrategyError, match="sparse"):
+        other.step()
+
+
+def test_a_scheduler_made_before_or_after_changes_nothing() -> None:
+    ends = []
+    for when in ("never", "before", "after"):
+        model = net()
+        optimizer = O.AdamW(model.parameters())
+        if when == "before":
+            torch.optim.lr_scheduler.ConstantLR(optimizer)
+        run = wrap(optimizer, 20, model)
+        if when == "after":
+            torch.optim.lr_scheduler.ConstantLR(optimizer)
+        take(run, model, 20)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    # a scheduler's warm-up had changed lr, where the search starts, before it was wrapped
+    assert torch.equal(ends[0], ends[2])
+    assert ends[1].isfinite().all()
+
+
 def test_a_model_that_is_not_the_optimizers_is_named() -> None:
     model = net()
     optimizer = O.AdamW([*model.parameters(), *nn.Linear(2, 2).parameters()])
