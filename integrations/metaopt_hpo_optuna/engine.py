@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from metaopt_hpo.atomic import WriteError
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
 from metaopt_hpo.comparison.methods import Method
-from metaopt_hpo.comparison.objective import Checkpointing, Configuration
+from metaopt_hpo.comparison.objective import Checkpointing, Configuration, ObjectiveUnavailable
 from metaopt_hpo.locks import only_process
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.schema import TableError
@@ -49,7 +49,9 @@ CONFIGURATION = "metaopt:configuration"
 PENALTY_STEP = "metaopt:penalty_step"
 """Trial user attribute: the step at which a diverged trial's penalty is reported."""
 
-NOT_THE_METHODS = (OSError, MemoryError, WriteError, EngineError, SQLAlchemyError, StorageInternalError)
+NOT_THE_METHODS = (
+    OSError, MemoryError, WriteError, EngineError, ObjectiveUnavailable, SQLAlchemyError, StorageInternalError,
+)  # fmt: skip
 """Errors of the machine, not of a trial: like an interrupt, they leave the trial to be taken up again."""
 
 BUDGET_SLACK = 1e-9

@@ -18,6 +18,10 @@ class ObjectiveError(MetaOptError):
     """An objective was asked for a configuration it does not have."""
 
 
+class ObjectiveUnavailable(ObjectiveError):
+    """What every run needs is missing: data, a device. It is no trial's fault, and may be there another time."""
+
+
 def no_report(tokens: int, loss: float) -> None:
     """Let every run go to its end."""
 
@@ -59,6 +63,19 @@ class Objective(Protocol):
 
         Raises:
             ObjectiveError: no such configuration.
+        """
+        ...
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """An objective that can say beforehand whether what its runs need is there."""
+
+    def check(self) -> None:
+        """Look, without training.
+
+        Raises:
+            ObjectiveUnavailable: it is not.
         """
         ...
 

@@ -29,7 +29,7 @@ from pydantic_core import from_json
 from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.engine import SearchEngine, SearchTask, get_engine
 from metaopt_hpo.comparison.methods import method as method_named
-from metaopt_hpo.comparison.objective import Objective
+from metaopt_hpo.comparison.objective import Checkable, Objective
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.locks import only_process
 from metaopt_hpo.trials.record import TrialRecord
@@ -192,6 +192,7 @@ def compare(
     Raises:
         CompareError: the folder cannot be written, or holds another plan.
         UnknownStrategy: there is no strategy of the plan's name.
+        ObjectiveUnavailable: what its runs need is missing, and nothing has begun.
     """
     from metaopt_hpo.strategies import get as get_strategy
 
@@ -203,6 +204,8 @@ def compare(
         raise CompareError(
             f"engine {plan.engine!r} has no method {missing[0]!r}; it has {', '.join(sorted(engine.methods))}"
         )
+    if isinstance(objective, Checkable):
+        objective.check()
     workers = workers or max(1, (os.cpu_count() or 1) // threads)
     with _only_comparison(folder):
         _claim(folder, plan, command)

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from metaopt_hpo.comparison.live import LiveRun, LiveTraining
-from metaopt_hpo.comparison.objective import Configuration, ObjectiveError, Report, no_report
+from metaopt_hpo.comparison.objective import (
+    Configuration,
+    ObjectiveError,
+    ObjectiveUnavailable,
+    Report,
+    no_report,
+)
 from metaopt_hpo.trials.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -48,6 +54,20 @@ class TrainObjective:
         steps = math.ceil(configuration.tokens / configuration.batch)
         return self._workload(configuration).flops_per_token * steps * configuration.batch
 
+    def check(self) -> None:
+        """Make the smallest model and see that its data are there: one forward pass.
+
+        Raises:
+            ObjectiveUnavailable: they are not.
+        """
+        from metaopt_hpo.workloads.base import WorkloadError
+
+        workload = next(iter(self._workloads.values()))
+        try:
+            workload.losses(workload.model(0), 0, 0, 1)
+        except WorkloadError as error:
+            raise ObjectiveUnavailable(str(error)) from error
+
     def run(self, configuration: Configuration, report: Report = no_report) -> TrialRecord:
         """Train to the end, or until `report` gives a reason to stop."""
         return self._train(configuration, report)
@@ -66,7 +86,7 @@ class TrainObjective:
     def _train(self, configuration: Configuration, report: Report, **options: Any) -> TrialRecord:
         from metaopt_hpo.strategies import make
         from metaopt_hpo.training.run import RunStopped, TrainingRun
-        from metaopt_hpo.workloads.base import train
+        from metaopt_hpo.workloads.base import WorkloadError, train
 
         class ReportingRun(TrainingRun):
             decision: str | None = None
@@ -87,16 +107,19 @@ class TrainObjective:
             def should_stop(self) -> str | None:
                 return self.decision
 
-        run = train(
-            self._workload(configuration),
-            make(configuration.strategy, lr=configuration.lr, **configuration.options),
-            tokens=configuration.tokens,
-            seed=configuration.seed,
-            device=self._device,
-            run_class=ReportingRun,
-            report_stride=self._report_stride,
-            **options,
-        )
+        try:
+            run = train(
+                self._workload(configuration),
+                make(configuration.strategy, lr=configuration.lr, **configuration.options),
+                tokens=configuration.tokens,
+                seed=configuration.seed,
+                device=self._device,
+                run_class=ReportingRun,
+                report_stride=self._report_stride,
+                **options,
+            )
+        except WorkloadError as error:  # its data went away
+            raise ObjectiveUnavailable(str(error)) from error
         return replace(run.record(), params=dict(configuration.options))
 
     @property

@@ -18,12 +18,13 @@ from optuna.storages import InMemoryStorage
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask, get_engine
 from metaopt_hpo.comparison.methods import Method, method
-from metaopt_hpo.comparison.objective import Configuration, Report, no_report
+from metaopt_hpo.comparison.objective import Configuration, ObjectiveUnavailable, Report, no_report
 from metaopt_hpo.comparison.training_objective import TrainObjective
 from metaopt_hpo.locks import InUse
 from metaopt_hpo.trials.record import Curve, TrialRecord, token_grid
 from metaopt_hpo.workloads import members
 from metaopt_hpo_optuna import OptunaEngine, engine, trial_table
+from metaopt_hpo_optuna.study_table import record_to_json
 
 SIZES = (2e3, 5e3, 1e4)
 METHODS = sorted(OptunaEngine().methods)
@@ -347,6 +348,20 @@ def test_a_database_that_another_process_is_making_is_ours(tmp_path: Path, made:
     connection.close()
     store = str(tmp_path / "part.sqlite")
     assert len(OptunaEngine().search(method("grid"), task(Bowl(), 2), store=store, study="s")) == 2
+
+
+def test_data_that_go_away_cost_the_method_nothing(tmp_path: Path) -> None:
+    """They are back when the search is started again, which then ends as an undisturbed one."""
+
+    gone = Bowl(interrupt=(3, 2), error=lambda: ObjectiveUnavailable("no data folder"))
+    whole = OptunaEngine().search(
+        method("grid"), task(Bowl(), 4), store=str(tmp_path / "a.sqlite"), study="s"
+    )
+    store = str(tmp_path / "b.sqlite")
+    with pytest.raises(ObjectiveUnavailable):
+        OptunaEngine().search(method("grid"), task(gone, 4), store=store, study="s")
+    again = OptunaEngine().search(method("grid"), task(Bowl(), 4), store=store, study="s")
+    assert [record_to_json(r) for r in again] == [record_to_json(r) for r in whole]
 
 
 def test_another_programs_trials_are_not_ours(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from metaopt_hpo.comparison import protocol
+from metaopt_hpo.comparison.objective import ObjectiveUnavailable
 from metaopt_hpo.comparison.protocol import CompareError, Comparison, Plan, compare
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -78,6 +79,17 @@ def test_a_folder_that_cannot_be_written_is_named(engine: DictEngine, tmp_path: 
     (tmp_path / "file").write_text("")
     with pytest.raises(CompareError, match="cannot write to results folder"):
         compare(Parabola(), PLAN, tmp_path / "file" / "out", workers=1)
+
+
+def test_missing_data_are_said_before_anything_begins(engine: DictEngine, tmp_path: Path) -> None:
+    from metaopt_hpo.comparison.training_objective import TrainObjective
+    from metaopt_hpo.workloads import members
+
+    objective = TrainObjective(members("cifar10", [4, 8], data=tmp_path / "nowhere"))
+    plan = replace(PLAN, methods=("grid",), size=objective.sizes[-1], pilot_sizes=())
+    with pytest.raises(ObjectiveUnavailable, match="cifar-10-batches-bin"):
+        compare(objective, plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_foreign_and_newer_folders_are_refused(engine: DictEngine, tmp_path: Path) -> None:
