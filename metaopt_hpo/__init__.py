@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metaopt_hpo.comparison.outcome import judge
-    from metaopt_hpo.comparison.protocol import Comparison, Plan, compare
+    from metaopt_hpo.comparison.protocol import Comparison, ComparisonPlan, compare
     from metaopt_hpo.errors import MetaOptError, MetaOptWarning
     from metaopt_hpo.optim import MetaOptimize
+    from metaopt_hpo.plan.api import Plan, plan
+    from metaopt_hpo.plan.recipe import Recipe
     from metaopt_hpo.report import write_report
     from metaopt_hpo.scaling import Law, LawRefused, fit
     from metaopt_hpo.strategies.wrap import wrap
@@ -29,12 +31,14 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 _HOMES = {
     "Comparison": "comparison.protocol",
+    "ComparisonPlan": "comparison.protocol",
     "Law": "scaling",
     "LawRefused": "scaling",
     "MetaOptError": "errors",
     "MetaOptWarning": "errors",
     "MetaOptimize": "optim",
-    "Plan": "comparison.protocol",
+    "Plan": "plan.api",
+    "Recipe": "plan.recipe",
     "TrainingRun": "training",
     "TrialRecord": "trials.record",
     "TrialTable": "trials.table",
@@ -49,12 +53,14 @@ _HOMES = {
 
 __all__ = [
     "Comparison",
+    "ComparisonPlan",
     "Law",
     "LawRefused",
     "MetaOptError",
     "MetaOptWarning",
     "MetaOptimize",
     "Plan",
+    "Recipe",
     "TrainingRun",
     "TrialRecord",
     "TrialTable",
@@ -63,6 +69,7 @@ __all__ = [
     "fit",
     "judge",
     "model_size",
+    "plan",
     "token_grid",
     "wrap",
     "write_report",
@@ -70,6 +77,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plan":  # a room that is called
+        return import_module(f"{__name__}.plan")
     try:
         home = _HOMES[name]
     except KeyError:

@@ -125,6 +125,10 @@ class Plan:
         return TypeAdapter(cls).validate_json(text, strict=True)
 
 
+ComparisonPlan = Plan
+"""What the package's face calls it, where `Plan` is the plan of pilots."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A finished or interrupted comparison: its plan, its trials, and the machine it ran on."""

@@ -17,7 +17,7 @@ SELF_TUNING = "metaoptimize"
 SCHEDULES = ("wsd", "linear", "cosine", "constant")
 """Schedules of the target run."""
 
-LAW_LR = "law"
+LAW_LR: Literal["law"] = "law"
 """`Pilot.lr` of a schedule run whose lr is chosen when its turn comes, from the runs before it."""
 
 
@@ -191,7 +191,7 @@ class Plan:
             raise ValueError(
                 f"version must be {VERSION}, got {self.version!r}; a later one needs a later metaopt-hpo"
             )
-        if not self.workload.strip():
+        if self.workload and not self.workload.strip():
             raise ValueError(
                 "workload must be a workload's name, a Python file, or a command line, got nothing"
             )

@@ -110,7 +110,7 @@ EDITS = [
     ('kind = "share"', 'kind = "shares"', "budget.kind"),
     ("[budget]", "[budget", "line"),
     ("workload =", "wirkload =", "workload"),
-    ('workload = "text-lm"', 'workload = ""', "workload"),
+    ('workload = "text-lm"', 'workload = "  "', "workload"),
     ('name = "b"', 'name = "a"', "'a'"),
     ('schedule = "wsd"', 'schedule = "cosin"', "schedule"),
     ("version = 1", "version = 99", "later"),

@@ -1,0 +1,58 @@
+"""Counts and amounts as people write and say them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from metaopt_hpo.plan.costs import Budget, Cost, PlanError
+
+
+def number(text: float | str, name: str) -> float:
+    """A count as people write it: 7e9, "7B", "180M".
+
+    Raises:
+        PlanError: not a positive number.
+    """
+    found = re.fullmatch(
+        r"\s*([\d_]*\.?\d+(?:e[+-]?\d+)?|[\d_]+\.?)\s*([kmbgt]?)\s*", str(text), re.IGNORECASE
+    )
+    scale = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+    value = float(found[1].replace("_", "")) * scale[found[2].lower()] if found else math.nan
+    if not 0 < value < math.inf:
+        raise PlanError(f"{name} must be a positive number such as 7e9, '180M' or '1.4T', got {text!r}")
+    return value
+
+
+def short(value: float) -> str:
+    """Three digits and a letter: 1.4T, 7B, 110M."""
+    for end, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.3g}{end}"
+    return f"{value:.3g}"
+
+
+def in_words(amount: float, budget: Budget) -> str:
+    """An amount in a budget's own unit."""
+    unit = {
+        "share": f"{100 * amount:.2g} % of the target",
+        "flops": f"{amount:.2g} FLOPs",
+        "tokens": f"{amount:.2g} tokens",
+        "gpu_hours": f"{amount:.2g} device-hours",
+        "joules": f"{amount / 3.6e6:.2g} kWh",
+        "money": f"{amount:.2g} {budget.currency}",
+    }
+    return unit[budget.kind]
+
+
+def cost_in_words(cost: Cost, currency: str) -> str:
+    """A cost in every unit."""
+    return (
+        f"{cost.flops:.3g} FLOPs, {short(cost.tokens)} tokens, {cost.gpu_hours:.3g} device-hours, "
+        f"{cost.joules / 3.6e6:.3g} kWh, {cost.money:.3g} {currency}"
+    )
+
+
+def percent(sd: float) -> str:
+    """A standard deviation of a logarithm as people say it: ±22 %, or a factor where it is large."""
+    return f"±{100 * math.expm1(sd):.3g} %" if sd < 0.7 else f"×{math.exp(min(sd, 50.0)):.3g} either way"
