@@ -373,7 +373,8 @@ class MetaOptimize(SavedState):
             self._watch.see(self._shared["beta"])
         else:
             self._watch.range(*seen)
-        if self._blocks.per_weight and len(pairs) < len(params):
+        idle = self._blocks.per_weight and len(pairs) < len(params)
+        if idle or (isinstance(self._whole, TritonStep) and not self._whole.publishes):
             self._refresh_step_sizes()
         return True
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from metaopt_hpo.optim.hessian import loss_graph
 from metaopt_hpo.optim.metaoptimize import MetaOptimize
-from metaopt_hpo.optim.rules import Rule, UnnormalisedAdamW, base_rule
+from metaopt_hpo.optim.rules import Rule, UnnormalisedAdamW, base_rule, direction
 
 WEIGHTS = 4096
 """Most weights that IDBD and Xu take: each needs one Hessian-vector product a step."""
@@ -243,7 +243,8 @@ class Hypergradient(torch.optim.Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         for p in params:
             if not self.state[p]:
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32)
+                where = p.device if p.is_cuda else "cpu"
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=where)
                 for name in (*self._base.states, "h"):
                     self.state[p][name] = torch.zeros_like(p)
         if not params:
@@ -267,7 +268,8 @@ class Hypergradient(torch.optim.Optimizer):
             state = self.state[p]
             state["step"] += 1
             old = tuple(state[name] for name in self._base.states)
-            u, fresh = self._base.update(p.grad, old, float(state["step"]))
+            t = float(state["step"]) if state["step"].is_cpu else state["step"].double()
+            u, fresh = direction(self._base, p.grad, old, t, p, None)
             state["h"].copy_(-(u + group["weight_decay"] * p))
             p.add_(state["h"] * alpha)
             for x, value in zip(old, fresh, strict=True):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.optim.host import Later
 
 FAR = math.log(1e6)
 """How far ln α may go from where it started: a factor of a million, more than any schedule or search spans."""
@@ -27,7 +28,7 @@ class Watch:
         self._start = start
         self._warned = False
         self._count = 0
-        self._pending: tuple[Tensor, torch.cuda.Event] | None = None
+        self._pending: Later | None = None
 
     def see(self, beta: Tensor) -> None:
         """Look at β, at once on a CPU."""
@@ -38,18 +39,13 @@ class Watch:
             return
         if not beta.is_cuda:
             return
-        if self._pending is not None and self._pending[1].query():
-            low, high = self._pending[0].tolist()
+        if self._pending is not None and self._pending.arrived():
+            low, high = self._pending.values()
             self._pending = None
             self.range(low, high)
         self._count += 1
         if self._count % EVERY == 0 and self._pending is None:
-            both = torch.stack(torch.aminmax(beta))
-            copy = torch.empty(2, dtype=beta.dtype, pin_memory=True)
-            copy.copy_(both, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._pending = copy, event
+            self._pending = Later(torch.stack(torch.aminmax(beta)))
 
     def range(self, low: float, high: float) -> None:
         """Warn where the least or greatest β is too far from the start."""

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaopt_hpo.optim import host
 from metaopt_hpo.optim.sharding import ShardKey, like_shards, local, reduce_sums, shard_key
 from metaopt_hpo.strategies.processes import mean_over_processes
 
@@ -166,7 +167,7 @@ class Balance:
         unknown = (1.0, math.inf)
         if self._sums is None:
             return unknown
-        first, *rest = mean_over_processes(self._sums).tolist()
+        first, *rest = host.read(list(mean_over_processes(self._sums).unbind()))
         early, late, (n, z, z2) = rest[:5], rest[5:10], rest[10:]
         if min(early[0], late[0], n) < LEAST or not all(math.isfinite(v) for v in (first, *rest)):
             return unknown

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from metaopt_hpo.optim import host
 from metaopt_hpo.strategies.as_optimizer import RunOptimizer, RunScheduler
 from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.errors import StrategyError as StrategyError
@@ -72,7 +73,8 @@ class LRRun:
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         self._measure_and_clip()
-        if scaler is None or (self.grad_norm is not None and math.isfinite(float(self.grad_norm))):
+        # as torch's own scaler for optimizers that are not fused, this reads one number, with the backward pass queued
+        if scaler is None or (self.grad_norm is not None and math.isfinite(host.read([self.grad_norm])[0])):
             self._before_update(self.steps_taken)
             self._optimizer_step(loss)
         if scaler is not None:

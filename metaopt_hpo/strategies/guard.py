@@ -3,7 +3,8 @@
 The guard reads the training loss in windows. A window is bad when its mean is not finite, or when more than half
 of the progress made so far is lost again; then model and optimizer return to the last snapshot and the caller
 lowers the step size. The data go on: what is lost is the steps since the snapshot, not the run. Nothing is read
-from a device but one pair of numbers a window; `snapshot` says what a copy costs.
+from a device but one pair of numbers a window, one step after the window, when the next step is queued already and
+the device does not run out of work; `snapshot` says what a copy costs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaopt_hpo.optim.host import Later
 from metaopt_hpo.strategies.processes import mean_over_processes
 from metaopt_hpo.strategies.snapshot import Snapshot
 
@@ -47,6 +49,8 @@ class Guard:
         self._window = window
         self._sums: Tensor | None = None
         self._count = 0
+        self._pending: Later | None = None
+        """Means of a window that is over, of the loss and of its square, on their way from a device."""
         self._first = math.nan
         self._best = math.nan
         self._spread = math.nan
@@ -69,14 +73,25 @@ class Guard:
             self._snapshot.keep()
         if self.returns > MOST:
             return False
+        back = self._read()
+        if back:  # this loss belongs to weights that are gone
+            return True
         value = loss.detach().double().reshape(())
         pair = torch.stack([value, value * value])
         self._sums = pair if self._sums is None else self._sums.to(pair.device) + pair
         self._count += 1
         if self._count < self._window:
             return False
-        total, squares = (mean_over_processes(self._sums) / self._count).tolist()
+        self._pending = Later(mean_over_processes(self._sums) / self._count)
         self._sums, self._count = None, 0
+        return not self._pending.late and self._read()
+
+    def _read(self) -> bool:
+        """Judge a window whose means are on their way, if there is one."""
+        if self._pending is None:
+            return False
+        total, squares = self._pending.values()
+        self._pending = None
         unbiased = self._window / max(self._window - 1, 1)
         return self._judge(total, math.sqrt(unbiased * max(squares - total * total, 0.0)))
 
@@ -110,11 +125,14 @@ class Guard:
         """
         names = ("_sums", "_count", "_first", "_best", "_spread", "returns", "total")
         state = {name.lstrip("_"): getattr(self, name) for name in names}
+        state["pending"] = None if self._pending is None else self._pending.device_values
         return {**state, "snapshot": self._snapshot.state_dict() if snapshot else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict()`."""
         self._sums, self._count = state["sums"], int(state["count"])
+        pending = state.get("pending")
+        self._pending = None if pending is None else Later(pending)
         self._first, self._best, self._spread = (float(state[k]) for k in ("first", "best", "spread"))
         self._snapshot.load_state_dict(state["snapshot"])
         self.returns, self.total = int(state["returns"]), int(state["total"])

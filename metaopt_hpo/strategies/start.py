@@ -10,7 +10,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from metaopt_hpo.optim.rules import Rule
+from metaopt_hpo.optim import host
+from metaopt_hpo.optim.kernels.layout import computed_in
+from metaopt_hpo.optim.rules import Rule, direction
 
 
 @torch.no_grad()
@@ -37,32 +39,38 @@ def relative_step(
         A positive number, or infinity where nothing can be said, since no gradient differs from zero.
     """
     tensors = list(params)
-    matrices = [p for p in tensors if p.ndim >= 2]
-    if not any(_moves(p) for p in matrices):
-        matrices = tensors
-    sizes = {p: _root_mean_square(p) for p in matrices}
-    typical = statistics.median([s for s in sizes.values() if s > 0] or [0.0])
-    ratios = []
-    for p in matrices:
-        if p.grad is None:
-            continue
-        direction = given.get(p)
-        if direction is None:
-            g = p.grad.to(torch.promote_types(p.grad.dtype, torch.float32))
-            own = rule.for_parameter(names.get(p), p)
-            direction, _ = own.update(g, tuple(torch.zeros_like(g) for _ in own.states), 1.0)
-        update = _root_mean_square(direction)
-        if update > 0 and math.isfinite(update):
-            ratios.append((sizes[p] or typical or max(1, math.prod(p.shape[1:])) ** -0.5) / update)
+    moving = [p for p in tensors if p.grad is not None]
+    numbers = host.read(
+        [_root_mean_square(x) for x in (*tensors, *(p.grad for p in moving if p.grad is not None))]
+    )
+    sizes = dict(zip(tensors, numbers, strict=False))
+    moving = [p for p, size in zip(moving, numbers[len(tensors) :], strict=True) if size > 0]
+    chosen = [p for p in tensors if p.ndim >= 2] if any(p.ndim >= 2 for p in moving) else tensors
+    typical = statistics.median([sizes[p] for p in chosen if sizes[p] > 0] or [0.0])
+    moving = [p for p in chosen if p.grad is not None]
+    updates = host.read([_root_mean_square(_first(p, rule, names.get(p), given)) for p in moving])
+    ratios = [
+        (sizes[p] or typical or max(1, math.prod(p.shape[1:])) ** -0.5) / update
+        for p, update in zip(moving, updates, strict=True)
+        if update > 0 and math.isfinite(update)
+    ]
     middle = statistics.median(ratios) if ratios else 0.0
     return middle if middle > 0 and math.isfinite(middle) else math.inf
 
 
-def _moves(p: Tensor) -> bool:
-    return p.grad is not None and _root_mean_square(p.grad) > 0
+def _first(p: Tensor, rule: Rule, name: str | None, given: Mapping[Tensor, Tensor]) -> Tensor:
+    """The first direction of a parameter with a gradient."""
+    if p in given:
+        return given[p]
+    assert p.grad is not None
+    wide = computed_in(p)
+    w, own = p.detach().to(wide), rule.for_parameter(name, p)
+    u, _ = direction(own, p.grad.to(wide), own.init_state(w), 1.0, w, name)
+    return u
 
 
-def _root_mean_square(t: Tensor) -> float:
+def _root_mean_square(t: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(t.detach().float())
     whole = getattr(norm, "full_tensor", None)  # of a sharded tensor
-    return float(norm if whole is None else whole()) / math.sqrt(t.numel())
+    total: Tensor = norm if whole is None else whole()
+    return total / math.sqrt(max(1, t.numel()))

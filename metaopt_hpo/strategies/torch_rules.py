@@ -43,10 +43,8 @@ class TorchMomentum(Rule):
         check_fraction("momentum", self.momentum)
 
     def update(self, g: Tensor, state: State, t: Tensor | float) -> tuple[Tensor, State]:
-        fresh: Tensor | float = 1.0
-        if self.dampening:
-            later = 1 - self.dampening
-            fresh = torch.where(t <= 1, 1.0, later) if isinstance(t, Tensor) else 1.0 if t <= 1 else later
+        # a first step is not dampened
+        fresh = 1 - self.dampening + self.dampening * (t <= 1) if self.dampening else 1.0
         b = self.momentum * state[0] + fresh * g
         return (g + self.momentum * b if self.nesterov else b), (b,)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptError, MetaOptWarning
+from metaopt_hpo.optim.host import Later
 from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training import checkpoint as checkpoints
 from metaopt_hpo.training.live import Listener
@@ -164,6 +165,7 @@ class TrainingRun:
         self._listeners = list(listeners)
         self._next_point = 0
         self._bad_steps: Tensor | None = None
+        self._seen: Later | None = None
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._device = device
         # reading a flag back stalls a GPU, and costs nothing on the CPU
@@ -276,16 +278,23 @@ class TrainingRun:
 
     def _squared_norm(self) -> Tensor:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
-        return (nn.utils.get_total_norm(grads) / scale) ** 2
+        norm = nn.utils.get_total_norm(grads)
+        # a product with the scale on the device, for get_scale() waits for it
+        return (norm if self._scaler is None else norm / self._scaler.scale(torch.ones_like(norm))) ** 2
 
     def _watch(self, loss: Tensor) -> None:
         finite = torch.isfinite(loss)
         if self._bad_steps is None:
             self._bad_steps = torch.zeros((), dtype=torch.int64, device=loss.device)
         self._bad_steps = torch.where(finite, torch.zeros_like(self._bad_steps), self._bad_steps + 1)
-        if self.steps_taken % self._check_every == 0 and int(self._bad_steps) >= BAD_STEPS:
-            self._diverge(f"training loss was not finite for {int(self._bad_steps)} steps in a row")
+        if self.steps_taken % self._check_every:
+            return
+        seen, self._seen = self._seen, Later(self._bad_steps.reshape(1))
+        if not self._seen.late:  # on a GPU what was sent at the last check is read, which has long arrived
+            seen = self._seen
+        bad = 0 if seen is None else int(seen.values()[0])
+        if bad >= BAD_STEPS:
+            self._diverge(f"training loss was not finite for {bad} steps in a row")
 
     def _measure(self, point: int) -> None:
         self.loss = self._held_out()

@@ -32,6 +32,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from metaopt_hpo.optim import host
 from metaopt_hpo.optim.kernels import choose, triton_step
 
 Waits = DataDependentOutputException
@@ -76,7 +77,7 @@ def _make_guard() -> None:
 
 
 class _Event:
-    """torch.cuda.Event whose time never comes."""
+    """torch.cuda.Event whose time comes when it is waited for."""
 
     def record(self, *_: Any) -> None:
         pass
@@ -84,12 +85,26 @@ class _Event:
     def query(self) -> bool:
         return False
 
+    def synchronize(self) -> None:
+        pass
+
+
+reads: list[int] = []
+"""How many numbers each reading that waits has read, in order; all are 1."""
+
+
+def _read(values: Any) -> list[float]:
+    if values:
+        reads.append(len(values))
+    return [1.0] * len(values)
+
 
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[list[str]]:
     """Make fake tensors on "cuda" possible; yields the list of names of the kernels that were launched."""
     _make_guard()
     launches: list[str] = []
+    reads.clear()
     kernels = types.SimpleNamespace(advance="advance", settle="settle")
     empty = torch.empty
 
@@ -102,6 +117,8 @@ def fake_cuda() -> Iterator[list[str]]:
             (triton_step, "addresses", lambda tensors: list(range(len(tensors)))),
             (triton_step, "module", lambda *_: kernels),
             (triton_step, "_type", str),
+            (host, "read", _read),
+            (host.Later, "values", lambda later: [1.0] * later.device_values.numel()),
             (choose, "available", lambda: ""),
             (choose, "try_out", lambda *_: ""),
             (torch.Tensor, "pin_memory", lambda self, *_: self),

@@ -19,7 +19,7 @@ from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.native import NativeKernel, library
 from metaopt_hpo.optim.kernels.triton_step import TritonKernel, available, interpreted
 from metaopt_hpo.optim.kernels.triton_try_out import try_out
-from metaopt_hpo.optim.rules import Rule
+from metaopt_hpo.optim.rules import SGD, Rule
 
 CHOICES = ("auto", "native", "triton", "inductor", "eager")
 
@@ -87,12 +87,12 @@ def _triton_problem(base: Sequence[Rule], meta: Rule, params: Sequence[Tensor]) 
     if not interpreted() and not all(p.is_cuda for p in params):
         return "it runs on a GPU only"
     described = [rule for rule in dict.fromkeys(base) if is_described(rule)]
-    for rule in (described[0] if described else base[0], meta):
+    if not described:
         try:
-            describe(rule)
+            describe(base[0])
         except NotDescribed as error:
-            return f"it has no description of {type(rule).__name__}: {error}"
-    return try_out(described[0], meta, params[0].device)
+            return f"it has no description of {type(base[0]).__name__}: {error}"
+    return try_out(described[0], meta if is_described(meta) else SGD(), params[0].device)
 
 
 _warned: set[tuple[str, str]] = set()

@@ -10,6 +10,7 @@ A rule can be described if it is ``elementwise`` and its ``update`` uses + âˆ’ Â
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -77,28 +78,38 @@ FUNCTIONS: dict[Any, str] = {
 
 
 class Symbol:
-    """A value that is not known yet: arithmetic on it is written down."""
+    """A value that is not known yet: arithmetic on it is written down.
 
-    def __init__(self, trace: list[Node], index: int) -> None:
-        self.trace, self.index = trace, index
+    What depends on the rule's own numbers alone is known: an update may decide by it ("if self.momentum"), and rules
+    that decide differently have different programs.
+    """
+
+    def __init__(self, trace: list[Node], index: int, value: float | None = None) -> None:
+        self.trace, self.index, self.value = trace, index, value
 
     def _lift(self, x: Any) -> Symbol:
         if isinstance(x, Symbol):
             return x
         if isinstance(x, bool | int | float):
-            return self._new("constant", (float(x),), True)
+            return self._new("constant", (float(x),), True, float(x))
         raise NotDescribed(f"it uses a {type(x).__name__}")
 
-    def _new(self, op: str, args: tuple[Any, ...], scalar: bool) -> Symbol:
+    def _new(self, op: str, args: tuple[Any, ...], scalar: bool, value: float | None = None) -> Symbol:
         node = Node(op, args, scalar)
         if node in self.trace:  # the same operation on the same values
-            return Symbol(self.trace, self.trace.index(node))
+            return Symbol(self.trace, self.trace.index(node), value)
         self.trace.append(node)
-        return Symbol(self.trace, len(self.trace) - 1)
+        return Symbol(self.trace, len(self.trace) - 1, value)
 
     def _do(self, op: str, *args: Any) -> Symbol:
         values = [self._lift(x) for x in args]
-        return self._new(op, tuple(x.index for x in values), all(self.trace[x.index].scalar for x in values))
+        known = [x.value for x in values if x.value is not None]
+        value = None
+        if len(known) == len(values) and op in EVALUATED:
+            with contextlib.suppress(ArithmeticError):
+                value = EVALUATED[op](*known)
+        scalar = all(self.trace[x.index].scalar for x in values)
+        return self._new(op, tuple(x.index for x in values), scalar, value)
 
     def _call(self, op: str, *args: Any, **named: Any) -> Symbol:
         if op in ("zero", "one"):
@@ -152,6 +163,8 @@ class Symbol:
         return first._call(op, *args, **(named or {}))
 
     def __bool__(self) -> bool:
+        if self.value is not None:
+            return bool(self.value)
         raise NotDescribed("it decides by a value (an if, and, or, or not)")
 
     def __float__(self) -> float:
@@ -214,7 +227,7 @@ def _described(rule: Rule) -> Program | str:
 
 
 def describe(rule: Rule) -> Program:
-    """The program of a rule; equal for rules that differ in numbers only.
+    """The program of a rule; equal for rules that differ in numbers only (and in no decision by them).
 
     Raises:
         NotDescribed: it has none, and why.
@@ -247,7 +260,7 @@ def _describe(rule: Rule) -> Program:
     trace: list[Node] = []
     root = Symbol(trace, -1)
     names = list(numbers(rule))
-    values = [root._new("number", (i,), True) for i in range(len(names))]
+    values = [root._new("number", (i,), True, x) for i, x in enumerate(numbers(rule).values())]
     t = root._new("input", ("t",), True)
     g = root._new("input", ("g",), False)
     state = tuple(root._new("input", (f"s{i}",), False) for i in range(len(rule.states)))
@@ -331,7 +344,7 @@ TRITON = Dialect(
     {"sqrt": "tl.sqrt({0})", "abs": "tl.abs({0})", "neg": "-{0}", "exp": "tl.exp({0})",
      "max": "tl.where(({0} > {1}) | ({0} != {0}), {0}, {1})", "min": "tl.where(({0} < {1}) | ({0} != {0}), {0}, {1})",
      "where": "tl.where({0} != 0, {1}, {2})", "sign": "tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, 0.0))"},
-    "({0}).to(T)", "{0} = {1}", "{0} = {1}",
+    "(zero_ + {0}).to(T)", "{0} = {1}", "{0} = {1}",
 )  # fmt: skip
 
 

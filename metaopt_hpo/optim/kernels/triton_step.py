@@ -23,7 +23,8 @@ from metaopt_hpo.optim.blocks import Blocks
 from metaopt_hpo.optim.kernels.describe import NotDescribed, describe, is_described, numbers
 from metaopt_hpo.optim.kernels.layout import computed_in, is_dense
 from metaopt_hpo.optim.kernels.triton_source import FIXED, module
-from metaopt_hpo.optim.rules import Rule
+from metaopt_hpo.optim.meta import advance_beta
+from metaopt_hpo.optim.rules import SGD, Rule
 
 BLOCK = 1024
 SMALL, LARGE, MANY = 4096, 16384, 64_000_000
@@ -82,7 +83,7 @@ def triton_step(
     """The whole step of these parameters, or None where it cannot be done so; arguments as of ``whole_step``."""
     used = [i for i, g in enumerate(grads) if g is not None]
     beta: Tensor = shared["beta"]
-    if not used or blocks.per_weight or not is_described(meta):
+    if not used or blocks.per_weight:
         return None
     try:
         program = describe(rules[used[0]])
@@ -138,7 +139,8 @@ class TritonStep:
         self._groups = [groups[i] for i in self._active]
         self._meta, self._gamma, self._bounds, self._stochastic = meta, gamma, bounds, stochastic
         self._program = describe(rules[used[0]])
-        self._module = module(self._program, describe(meta))
+        self._settles = is_described(meta)
+        self._module = module(self._program, describe(meta if self._settles else SGD()))
         self._device = device = shared["beta"].device
         self._row = FIXED + len(self._states)
         self._live = live
@@ -185,6 +187,8 @@ class TritonStep:
         self._order = list(order)
         self._put("chunks", chunks, torch.int64)
         self._put("ranges", ranges, torch.int64)
+        if not self._settles:
+            self._put("lengths", [chunk_ends[b + 1] - chunk_ends[b] for b in range(count)], torch.int64)
         self._put("sizes", [x for pair in zip(sizes, own_blocks, strict=True) for x in pair], torch.int64)
         for k, kind in enumerate(self._order):
             self._put(f"order{k}", order[kind], torch.int64)
@@ -240,7 +244,8 @@ class TritonStep:
         values = [list(numbers(rule).values()) for rule in self._rules]
         self._put("numbers", [x for row in values for x in row], torch.float64)
         self._number_count = len(values[0])
-        self._put("meta_numbers", list(numbers(self._meta).values()), torch.float64)
+        if self._settles:
+            self._put("meta_numbers", list(numbers(self._meta).values()), torch.float64)
         low, high = self._bounds if self._bounds is not None else (-float("inf"), float("inf"))
         self._put("common", [self._gamma, shared["meta_lr"], low, high], torch.float64)
         self._put("live_ratio", [rows[group][0] for group, _ in self._live_slots], torch.float64)
@@ -293,6 +298,10 @@ class TritonStep:
                 CHUNK=self._chunk,
                 BLOCK=BLOCK,
             )
+        if not self._settles:
+            self._update_beta(shared, extra)
+            torch.autograd.graph.increment_version(self._params)
+            return
         launch(
             self._module.settle,
             (self._count,),
@@ -315,6 +324,25 @@ class TritonStep:
             BLOCK=BLOCK,
         )
         torch.autograd.graph.increment_version(self._params)
+
+    def _update_beta(self, shared: dict[str, Any], extra: Tensor | None) -> None:
+        """What the second kernel does, by plain operations: for a meta rule without a description, such as one that
+        looks at several blocks together. Live step sizes are left to the caller."""
+        beta: Tensor = shared["beta"]
+        z = torch.segment_reduce(self._partial, "sum", lengths=self._tables["lengths"], unsafe=True).to(
+            beta.dtype
+        )
+        if extra is not None:
+            z += extra
+        state = [shared[f"meta_{name}"] for name in self._meta.states]
+        counts, skipped = shared["meta_step"], shared["skipped"]
+        advance_beta(self._meta, beta, z, state, counts, skipped, shared["meta_lr"], self._bounds)
+        torch._foreach_add_(self._state["step"], 1.0)
+
+    @property
+    def publishes(self) -> bool:
+        """Whether ``run`` writes the live step sizes."""
+        return self._settles
 
 
 def _looks(tensors: Sequence[Tensor]) -> list[Any]:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.optim import MetaOptimize, Muon
+from metaopt_hpo.optim import MetaOptimize, Muon, Rule
 from metaopt_hpo.optim.kernels import triton_step
 from metaopt_hpo.optim.kernels.layout import dither_
+from metaopt_hpo.strategies.shared_meta import SharedAdam
+from metaopt_hpo.strategies.torch_rules import TorchMomentum, TorchRMSprop
 
 INTERPRETED = triton_step.interpreted()
 inside = pytest.mark.skipif(not INTERPRETED, reason="runs in a process of its own, with Triton's interpreter")
@@ -182,3 +184,18 @@ def test_the_hash_of_the_short_trace_is_one() -> None:
     dither_(short, x, 3.0)
     assert set(short.float().tolist()) == {1.0, 1.0078125}
     assert float(short.float().mean()) == pytest.approx(1 + 1 / 512, rel=2e-4)
+
+
+@inside
+@pytest.mark.parametrize("bad", [-1, 2])
+def test_a_meta_rule_that_looks_at_several_blocks(bad: int) -> None:
+    """It has no description; the weights still take one launch."""
+    check(torch.float64, meta=SharedAdam(), blocks="layer", missing=True, bad=bad)
+
+
+@inside
+@pytest.mark.parametrize(
+    "base", [TorchMomentum(dampening=0.1), TorchMomentum(nesterov=True), TorchRMSprop(momentum=0.5)]
+)
+def test_rules_that_decide_by_their_own_numbers(base: Rule) -> None:
+    check(torch.float64, base=base)

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from metaopt_hpo.strategies import guard as guards
 from metaopt_hpo.strategies import make
 from metaopt_hpo.strategies.guard import MOST, Guard
 
@@ -56,6 +57,31 @@ def guarded(window: int = 5) -> tuple[Guard, nn.Module, torch.optim.Optimizer]:
 
 def feed(guard: Guard, losses: list[float]) -> list[bool]:
     return [guard.look(torch.tensor(x)) for x in losses]
+
+
+class Late(guards.Later):
+    """A copy that is not there at once, as from a GPU."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__(values)
+        self.late = True
+
+
+def test_on_a_gpu_a_window_is_judged_one_step_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = [5.0] * 5 + [2.0] * 5 + [4.5] * 5 + [2.0] * 6
+    guard, _, _ = guarded()
+    at_once = feed(guard, losses)
+    monkeypatch.setattr(guards, "Later", Late)
+    late, _, _ = guarded()
+    later = feed(late, losses)
+    assert at_once.index(True) == 14
+    assert later.index(True) == 15
+    assert sum(later) == sum(at_once) == 1
+    other, _, _ = guarded()
+    half, _, _ = guarded()
+    feed(half, losses[:15])  # the window is over and not judged yet
+    other.load_state_dict(half.state_dict())
+    assert feed(other, losses[15:16]) == [True]
 
 
 def test_weights_buffers_and_optimizer_return_exactly() -> None:
