@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from optuna.study import Study
 
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.report.palette import LAW, NEUTRAL, SERIES, STATES, faded
 from metaopt_hpo_optuna.fields import Fields
 from metaopt_hpo_optuna.study_views import (
     PruningInfo,
@@ -21,12 +22,6 @@ from metaopt_hpo_optuna.study_views import (
     scaling_law_info,
     trajectories_info,
 )
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, told apart by colour-blind readers."""
-
-STATES = {"complete": ("#0072B2", "solid"), "pruned": ("#D55E00", "dash"), "diverged": ("#000000", "dot")}
-OTHER_STATE = ("#999999", "dot")
 
 FAINT = 0.4
 """Opacity of finished runs where pruned ones are to be seen among them."""
@@ -64,10 +59,10 @@ def draw_scaling_law(info: ScalingLawInfo) -> go.Figure:
         band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
         figure.add_trace(go.Scatter(x=info.sizes, y=info.high, **band))
         figure.add_trace(
-            go.Scatter(x=info.sizes, y=info.low, fill="tonexty", fillcolor="rgba(0,114,178,0.15)", **band)
+            go.Scatter(x=info.sizes, y=info.low, fill="tonexty", fillcolor=faded(LAW.colour, 0.18), **band)
         )
         figure.add_trace(
-            go.Scatter(x=info.sizes, y=info.lr, mode="lines", name="law", line={"color": COLOURS[0]})
+            go.Scatter(x=info.sizes, y=info.lr, mode="lines", name="law", line={"color": LAW.colour})
         )
     for best, name, symbol in ((False, "trials", "circle-open"), (True, "best of a size", "diamond")):
         points = [p for p in info.points if p.best is best]
@@ -78,7 +73,7 @@ def draw_scaling_law(info: ScalingLawInfo) -> go.Figure:
                     y=[p.lr for p in points],
                     mode="markers",
                     name=name,
-                    marker={"symbol": symbol, "size": 9, "color": COLOURS[1] if best else "#777777"},
+                    marker={"symbol": symbol, "size": 9, "color": SERIES[1] if best else NEUTRAL.colour},
                     text=[f"trial {p.trial}: loss {p.loss:.4g}" for p in points],
                     hoverinfo="text",
                 )
@@ -102,7 +97,7 @@ def draw_trajectories(info: TrajectoriesInfo) -> go.Figure:
                 name=t.strategy,
                 legendgroup=t.strategy,
                 showlegend=first,
-                line={"color": COLOURS[strategies.index(t.strategy) % len(COLOURS)], "width": 1.5},
+                line={"color": SERIES[strategies.index(t.strategy) % len(SERIES)], "width": 1.5},
                 text=f"trial {t.trial}, size {t.size:.3g}: loss {t.loss:.4g}",
                 hoverinfo="text",
             )
@@ -120,7 +115,7 @@ def draw_pruning(info: PruningInfo) -> go.Figure:
     shown: set[str] = set()
     # finished runs are many: they are drawn first and faint, so that what was pruned can be seen among them
     for c in sorted(info.curves, key=lambda c: c.state != "complete"):
-        colour, dash = STATES.get(c.state, OTHER_STATE)
+        look = STATES.get(c.state, NEUTRAL)
         figure.add_trace(
             go.Scatter(
                 x=c.tokens,
@@ -130,7 +125,7 @@ def draw_pruning(info: PruningInfo) -> go.Figure:
                 legendgroup=c.state,
                 showlegend=c.state not in shown,
                 opacity=FAINT if c.state == "complete" else 1.0,
-                line={"color": colour, "dash": dash, "width": 1.2},
+                line={"color": look.colour, "dash": look.dash, "width": 1.2},
                 # a mark where it ended, and nowhere else
                 marker={"size": [0] * (len(c.tokens) - 1) + [8], "symbol": "x" if c.reason else "circle"},
                 text=f"trial {c.trial}, size {c.size:.3g}" + (f": {c.reason}" if c.reason else ""),

@@ -8,9 +8,10 @@ from typing import Any
 from optuna.study import Study
 
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.report.palette import LAW, NEUTRAL, SERIES, STATES
 from metaopt_hpo_optuna.fields import Fields
 from metaopt_hpo_optuna.study_views import pruning_info, scaling_law_info, trajectories_info
-from metaopt_hpo_optuna.visualization import COLOURS, FAINT, OTHER_STATE, STATES
+from metaopt_hpo_optuna.visualization import FAINT
 
 LINES = {"solid": "-", "dash": "--", "dot": ":"}
 
@@ -23,8 +24,8 @@ def plot_scaling_law(
     axes = _axes("Learning rate against size", "size (parameters)", "learning rate")
     axes.set_yscale("log")
     if info.sizes:
-        axes.plot(info.sizes, info.lr, color=COLOURS[0], label="law")
-        axes.fill_between(info.sizes, info.low, info.high, color=COLOURS[0], alpha=0.15, linewidth=0)
+        axes.plot(info.sizes, info.lr, color=LAW.colour, label="law")
+        axes.fill_between(info.sizes, info.low, info.high, color=LAW.colour, alpha=0.18, linewidth=0)
     for best, name, marker in ((False, "trials", "o"), (True, "best of a size", "D")):
         points = [p for p in info.points if p.best is best]
         if points:
@@ -33,8 +34,8 @@ def plot_scaling_law(
                 [p.lr for p in points],
                 marker=marker,
                 label=name,
-                facecolors=COLOURS[1] if best else "none",
-                edgecolors=COLOURS[1] if best else "#777777",
+                facecolors=SERIES[1] if best else "none",
+                edgecolors=SERIES[1] if best else NEUTRAL.colour,
             )
     return _finish(axes, "" if info.sizes else info.message)
 
@@ -49,7 +50,7 @@ def plot_lr_trajectories(study: Study, *, names: Fields | None = None) -> Any:
     for t in info.trajectories:
         label = t.strategy if t.strategy not in shown else "_nolegend_"
         axes.plot(
-            t.tokens, t.step_size, color=COLOURS[strategies.index(t.strategy) % len(COLOURS)], label=label
+            t.tokens, t.step_size, color=SERIES[strategies.index(t.strategy) % len(SERIES)], label=label
         )
         shown.add(t.strategy)
     return _finish(axes, "" if info.trajectories else "no trial recorded its step sizes; train with TrialRun")
@@ -62,12 +63,12 @@ def plot_pruning(study: Study, *, names: Fields | None = None) -> Any:
     axes = _axes(title, "tokens", "loss")
     shown: set[str] = set()
     for c in info.curves:
-        colour, dash = STATES.get(c.state, OTHER_STATE)
+        ended = STATES.get(c.state, NEUTRAL)
         label = c.state if c.state not in shown else "_nolegend_"
         # finished runs are many: they stay behind, so that what was pruned can be seen among them
         behind = c.state == "complete"
-        look = {"color": colour, "alpha": FAINT if behind else 1.0, "zorder": 2 if behind else 3}
-        axes.plot(c.tokens, c.loss, linestyle=LINES[dash], linewidth=1.2, label=label, **look)
+        look = {"color": ended.colour, "alpha": FAINT if behind else 1.0, "zorder": 2 if behind else 3}
+        axes.plot(c.tokens, c.loss, linestyle=LINES[ended.dash], linewidth=1.2, label=label, **look)
         axes.plot(c.tokens[-1:], c.loss[-1:], "x" if c.reason else "o", markersize=5, **look)
         shown.add(c.state)
     return _finish(axes, "" if info.curves else "no trial reported between its start and its end")

@@ -140,7 +140,7 @@ def write_page(law: Law, trials: TrialTable, page: Path, title: str, held: Trial
     """Write a law's figures as a page."""
     from metaopt_hpo.report import law_figures
 
-    figures = [("Loss against learning rate", law_figures.surface_slices(law, trials))]
+    figures = [(law_figures.SLICES, law_figures.surface_slices(law, trials))]
     for what, label in (("lr", "learning rate"), ("batch", "batch")):
         if what == "lr" or law.surface.has_batch:
             figures += [
@@ -150,10 +150,15 @@ def write_page(law: Law, trials: TrialTable, page: Path, title: str, held: Trial
                 )
                 for axis in law.axes.scale_names[: 1 if law.path is not None else 2]
             ]
-    figures.append(("Residuals", law_figures.residuals(law, trials)))
+    figures.append((law_figures.RESIDUALS, law_figures.residuals(law, trials)))
     if held is not None:
-        figures.append(("Calibration on the sizes held out", law_figures.calibration(law, held)))
-    return law_figures.law_page(title, law, figures, page)
+        figures.append((law_figures.CALIBRATION, law_figures.calibration(law, held)))
+    from metaopt_hpo.report.sections import Source
+
+    rests = (
+        f"{len(trials)} trials of {title.removeprefix('Law fitted to ')}; metaopt-hpo fit makes the law again"
+    )
+    return law_figures.law_page(title, law, figures, page, [Source(rests)])
 
 
 def _base(source: str) -> Law | TrialTable | str:

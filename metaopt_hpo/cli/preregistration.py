@@ -14,6 +14,7 @@ def register(
     tokens: Annotated[float, typer.Option(help="Its training tokens.")],
     out: Annotated[Path, typer.Option(help="Write the prediction here; a file that exists is not replaced.")],
     batch: Annotated[float | None, typer.Option(help="Tokens per step, if it is given.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the prediction here too, as HTML.")] = None,
 ) -> None:
     """Write a prediction down before the run, with its date, interval and what it rests on.
 
@@ -26,12 +27,17 @@ def register(
         f"loss {found.loss.value:.4f} ({found.level:.0%} interval {found.loss.low:.4f} … {found.loss.high:.4f})"
     )
     typer.echo(f"lr {found.lr.value:.4g}, batch {found.batch.value:.4g} tokens; written to {out}")
+    if page is not None:
+        from metaopt_hpo.report.prediction_page import prediction_page
+
+        _write(page, prediction_page(found))
     typer.echo(f"after the run: metaopt-hpo check {out} --loss LOSS")
 
 
 def check(
     prediction: Annotated[Path, typer.Argument(help="A file that `metaopt-hpo register` wrote.")],
     loss: Annotated[float, typer.Option(help="Held-out loss of the run, in the trials' unit.")],
+    page: Annotated[Path | None, typer.Option(help="Write the score here too, as HTML.")] = None,
 ) -> None:
     """Score a registered prediction against the loss that was found.
 
@@ -39,4 +45,16 @@ def check(
     """
     from metaopt_hpo.scaling import preregistration
 
-    typer.echo(str(preregistration.read(prediction).score(loss)))
+    score = preregistration.read(prediction).score(loss)
+    typer.echo(str(score))
+    if page is not None:
+        from metaopt_hpo.report.prediction_page import score_page
+
+        _write(page, score_page(score))
+
+
+def _write(path: Path, page: str) -> None:
+    from metaopt_hpo.atomic import write_text
+
+    write_text(path, page)
+    typer.echo(f"page written to {path}")

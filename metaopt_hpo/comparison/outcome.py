@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from metaopt_hpo.comparison.claims import Claim, claim, percent, runs
 from metaopt_hpo.comparison.methods import Kind, method
 from metaopt_hpo.comparison.protocol import PILOT, Comparison
 from metaopt_hpo.comparison.statistics import Difference, paired_difference
@@ -20,6 +21,18 @@ from metaopt_hpo.trials.table import TrialTable
 
 MATCH = 0.005
 """Relative excess over the reference's best loss that counts as matching it: about one seed's noise."""
+
+
+__all__ = [
+    "MATCH",
+    "LawOutcome",
+    "MethodOutcome",
+    "Outcome",
+    "OutcomeError",
+    "Trajectory",
+    "judge",
+    "percent",
+]
 
 
 class OutcomeError(MetaOptError):
@@ -96,7 +109,15 @@ class Outcome:
     run_cost: float
     """FLOPs of one full run at the target size."""
     law: LawOutcome | None
-    verdict: str
+    claims: tuple[Claim, ...]
+    """What each method that needs no search reached against the reference, first to last."""
+    notes: str = ""
+    """Methods that are left out, and why."""
+
+    @property
+    def verdict(self) -> str:
+        """The claims and notes as one text."""
+        return " ".join([*map(str, self.claims), self.notes]).strip()
 
 
 def judge(comparison: Comparison) -> Outcome:
@@ -127,7 +148,9 @@ def judge(comparison: Comparison) -> Outcome:
     ref = next(o for o in outcomes if o.name == reference_name)
     law = _law_outcome(comparison, records, ref)
     spent_on_pilots = [n for n in empty if all(not t.cost for t in found[n]) and found[n][0].pilot_cost > 0]
-    return Outcome(comparison, outcomes, ref, run_cost, law, _verdict(outcomes, ref, empty, spent_on_pilots))
+    return Outcome(
+        comparison, outcomes, ref, run_cost, law, _claims(outcomes, ref), _left_out(empty, spent_on_pilots)
+    )
 
 
 def _trajectories(records: Sequence[TrialRecord], name: str, seeds: Sequence[int]) -> list[Trajectory]:
@@ -208,46 +231,29 @@ def _law_outcome(
     )
 
 
-def _verdict(
-    outcomes: Sequence[MethodOutcome],
-    reference: MethodOutcome,
-    left_out: Sequence[str],
-    budget_gone: Sequence[str],
-) -> str:
-    sentences = []
+def _claims(outcomes: Sequence[MethodOutcome], reference: MethodOutcome) -> tuple[Claim, ...]:
     trials = statistics.fmean(t.trials for t in reference.trajectories)
+    against = f"the best of {runs(trials, reference.title)}"
+    claims = []
     for o in outcomes:
         if o.first_versus_reference is None or o.kind == "external":
             continue
         share = statistics.fmean(t.cost[0] for t in o.trajectories) / reference.total_cost
-        what = {
-            "law": "the law's pilots and one run at the predicted rate",
-            "self-tuning": f"one {o.title} run",
-        }[o.kind]
-        sentences.append(
-            f"{what} ended at a loss {percent(o.first_versus_reference)} against the best of "
-            f"{trials:.0f} {reference.title.lower()} runs, for {100 * share:.0f} % of the compute"
-        )
-    if not sentences:
+        law = o.kind == "law"
+        what = "The smaller models, a law and one run at its rate" if law else f"One {o.title} run"
+        claims.append(claim(what, against, o.first_versus_reference, share))
+    if not claims:
         best = min(outcomes, key=lambda o: statistics.fmean(o.best))
-        sentences.append(f"{best.title} found the lowest loss, {statistics.fmean(best.best):.4g} on average")
-    for name in left_out:
+        mean = f"{statistics.fmean(best.best):.4g} on average"
+        claims.append(Claim(f"{best.title} found the lowest loss.", f"It is {mean}."))
+    return tuple(claims)
+
+
+def _left_out(names: Sequence[str], budget_gone: Sequence[str]) -> str:
+    sentences = []
+    for name in names:
         why = (
             "had no budget left after its pilots" if name in budget_gone else "finished no trial on some seed"
         )
-        sentences.append(f"{method(name).title} {why} and is left out")
-    text = "; ".join(sentences)
-    return text[0].upper() + text[1:] + "."
-
-
-def percent(d: Difference) -> str:
-    """A log ratio as a signed percentage with its interval: `+0.42 % (90 % interval −0.2 … +1.0 %, 3 seeds)`."""
-
-    def one(x: float) -> str:
-        value = 100 * math.expm1(x)
-        digits = 1 if abs(value) >= 1 else 2
-        return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
-
-    if d.pairs < 2:
-        return f"{one(d.mean)} % (one seed, no interval)"
-    return f"{one(d.mean)} % (90 % interval {one(d.low)} … {one(d.high)} %, {d.pairs} seeds)"
+        sentences.append(f"{method(name).title} {why} and is left out.")
+    return " ".join(sentences)

@@ -19,6 +19,7 @@ def empty_figure() -> go.Figure:
         "ticklen": 4,
         "showgrid": True,
         "gridwidth": 1,
+        "exponentformat": "power",
     }
     return go.Figure(
         layout={

@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 
 from metaopt_hpo.report import palette, words
 from metaopt_hpo.report.axes import empty_figure, log_axis, run_axis
+from metaopt_hpo.report.behind import LEGEND
 from metaopt_hpo.report.cost_views import SearchCost
 from metaopt_hpo.report.law_views import LossAtRate, OptimalRate
 from metaopt_hpo.report.palette import Look
@@ -96,7 +97,7 @@ def loss_against_compute(view: LossAgainstCompute) -> Figure:
         if top < high
         else ""
     )
-    return Figure(_with_legend(plot, legend), note)
+    return Figure(with_legend(plot, legend), note)
 
 
 def rate_trajectories(view: RateTrajectories) -> Figure:
@@ -114,8 +115,8 @@ def rate_trajectories(view: RateTrajectories) -> Figure:
     values = [v for line in view.lines for v in line.step_size]
     # a cooldown ends at almost nothing; three decades below the top are enough to see it go
     log_axis(plot.update_yaxes, max(min(values), max(values) * 1e-3), max(values), "Step size")
-    plot.update_xaxes(title_text="Tokens seen", rangemode="tozero")
-    return Figure(_with_legend(plot, list(legend.values())))
+    plot.update_xaxes(title_text="Tokens seen", rangemode="tozero", exponentformat="B")
+    return Figure(with_legend(plot, list(legend.values())))
 
 
 def loss_at_rate(view: LossAtRate) -> Figure:
@@ -166,7 +167,7 @@ def loss_at_rate(view: LossAtRate) -> Figure:
     rates = [v for c in view.curves for v in (*c.lr, *c.failed_lr)]
     log_axis(plot.update_xaxes, min(rates), max(rates), "Learning rate (peak)", pad=0.06)
     log_axis(plot.update_yaxes, low, top, "Final held-out loss", pad=0.05)
-    return Figure(_with_legend(plot, legend))
+    return Figure(with_legend(plot, legend))
 
 
 def optimal_rate(view: OptimalRate) -> Figure:
@@ -236,7 +237,7 @@ def optimal_rate(view: OptimalRate) -> Figure:
         *(lr for f in view.found for lr in f.lr),
     ]
     log_axis(plot.update_yaxes, min(rates), max(rates), "Best learning rate", pad=0.06)
-    return Figure(_with_legend(plot, legend))
+    return Figure(with_legend(plot, legend))
 
 
 def search_cost(view: SearchCost) -> Figure:
@@ -271,14 +272,10 @@ def search_cost(view: SearchCost) -> Figure:
         LegendEntry("spent on smaller models", Look("#808080", "solid", "square"), line=False, band=True),
         LegendEntry("spent at the target size", Look("#808080", "solid", "square"), line=False, marker=True),
     ]
-    return Figure(_with_legend(plot, legend if len(parts) > 1 else []))
+    return Figure(with_legend(plot, legend if len(parts) > 1 else []))
 
 
-LEGEND = "legend"
-"""`meta` of the traces that draw nothing but their entry in the legend."""
-
-
-def _with_legend(plot: go.Figure, entries: Sequence[LegendEntry]) -> go.Figure:
+def with_legend(plot: go.Figure, entries: Sequence[LegendEntry]) -> go.Figure:
     """Each entry as a trace without points; a click on one hides the traces of its group."""
     grouped = {e.group for e in entries if e.group}
     for trace in plot.data:

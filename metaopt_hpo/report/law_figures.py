@@ -20,6 +20,7 @@ from metaopt_hpo.comparison.replay import ReplayResult
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import NEUTRAL, of_method, of_rank
+from metaopt_hpo.report.words import count
 from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.scaling.sameness import SAME
@@ -58,7 +59,7 @@ def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
         batch = float(batches[np.abs(np.log(batches / wanted)).argmin()])
         runs = group[group["batch"] == batch].sort_values("lr")
         look = of_rank(rank, len(chosen))
-        name = f"{size:.3g} parameters, {tokens:.3g} tokens"
+        name = f"{count(size)} parameters, {count(tokens)} tokens"
         lrs = np.geomspace(runs["lr"].min() / 1.3, runs["lr"].max() * 1.3, 60)
         losses = law.loss(size, tokens, batch, lrs)
         least = float(losses.min())
@@ -112,7 +113,7 @@ def optimum_against(
     for rank, other in enumerate(shown):
         look = of_rank(rank, len(shown))
         estimates = [getattr(law.predict(*_place(law, axis, x, other)), what) for x in map(float, xs)]
-        name = f"{other:.3g} {'tokens' if axis == 'size' else 'parameters'}" if other else "along the path"
+        name = f"{count(other)} {'tokens' if axis == 'size' else 'parameters'}" if other else "along the path"
         if rank == len(shown) - 1:
             edge = [e.high for e in estimates] + [e.low for e in reversed(estimates)]
             plot.add_scatter(
@@ -181,7 +182,7 @@ def residuals(law: Law, table: TrialTable) -> go.Figure:
             y=miss[rows],
             mode="markers",
             marker={"color": look.colour, "symbol": look.symbol, "size": 5, "opacity": 0.7},
-            name=f"{size:.3g} parameters",
+            name=f"{count(float(size))} parameters",
         )
     plot.add_hline(y=0, line={"color": NEUTRAL.colour, "width": 1})
     log_axis(plot.update_xaxes, *_span(distance), "lr / optimal lr")
@@ -268,26 +269,55 @@ def replay_curves(result: ReplayResult) -> go.Figure:
     return plot
 
 
-def law_page(title: str, law: Law, figures: Sequence[tuple[str, go.Figure]], path: str | Path) -> Path:
+SLICES, RESIDUALS, CALIBRATION = (
+    "Loss against learning rate",
+    "Residuals",
+    "Calibration on the sizes held out",
+)
+OPTIMUM = (
+    "Lines are the law, the band its interval on the last of them. Markers are the best run of each size and token "
+    "count, open where it lies at the edge of what was tried. Right of the dotted line nothing was fitted."
+)
+CAPTIONS = {
+    SLICES: "Points are runs, lines the law, each over the least loss the law gives that size and token count; runs "
+    f"more than {SLICE_TOP:.0%} above it are drawn at the top edge.",
+    RESIDUALS: "What the law misses on each run, in percent of loss, against how far the run's lr was from the "
+    "predicted optimum. A pattern here means the law's form does not fit.",
+    CALIBRATION: "How many of the held-out cells fell inside the law's intervals, against the level of the interval; "
+    "below the diagonal the intervals are too short.",
+}
+
+
+def law_page(
+    title: str,
+    law: Law,
+    figures: Sequence[tuple[str, go.Figure]],
+    path: str | Path,
+    sources: Sequence[sections.Source] = (),
+) -> Path:
     """One self-contained HTML page: what the law says in a sentence, in words, and in figures with their headings."""
     size, tokens = law.domain.size[1], law.domain.tokens[1]
     found = law.predict(size, tokens)
     answer = (
-        f"At {size:.3g} parameters and {tokens:.3g} tokens, the largest that were tried, the optimal learning rate is "
-        f"{found.lr.value:.2e} ({law.level:.0%} interval {found.lr.low:.2e} … {found.lr.high:.2e})."
+        f"At {count(size)} parameters and {count(tokens)} tokens, the largest that were tried, the optimal learning "
+        f"rate is {found.lr.value:.2e} ({law.level:.0%} interval {found.lr.low:.2e} to {found.lr.high:.2e})."
     )
     if found.warnings:
         codes = ", ".join(dict.fromkeys(w.code for w in found.warnings))
         answer += f" The law warns about this prediction: {codes}."
     parts = [
-        sections.section(heading, sections.figure(plot, f"law-{i}", alt=heading))
+        sections.section(
+            heading, sections.figure(plot, f"law-{i}", alt=heading, summary=CAPTIONS.get(heading, OPTIMUM))
+        )
         for i, (heading, plot) in enumerate(figures)
     ]
     words = sections.section("The law in numbers", sections.numbers(law.describe()))
     out = Path(path)
     write_text(
         out,
-        sections.page([*parts, words], title=title, answer=answer, kicker="A law across model sizes"),
+        sections.page(
+            [*parts, words], title=title, answer=answer, kicker="A law across model sizes", sources=sources
+        ),
     )
     return out
 
@@ -325,12 +355,13 @@ def replay_page(result: ReplayResult, table: str) -> str:
             ),
             sections.section(
                 "Target runs to come near the best, pilots included",
-                sections.table(head, cells, numbers_from=2),
+                sections.table(head, cells, numbers_from=2, label="Target runs to come near the best"),
             ),
         ],
         title=f"Search methods replayed on {table}",
         answer=answer,
-        kicker=f"Target: {size:.3g} parameters, {tokens:.3g} tokens",
+        sources=[sections.Source(f"Every loss is a run of {table}; metaopt-hpo replay searches it again")],
+        kicker=f"Target: {count(size)} parameters, {count(tokens)} tokens",
     )
 
 

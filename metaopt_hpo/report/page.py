@@ -19,12 +19,21 @@ from markupsafe import Markup
 from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.outcome import Outcome, judge, percent
-from metaopt_hpo.comparison.protocol import Comparison
+from metaopt_hpo.comparison.protocol import PLAN_FILE, STORE_FILE, TABLE_FILE, Comparison, Plan
 from metaopt_hpo.comparison.statistics import Difference
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.report import cost_views, figures, law_views, search_views, sections, words
+from metaopt_hpo.report import (
+    cost_views,
+    figures,
+    law_views,
+    search_views,
+    sections,
+    trial_figures,
+    trial_views,
+    words,
+)
 from metaopt_hpo.report.figures import Figure
-from metaopt_hpo.report.sections import Panel
+from metaopt_hpo.report.sections import METAOPTIMIZE, Panel, Source
 
 REPORT_FILE = "report.html"
 
@@ -84,6 +93,7 @@ def render(outcome: Outcome) -> str:
         law=law,
         cost=cost,
         trials=trials,
+        sources=_sources(plan),
         states=Counter(t.record.state for t in trials),
         totals=_totals(outcome),
         plan_json=json.dumps(plan.to_json(), indent=2, ensure_ascii=False),
@@ -100,6 +110,20 @@ def render(outcome: Outcome) -> str:
                 search_views.rate_trajectories(outcome),
                 figures.rate_trajectories,
             ),
+            "curves": _panel(
+                "curves",
+                "Loss of every trial during training",
+                trial_views.loss_curves(outcome),
+                trial_figures.loss_curves,
+            ),
+            "importance": _panel(
+                "importance",
+                "Importance of each parameter",
+                trial_views.importance(
+                    [r for r in outcome.comparison.table.records() if r.size == plan.size]
+                ),
+                trial_figures.importance,
+            ),
             "rates": _panel(
                 "rates",
                 "Loss against learning rate at every size",
@@ -110,6 +134,23 @@ def render(outcome: Outcome) -> str:
             "cost": _panel("cost", "Cost of the search with and without it", cost, figures.search_cost),
         },
     )
+
+
+def _sources(plan: Plan) -> list[Source]:
+    """The files of the comparison, which lie beside its report, and what its methods come from."""
+    store = {
+        "optuna": (
+            f"{STORE_FILE}: the Optuna studies, for optuna-dashboard sqlite:///{STORE_FILE}",
+            STORE_FILE,
+        ),
+        "ray": (f"{STORE_FILE}.ray: the Ray Tune experiments", f"{STORE_FILE}.ray"),
+    }.get(plan.engine)
+    found = [
+        Source(f"{TABLE_FILE}: every trial, for metaopt-hpo inspect {TABLE_FILE}", TABLE_FILE),
+        Source(f"{PLAN_FILE}: what was asked and on which machine", PLAN_FILE),
+        *([Source(*store)] if store else []),
+    ]
+    return found + ([METAOPTIMIZE] if "metaoptimize" in plan.methods else [])
 
 
 def _panel(name: str, alt: str, view: Any, draw: Callable[[Any], Figure]) -> Panel:

@@ -39,6 +39,18 @@ _LOOKS = {
 LAW = _LOOKS["law"]
 NEUTRAL = Look("#808080", "dot", "circle-open")
 
+SERIES = tuple(
+    _LOOKS[name].colour for name in ("grid", "tpe", "metaoptimize", "law", "gp", "cmaes", "hyperband", "asha")
+)
+"""Colours of things that are no method, in this order."""
+STATES = {
+    "complete": Look(_LOOKS["grid"].colour, "solid", "circle"),
+    "pruned": Look(_LOOKS["tpe"].colour, "dash", "x"),
+    "stopped": Look(_LOOKS["gp"].colour, "dash", "x"),
+    "diverged": Look(_LOOKS["asha"].colour, "dot", "x"),
+}
+"""How a trial ended; another state is drawn as `NEUTRAL`."""
+
 SIZE_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "pentagon", "star", "hexagon", "x")
 _RAMP = ((0x2B, 0x7B, 0xBA), (0x86, 0x68, 0xC4), (0xC0, 0x52, 0x88), (0xD5, 0x5E, 0x00))
 

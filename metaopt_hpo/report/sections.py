@@ -21,7 +21,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
+from metaopt_hpo import __version__
 from metaopt_hpo.report import words as text_of
+from metaopt_hpo.report.behind import Numbers, behind
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,30 @@ class Panel:
     absent: str = ""
     data: Markup | None = None
     note: str = ""
+    numbers: Numbers | None = None
+    """The table behind the figure."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something a page rests on: a text, and where it is found.
+
+    An address of the web or a file beside the page; none where the text says enough, as a command does.
+    """
+
+    text: str
+    href: str = ""
+
+    def __post_init__(self) -> None:
+        scheme, colon, _ = self.href.partition(":")
+        if colon and scheme not in ("https", "http"):
+            raise ValueError(f"href must be a web address or a file beside the page, got {self.href!r}")
+
+
+METAOPTIMIZE = Source(
+    "MetaOptimize: the step size learned during the run", "https://arxiv.org/abs/2402.02342"
+)
+BOUNDS = Source("Bounds and practice of learning-rate scaling", "https://arxiv.org/abs/2603.15958")
 
 
 def render(template: str, filters: dict[str, Callable[..., Any]] | None = None, **context: Any) -> str:
@@ -46,13 +72,21 @@ def render(template: str, filters: dict[str, Callable[..., Any]] | None = None, 
             css=Markup(_resource("page.css")),  # our own file, not a user's text
             scripts={name: Markup(text) for name, text in scripts.items()},
             hashes=[_hash(text) for text in scripts.values()],
-            **context,
+            version=__version__,
+            **{"sources": (), **context},
         )
     )
     return page
 
 
-def page(sections: Sequence[str], *, title: str, answer: str, kicker: str = "") -> str:
+def page(
+    sections: Sequence[str],
+    *,
+    title: str,
+    answer: str,
+    kicker: str = "",
+    sources: Sequence[Source] = (),
+) -> str:
     """A page of sections.
 
     Args:
@@ -60,9 +94,10 @@ def page(sections: Sequence[str], *, title: str, answer: str, kicker: str = "") 
         title: its heading.
         answer: what the page says, in one sentence.
         kicker: what kind of page it is, above the heading.
+        sources: what the page rests on: papers, files, commands; at its end.
     """
     body = Markup("\n".join(sections))
-    return render("sections.html.j2", title=title, answer=answer, kicker=kicker, body=body)
+    return render("sections.html.j2", title=title, answer=answer, kicker=kicker, body=body, sources=sources)
 
 
 def section(title: str, *parts: str) -> str:
@@ -80,24 +115,33 @@ def numbers(text: str) -> str:
     return f"<pre>{html.escape(text)}</pre>"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, numbers_from: int = 1) -> str:
-    """A table; columns from `numbers_from` on are set as numbers."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[object]], *, numbers_from: int = 1, label: str = "Table"
+) -> str:
+    """A table; columns from `numbers_from` on are set as numbers, `label` names it for those who cannot see it."""
 
     def cell(tag: str, i: int, value: object) -> str:
         kind = ' class="cell-number"' if i >= numbers_from else ""
-        return f"<{tag}{kind}>{html.escape(str(value))}</{tag}>"
+        scope = ' scope="col"' if tag == "th" else ""
+        return f"<{tag}{scope}{kind}>{html.escape(str(value))}</{tag}>"
 
     top = "".join(cell("th", i, h) for i, h in enumerate(head))
     body = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
     return (
-        '<div class="box" tabindex="0" role="region" aria-label="Table">'
+        f'<div class="box" tabindex="0" role="region" aria-label="{html.escape(label)}">'
         f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and values in two columns, on a phone in one."""
+    rows = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in pairs)
+    return f'<dl class="facts">{rows}</dl>'
+
+
 def panel(plot: go.Figure, name: str, alt: str, summary: str, note: str = "") -> Panel:
     """A figure for a template; its name is its id, so that the same result gives the same page."""
-    return Panel(name, alt, summary, "", json_for_script(plot.to_json()), note)
+    return Panel(name, alt, summary, "", json_for_script(plot.to_json()), note, behind(plot))
 
 
 def figure(plot: go.Figure, name: str, *, alt: str, summary: str = "") -> str:
@@ -123,6 +167,7 @@ def tied(text: str) -> Markup:
     """A user's or our own text, escaped, whose numbers no line end may cut: `14 %`, `−0.2 … +1.0 %`, `1e-4`."""
     safe = str(escape(text))
     safe = re.sub(r"(?<=\d) ?%", text_of.SPACE + "%", safe)
+    safe = re.sub(r"(?<=[\d%]) to (?=[−+]?\d)", rf"{text_of.SPACE}to{text_of.SPACE}", safe)
     safe = re.sub(r" ([…±]) ", rf"{text_of.SPACE}\1{text_of.SPACE}", safe)
     return Markup(re.sub(r"\b\d[\d.]*e-\d+\b", r'<span class="number">\g<0></span>', safe))
 

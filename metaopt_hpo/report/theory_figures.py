@@ -17,7 +17,7 @@ from metaopt_hpo.attribution.outcome import Attribution
 from metaopt_hpo.report.axes import empty_figure
 from metaopt_hpo.report.figures import plain
 from metaopt_hpo.report.palette import NEUTRAL, of_rank
-from metaopt_hpo.report.sections import figure, page, table
+from metaopt_hpo.report.sections import BOUNDS, Source, figure, page, table
 from metaopt_hpo.theory.predicted import predicted_exponents
 from metaopt_hpo.theory.verify import RuleCheck
 
@@ -53,7 +53,7 @@ def rule_figure(check: RuleCheck) -> go.Figure:
         marker={"size": 12, "symbol": "x", "color": "#d55e00"},
     )  # fmt: skip
     plot.update_xaxes(title_text=f"Exponent of lr in {check.scale}")
-    plot.update_yaxes(title_text="Exponent of the bound (lower is better)")
+    plot.update_yaxes(title_text="Exponent of the bound")
     return plot
 
 
@@ -75,7 +75,7 @@ def parts_figure(attribution: Attribution) -> go.Figure:
             marker={"color": of_rank(rank, len(attribution.findings)).colour},
         )  # fmt: skip
     plot.update_layout(barmode="group")
-    plot.update_yaxes(title_text="Part of the gap in the exponent of lr", zeroline=True)
+    plot.update_yaxes(title_text="Part of the gap", zeroline=True)
     return plot
 
 
@@ -103,7 +103,7 @@ def path_figure(attribution: Attribution) -> go.Figure:
             )  # fmt: skip
     plot.add_hline(y=0, line={"width": 1, "dash": "dot", "color": NEUTRAL.colour})
     plot.update_xaxes(title_text="b of the batch path B ~ D^b")
-    plot.update_yaxes(title_text="Exponent of the optimal lr in D (final loss)")
+    plot.update_yaxes(title_text="Exponent of optimal lr in D")
     return plot
 
 
@@ -171,13 +171,14 @@ def rule_page(check: RuleCheck) -> str:
         title="A scaling rule against convergence bounds",
         answer=rule_answer(check),
         kicker=f"Rule {check.rule}",
+        sources=[BOUNDS, Source(f"Command: metaopt-hpo verify-rule {check.rule!r}")],
     )
 
 
 def rule_answer(check: RuleCheck) -> str:
     """The check in one sentence."""
     low, high = check.lr_interval
-    range_ = f"{low:.3g}" if check.identified else f"{low:.3g} … {high:.3g}"
+    range_ = f"{low:.3g}" if check.identified else f"{low:.3g} to {high:.3g}"
     verdict = {
         "optimal": "loses nothing, even against the best momentum and batch",
         "aligned": "loses nothing at its own momentum and batch",
@@ -197,6 +198,7 @@ def attribution_page(attribution: Attribution) -> str:
         title="Learning-rate laws against convergence bounds",
         answer=attribution_answer(attribution),
         kicker=f"Attribution, tier {attribution.tier}",
+        sources=[BOUNDS, Source(f"Command: metaopt-hpo attribute --tier {attribution.tier}")],
     )
 
 
@@ -207,9 +209,14 @@ def attribution_answer(attribution: Attribution) -> str:
         total = finding.decomposition.total
         part = max(finding.decomposition.parts, key=lambda p: abs(p.phi.value))
         found.append(
-            f"{finding.world} {total.value:+.2f} ({total.low:+.2f} … {total.high:+.2f}), most of it {part.name}"
+            f"{finding.world} {_signed(total.value)} ({_signed(total.low)} to {_signed(total.high)}), "
+            f"most of it {part.name}"
         )
     return "Gap between the optimal learning rate's exponent and the bound's: " + "; ".join(found) + "."
+
+
+def _signed(x: float) -> str:
+    return f"{round(x, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def _notes(finding: WorldFinding) -> list[str]:

@@ -181,6 +181,15 @@ def test_the_optunahub_packages_load(kind: str, name: str) -> None:
     import inspect
     import re
 
+    # what the registry's own checks ask of a package
+    folder = ROOT / "optunahub" / "package" / kind / "metaopt_scaling_law"
+    assert re.search(rf"^tags: \[.*\b{kind.removesuffix('s')}\b", readme, flags=re.M)
+    assert "license: MIT License" in readme
+    assert "Copyright (c)" in (folder / "LICENSE").read_text()
+    assert (folder / "requirements.txt").read_text() == "metaopt-hpo[optuna]\n"
+    (shown,) = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    assert (folder / "example.py").read_text() == shown
+
     # the example runs, with the folder here in place of the registry
     (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
     registry = f", registry_root={str(ROOT / 'optunahub' / 'package')!r})"

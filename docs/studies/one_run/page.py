@@ -80,7 +80,7 @@ def render(table: TrialTable) -> str:
                     step_sizes(outcome), "step-sizes", alt="Step size over the run, one line a start"
                 )
             )
-        parts.append(sections.section(title, sections.table(head, rows), *extra))
+        parts.append(sections.section(title, sections.table(head, rows, label=title), *extra))
     intro = (
         f"{outcome.runs} runs, {outcome.flops:.3g} training FLOPs. Differences are of the held-out loss, paired by "
         "seed, with 90 % intervals; a minus sign is in favour of the one run."
@@ -90,6 +90,12 @@ def render(table: TrialTable) -> str:
         title="One run instead of a grid",
         answer=answer(outcome),
         kicker="One MetaOptimize run against tuned schedules and every rival",
+        sources=[
+            sections.METAOPTIMIZE,
+            sections.Source(
+                "Command: make study; its runs: docs/studies/one_run/study.parquet in the repository"
+            ),
+        ],
     )
 
 

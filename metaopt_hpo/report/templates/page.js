@@ -14,7 +14,7 @@
   const PAPER = 670;
   addEventListener("beforeprint", () => {
     for (const plot of plots) {
-      const height = plot.id === "plot-cost" ? 225 : 310;
+      const height = { "plot-cost": 225, "plot-importance": 170 }[plot.id] ?? 310;
       Plotly.relayout(plot, { autosize: false, width: PAPER, height });
     }
   });

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from metaopt_hpo.comparison import protocol
+from metaopt_hpo.comparison.claims import claim, runs
 from metaopt_hpo.comparison.outcome import MATCH, OutcomeError, judge, percent
 from metaopt_hpo.comparison.protocol import Comparison, compare
 from metaopt_hpo.comparison.statistics import Difference
@@ -60,8 +61,8 @@ def test_differences_are_paired_log_ratios(result: Comparison) -> None:
 def test_verdict_names_the_share_of_compute(result: Comparison) -> None:
     verdict = judge(result).verdict
     assert "One MetaOptimize run" in verdict
-    assert "for 20 % of the compute" in verdict
-    assert "best of 5 grid search runs" in verdict
+    assert "at a fifth of the compute." in verdict
+    assert "the best of five grid runs (90 % interval" in verdict
 
 
 def test_pruned_and_diverged_losses_never_count_as_results(result: Comparison) -> None:
@@ -115,13 +116,44 @@ def test_negative_losses_are_refused_in_a_sentence(result: Comparison) -> None:
 @pytest.mark.parametrize(
     ("difference", "text"),
     [
-        (Difference(0.0421, -0.002, 0.08, 0.1, 3), "+4.3 % (90 % interval −0.20 … +8.3 %, 3 seeds)"),
-        (Difference(-1e-7, -1e-7, 1e-7, 0.1, 3), "+0.00 % (90 % interval +0.00 … +0.00 %, 3 seeds)"),
+        (Difference(0.0421, -0.002, 0.08, 0.1, 3), "+4.3 % (90 % interval −0.20 to +8.3 %, 3 seeds)"),
+        (Difference(-1e-7, -1e-7, 1e-7, 0.1, 3), "+0.00 % (90 % interval +0.00 to +0.00 %, 3 seeds)"),
         (Difference(0.001, -math.inf, math.inf, math.nan, 1), "+0.10 % (one seed, no interval)"),
     ],
 )
 def test_percent_is_signed_rounded_and_never_minus_zero(difference: Difference, text: str) -> None:
     assert percent(difference) == text
+
+
+@pytest.mark.parametrize(
+    ("difference", "share", "headline"),
+    [
+        (Difference(-0.006, -0.017, 0.0056, 0.4, 3), 0.2, "Tie at a fifth of the compute."),
+        (Difference(-0.006, -0.017, -0.001, 0.02, 3), 0.5, "Lower loss at half of the compute."),
+        (Difference(0.02, 0.01, 0.03, 0.02, 3), 1.02, "Higher loss at the same compute."),
+        (Difference(0.02, -0.05, 0.09, 0.5, 3), 0.18, "Undecided at 18 % of the compute."),
+        (
+            Difference(0.02, -math.inf, math.inf, math.nan, 1),
+            2.5,
+            "Undecided on one seed, at 2.5 times the compute.",
+        ),
+    ],
+)
+def test_the_headline_decides_only_where_the_interval_does(
+    difference: Difference, share: float, headline: str
+) -> None:
+    found = claim("One MetaOptimize run", "the best of five grid runs", difference, share)
+    assert found.headline == headline
+    assert str(found).startswith(f"{headline} One MetaOptimize run ended ")
+
+
+def test_a_difference_is_told_as_a_person_would() -> None:
+    found = claim(
+        "One run", f"the best of {runs(5, 'Grid search')}", Difference(-0.006, -0.0171, 0.0056, 0.4, 3), 0.2
+    )
+    assert found.text == (
+        "One run ended 0.60 % below the best of five grid runs (90 % interval −1.7 to +0.56 %, 3 seeds)."
+    )
 
 
 def test_a_comparison_is_a_race_in_target_runs(result: Comparison) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import csv
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -26,21 +28,27 @@ from metaopt_hpo.comparison.outcome import Outcome, OutcomeError, judge, percent
 from metaopt_hpo.comparison.protocol import PLAN_FILE, TABLE_FILE, CompareError, Comparison
 from metaopt_hpo.report import (
     ReportError,
+    behind,
     figures,
     palette,
     render,
     report_from_folder,
     sections,
+    trial_figures,
+    trial_views,
     words,
     write_report,
 )
+from metaopt_hpo.report.trial_views import importance
 
 SECTIONS = [
-    "asked",
     "verdict",
+    "asked",
     "methods",
     "compute",
     "trajectories",
+    "curves",
+    "importance",
     "rates",
     "law",
     "cost",
@@ -121,18 +129,22 @@ def test_the_page_is_whole_and_its_sections_are_in_order(parsed: Parsed) -> None
 def test_every_figure_says_in_words_what_it_shows(parsed: Parsed) -> None:
     plots = [a for _, a in parsed.elements if a.get("class") == "plot"]
     assert [a["id"] for a in plots] == [
-        f"plot-{n}" for n in ("compute", "trajectories", "rates", "law", "cost")
+        f"plot-{n}" for n in ("compute", "trajectories", "curves", "importance", "rates", "law", "cost")
     ]
     for attributes in plots:
         name = str(attributes["id"]).removeprefix("plot-")
-        assert attributes["role"] == "img"
+        assert attributes["role"] == "group"  # its buttons may be focused
         assert len(str(attributes["aria-label"])) > 40
         assert len(parsed.within(id=f"{name}-caption")) > 40
 
 
 def test_nothing_is_loaded_from_anywhere(parsed: Parsed, html: str) -> None:
     assert not [t for t, _ in parsed.elements if t in {"link", "img", "iframe", "object", "embed", "base"}]
-    assert not [a for _, a in parsed.elements if {"src", "href", "srcset", "action", "data"} & a.keys()]
+    assert not [a for _, a in parsed.elements if {"src", "srcset", "action", "data"} & a.keys()]
+    # links are for a reader's click; a table is inside the page
+    addresses = [str(a["href"]) for t, a in parsed.elements if "href" in a]
+    assert all(t == "a" for t, a in parsed.elements if "href" in a)
+    assert all(re.match(r"https://|data:text/csv;|[\w.-]+$", address) for address in addresses)
     styles = "".join(d for path, d in parsed.texts if path and path[-1][0] == "style")
     assert styles
     assert "url(" not in styles
@@ -197,7 +209,7 @@ def test_the_table_of_trials_holds_every_trial_at_full_precision(parsed: Parsed,
 
 def test_the_figures_on_the_page_parse(parsed: Parsed) -> None:
     found = {a["id"]: json.loads(t) for a, t in parsed.scripts() if a.get("type") == "application/json"}
-    assert len(found) == 5
+    assert len(found) == 7
     for figure in found.values():
         assert figure["data"]
         assert "layout" not in figure["layout"].get("template", {}), "the style sheet sets the colours"
@@ -232,7 +244,7 @@ def test_what_users_wrote_is_shown_and_never_run(
     parsed = Parsed(text)
     assert not parsed.open
     assert not [t for t, _ in parsed.elements if t in {"img", "b"}]
-    assert len([t for t, _ in parsed.elements if t == "script"]) == 7
+    assert len([t for t, _ in parsed.elements if t == "script"]) == 9
     shown = " ".join(EVIL.split())
     assert shown in parsed.within("section", id="asked")
     assert shown in parsed.within("section", id="reproduce")
@@ -446,3 +458,35 @@ def _tables_may_warn() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def test_the_importance_of_a_planted_parameter_is_found(trial: Callable[..., Any]) -> None:
+    made = [trial(method="grid", seed=s, number=i, size=1.2e6, lr=lr) for s in (0, 1, 2)
+            for i, lr in enumerate((1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2))]  # fmt: skip
+    found = importance(made)
+    shares = dict(found.shares)
+    assert shares["learning rate"] > 0.9
+    assert sum(shares.values()) + found.unexplained == pytest.approx(1.0)
+    # a parameter without influence explains little, one that copies the rate shares its part
+    odd = [dataclasses.replace(r, params={"width": 1 + i % 2}) for i, r in enumerate(made)]
+    assert dict(importance(odd).shares)["width"] < 0.1
+    copied = [dataclasses.replace(r, params={"peak": r.lr}) for r in made]
+    twice = dict(importance(copied).shares)
+    assert twice["peak"] == pytest.approx(twice["learning rate"])
+    assert "at least 8" in importance(made[:5]).absent
+
+
+def test_the_table_behind_a_figure_is_what_it_draws(outcome: Outcome) -> None:
+    view = trial_views.loss_curves(outcome)
+    numbers = behind.behind(trial_figures.loss_curves(view).plot)
+    assert numbers.head == ("series", "part", "Tokens seen", "Held-out loss")
+    assert len(numbers.rows) == sum(len(line.tokens) for line in view.lines)
+    rows = list(csv.reader(io.StringIO(numbers.csv())))
+    assert [float(r[3]) for r in rows[1:]] == [x for line in view.lines for x in line.loss]
+    evil = behind.Numbers(("series", "y"), (("=1+1", 2.0),))
+    assert "'=1+1" in evil.csv()
+
+
+def test_sources_are_addresses_or_files_and_nothing_that_runs() -> None:
+    with pytest.raises(ValueError, match="href"):
+        sections.Source("x", "javascript:alert(1)")
