@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metaopt_hpo.cli import inspect, laws, preregistration, replay, theory
+from metaopt_hpo.cli import run as running
 from metaopt_hpo.cli.interrupts import interruptible
 from metaopt_hpo.cli.reading import read_table
 from metaopt_hpo.cli.words import command_line
@@ -156,6 +157,8 @@ def report(
 
 
 for command in (
+    running.run,
+    running.watch,
     inspect.inspect,
     laws.fit,
     laws.predict,

@@ -7,12 +7,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from metaopt_hpo.plan import model, toml
 from metaopt_hpo.plan.costs import Budget, Hardware
 from metaopt_hpo.plan.hardware import hardware as hardware_named
 from metaopt_hpo.plan.planner import Planner
+
+if TYPE_CHECKING:
+    from metaopt_hpo.comparison.engine import SearchEngine
+    from metaopt_hpo.plan.run import PlanRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,20 @@ class Plan(model.Plan):
         }
         text = ", ".join(f"±{100 * v:.3g} % in {n}" for n, v in asked.items())
         return self.of(Planner.again(self).reaching(model.Uncertainty(**limits), text))
+
+    def run(
+        self, engine: str | SearchEngine = "optuna", *, out: str | os.PathLike[str] = "plan", **options: Any
+    ) -> PlanRun:
+        """Run the pilots while they pay; see `plan.run.run`.
+
+        Args:
+            engine: "optuna" or "ray", or an engine.
+            out: folder of the results; what is finished there is not run again.
+            options: of `plan.run.run`: `target`, `threads`, `device`, `progress` …
+        """
+        from metaopt_hpo.plan.run import run
+
+        return run(self, out, engine=engine, **options)
 
     def measured(self, flops: float, seconds: float) -> Self:
         """The plan with the throughput that pilots had, and its costs anew.

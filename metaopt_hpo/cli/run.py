@@ -1,0 +1,106 @@
+"""`metaopt-hpo run`: carry out a plan; `metaopt-hpo watch`: follow one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from metaopt_hpo.plan.store import Decision
+    from metaopt_hpo.trials.record import TrialRecord
+
+
+def run(
+    plan: Annotated[
+        Path, typer.Argument(help="plan.toml, as `metaopt-hpo plan` made it or as you edited it.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results. [default: the plan's name without .toml]")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="Who schedules the runs: optuna (one machine) or ray.")
+    ] = "optuna",
+    target: Annotated[bool, typer.Option("--target", help="Run the target too, after the pilots.")] = False,
+    device: Annotated[str, typer.Option(help="Where our own workloads train: cpu, cuda, cuda:1 …")] = "cpu",
+    threads: Annotated[int, typer.Option(help="torch threads of a run.", min=1)] = 1,
+    most: Annotated[
+        int | None, typer.Option("--most", help="Start at most so many runs, then stop.", min=0)
+    ] = None,
+    page: Annotated[bool, typer.Option(help="Write page.html at the end.")] = True,
+) -> None:
+    """Run a plan's pilots while they pay, then the target if it is wanted.
+
+    Interrupt with Ctrl-C at any time and start the same command again: nothing finished is run twice, and the same is
+    decided. Follow it with: metaopt-hpo watch FOLDER
+
+    Example: metaopt-hpo run plan.toml --target
+    """
+    from metaopt_hpo.plan.api import Plan
+    from metaopt_hpo.plan.page import write_page
+    from metaopt_hpo.plan.run import run as run_plan
+    from metaopt_hpo.plan.store import folder_of
+
+    folder = out or folder_of(plan)
+    began = time.monotonic()
+    try:
+        result = run_plan(
+            Plan.read(plan),
+            folder,
+            engine=engine,
+            target=target,
+            device=device,
+            threads=threads,
+            most=most,
+            progress=_say,
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished runs are kept, the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        if page and (folder / "plan.toml").exists():
+            written = write_page(folder)
+            typer.echo(f"page written to {written}", err=True)
+    rate = result.lr
+    share = result.plan.budget.spent(result.spent, result.plan.target_cost)
+    typer.echo(
+        f"lr of the target: {rate.value:.3g} [{rate.low:.3g}, {rate.high:.3g}] at 90 %, from "
+        f"{len(result.pilots)} pilots; "
+        f"{result.spent.flops / result.plan.target_cost.flops:.1%} of the target's FLOPs, "
+        f"{share:.3g} of a budget of {result.plan.budget.amount:.3g}; {time.monotonic() - began:.0f} s"
+    )
+    if result.target is not None:
+        typer.echo(f"target: loss {result.target.loss:.4f}, {result.target.state}")
+
+
+def _say(decision: Decision, record: TrialRecord | None) -> None:
+    if record is None:
+        typer.echo(f"{decision.number:>3}  {decision.what} {decision.pilot}: {decision.reason}", err=True)
+        return
+    found = f", found lr {record.found_lr:.3g}" if record.found_lr > 0 else ""
+    why = f" ({record.reason})" if record.reason else ""
+    typer.echo(f"     {record.state}, loss {record.loss:.4f}{found}{why}", err=True)
+
+
+def watch(
+    place: Annotated[
+        Path, typer.Argument(help="A plan's folder, an Optuna store's file, or a Ray experiment's folder.")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,
+    page: Annotated[bool, typer.Option("--page", help="Keep page.html up to date too.")] = False,
+) -> None:
+    """Follow a plan: pilots, the law so far, what was decided and why, the running loss against its band, cost.
+
+    Nothing is written to what is watched, but for the page where it is asked for. Plain text where it is piped.
+
+    Example: metaopt-hpo watch plan --once
+    """
+    from metaopt_hpo.plan.watch import follow
+
+    try:
+        follow(place, once=once, every=every, page=page)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None

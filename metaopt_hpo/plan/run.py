@@ -1,0 +1,278 @@
+"""Runs a plan: pilots one after another while they pay, then the target if it is wanted.
+
+Every run is a search of an engine, of one run, in the plan's store: Optuna's or Ray Tune's resuming is the plan's. What
+is decided is a function of the records so far, so that a plan which was interrupted anywhere goes on as it would have.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from metaopt_hpo.comparison.engine import SearchEngine, SearchTask, get_engine
+from metaopt_hpo.comparison.methods import method
+from metaopt_hpo.comparison.objective import Objective
+from metaopt_hpo.locks import only_process
+from metaopt_hpo.plan import decide, store
+from metaopt_hpo.plan.costs import Cost, PlanError
+from metaopt_hpo.plan.estimate import Estimate, Rate
+from metaopt_hpo.plan.jobs import objective_of
+from metaopt_hpo.plan.model import SELF_TUNING, Pilot, Plan
+from metaopt_hpo.plan.store import Decision
+from metaopt_hpo.strategies import get as get_strategy
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
+
+WIDEST, NARROWEST = 4.0, 1.1
+"""Limits of the factor about the law's lr in which the target's run may move."""
+
+Progress = Callable[[Decision, TrialRecord | None], None]
+"""Called with each decision, and again with its record once the run has ended."""
+
+
+@dataclass(frozen=True)
+class PlanRun:
+    """What running a plan has given so far.
+
+    Attributes:
+        plan: the plan, its hardware's throughput measured.
+        folder: where everything is kept.
+        records: the trials, the target's last where it was run.
+        decisions: in order.
+        estimate: the law of lr from the pilots.
+        target: record of the target's run, or None.
+    """
+
+    plan: Plan
+    folder: Path
+    records: tuple[TrialRecord, ...]
+    decisions: tuple[Decision, ...]
+    estimate: Estimate
+    target: TrialRecord | None
+
+    @property
+    def pilots(self) -> tuple[TrialRecord, ...]:
+        """Records of the pilots."""
+        return tuple(r for r in self.records if r.method != store.TARGET)
+
+    @property
+    def table(self) -> TrialTable:
+        """The trials as a table.
+
+        Raises:
+            TableError: there is none yet.
+        """
+        return TrialTable.from_records(self.records, warn=False)
+
+    @property
+    def lr(self) -> Rate:
+        """The target's best lr, as the pilots say."""
+        return self.estimate.rate
+
+    @property
+    def spent(self) -> Cost:
+        """By the pilots."""
+        return decide.spent(self.pilots, self.plan.hardware)
+
+
+def run(
+    plan: Plan,
+    folder: str | os.PathLike[str],
+    *,
+    engine: str | SearchEngine = "optuna",
+    target: bool = False,
+    objective: Objective | None = None,
+    device: str = "cpu",
+    threads: int = 1,
+    most: int | None = None,
+    progress: Progress | None = None,
+) -> PlanRun:
+    """Run a plan's pilots while they pay, or what is left of them, and write their table.
+
+    Args:
+        plan: what to run.
+        folder: its results; one that holds the same plan is resumed, nothing finished is run again.
+        engine: "optuna" (SQLite in the folder), "ray", or an engine.
+        target: run the target at last, from the law's lr, within its interval.
+        objective: what trains; None makes it from the plan's workload.
+        device: for our own workloads.
+        threads: torch threads of a run; results are deterministic for a given number.
+        most: runs to start in this call; None is no limit.
+        progress: told of each decision and each record.
+
+    Raises:
+        PlanError: the folder holds another plan, or the workload does not fit this one.
+        InUse: another process runs this folder.
+    """
+    path = Path(folder)
+    with only_process(path / store.LOCK_FILE, f"plan folder {path}"):
+        store.claim(path, plan)
+        trained = objective or objective_of(plan, path, device=device)
+        _threads(threads)
+        chosen = get_engine(engine) if isinstance(engine, str) else engine
+        return _Running(plan, path, chosen, trained, progress, most).all(target)
+
+
+class _Running:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        engine: SearchEngine,
+        objective: Objective,
+        progress: Progress | None,
+        most: int | None,
+    ) -> None:
+        self._plan, self._folder, self._engine, self._objective = plan, folder, engine, objective
+        self._progress = progress
+        self._most = math.inf if most is None else most
+        self._known = {r.study: r for r in store.read(folder).records}
+        self._records: list[TrialRecord] = []
+        self._decisions: list[Decision] = []
+
+    def all(self, target: bool) -> PlanRun:
+        done: list[str] = []
+        started = 0
+        while True:
+            choice = decide.choose(self._plan, done, self._records)
+            new = choice.pilot is not None and choice.pilot.name not in self._known
+            if new and started >= self._most:
+                break
+            decision = self._decision("run" if choice.pilot else "skip", choice.reason, choice.pilot)
+            if choice.pilot is None:
+                break
+            started += new
+            self._records.append(self._one(choice.pilot, decision))
+            done.append(choice.pilot.name)
+            self._keep()
+        pilots = list(self._records)
+        law = decide.estimate(self._plan, pilots)
+        found = self._target(law) if target and started < self._most else self._known.get(store.TARGET)
+        if found is not None and found not in self._records:
+            self._records.append(found)
+        self._keep()
+        measured = replace(self._plan, hardware=decide.measured(self._plan.hardware, pilots))
+        return PlanRun(measured, self._folder, tuple(self._records), tuple(self._decisions), law, found)
+
+    def _target(self, law: Estimate) -> TrialRecord:
+        t = self._plan.target
+        rate = law.rate
+        within = min(max(rate.high / rate.value, NARROWEST), WIDEST)
+        start = float(f"{rate.value:.4g}")
+        decision = self._decision(
+            "target",
+            f"from the law's lr {start:.3g}, MetaOptimize within a factor {within:.2f}, its interval at 90 %",
+            None,
+            size=t.size, tokens=t.tokens, strategy=SELF_TUNING,
+        )  # fmt: skip
+        batch = t.batch or self._batch()
+        task = SearchTask(
+            objective=self._objective,
+            size=t.size,
+            tokens=t.tokens,
+            batch=batch,
+            lr_bounds=(start, start),
+            budget=0.0,
+            seed=self._plan.vary.seeds[0],
+            strategy=SELF_TUNING,
+            options={"expected": start, "within": float(f"{within:.4g}")},
+        )
+        return self._search(store.TARGET, task, decision, store.TARGET)
+
+    def _batch(self) -> float:
+        batches = [r.batch for r in self._records]
+        if not batches:
+            raise PlanError("the plan says no batch for the target and has run no pilot; add target.batch")
+        return batches[-1]
+
+    def _one(self, pilot: Pilot, decision: Decision) -> TrialRecord:
+        # a run that finds its own lr starts anywhere
+        lr = float(pilot.lr) if isinstance(pilot.lr, float | int) else get_strategy(pilot.strategy)().lr
+        task = SearchTask(
+            objective=self._objective,
+            size=pilot.size,
+            tokens=pilot.tokens,
+            batch=pilot.batch,
+            lr_bounds=(lr, lr),
+            budget=0.0,
+            seed=pilot.seed,
+            strategy=pilot.strategy,
+        )
+        return self._search(pilot.name, task, decision, "pilot")
+
+    def _search(self, study: str, task: SearchTask, decision: Decision, role: str) -> TrialRecord:
+        """One run: a grid of one point."""
+        cost = self._objective.cost(task.configuration(task.lr_bounds[0]))
+        task = replace(task, budget=cost)
+        kept = self._known.get(study)
+        if kept is not None:
+            _check_same(kept, task, study)
+            record = kept
+        else:
+            records = self._engine.search(
+                method("grid"), task, store=str(self._folder / store.STORE_FILE), study=study
+            )
+            if not records:
+                raise PlanError(
+                    f"engine {self._engine.name!r} started no run for {study}; look at its store in {self._folder}"
+                )
+            record = replace(records[-1], method=role)
+        if self._progress is not None:
+            self._progress(decision, record)
+        return record
+
+    def _decision(self, what: str, reason: str, pilot: Pilot | None, **more: object) -> Decision:
+        law = decide.estimate(self._plan, self._records).rate
+        hardware = decide.measured(self._plan.hardware, self._records)
+        cost = decide.spent(self._records, hardware)
+        facts: dict[str, object] = dict(more)
+        if pilot is not None:
+            facts = {
+                "pilot": pilot.name, "size": pilot.size, "tokens": pilot.tokens, "strategy": pilot.strategy,
+                "rate": pilot.lr if isinstance(pilot.lr, float) else math.nan,
+            }  # fmt: skip
+        decision = Decision(
+            number=len(self._decisions) + 1,
+            what=what,
+            reason=reason,
+            lr=law.value,
+            sd=law.sd,
+            spent=self._plan.budget.spent(cost, self._plan.target_cost),
+            **facts,  # type: ignore[arg-type]
+        )
+        self._decisions.append(decision)
+        store.write_decisions(self._folder, self._decisions)
+        if self._progress is not None:
+            self._progress(decision, None)
+        return decision
+
+    def _keep(self) -> None:
+        shown = [*self._records]
+        have = {r.study for r in shown}
+        # runs of a plan that was edited since stay in the table: they were paid for
+        shown += [r for r in self._known.values() if r.study not in have]
+        store.write_records(self._folder, shown)
+
+
+def _check_same(kept: TrialRecord, task: SearchTask, study: str) -> None:
+    """Refuse a run of another configuration under the same name: the plan was edited after it was run."""
+    for name, now in (
+        ("size", task.size),
+        ("batch", task.batch),
+        ("seed", task.seed),
+        ("strategy", task.strategy),
+    ):
+        if getattr(kept, name) != now:
+            raise PlanError(
+                f"{study} was run with {name} {getattr(kept, name)} and the plan now says {now}; give the edited "
+                "pilot a name of its own, or choose another --out"
+            )
+
+
+def _threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
