@@ -10,7 +10,7 @@ from metaopt_hpo.optim.rules import Rule
 
 RULE_OPTIONS = (
     "betas", "eps", "momentum", "beta", "beta1", "beta2", "dampening", "nesterov", "amsgrad", "alpha", "rho",
-    "centered", "momentum_decay", "lr_decay", "ns_steps", "foreach", "fused",
+    "centered", "momentum_decay", "lr_decay", "ns_steps", "differentiable", "foreach", "fused",
 )  # fmt: skip
 """Options of optimizers that groups are known to carry: one that the base rule has not is refused, for it would be
 ignored in silence. ``foreach`` and ``fused`` say how, not what, and are let pass."""
@@ -59,6 +59,10 @@ def check_group(group: dict[str, Any]) -> None:
         if p.is_complex():
             raise ValueError(
                 f"parameter {name} is complex, which is not supported: optimise torch.view_as_real of it"
+            )
+        if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
+            raise ValueError(
+                f"several elements of parameter {name} share one place in memory (expand): clone it first"
             )
         if not p.is_floating_point():
             raise ValueError(

@@ -50,6 +50,7 @@ class KeptState(torch.optim.Optimizer):
     _whole: Any
     _live: list[Tensor | slice | int] | None
     _shown: list[tuple[Tensor, torch.Size]]
+    _shared_shapes: dict[str, torch.Size]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its blocks, where they are new ones, start at the initial step size.
@@ -258,6 +259,7 @@ class KeptState(torch.optim.Optimizer):
     def _show_shared(self) -> None:
         """Put the shared state into the first group, and out of the others."""
         assert self._blocks is not None
+        self._shared_shapes = {n: x.shape for n, x in self._shared.items() if isinstance(x, Tensor)}
         spec = self._blocks.spec
         shown = {
             **self._shared,
@@ -345,11 +347,30 @@ class KeptState(torch.optim.Optimizer):
         refused, for which of its weights are which is not known.
         """
         state: dict[str, Any] = self.state[p]
+        if not p.is_floating_point():
+            raise ValueError(
+                f"{self._name_of(p)} has become {p.dtype}: only floating-point parameters can be optimised"
+            )
+        for name in ("h", *rule.states):
+            if not isinstance(state.get(name), Tensor):
+                raise ValueError(
+                    f"the state of {self._name_of(p)} has no tensor {name!r}: delete it with `del optimizer.state[p]`"
+                )
+        count = state.get("step", 0.0)
+        if not isinstance(count, Tensor) or count.dtype != torch.float32 or count.ndim:
+            where = p.device if p.is_cuda else torch.device("cpu")
+            state["step"] = torch.as_tensor(count).detach().to(where, torch.float32, copy=True).reshape(())
         h = state["h"]
         if h.shape != p.shape:
             raise ValueError(
                 f"{self._name_of(p)} has changed its shape from {tuple(h.shape)} to {tuple(p.shape)} since its last "
                 "step: put a new Parameter into the group, or delete its state with `del optimizer.state[p]`"
+            )
+        bad = next((name for name in rule.states if rule.elementwise and state[name].shape != p.shape), None)
+        if bad is not None and type(rule).init_state is Rule.init_state:
+            raise ValueError(
+                f"the state {bad!r} of {self._name_of(p)} has the shape {tuple(state[bad].shape)}, not "
+                f"{tuple(p.shape)}: delete it with `del optimizer.state[p]`"
             )
         wide = computed_in(p)
         if (
@@ -428,8 +449,21 @@ class KeptState(torch.optim.Optimizer):
         self._shown = [(group["step_size"], group["step_size"].shape) for group in self.param_groups]
 
     def _keep_step_sizes(self) -> None:
-        """Kernels write the live step sizes where they stand: whatever else has been put there is replaced first."""
-        dtype, device = self._shared["beta"].dtype, self._shared["beta"].device
+        """Kernels write the live step sizes where they stand: whatever else has been put there is replaced first.
+
+        Raises:
+            ValueError: β or the meta rule's state has been resized.
+        """
+        assert self._blocks is not None
+        beta: Tensor = self._shared["beta"]
+        dtype, device, like = beta.dtype, beta.device, (self._blocks.count,)
+        for name in ("beta", "meta_step", *(f"meta_{name}" for name in self._meta.states)):
+            x: Tensor = self._shared[name]
+            if x.shape != (like if name == "beta" else self._shared_shapes[name]) or not x.is_contiguous():
+                raise ValueError(
+                    f"the shared state {name!r} in param_groups[0] has been resized to {tuple(x.shape)}: load a state "
+                    "dict, or make a new optimizer"
+                )
         for group, (mine, shape) in zip(self.param_groups, self._shown, strict=True):
             same = group.get("step_size") is mine and mine.shape == shape and mine.dtype == dtype
             if not (same and mine.device == device and mine.is_contiguous()):

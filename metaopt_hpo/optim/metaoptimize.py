@@ -264,6 +264,7 @@ class MetaOptimize(SavedState):
             with torch.enable_grad():
                 loss = closure()
         params = self._follow()
+        self._keep_step_sizes()
         self._check_capture()
         if self._kernel is None:
             self._kernel = choose(
@@ -363,7 +364,6 @@ class MetaOptimize(SavedState):
             self._whole = self._prepare(kernel, params, rules, grads)
             if self._whole is None or not self._whole.matches(rules, grads, self.state):
                 return False
-        self._keep_step_sizes()
         pairs = [(p, g) for p, g in zip(params, every, strict=True) if g is not None]
         scale = self._clip_factor([p for p, _ in pairs], [g for _, g in pairs])
         rest = {id(p) for p, g, own in zip(params, every, grads, strict=True) if g is not own}

@@ -292,9 +292,22 @@ BASE_RULES: dict[str, type[Rule]] = {
 META_RULES: dict[str, type[Rule]] = {"sgd": SGD, "adam": AdamW, "rmsprop": RMSprop, "lion": Lion}
 
 
+BASE_STATE, META_STATE = ("h", "H", "Q", "step", "block"), ("lr", "step")
+"""Names of states that the optimizer has given to something else."""
+
+
+def _check_states(rule: Rule, taken: tuple[str, ...]) -> None:
+    for i, name in enumerate(rule.states):
+        if name in taken or name.startswith(("H_", "Q_")) or name in rule.states[:i]:
+            raise ValueError(
+                f"{type(rule).__name__}.states has {name!r}, which is taken: give that state another name"
+            )
+
+
 def base_rule(rule: str | Rule) -> Rule:
     """The base rule of that name, or the given rule object, with base defaults."""
     found = _find("base", rule, BASE_RULES).as_base()
+    _check_states(found, BASE_STATE)
     unknown = [what for what in found.needs if what not in ("weight", "name")]
     if unknown:
         raise ValueError(f"{type(found).__name__}.needs has {unknown[0]!r}: it may have 'weight' and 'name'")
@@ -303,7 +316,9 @@ def base_rule(rule: str | Rule) -> Rule:
 
 def meta_rule(rule: str | Rule) -> Rule:
     """The meta rule of that name, or the given rule object, with meta defaults."""
-    return _find("meta", rule, META_RULES).as_meta()
+    found = _find("meta", rule, META_RULES).as_meta()
+    _check_states(found, META_STATE)
+    return found
 
 
 def _find(role: str, rule: str | Rule, known: dict[str, type[Rule]]) -> Rule:

@@ -37,6 +37,7 @@ class SavedState(KeptState):
         self._follow()
         saved = self._check_loadable(state_dict)
         pairs = self._match_blocks(state_dict, saved)
+        self._check_parameters(state_dict)
         before = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, old in zip(self.param_groups, before, strict=True):
@@ -76,6 +77,8 @@ class SavedState(KeptState):
                 f"this state dict was saved with other rules (base / meta / trace): {shared['rules']}, "
                 f"not {self._rules_name()}"
             )
+        if not bool(torch.isfinite(shared["beta"]).all()):
+            raise ValueError("a step size in this state dict is not finite: it is damaged")
         for i, (group, own) in enumerate(zip(groups, self.param_groups, strict=False)):
             name = group.get("base", own["base"])
             if name != own["base"] and str(name).partition(" ")[0] != own["base"].partition(" ")[0]:
@@ -83,6 +86,26 @@ class SavedState(KeptState):
                     f"this state dict was saved with other rules: group {i} with {name}, not {own['base']}"
                 )
         return shared
+
+    def _check_parameters(self, state_dict: dict[str, Any]) -> None:
+        """Every saved parameter's state must fit the parameter that takes it."""
+        ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        for key, p, rule in zip(ids, self._all_params(), self._param_rules(), strict=False):
+            state = state_dict["state"].get(key)
+            if not state:
+                continue
+            trace = ("h",) if self._trace == "hessian_free" else ("H",)
+            missing = [name for name in (*rule.states, *trace, "step") if name not in state]
+            if missing:
+                raise ValueError(
+                    f"this state dict has no {missing[0]!r} for {self._name_of(p)}: it is damaged"
+                )
+            shape = state[trace[0]].shape[0 if trace == ("h",) else 1 :]
+            if shape != p.shape:
+                raise ValueError(
+                    f"this state dict was saved with other parameters: {self._name_of(p)} has the shape "
+                    f"{tuple(p.shape)}, and there {tuple(shape)}"
+                )
 
     def _match_blocks(self, state_dict: dict[str, Any], saved: dict[str, Any]) -> Pairs:
         """Which stretch of this β is which stretch of the saved one."""

@@ -58,7 +58,8 @@ class EagerKernel:
         together: dict[tuple[int, float], list[int]] = {}
         known = not bucket.per_weight and is_described(rule)
         for i, (p, h) in enumerate(zip(bucket.params, bucket.traces, strict=True)):
-            same = p.stride() == h.stride() == bucket.grads[i].stride() and is_dense(p)
+            g = bucket.grads[i]
+            same = p.stride() == h.stride() == g.stride() and is_dense(p) and not (p.is_neg() or g.is_neg())
             if known and same and bucket.steps[i].is_cpu and p.numel() > 0 and h.dtype == computed_in(p):
                 together.setdefault((bucket.blocks[i], float(bucket.steps[i])), []).append(i)
             else:

@@ -153,7 +153,10 @@ class Arrays:
         return array
 
     def point(self, name: str, tensors: Sequence[Tensor], start: int = 0) -> None:
-        self.kept[name][start : start + len(tensors)] = [t.data_ptr() for t in tensors]
+        found = [t.data_ptr() for t in tensors]
+        if 0 in found:
+            check_memory(tensors)
+        self.kept[name][start : start + len(tensors)] = found
 
     def give_numbers(self, rules: Sequence[Rule]) -> None:
         """The rules' own numbers, one row a tensor."""
@@ -174,6 +177,16 @@ class Arrays:
         return alpha, z
 
 
+def check_memory(tensors: Sequence[Tensor]) -> None:
+    """Raise ``ValueError`` where a tensor's memory has been given back (as FSDP and offloading do between steps)."""
+    for x in tensors:
+        if x.data_ptr() == 0 and x.numel() > 0:
+            raise ValueError(
+                f"the memory of a tensor of shape {tuple(x.shape)} (a parameter, its gradient or its state) has been "
+                "freed: bring it back before the step"
+            )
+
+
 class NativeKernel:
     """The one-pass C loop, for dense float32, float64 and bfloat16 tensors on the CPU.
 
@@ -189,7 +202,8 @@ class NativeKernel:
         """Whether this weight, its gradient and its state, the trace last, can be walked side by side as runs
         of memory."""
         kinds = (p.dtype, state[-1].dtype)
-        if not (p.is_cpu and kinds in _TYPES and is_described(rule) and is_dense(p)):
+        plain = p.is_cpu and is_dense(p) and not (p.is_neg() or g.is_neg())
+        if not (plain and kinds in _TYPES and is_described(rule)):
             return False
         stride, shape, wide = p.stride(), p.shape, computed_in(p)
         return (

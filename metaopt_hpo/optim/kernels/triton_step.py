@@ -218,7 +218,7 @@ class TritonStep:
         if not all(map(is_, map(state.get, self._params), self._dicts)):
             return False
         for name in self._names:
-            column = [d[name] for d in self._dicts]
+            column: list[Any] = [d.get(name) for d in self._dicts]
             if not all(map(is_, column, self._state[name])) or _looks(column) != self._kinds[name]:
                 return False
         used: list[Any] = [grads[i] for i in self._active]

@@ -14,7 +14,7 @@ from metaopt_hpo.optim.blocks import Blocks
 from metaopt_hpo.optim.kernels.build import BuildError
 from metaopt_hpo.optim.kernels.describe import describe, is_described, numbers
 from metaopt_hpo.optim.kernels.layout import computed_in
-from metaopt_hpo.optim.kernels.native import _F64, _I64, _PTR, MOST_STATES, Arrays, library
+from metaopt_hpo.optim.kernels.native import _F64, _I64, _PTR, MOST_STATES, Arrays, check_memory, library
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule
 
@@ -149,7 +149,7 @@ class WholeStep:
         if not all(map(is_, map(state.get, mine), self._dicts)):
             return False
         for name in self._names:
-            column = [d[name] for d in self._dicts]
+            column: list[Any] = [d.get(name) for d in self._dicts]
             if not all(map(is_, column, self._state[name])) or _looks(column) != self._kinds[name]:
                 return False
         used: list[Any] = [grads[i] for i in self._active]
@@ -195,6 +195,7 @@ class WholeStep:
                 self._live_ratio[:] = [row[0] for row in multipliers]
         beta: Tensor = shared["beta"]
         state = [shared[f"meta_{name}"] for name in self._meta.states]
+        check_memory([beta, shared["meta_step"], shared["skipped"], *state])
         job.beta, job.meta_step, job.skipped = (
             shared[x].data_ptr() for x in ("beta", "meta_step", "skipped")
         )
@@ -248,6 +249,6 @@ class WholeStep:
         torch.autograd.graph.increment_version(self._params)
 
 
-def _looks(tensors: Sequence[Tensor]) -> list[tuple[bool, torch.dtype, torch.Size, tuple[int, ...]]]:
+def _looks(tensors: Sequence[Tensor]) -> list[tuple[Any, ...]]:
     """What tensors' memory looks like, but for its address; ``x.data`` can be exchanged behind an optimizer's back."""
-    return [(x.is_cpu, x.dtype, x.shape, x.stride()) for x in tensors]
+    return [(x.is_cpu, x.dtype, x.shape, x.stride(), x.is_neg()) for x in tensors]
