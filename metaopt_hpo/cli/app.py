@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo.cli import inspect, laws, preregistration, replay, theory
+from metaopt_hpo.cli import inspect, laws, planning, preregistration, replay, theory
 from metaopt_hpo.cli import run as running
 from metaopt_hpo.cli.interrupts import interruptible
 from metaopt_hpo.cli.reading import read_table
@@ -157,6 +157,7 @@ def report(
 
 
 for command in (
+    planning.plan,
     running.run,
     running.watch,
     inspect.inspect,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from metaopt_hpo.plan import model, toml
+from metaopt_hpo.plan import model, show, toml
 from metaopt_hpo.plan.costs import Budget, Hardware
 from metaopt_hpo.plan.hardware import hardware as hardware_named
 from metaopt_hpo.plan.planner import Planner
@@ -56,6 +56,12 @@ class Plan(model.Plan):
             WriteError: the file cannot be written; one that was there is unchanged.
         """
         return toml.write(self, path)
+
+    def __str__(self) -> str:
+        return show.text(self)
+
+    def _repr_html_(self) -> str:
+        return show.html(self)
 
     def for_budget(self, budget: float | str | Budget) -> Self:
         """The plan for another budget: what one gets for it is its `expected`, what it takes its `cost`.

@@ -185,8 +185,17 @@ class Planner:
         if not within:
             raise PlanError(self._too_small(limit))
         best = min(within, key=lambda o: (o.total(self.target.flops), o.cost.flops, o.design))
-        further = [o for o in within if o.design == best.design and len(o.runs) > len(best.runs)][:BEYOND]
-        return self._plan(limit, best.runs, further[-1].runs[len(best.runs) :] if further else ())
+        further = [o for o in within if o.design == best.design and o.cost.flops > best.cost.flops]
+        beyond = list(further[min(len(further), BEYOND) - 1].runs) if further else []
+        for run in best.runs:
+            if run in beyond:
+                beyond.remove(run)
+        while beyond and limit.spent(self._total([*best.runs, *beyond]), self.target_cost) > most:
+            beyond.pop()
+        return self._plan(limit, best.runs, beyond)
+
+    def _total(self, runs: Sequence[Run]) -> Cost:
+        return sum(map(self.cost, runs), Cost())
 
     def reaching(self, goal: Uncertainty, text: str) -> Plan:
         """The cheapest plan after which nothing is less known than `goal` says; infinite where it does not matter.

@@ -9,6 +9,7 @@ chooses among more of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ LOSS_WEIGHT = 0.2
 
 MAX_RUNS = 32
 """Runs of a design, each configuration counted once whatever its seeds."""
+
+SPARE = 0.12
+"""Fall of the logarithm of the expected excess that a design may give up for fewer runs: those first bought, at the
+smallest sizes, teach little beside the later ones."""
 
 SCHEDULED = 6
 """Runs of a schedule in one cell: more show little that is new."""
@@ -99,6 +104,7 @@ def _design(
     seeds: int,
 ) -> Iterator[Option]:
     runs: list[Run] = []
+    bought: list[tuple[Run, ...]] = []
     spent = Cost()
     now = knowledge.after(())
     price = flops + overhead * seeds * np.array([len(b) for b in blocks])
@@ -116,10 +122,29 @@ def _design(
         if not worth[best] > 0:
             return
         block = blocks[open_[best]]
-        runs += block * seeds
-        spent = sum((cost(r) for r in block * seeds), spent)
+        bought.append(block * seeds)
+        runs += bought[-1]
+        spent = sum((cost(r) for r in bought[-1]), spent)
         now = knowledge.uncertainty(*(float(v) for v in then[best]))
-        yield Option(index, tuple(runs), spent, now)
+        kept = _without_spare(bought, knowledge, now, cost)
+        yield Option(index, kept, sum(map(cost, kept), Cost()), knowledge.after(kept))
+
+
+def _without_spare(
+    bought: Sequence[tuple[Run, ...]], knowledge: Knowledge, now: Uncertainty, cost: Callable[[Run], Cost]
+) -> tuple[Run, ...]:
+    """The runs without the cheapest blocks that together teach next to nothing beside the others."""
+    kept = list(bought)
+    for block in sorted(bought, key=lambda b: cost(b[0]).flops):
+        rest = [b for b in kept if b is not block]
+        if rest and _gain(knowledge.after(r for b in rest for r in b), now) <= SPARE:
+            kept = rest
+    return tuple(r for b in kept for r in b)
+
+
+def _gain(now: Uncertainty, then: Uncertainty) -> float:
+    fall = math.log(excess(now.lr, now.batch) / excess(then.lr, then.batch))
+    return fall + LOSS_WEIGHT * 2.0 * math.log(now.loss / then.loss)
 
 
 def _blocks(cell: Cell, schedule: str) -> Iterator[tuple[Run, ...]]:

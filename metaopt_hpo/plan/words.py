@@ -24,6 +24,11 @@ def number(text: float | str, name: str) -> float:
     return value
 
 
+def numbers(text: str, name: str) -> list[float]:
+    """Several counts, separated by commas."""
+    return [number(part, name) for part in text.split(",")]
+
+
 def short(value: float) -> str:
     """Three digits and a letter: 1.4T, 7B, 110M."""
     for end, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
