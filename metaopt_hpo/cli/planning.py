@@ -60,8 +60,8 @@ def plan(
     base: Annotated[
         list[str] | None,
         typer.Option(
-            help="Runs of like models to borrow strength from: a table, a law's JSON file, a law of the library; several "
-            "times, or 'none'. [default: fitted-step-law for targets above 10M]"
+            help="Runs of like models to borrow strength from: a table, a law's JSON file, a law of the library; "
+            "several times, or 'none'. [default: fitted-step-law for targets above 10M]"
         ),
     ] = None,
     price: Annotated[float | None, typer.Option(help="Of one device for an hour.")] = None,
