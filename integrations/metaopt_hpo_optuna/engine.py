@@ -66,6 +66,11 @@ class OptunaEngine:
 
     One search is one Optuna study. Each trial holds its record as a user attribute, so that the trial table
     is rebuilt from the study alone. One process works at a study at a time; several may share a store.
+
+    Examples:
+        >>> from metaopt_hpo.comparison.engine import get_engine
+        >>> type(get_engine("optuna")).__name__
+        'OptunaEngine'
     """
 
     name = "optuna"

@@ -43,7 +43,15 @@ LEASE = "metaopt:lease"
 
 
 class StudyWarning(MetaOptWarning):
-    """Something about a study keeps a law from being used; the message says what to do."""
+    """Something about a study keeps a law from being used; the message says what to do.
+
+    Examples:
+        >>> import warnings
+        >>> from metaopt_hpo_optuna import StudyWarning
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", StudyWarning)
+        ...
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,13 @@ def retry_lost_trials(
 
     Returns:
         Numbers of the trials that were closed.
+
+    Examples:
+        >>> import optuna
+        >>> study = optuna.create_study()
+        >>> from metaopt_hpo_optuna import retry_lost_trials
+        >>> retry_lost_trials(study)
+        []
     """
     if max_retry < 0:
         raise ValueError(f"max_retry must be at least 0, got {max_retry!r}")

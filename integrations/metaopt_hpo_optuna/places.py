@@ -39,6 +39,13 @@ def trial_folder(trial: BaseTrial | None, parent: str | os.PathLike[str]) -> str
     Args:
         trial: the trial. None on ranks other than 0 of a distributed run whose process group is initialised.
         parent: folder that all workers see.
+
+    Examples:
+        >>> import optuna
+        >>> study = optuna.create_study()
+        >>> from metaopt_hpo_optuna import trial_folder
+        >>> trial_folder(study.ask(), "checkpoints").startswith("checkpoints")
+        True
     """
     path = ""
     if rank() == 0:

@@ -55,6 +55,11 @@ class ScalingLawPruner(BasePruner):
     Raises:
         ValueError: an argument out of range; later, a multi-objective study, or a source whose direction
             contradicts the study's.
+
+    Examples:
+        >>> import optuna
+        >>> from metaopt_hpo_optuna import ScalingLawPruner
+        >>> study = optuna.create_study(pruner=ScalingLawPruner(wrapped=optuna.pruners.MedianPruner()))
     """
 
     compares_fairly = True

@@ -70,6 +70,19 @@ class ScalingLawSampler(BaseSampler):
 
     Raises:
         ValueError: a bad name; later, a multi-objective study or a source of the other direction.
+
+    Examples:
+        >>> import optuna
+        >>> from metaopt_hpo_optuna import ScalingLawSampler
+        >>> def objective(trial):
+        ...     size = trial.suggest_categorical("size", [1e6, 4e6, 16e6])
+        ...     lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
+        ...     return 3 + (lr - 1e-2 * (size / 1e6) ** -0.4) ** 2
+        ...
+        >>> study = optuna.create_study(sampler=ScalingLawSampler(tokens=1e9, batch=65536, seed=0))
+        >>> study.optimize(objective, n_trials=5)
+        >>> len(study.trials)
+        5
     """
 
     def __init__(

@@ -43,6 +43,14 @@ def suggest_strategy(
     Raises:
         UnknownStrategy: a name that is not registered.
         ValueError: an empty space, an unknown option, an empty range, or a strategy that needs an lr and has none.
+
+    Examples:
+        >>> import optuna
+        >>> study = optuna.create_study()
+        >>> from metaopt_hpo_optuna import suggest_strategy
+        >>> strategy = suggest_strategy(study.ask(), {"cosine": {"lr": (1e-4, 1e-1)}})
+        >>> strategy.name
+        'cosine'
     """
     space = plain_space(space)
     check_space(space, _example, call="suggest_strategy(trial, ")
@@ -65,6 +73,13 @@ def repeat_seed(trial: Trial, seed: int = 0) -> int:
 
         torch.manual_seed(seed := repeat_seed(trial))
         with TrialRun(trial, model, strategy, …, seed=seed) as run: …
+
+    Examples:
+        >>> import optuna
+        >>> study = optuna.create_study()
+        >>> from metaopt_hpo_optuna import repeat_seed
+        >>> repeat_seed(study.ask(), seed=7)
+        7
     """
     finished = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return seed + sum(t.params == trial.params for t in finished)

@@ -133,6 +133,15 @@ def trial_table(
     Raises:
         TableError: the study has no trials, or none of them has all four quantities.
         ValueError: a multi-objective study.
+
+    Examples:
+        >>> import optuna
+        >>> study = optuna.create_study()
+        >>> from metaopt_hpo import TrialRecord
+        >>> from metaopt_hpo_optuna import add_records, trial_table
+        >>> add_records(study, [TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=1e-3, loss=3.2)])
+        >>> len(trial_table(study))
+        1
     """
     check_single_objective(study, "trial_table")
     return TrialTable.from_records(
@@ -252,6 +261,15 @@ def add_records(study: Study, records: Iterable[TrialRecord]) -> None:
 
     Raises:
         ValueError: a record's direction contradicts the study's, or a multi-objective study.
+
+    Examples:
+        >>> import optuna
+        >>> study = optuna.create_study()
+        >>> from metaopt_hpo import TrialRecord
+        >>> from metaopt_hpo_optuna import add_records
+        >>> add_records(study, [TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=1e-3, loss=3.2)])
+        >>> len(study.trials)
+        1
     """
     check_single_objective(study, "add_records")
     maximise = study.direction == StudyDirection.MAXIMIZE

@@ -67,6 +67,28 @@ class TrialRun(FrameworkRun):
     Raises:
         optuna.TrialPruned: from the block, for a run that was stopped or diverged.
         ValueError: a multi-objective study; an attribute the trial already has with another value.
+
+    Examples:
+        >>> import optuna, torch
+        >>> from metaopt_hpo.strategies import make
+        >>> from metaopt_hpo_optuna import TrialRun
+        >>> def objective(trial):
+        ...     model = torch.nn.Linear(4, 1)
+        ...     def loss(x):
+        ...         return (model(x) - x.sum(1, keepdim=True)).square().mean()
+        ...     strategy = make("cosine", lr=trial.suggest_float("lr", 1e-2, 1e-1, log=True))
+        ...     held_out = torch.randn(64, 4)
+        ...     with TrialRun(
+        ...         trial, model, strategy, size=5, tokens=800, batch=8, evaluate=lambda: loss(held_out)
+        ...     ) as run:
+        ...         for _ in run:
+        ...             run.step(loss(torch.randn(8, 4)))
+        ...     return run.value
+        ...
+        >>> study = optuna.create_study()
+        >>> study.optimize(objective, n_trials=1)
+        >>> study.trials[0].state.name
+        'COMPLETE'
     """
 
     def __init__(

@@ -35,7 +35,15 @@ NOTE = "run_note"
 
 
 class TuneWarning(MetaOptWarning):
-    """Something about an experiment keeps a law or a restore from working; the message says what to do."""
+    """Something about an experiment keeps a law or a restore from working; the message says what to do.
+
+    Examples:
+        >>> import warnings
+        >>> from metaopt_hpo_ray import TuneWarning
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", TuneWarning)
+        ...
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,11 @@ class RayEngine:
     Args:
         concurrency: trials of one search that run at once (default 1: then a search is a function of its
             seed). Model-based methods see fewer results before each proposal with more.
+
+    Examples:
+        >>> from metaopt_hpo.comparison.engine import get_engine
+        >>> type(get_engine("ray")).__name__
+        'RayEngine'
     """
 
     name = "ray"

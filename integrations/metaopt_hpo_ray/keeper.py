@@ -104,6 +104,11 @@ class CurveKeeper(Callback):
             meant to.
         check_storage: warn, before the first trial runs, where several nodes would keep trials in a path of
             one machine.
+
+    Examples:
+        >>> from ray.tune.schedulers import ASHAScheduler
+        >>> from metaopt_hpo_ray import CurveKeeper
+        >>> keeper = CurveKeeper(metric="loss", progress="tokens_seen")
     """
 
     def __init__(

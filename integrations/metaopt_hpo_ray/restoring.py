@@ -59,6 +59,20 @@ def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tun
 
     Raises:
         RestoreError: a file is damaged and there is no whole copy of it.
+
+    Examples:
+        >>> from ray import tune
+        >>> from metaopt_hpo_ray import restore, tuner_configs
+        >>> def train(config):
+        ...     for k in range(4, -1, -1):
+        ...         seen = config["tokens"] // 2**k
+        ...         loss = 3 + (config["lr"] - 0.01) ** 2 + 10 * seen**-0.5
+        ...         tune.report({"loss": loss, "tokens_seen": seen})
+        ...
+        >>> space = {"size": 1e5, "tokens": 2**16, "batch": 512, "lr": tune.grid_search([0.003, 0.01])}
+        >>> results = tune.Tuner(train, **tuner_configs(param_space=space)).fit()
+        >>> len(restore(results.experiment_path, train).fit())
+        2
     """
     files, folder = pyarrow.fs.FileSystem.from_uri(str(path)) if "://" in str(path) else _local(path)
     found = files.get_file_info(pyarrow.fs.FileSelector(folder))

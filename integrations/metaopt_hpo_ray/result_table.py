@@ -46,6 +46,20 @@ def trial_table(
 
     Warns:
         TuneWarning: lines of the journal are damaged, or there is none.
+
+    Examples:
+        >>> from ray import tune
+        >>> from metaopt_hpo_ray import trial_table, tuner_configs
+        >>> def train(config):
+        ...     for k in range(4, -1, -1):
+        ...         seen = config["tokens"] // 2**k
+        ...         loss = 3 + (config["lr"] - 0.01) ** 2 + 10 * seen**-0.5
+        ...         tune.report({"loss": loss, "tokens_seen": seen})
+        ...
+        >>> space = {"size": 1e5, "tokens": 2**16, "batch": 512, "lr": tune.grid_search([0.003, 0.01])}
+        >>> results = tune.Tuner(train, **tuner_configs(param_space=space)).fit()
+        >>> trial_table(results).frame["lr"].tolist()
+        [0.003, 0.01]
     """
     columns = Columns(size, tokens, batch, lr)
     files, folder = _place(source)
@@ -99,6 +113,20 @@ def decision_log(source: ResultGrid | str | os.PathLike[str]) -> list[dict[str, 
 
     Raises:
         TableError: no experiment there, or nothing was decided by a law in it.
+
+    Examples:
+        >>> from ray import tune
+        >>> from metaopt_hpo_ray import decision_log, tuner_configs
+        >>> def train(config):
+        ...     for k in range(4, -1, -1):
+        ...         seen = config["tokens"] // 2**k
+        ...         loss = 3 + (config["lr"] - 0.01) ** 2 + 10 * seen**-0.5
+        ...         tune.report({"loss": loss, "tokens_seen": seen})
+        ...
+        >>> space = {"size": 1e5, "tokens": 2**16, "batch": 512, "lr": tune.grid_search([0.003, 0.01])}
+        >>> results = tune.Tuner(train, **tuner_configs(param_space=space)).fit()
+        >>> [d["action"] for d in decision_log(results)]
+        ['launch', 'launch']
     """
     files, folder = _place(source)
     path = f"{folder}/{DECISIONS}"

@@ -73,6 +73,10 @@ class ScalingLawScheduler(FIFOScheduler):
 
     Raises:
         ValueError: an argument out of range; the message names it.
+
+    Examples:
+        >>> from metaopt_hpo_ray import ScalingLawScheduler
+        >>> scheduler = ScalingLawScheduler(metric="loss", mode="min")
     """
 
     _supports_buffered_results = False

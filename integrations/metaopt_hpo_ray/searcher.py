@@ -56,6 +56,15 @@ class ScalingLawSearch(Searcher):
 
     Raises:
         ValueError: an argument out of range; the message names it.
+
+    Examples:
+        >>> from metaopt_hpo_ray import ScalingLawSearch
+        >>> search = ScalingLawSearch(
+        ...     candidates=[(1e6, 1e9), (4e6, 1e9), (16e6, 1e9)],
+        ...     lr=(1e-4, 1e-1), batch=65536, metric="loss", mode="min",
+        ... )
+        >>> search.suggest("first")["size"] in (1e6, 4e6, 16e6)
+        True
     """
 
     def __init__(

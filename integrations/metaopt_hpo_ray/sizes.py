@@ -21,6 +21,12 @@ def size_of(build: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> int:
 
     Raises:
         ValueError: nothing in the model is trainable but embeddings.
+
+    Examples:
+        >>> import torch
+        >>> from metaopt_hpo_ray import size_of
+        >>> size_of(torch.nn.Linear, 8, 4, bias=False)
+        32
     """
     with torch.device("meta"):
         model = build(*args, **kwargs)

@@ -41,6 +41,12 @@ def strategy_space(space: Mapping[str, Mapping[str, Any]], *, name: str = "strat
     Raises:
         UnknownStrategy: a name that is not registered.
         ValueError: an empty space, an unknown option, an empty range, or a strategy that needs an lr and has none.
+
+    Examples:
+        >>> from ray import tune
+        >>> from metaopt_hpo_ray import strategy_space
+        >>> list(strategy_space({"cosine": {"lr": tune.loguniform(1e-4, 1e-1)}, "metaoptimize": {}}))
+        ['strategy', 'lr']
     """
     check_space(space, _example, call="strategy_space(")
     if len(space) == 1:
@@ -66,6 +72,11 @@ def build_strategy(config: Mapping[str, Any], *, name: str = "strategy") -> LRSt
 
     Raises:
         ValueError: the config has no entry `name`, or an option the strategy does not know.
+
+    Examples:
+        >>> from metaopt_hpo_ray import build_strategy
+        >>> build_strategy({"strategy": "cosine", "lr": 1e-2}).lr
+        0.01
     """
     choice = at(config, name)
     if not isinstance(choice, str):
@@ -132,6 +143,11 @@ def resources_by_size(
 
     Raises:
         ValueError: a number out of range; from the function, a config without a size.
+
+    Examples:
+        >>> from metaopt_hpo_ray import resources_by_size
+        >>> resources_by_size(cpus=2)({"size": 1e6}).required_resources["CPU"]
+        2.0
     """
     if not positive(cpus):
         raise ValueError(f"cpus must be a finite number > 0, got {cpus!r}")
@@ -154,5 +170,14 @@ def resources_by_size(
 def with_resources(
     trainable: Any, *, size: str = "size", cpus: float = 1.0, gpu_size: float | None = None
 ) -> Any:
-    """`trainable` with resources by model size; see `resources_by_size`."""
+    """`trainable` with resources by model size; see `resources_by_size`.
+
+    Examples:
+        >>> from metaopt_hpo_ray import with_resources
+        >>> def train(config):
+        ...     pass
+        ...
+        >>> callable(with_resources(train, cpus=1))
+        True
+    """
     return tune.with_resources(trainable, resources_by_size(size=size, cpus=cpus, gpu_size=gpu_size))

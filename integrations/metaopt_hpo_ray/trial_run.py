@@ -96,6 +96,25 @@ class TrialRun(FrameworkRun):
 
     Warns:
         TuneWarning: the checkpoint is damaged; an older one of the trial is taken, or it starts again.
+
+    Examples:
+        >>> import torch
+        >>> from ray import tune
+        >>> from metaopt_hpo_ray import TrialRun, build_strategy, strategy_space, trial_table, tuner_configs
+        >>> def train(config):
+        ...     model = torch.nn.Linear(4, 1)
+        ...     with TrialRun(
+        ...         config, model, build_strategy(config), size=5, tokens=64, batch=2,
+        ...         evaluate=lambda: model(torch.ones(2, 4)).square().mean(),
+        ...     ) as run:
+        ...         for _ in run:
+        ...             run.step(model(torch.randn(2, 4)).square().mean())
+        ...
+        >>> space = {"size": 5, "tokens": 64, "batch": 2}
+        >>> space |= strategy_space({"cosine": {"lr": tune.loguniform(1e-3, 1e-1)}})
+        >>> results = tune.Tuner(train, **tuner_configs(param_space=space)).fit()
+        >>> trial_table(results).frame["state"].tolist()
+        ['complete']
     """
 
     def __init__(

@@ -94,6 +94,13 @@ def tuner_configs(
 
     Warns:
         TuneWarning: what may be meant, but rarely is.
+
+    Examples:
+        >>> from ray import tune
+        >>> from metaopt_hpo_ray import tuner_configs
+        >>> space = {"lr": tune.loguniform(1e-4, 1e-1), "size": 1e6, "tokens": 1e8, "batch": 1e4}
+        >>> sorted(tuner_configs(param_space=space))
+        ['param_space', 'run_config', 'tune_config']
     """
     _compat.self_check()
     show_decisions()

@@ -125,6 +125,25 @@ def judge(comparison: Comparison) -> Outcome:
 
     Raises:
         OutcomeError: no method ended a trial at the target size with a finite loss for every seed.
+
+    Examples:
+        >>> from metaopt_hpo import ComparisonPlan, TrialRecord, TrialTable, compare
+        >>> from metaopt_hpo.comparison.table_objective import TableObjective
+        >>> runs = TrialTable.from_records(
+        ...     TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=x, loss=3 + 1e4 * (x - 4e-3) ** 2)
+        ...     for x in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+        ... )
+        >>> plan = ComparisonPlan(
+        ...     workload="table", methods=("grid", "random"), seeds=(0,), size=1e6, pilot_sizes=(), tokens=1e8,
+        ...     batch=1e4, lr_bounds=(1e-3, 1.6e-2), runs=4, pilot_runs=1,
+        ... )
+        >>> comparison = compare(TableObjective(runs), plan, "results", workers=1)
+        >>> from metaopt_hpo import judge
+        >>> outcome = judge(comparison)
+        >>> outcome.reference.name
+        'grid'
+        >>> print(outcome.verdict)
+        Random search found the lowest loss. It is 3.003 on average.
     """
     # trials without a measured cost count 6·N·D
     costs = comparison.table.costs()

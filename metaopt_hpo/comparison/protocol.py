@@ -63,6 +63,17 @@ class Plan:
         pilot_runs: learning rates tried at each pilot size.
         strategy: schedule whose lr external methods search.
         engine: name of the engine.
+
+    Examples:
+        >>> from metaopt_hpo import ComparisonPlan
+        >>> plan = ComparisonPlan(
+        ...     workload="text-lm", methods=("grid", "metaoptimize"), seeds=(0, 1, 2), size=1e6, pilot_sizes=(),
+        ...     tokens=1e8, batch=1e4, lr_bounds=(1e-3, 1e-1), runs=5, pilot_runs=1,
+        ... )
+        >>> plan.engine
+        'optuna'
+        >>> ComparisonPlan.from_json(plan.to_json()) == plan
+        True
     """
 
     workload: str
@@ -131,7 +142,25 @@ ComparisonPlan = Plan
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished or interrupted comparison: its plan, its trials, and the machine it ran on."""
+    """A finished or interrupted comparison: its plan, its trials, and the machine it ran on.
+
+    Examples:
+        >>> from metaopt_hpo import ComparisonPlan, TrialRecord, TrialTable, compare
+        >>> from metaopt_hpo.comparison.table_objective import TableObjective
+        >>> runs = TrialTable.from_records(
+        ...     TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=x, loss=3 + 1e4 * (x - 4e-3) ** 2)
+        ...     for x in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+        ... )
+        >>> plan = ComparisonPlan(
+        ...     workload="table", methods=("grid", "random"), seeds=(0,), size=1e6, pilot_sizes=(), tokens=1e8,
+        ...     batch=1e4, lr_bounds=(1e-3, 1.6e-2), runs=4, pilot_runs=1,
+        ... )
+        >>> comparison = compare(TableObjective(runs), plan, "results", workers=1)
+        >>> sorted(comparison.table.frame["method"].unique())
+        ['grid', 'random']
+        >>> type(comparison).read("results").plan == plan
+        True
+    """
 
     plan: Plan
     table: TrialTable
@@ -197,6 +226,21 @@ def compare(
         CompareError: the folder cannot be written, or holds another plan.
         UnknownStrategy: there is no strategy of the plan's name.
         ObjectiveUnavailable: what its runs need is missing, and nothing has begun.
+
+    Examples:
+        >>> from metaopt_hpo import ComparisonPlan, TrialRecord, TrialTable, compare
+        >>> from metaopt_hpo.comparison.table_objective import TableObjective
+        >>> runs = TrialTable.from_records(
+        ...     TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=x, loss=3 + 1e4 * (x - 4e-3) ** 2)
+        ...     for x in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+        ... )
+        >>> plan = ComparisonPlan(
+        ...     workload="table", methods=("grid", "random"), seeds=(0,), size=1e6, pilot_sizes=(), tokens=1e8,
+        ...     batch=1e4, lr_bounds=(1e-3, 1.6e-2), runs=4, pilot_runs=1,
+        ... )
+        >>> comparison = compare(TableObjective(runs), plan, "results", workers=1)
+        >>> comparison.table.frame.groupby("method")["loss"].min().round(2).to_dict()
+        {'grid': 3.03, 'random': 3.0}
     """
     from metaopt_hpo.strategies import get as get_strategy
 

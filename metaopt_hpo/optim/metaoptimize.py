@@ -79,6 +79,17 @@ class MetaOptimize(SavedState):
         ValueError: a value out of range, a complex parameter, or blocks that need names where there are none.
 
     Source: arXiv 2402.02342, Algorithm 3.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo import MetaOptimize
+        >>> optimizer = MetaOptimize(model.named_parameters(), lr=1e-3)
+        >>> loss = model(torch.ones(2, 4)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> optimizer.step_sizes().shape
+        torch.Size([1])
     """
 
     def __init__(

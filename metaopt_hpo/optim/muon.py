@@ -72,6 +72,11 @@ class MuonMatrix(Rule):
 
     For an n × k matrix (a convolution's with its later dimensions joined) s is 0.2 √max(n, k) under
     "match_rms_adamw" and √max(1, n / k) under "original".
+
+    Examples:
+        >>> from metaopt_hpo.optim import MuonMatrix
+        >>> MuonMatrix(momentum=0.9).ns_steps
+        5
     """
 
     momentum: float = 0.95
@@ -102,6 +107,12 @@ class Muon(Rule):
         momentum, nesterov, ns_steps, adjust: of the matrices.
         betas, eps: of AdamW.
         hidden: from a parameter's name (or None) and the parameter, whether Muon advances it.
+
+    Examples:
+        >>> import torch
+        >>> from metaopt_hpo.optim import MetaOptimize, Muon
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))
+        >>> optimizer = MetaOptimize(model.named_parameters(), lr=1e-3, base=Muon())
     """
 
     momentum: float = 0.95

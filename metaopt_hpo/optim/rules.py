@@ -62,7 +62,13 @@ def check_fraction(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """One update rule: a direction from a gradient, and the names of the state it keeps."""
+    """One update rule: a direction from a gradient, and the names of the state it keeps.
+
+    Examples:
+        >>> from metaopt_hpo.optim import AdamW, Rule
+        >>> isinstance(AdamW(), Rule)
+        True
+    """
 
     states: ClassVar[tuple[str, ...]] = ()
     uses_magnitude: ClassVar[bool] = True
@@ -155,7 +161,14 @@ def direction(
 
 @dataclass(frozen=True)
 class SGD(Rule):
-    """The gradient itself: u = g."""
+    """The gradient itself: u = g.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo.optim import SGD, MetaOptimize
+        >>> optimizer = MetaOptimize(model.parameters(), lr=1e-3, base=SGD())
+    """
 
     elementwise: ClassVar[bool] = True
 
@@ -165,7 +178,14 @@ class SGD(Rule):
 
 @dataclass(frozen=True)
 class SGDM(Rule):
-    """Momentum as an average: m' = ρm + (1−ρ)g, u = m'."""
+    """Momentum as an average: m' = ρm + (1−ρ)g, u = m'.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo.optim import SGDM, MetaOptimize
+        >>> optimizer = MetaOptimize(model.parameters(), lr=1e-3, base=SGDM(momentum=0.95))
+    """
 
     momentum: float = 0.9
     states: ClassVar[tuple[str, ...]] = ("m",)
@@ -181,7 +201,14 @@ class SGDM(Rule):
 
 @dataclass(frozen=True)
 class RMSprop(Rule):
-    """v' = λv + (1−λ)g², u = g / (√(v'/(1−λᵗ)) + ε)."""
+    """v' = λv + (1−λ)g², u = g / (√(v'/(1−λᵗ)) + ε).
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo.optim import MetaOptimize, RMSprop
+        >>> optimizer = MetaOptimize(model.parameters(), lr=1e-3, base=RMSprop(beta=0.99))
+    """
 
     beta: float = 0.999
     eps: float | None = None
@@ -200,7 +227,14 @@ class RMSprop(Rule):
 
 @dataclass(frozen=True)
 class AdamW(Rule):
-    """m' = ρm + (1−ρ)g, v' = λv + (1−λ)g², u = (m'/(1−ρᵗ)) / (√(v'/(1−λᵗ)) + ε); as a meta rule it is Adam."""
+    """m' = ρm + (1−ρ)g, v' = λv + (1−λ)g², u = (m'/(1−ρᵗ)) / (√(v'/(1−λᵗ)) + ε); as a meta rule it is Adam.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo.optim import AdamW, MetaOptimize
+        >>> optimizer = MetaOptimize(model.parameters(), base=AdamW(betas=(0.9, 0.95)), weight_decay=0.1)
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float | None = None
@@ -220,7 +254,14 @@ class AdamW(Rule):
 
 @dataclass(frozen=True)
 class Lion(Rule):
-    """u = sign(cm + (1−c)g), then m' = ρm + (1−ρ)g; ``betas`` is (c, ρ), as in the Lion paper's code."""
+    """u = sign(cm + (1−c)g), then m' = ρm + (1−ρ)g; ``betas`` is (c, ρ), as in the Lion paper's code.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo.optim import Lion, MetaOptimize
+        >>> optimizer = MetaOptimize(model.parameters(), lr=1e-4, base="adamw", meta=Lion())
+    """
 
     betas: tuple[float, float] = (0.9, 0.99)
     states: ClassVar[tuple[str, ...]] = ("m",)
@@ -242,6 +283,12 @@ class UnnormalisedAdamW(Rule):
 
     Its first moment is not divided by 1/(1−ρ) and not bias-corrected, and ε stands inside the root: at ρ = 0.9 the
     direction is ten times :class:`AdamW`'s once m has settled. See ``presets.authors_units``.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo.optim import MetaOptimize, UnnormalisedAdamW
+        >>> optimizer = MetaOptimize(model.parameters(), lr=1e-3, base=UnnormalisedAdamW())
     """
 
     betas: tuple[float, float] = (0.9, 0.999)

@@ -18,7 +18,15 @@ EVERY = 50
 
 
 class StepSizeWarning(MetaOptWarning):
-    """A step size collapsed or exploded."""
+    """A step size collapsed or exploded.
+
+    Examples:
+        >>> import warnings
+        >>> from metaopt_hpo.optim import StepSizeWarning
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", StepSizeWarning)
+        ...
+    """
 
 
 class Watch:

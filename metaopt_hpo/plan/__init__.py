@@ -2,8 +2,10 @@
 
 `metaopt_hpo.plan` is this room and the function that makes a plan, `plan.api.plan`:
 
-    from metaopt_hpo import plan
-    plan(target=7e9, tokens=1.4e12, budget="2 % of the target", hardware="h100x8")
+    >>> from metaopt_hpo import plan
+    >>> made = plan(target="10M", tokens="200M", base=[], batch=2**16, tokens_per_parameter=[20])
+    >>> len(made.pilots) > 0
+    True
 """
 
 from __future__ import annotations

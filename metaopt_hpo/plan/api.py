@@ -24,6 +24,13 @@ class Plan(model.Plan):
     """From a target and a budget to a list of small runs, and from those to a recipe. Make one with `plan`.
 
     Its data are those of `plan.model.Plan`.
+
+    Examples:
+        >>> from metaopt_hpo import Plan, plan
+        >>> made = plan(target="10M", tokens="200M", base=[], batch=2**16, tokens_per_parameter=[20])
+        >>> path = made.write("plan.toml")
+        >>> Plan.read(path) == made
+        True
     """
 
     @classmethod
@@ -168,6 +175,12 @@ def plan(
     Raises:
         PlanError: a budget too small for any pilot, no size below the target, an unknown unit, currency or hardware.
         ValueError: an argument out of range.
+
+    Examples:
+        >>> from metaopt_hpo import plan
+        >>> made = plan(target="10M", tokens="200M", base=[], batch=2**16, tokens_per_parameter=[20])
+        >>> made.cost.flops < 0.05 * 6 * 10e6 * 200e6
+        True
     """
     made = Planner.of(
         target=target,

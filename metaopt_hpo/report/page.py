@@ -59,6 +59,22 @@ def write_report(comparison: Comparison, path: str | os.PathLike[str]) -> Path:
     Raises:
         OutcomeError: no method has a finished trial with a finite loss for every seed.
         ReportError: the file cannot be written.
+
+    Examples:
+        >>> from metaopt_hpo import ComparisonPlan, TrialRecord, TrialTable, compare
+        >>> from metaopt_hpo.comparison.table_objective import TableObjective
+        >>> runs = TrialTable.from_records(
+        ...     TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=x, loss=3 + 1e4 * (x - 4e-3) ** 2)
+        ...     for x in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+        ... )
+        >>> plan = ComparisonPlan(
+        ...     workload="table", methods=("grid", "random"), seeds=(0,), size=1e6, pilot_sizes=(), tokens=1e8,
+        ...     batch=1e4, lr_bounds=(1e-3, 1.6e-2), runs=4, pilot_runs=1,
+        ... )
+        >>> comparison = compare(TableObjective(runs), plan, "results", workers=1)
+        >>> from metaopt_hpo import write_report
+        >>> write_report(comparison, "results/report.html").name
+        'report.html'
     """
     path = Path(path)
     text = render(judge(comparison))

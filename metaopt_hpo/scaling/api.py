@@ -21,6 +21,15 @@ class Law(law.Law):
     """Loss over (size, tokens, batch, lr), fitted to a table of trials. Build one with `fit`.
 
     Its data and its predictions are those of `scaling.law.Law`.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import library
+        >>> law = library.load("fitted-step-law").law
+        >>> p = law.predict(size=1e9, tokens=1e11)
+        >>> p.lr.low < p.lr.value < p.lr.high
+        True
+        >>> law.verdict(size=1e9, tokens=1e11, lr=0.1, batch=2**20, incumbent=2.3).action
+        'stop'
     """
 
     @classmethod
@@ -90,6 +99,19 @@ def fit(
 
     Raises:
         LawRefused: with `.code` and `.reason`.
+
+    Examples:
+        >>> from metaopt_hpo import TrialRecord, TrialTable
+        >>> rates = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+        >>> table = TrialTable.from_records(
+        ...     TrialRecord(size=n, tokens=1e9, batch=2**16, lr=x, loss=3 * n**-0.01 * (1 + (x / 4e-3 - 1) ** 2 / 50))
+        ...     for n in (1e6, 4e6, 16e6)
+        ...     for x in rates
+        ... )
+        >>> from metaopt_hpo import fit
+        >>> law = fit(table, draws=20, allow_weak=True)
+        >>> f"{law.predict(size=64e6, tokens=1e9).lr.value:.0e}"
+        '4e-03'
     """
     return Law.of(
         fitting.fit(

@@ -16,6 +16,16 @@ class LawRefused(MetaOptError):
     Attributes:
         code: stable name of the reason ("few-sizes", "one-lr", "edge", "no-minimum", "few-trials", "loss").
         reason: one sentence.
+
+    Examples:
+        >>> from metaopt_hpo import LawRefused, TrialRecord, TrialTable, fit
+        >>> one = TrialTable.from_records([TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=1e-3, loss=3.0)])
+        >>> try:
+        ...     fit(one)
+        ... except LawRefused as refused:
+        ...     print(refused.code)
+        ...
+        one-lr
     """
 
     def __init__(self, code: str, reason: str) -> None:
@@ -26,7 +36,15 @@ class LawRefused(MetaOptError):
 
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """A warning object: `code` is stable, `message` one sentence for a person."""
+    """A warning object: `code` is stable, `message` one sentence for a person.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import library
+        >>> law = library.load("fitted-step-law").law
+        >>> far = law.predict(size=1e12, tokens=1e14)
+        >>> [type(w).__name__ for w in far.warnings][:1]
+        ['Caution']
+    """
 
     code: str
     message: str
@@ -34,7 +52,13 @@ class Caution:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its interval at the law's level; `float(x)` gives the value."""
+    """A value with its interval at the law's level; `float(x)` gives the value.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import Estimate
+        >>> float(Estimate(2e-3, 1e-3, 4e-3))
+        0.002
+    """
 
     value: float
     low: float
@@ -57,6 +81,13 @@ class Prediction:
 
     `lr` and `batch` (tokens per step) minimise the law's loss; `loss` is what it expects there. `spread`
     holds the standard deviations of (ln lr, ln batch) and their correlation, for samplers.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import library
+        >>> law = library.load("fitted-step-law").law
+        >>> p = law.predict(size=4e8, tokens=4e10)
+        >>> p.lr.low < float(p.lr) < p.lr.high
+        True
     """
 
     size: float

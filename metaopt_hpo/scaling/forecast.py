@@ -55,6 +55,13 @@ class Forecast:
         mean, sd: of ln loss.
         excess: expected ln loss above the law's best at this size and tokens.
         factor: how far outside the fitted sizes and tokens the configuration lies (1 inside).
+
+    Examples:
+        >>> from metaopt_hpo.scaling import library
+        >>> law = library.load("fitted-step-law").law
+        >>> f = law.forecast(size=4e8, tokens=4e10, lr=1e-3, batch=2**19)
+        >>> f.loss.low < f.loss.value < f.loss.high
+        True
     """
 
     loss: Estimate
@@ -77,6 +84,13 @@ def forecast(
         law: a fitted law.
         size, tokens, lr, batch: the configuration, `tokens` being those it will see in all.
         curve: what it has reported so far; points without a finite, positive loss are passed over.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import library
+        >>> law = library.load("fitted-step-law").law
+        >>> from metaopt_hpo.scaling import forecast
+        >>> forecast(law, size=4e8, tokens=4e10, lr=1e-3, batch=2**19).sd > 0
+        True
     """
     mean, sd, excess = distribution(law, size, tokens, lr, batch, curve)
     z = normal_quantile(law.level)

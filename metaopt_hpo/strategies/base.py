@@ -31,6 +31,16 @@ class LRRun:
 
     A training loop calls `loss.backward()`, then `run.step(loss)`. Subclasses override `_before_step` to set
     the learning rate of the step about to be taken, and `_extra_state` / `_load_extra_state`.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo.strategies import make
+        >>> run = make("cosine", lr=1e-2).build(model, horizon=100)
+        >>> model(torch.ones(2, 4)).square().mean().backward()
+        >>> run.step()
+        >>> run.step_sizes().shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -205,6 +215,12 @@ class LRStrategy:
             unnormalised rules are a hundred times larger, so that 0.1 would shrink the weights of SGD to nothing.
         betas: (momentum, second-moment) coefficients of the base rule.
         max_grad_norm: clip the global gradient norm to this before everything else; None for no clipping.
+
+    Examples:
+        >>> from metaopt_hpo.strategies import make
+        >>> strategy = make("wsd", lr=3e-3)
+        >>> strategy.name, strategy.tunes_lr
+        ('wsd', False)
     """
 
     name: ClassVar[str] = ""

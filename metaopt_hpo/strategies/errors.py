@@ -6,7 +6,13 @@ from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 
 
 class StrategyError(MetaOptError):
-    """A strategy was asked for something it cannot do."""
+    """A strategy was asked for something it cannot do.
+
+    Examples:
+        >>> from metaopt_hpo.strategies import StrategyError, UnknownStrategy
+        >>> issubclass(UnknownStrategy, StrategyError)
+        True
+    """
 
 
 class WrapError(StrategyError, ValueError):

@@ -37,7 +37,17 @@ S = TypeVar("S", bound=type[LRStrategy])
 
 
 class UnknownStrategy(StrategyError, ValueError):
-    """No strategy of that name is built in, registered, or offered by an installed package."""
+    """No strategy of that name is built in, registered, or offered by an installed package.
+
+    Examples:
+        >>> from metaopt_hpo.strategies import UnknownStrategy, make
+        >>> try:
+        ...     make("cosin")
+        ... except UnknownStrategy as error:
+        ...     print("cosine" in str(error))
+        ...
+        True
+    """
 
 
 def register(name: str) -> Callable[[S], S]:
@@ -45,6 +55,17 @@ def register(name: str) -> Callable[[S], S]:
 
     Raises:
         ValueError: the name is taken by another class.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from metaopt_hpo.strategies import get, register
+        >>> @register("my-cosine")
+        ... @dataclass(frozen=True, kw_only=True)
+        ... class MyCosine(get("cosine")):
+        ...     pass
+        ...
+        >>> get("my-cosine") is MyCosine
+        True
     """
 
     def add(cls: S) -> S:
@@ -67,6 +88,11 @@ def get(name: str) -> type[LRStrategy]:
     Raises:
         UnknownStrategy: no such strategy; the message lists those there are.
         StrategyError: an entry point of that name does not lead to an `LRStrategy`.
+
+    Examples:
+        >>> from metaopt_hpo.strategies import get
+        >>> get("cosine")(lr=1e-2).lr
+        0.01
     """
     if name not in _registered:
         if name in BUILT_IN:
@@ -77,12 +103,24 @@ def get(name: str) -> type[LRStrategy]:
 
 
 def make(name: str, **options: Any) -> LRStrategy:
-    """Build a strategy from its name and options: `make("cosine", lr=3e-3)`."""
+    """Build a strategy from its name and options: `make("cosine", lr=3e-3)`.
+
+    Examples:
+        >>> from metaopt_hpo.strategies import make
+        >>> make("cosine", lr=1e-2, weight_decay=0.1).lr
+        0.01
+    """
     return get(name).from_options(**options)
 
 
 def available() -> list[str]:
-    """Names of all strategies that `get` can find, sorted."""
+    """Names of all strategies that `get` can find, sorted.
+
+    Examples:
+        >>> from metaopt_hpo.strategies import available
+        >>> "metaoptimize" in available()
+        True
+    """
     offered = {e.name for e in entry_points(group=ENTRY_POINT_GROUP)}
     return sorted(set(BUILT_IN) | set(_registered) | offered)
 

@@ -65,6 +65,20 @@ def wrap(
         WrapError: an optimizer whose lr cannot be found (its update is not in proportion to it, or it sets its own),
             one that was wrapped before or has taken steps, or an option that MetaOptimize does not have.
         ValueError: an unknown option, a horizon that is no positive whole number, or nothing to train.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo import wrap
+        >>> run = wrap(torch.optim.AdamW(model.parameters()), horizon=200)
+        >>> for _ in range(200):
+        ...     x = torch.randn(8, 4)
+        ...     loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        ...     loss.backward()
+        ...     run.step(loss)
+        ...
+        >>> run.found_lr > 0
+        True
     """
     horizon = check_horizon(horizon)
     recipe = _read(optimizer)

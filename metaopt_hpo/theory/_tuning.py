@@ -22,7 +22,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Optimum:
-    """The setting that minimises a bound at a token budget."""
+    """The setting that minimises a bound at a token budget.
+
+    Examples:
+        >>> from metaopt_hpo.theory import LMOBound
+        >>> best = LMOBound(1.0, 1.0, 1.0).optimum(tokens=1e9)
+        >>> best.lr > 0
+        True
+    """
 
     lr: float
     momentum: float
@@ -44,7 +51,14 @@ class Optimum:
 
 @dataclass(frozen=True, slots=True)
 class Ridge:
-    """The valley of the tuned bound along B at one token budget; lr and momentum are tuned at each batch."""
+    """The valley of the tuned bound along B at one token budget; lr and momentum are tuned at each batch.
+
+    Examples:
+        >>> from metaopt_hpo.theory import LMOBound
+        >>> ridge = LMOBound(1.0, 1.0, 1.0).ridge(tokens=1e9)
+        >>> ridge.low < ridge.high
+        True
+    """
 
     batch: Array
     momentum: Array

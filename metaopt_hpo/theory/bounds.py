@@ -65,6 +65,11 @@ class LMOBound:
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
+
+    Examples:
+        >>> from metaopt_hpo.theory import LMOBound
+        >>> LMOBound(delta=1.0, smoothness=1.0, noise=1.0).kind
+        'nonconvex'
     """
 
     delta: float

@@ -27,7 +27,21 @@ class ExponentsRefused(MetaOptError):
 
 @dataclass(frozen=True)
 class FittedExponents:
-    """The fitted plane of optimal lr with bootstrap intervals."""
+    """The fitted plane of optimal lr with bootstrap intervals.
+
+    Examples:
+        >>> from metaopt_hpo import TrialRecord, TrialTable
+        >>> table = TrialTable.from_records(
+        ...     TrialRecord(size=1e6, tokens=d, batch=b, lr=x, loss=3 + (x / (4e-3 * (1e4 * b / d) ** 0.5) - 1) ** 2)
+        ...     for d in (1e9, 4e9, 1.6e10)
+        ...     for b in (1e5, 4e5)
+        ...     for x in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+        ... )
+        >>> from metaopt_hpo.theory import fit_exponents
+        >>> fitted = fit_exponents(table, bootstrap=100)
+        >>> fitted.cells
+        6
+    """
 
     x: Estimate
     y: Estimate
@@ -66,6 +80,18 @@ def fit_exponents(table: TrialTable, *, bootstrap: int = 500, seed: int = 0) -> 
     Raises:
         ExponentsRefused: fewer cells than unknowns, or no spread in tokens or batch.
         ValueError: bootstrap below 100.
+
+    Examples:
+        >>> from metaopt_hpo import TrialRecord, TrialTable
+        >>> table = TrialTable.from_records(
+        ...     TrialRecord(size=1e6, tokens=d, batch=b, lr=x, loss=3 + (x / (4e-3 * (1e4 * b / d) ** 0.5) - 1) ** 2)
+        ...     for d in (1e9, 4e9, 1.6e10)
+        ...     for b in (1e5, 4e5)
+        ...     for x in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+        ... )
+        >>> from metaopt_hpo.theory import fit_exponents
+        >>> round(fit_exponents(table, bootstrap=100).y.value, 1)
+        0.5
     """
     if bootstrap < 100:
         raise ValueError(f"bootstrap must be at least 100, got {bootstrap!r}")

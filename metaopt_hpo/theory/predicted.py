@@ -19,7 +19,14 @@ Momentum = Literal["fixed", "tuned", "proportional"]
 
 @dataclass(frozen=True, slots=True)
 class PredictedExponents:
-    """η* ~ D^x · B^y in one regime of a bound, and the loss-optimal batch and momentum there (derived)."""
+    """η* ~ D^x · B^y in one regime of a bound, and the loss-optimal batch and momentum there (derived).
+
+    Examples:
+        >>> from metaopt_hpo.theory import predicted_exponents
+        >>> p = predicted_exponents()
+        >>> p.x, p.y
+        (-0.5, 0.5)
+    """
 
     x: float
     y: float
@@ -53,6 +60,11 @@ def predicted_exponents(
 
     Raises:
         ValueError: a regime the bounds do not settle, or a power law without s and r.
+
+    Examples:
+        >>> from metaopt_hpo.theory import predicted_exponents
+        >>> predicted_exponents("nonconvex").along(0.5)
+        -0.25
     """
     # Validates kind, q, source and capacity in one place.
     bound = LMOBound(1.0, 1.0, 1.0, q=q, kind=kind, source=source, capacity=capacity)
@@ -84,7 +96,14 @@ def predicted_exponents(
 
 @dataclass(frozen=True, slots=True)
 class LocalExponents:
-    """Slopes of the bound's own optimum at one point: what the asymptote becomes at finite size (checked)."""
+    """Slopes of the bound's own optimum at one point: what the asymptote becomes at finite size (checked).
+
+    Examples:
+        >>> from metaopt_hpo.theory import LMOBound, local_exponents
+        >>> e = local_exponents(LMOBound(1.0, 1.0, 1.0), tokens=1e9, batch=1e5)
+        >>> e.x < 0
+        True
+    """
 
     x: float
     """d ln η* / d ln D at fixed B."""
@@ -105,6 +124,11 @@ def local_exponents(
 
     Raises:
         ValueError: batch · e^step beyond tokens · e^-step.
+
+    Examples:
+        >>> from metaopt_hpo.theory import LMOBound, local_exponents
+        >>> round(local_exponents(LMOBound(1.0, 1.0, 1.0), tokens=1e9, batch=1e5, momentum=0.9).x, 1)
+        -0.5
     """
 
     def logs(d: float, b: float) -> Array:

@@ -12,7 +12,13 @@ from metaopt_hpo.theory.predicted import predicted_exponents
 
 @dataclass(frozen=True, slots=True)
 class PublishedExponent:
-    """What a source reports about lr against tokens, as cited; never a value this project is tuned to."""
+    """What a source reports about lr against tokens, as cited; never a value this project is tuned to.
+
+    Examples:
+        >>> from metaopt_hpo.theory import published_exponents
+        >>> published_exponents()[0].source != ""
+        True
+    """
 
     source: str
     reference: str
@@ -46,6 +52,11 @@ def published_exponents() -> tuple[PublishedExponent, ...]:
     """Everything published that separates tokens from size: the law library's laws and the exponents besides.
 
     Laws that follow compute (DeepSeek) confound D with N and are left out.
+
+    Examples:
+        >>> from metaopt_hpo.theory import published_exponents
+        >>> len(published_exponents()) > 1
+        True
     """
     found = []
     for name in library.names():
@@ -64,6 +75,19 @@ def side_by_side(
     """Rows (source, exponent of lr in D, bound at the source's b, gap): the fit along B ~ D^b first, then published.
 
     `published` defaults to `published_exponents()`.
+
+    Examples:
+        >>> from metaopt_hpo import TrialRecord, TrialTable
+        >>> table = TrialTable.from_records(
+        ...     TrialRecord(size=1e6, tokens=d, batch=b, lr=x, loss=3 + (x / (4e-3 * (1e4 * b / d) ** 0.5) - 1) ** 2)
+        ...     for d in (1e9, 4e9, 1.6e10)
+        ...     for b in (1e5, 4e5)
+        ...     for x in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+        ... )
+        >>> from metaopt_hpo.theory import fit_exponents, side_by_side
+        >>> rows = side_by_side(fit_exponents(table, bootstrap=100), b=0.0)
+        >>> len(rows[0])
+        4
     """
     mine = fitted.along(b).value
     bound = predicted_exponents().along(b)

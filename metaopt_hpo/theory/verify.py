@@ -34,13 +34,26 @@ ROUNDING = 1e-9
 
 
 def depth_path(multiplier: float) -> str:
-    """Path of a network of depth l whose residual branches are multiplied by l^-c: L ~ l^(2(1−c)), so lr ~ l^(c−1)."""
+    """Path of a network of depth l whose residual branches are multiplied by l^-c: L ~ l^(2(1−c)), so lr ~ l^(c−1).
+
+    Examples:
+        >>> from metaopt_hpo.theory import LMOBound, depth_path, verify_rule
+        >>> verify_rule("lr ~ l^-1", LMOBound(1.0, 1.0, 1.0), depth_path(0.5)).scale
+        'depth'
+    """
     return f"L ~ l^{float(2 * (1 - exact(multiplier)))}"
 
 
 @dataclass(frozen=True)
 class RuleCheck:
-    """What a bound says about a rule along one scale. Rates are exponents of the bound's value: lower is better."""
+    """What a bound says about a rule along one scale. Rates are exponents of the bound's value: lower is better.
+
+    Examples:
+        >>> from metaopt_hpo.theory import LMOBound, verify_rule
+        >>> check = verify_rule("lr ~ B^0.5 D^-0.5", LMOBound(1.0, 1.0, 1.0), "B ~ D^0.5")
+        >>> check.verdict, check.label
+        ('optimal', 'proved')
+    """
 
     rule: str
     path: str
@@ -149,6 +162,11 @@ def verify_rule(
     Raises:
         ValueError: a rule that cannot be parsed, no clause for lr, a batch that outgrows the tokens, momentum leaving
             (0, 1] or outliving the run, or a width, depth or size rule without a path for the constants.
+
+    Examples:
+        >>> from metaopt_hpo.theory import LMOBound, verify_rule
+        >>> verify_rule("lr ~ D^-0.307, B ~ D^0.571", LMOBound(1.0, 1.0, 1.0)).verdict
+        'misaligned'
     """
     clauses = parse_rule(rule)
     if "lr" not in clauses:
@@ -192,6 +210,11 @@ def rate_loss_profile(rule: str, bound: LMOBound, *, points: int = 21) -> list[t
 
     Raises:
         ValueError: the rule states its own batch.
+
+    Examples:
+        >>> from metaopt_hpo.theory import LMOBound, rate_loss_profile
+        >>> len(rate_loss_profile("lr ~ D^-0.5", LMOBound(1.0, 1.0, 1.0), points=3))
+        3
     """
     if "batch" in parse_rule(rule):
         raise ValueError(f"rule {rule!r} states its batch, so there is no profile over b")

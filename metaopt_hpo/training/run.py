@@ -99,6 +99,23 @@ class TrainingRun:
         RunDiverged: from `step`, when the loss is non-finite or more than twice that of the untrained model.
         RunStopped: from `step`, when `should_stop` gave a reason.
         ValueError: a field out of range.
+
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 1)
+        >>> from metaopt_hpo import TrainingRun, model_size
+        >>> from metaopt_hpo.strategies import make
+        >>> def held_out():
+        ...     return model(torch.ones(2, 4)).square().mean()
+        ...
+        >>> run = TrainingRun(
+        ...     model, make("cosine", lr=1e-2), size=model_size(model), tokens=16, batch=2, evaluate=held_out
+        ... )
+        >>> for _ in run:
+        ...     run.step(model(torch.randn(2, 4)).square().mean())
+        ...
+        >>> run.record().state
+        'complete'
     """
 
     def __init__(

@@ -16,6 +16,12 @@ def model_size(model: nn.Module) -> int:
 
     Raises:
         ValueError: nothing that counts would train.
+
+    Examples:
+        >>> import torch
+        >>> from metaopt_hpo import model_size
+        >>> model_size(torch.nn.Sequential(torch.nn.Embedding(100, 8), torch.nn.Linear(8, 4, bias=False)))
+        32
     """
     embeddings = {
         id(p)

@@ -35,6 +35,11 @@ def token_grid(
         start: tokens below which nothing is reported.
         stride: keep only the points whose k is a multiple of it; strides that divide each other share points.
         max_points: upper bound on the number of points (default 100).
+
+    Examples:
+        >>> from metaopt_hpo import token_grid
+        >>> token_grid(16, stride=8)
+        [2, 4, 8, 16]
     """
     if not (math.isfinite(stop) and stop >= 1):
         raise ValueError(f"stop must be a finite number of tokens >= 1, got {stop!r}")
@@ -129,7 +134,14 @@ CURVE_FIELDS = ("tokens", "loss", "step_size", "grad_norm", "grad_noise", "cost"
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """One run. Units are those of `trials.schema`; NaN means "not measured" or "has none"."""
+    """One run. Units are those of `trials.schema`; NaN means "not measured" or "has none".
+
+    Examples:
+        >>> from metaopt_hpo import TrialRecord
+        >>> record = TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=1e-3, loss=3.2)
+        >>> record.state, record.self_tuning
+        ('complete', False)
+    """
 
     size: float
     """Trainable non-embedding parameters."""

@@ -35,6 +35,14 @@ class TrialTable:
     Attributes:
         frame: the pandas DataFrame (do not write to it).
         notes: counted remarks made while reading (`Note(code, count, message)`), each also said as a warning.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from metaopt_hpo import TrialTable
+        >>> frame = pd.DataFrame({"size": [1e6], "tokens": [1e8], "batch": [1e4], "lr": [1e-3], "loss": [3.2]})
+        >>> table = TrialTable.from_frame(frame)
+        >>> len(table), table.cost()
+        (1, 600000000000000.0)
     """
 
     __slots__ = ("frame", "notes")

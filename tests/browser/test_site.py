@@ -1,4 +1,4 @@
-"""The documentation site: it builds without a warning, every public name has an entry, and its pages are sound."""
+"""The documentation site: it builds without a warning, shows every entry, and its pages are sound."""
 
 from __future__ import annotations
 
@@ -9,21 +9,11 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLIC = (
-    "metaopt_hpo",
-    "metaopt_hpo.optim",
-    "metaopt_hpo.strategies",
-    "metaopt_hpo.scaling",
-    "metaopt_hpo.theory",
-    "metaopt_hpo_optuna",
-    "metaopt_hpo_ray",
-)
 PAGES = ("index.html", "concepts/laws.html", "reference/laws.html", "reference/command-line.html")
 
 
@@ -50,27 +40,6 @@ def address(site: Path) -> Iterator[str]:
 def entries() -> list[str]:
     text = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "reference").glob("*.md"))
     return re.findall(r"^::: (\S+)", text, re.MULTILINE)
-
-
-def thing(path: str) -> object:
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
-def test_every_public_name_has_an_entry_in_the_reference() -> None:
-    described = [thing(e) for e in entries()]
-    for package in PUBLIC:
-        module = import_module(package)
-        for name in module.__all__:
-            if not name.startswith("__"):
-                assert any(getattr(module, name) is d for d in described), (
-                    f"{package}.{name} has no entry: add '::: {package}.{name}' to a page of docs/reference"
-                )
-
-
-def test_every_entry_has_a_docstring() -> None:
-    bare = [e for e in entries() if not (getattr(thing(e), "__doc__", None) or "").strip()]
-    assert not bare, f"without a docstring: {bare}"
 
 
 def test_the_site_builds_without_a_warning_and_shows_every_entry(site: Path) -> None:

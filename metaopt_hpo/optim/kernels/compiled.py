@@ -33,7 +33,15 @@ GRAPHS = 64
 
 
 class KernelWarning(MetaOptWarning):
-    """A fast kernel cannot run here; the slower, plain torch operations do."""
+    """A fast kernel cannot run here; the slower, plain torch operations do.
+
+    Examples:
+        >>> import warnings
+        >>> from metaopt_hpo.optim import KernelWarning
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", KernelWarning)
+        ...
+    """
 
 
 _graphs: OrderedDict[Any, Callable[..., list[Tensor]] | None] = OrderedDict()

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One configuration to run."""
+    """One configuration to run.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import Config
+        >>> Config(size=1e8, tokens=2e9, batch=2**18, lr=2e-3).lr
+        0.002
+    """
 
     size: float
     tokens: float
@@ -48,6 +54,14 @@ class Context:
         budget: FLOPs left (default unlimited).
         running: configurations under way, not to be proposed twice.
         seed: of the search; one for all its proposals.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import Context
+        >>> context = Context(
+        ...     target=(1e9, 2e10), candidates=((1e7, 2e8), (1e8, 2e9)), lr=(1e-4, 1e-2), batch=(2**16, 2**20)
+        ... )
+        >>> context.budget
+        inf
     """
 
     target: tuple[float, float]
@@ -72,7 +86,13 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The configuration to run next, and why in one sentence."""
+    """The configuration to run next, and why in one sentence.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import Config, Proposal
+        >>> Proposal(Config(size=1e8, tokens=2e9, batch=2**18, lr=2e-3), "nothing is known yet").config.size
+        100000000.0
+    """
 
     config: Config
     reason: str
@@ -91,6 +111,13 @@ def propose(table: TrialTable | None, context: Context, *, law: Law | None = Non
 
     Returns:
         A proposal; equal arguments give an equal proposal.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import Context, propose
+        >>> small = ((1e7, 2e8), (1e8, 2e9))
+        >>> context = Context(target=(1e9, 2e10), candidates=small, lr=(1e-4, 1e-2), batch=(2**16, 2**20))
+        >>> propose(None, context).config.size
+        10000000.0
     """
     return propose_next(runs_of(table, context.running), context, law=law)
 

@@ -48,7 +48,15 @@ MARGIN = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to do with a run: `probability` is that of beating the incumbent, `reason` one sentence."""
+    """What to do with a run: `probability` is that of beating the incumbent, `reason` one sentence.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import library
+        >>> law = library.load("fitted-step-law").law
+        >>> v = law.verdict(size=4e8, tokens=4e10, lr=0.1, batch=2**19, incumbent=2.3)
+        >>> v.action in ("launch", "keep", "stop", "abstain")
+        True
+    """
 
     action: Action
     probability: float
@@ -78,6 +86,13 @@ def verdict(
             the top of the best's interval.
         curve: the run's reports so far; None before it starts.
         stop_below: chance of winning below which the run is stopped (default 0.05: one winner in twenty lost).
+
+    Examples:
+        >>> from metaopt_hpo.scaling import library
+        >>> law = library.load("fitted-step-law").law
+        >>> from metaopt_hpo.scaling import verdict
+        >>> verdict(law, size=4e8, tokens=4e10, lr=0.1, batch=2**19, incumbent=2.3).action
+        'stop'
     """
     if incumbent is not None:
         positive("incumbent", incumbent)
