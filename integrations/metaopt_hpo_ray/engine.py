@@ -21,6 +21,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
+from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.race import Race
@@ -276,11 +277,14 @@ def _claim(folder: Path, method: Method, task: SearchTask) -> None:
         held = path.read_text(encoding="utf-8") if path.exists() else None
         if held is not None and held != text:
             raise EngineError(f"{folder} holds a search for another task; choose another store or study")
-        path.write_text(text, encoding="utf-8")
+        if held is None:
+            write_text(path, text)
     except OSError as error:
         raise EngineError(
             f"cannot keep trials in {folder}: {error.strerror}; choose another store"
         ) from error
+    except WriteError as error:
+        raise EngineError(f"cannot keep trials in {folder}: {error}") from error
 
 
 def _finished(part: Path, own: _Own, first: int) -> list[TrialRecord]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.fs  # type: ignore[import-untyped]
 
+from metaopt_hpo.atomic import WriteError, write_bytes
 from metaopt_hpo_ray.restoring import copy_tuner
 from metaopt_hpo_ray.state import BookError, TrialBook, header
 
@@ -138,10 +139,10 @@ class Journal:
                 self._take_over(path, set(trials))
             if self.restored and not self.resumed:
                 self._from_files(storage)
-        except OSError as error:
+        except (OSError, WriteError) as error:
             logger.warning("the journal of the trials in %s cannot be read: %s", folder, error)
         if local:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, WriteError):
                 copy_tuner(str(folder))
         self._events, self._decisions = Appended(path), Appended(folder / DECISIONS)
         self.book.outbox, self.book.decisions = [], []
@@ -240,5 +241,4 @@ def _download(storage: Any, path: Path) -> None:
     if files.get_file_info(source).type != pyarrow.fs.FileType.File:
         return
     with files.open_input_stream(source) as stream:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(stream.readall())
+        write_bytes(path, stream.readall())

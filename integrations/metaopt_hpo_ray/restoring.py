@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.fs  # type: ignore[import-untyped]
 from ray import cloudpickle, tune
 
+from metaopt_hpo.atomic import write_bytes
 from metaopt_hpo.errors import MetaOptError
 
 logger = logging.getLogger(__name__)
@@ -45,9 +46,7 @@ def copy_tuner(folder: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    temporary = target.with_suffix(".tmp")
-    temporary.write_bytes(source.read_bytes())
-    os.replace(temporary, target)
+    write_bytes(target, source.read_bytes())
 
 
 def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tune.Tuner:

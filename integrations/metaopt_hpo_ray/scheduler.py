@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.policy import STOP_BELOW
 from metaopt_hpo.trials.record import TrialRecord
@@ -294,7 +295,7 @@ class ScalingLawScheduler(FIFOScheduler):
     def save(self, checkpoint_path: str) -> None:
         """Write the state, trials included, as JSON."""
         state = {**self.get_state(), "book": self.book.pack()}
-        Path(checkpoint_path).write_text(json.dumps(state), encoding="utf-8")
+        write_text(checkpoint_path, json.dumps(state))
 
     def restore(self, checkpoint_path: str) -> None:
         """Read what `save` wrote."""

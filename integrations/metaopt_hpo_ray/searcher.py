@@ -16,6 +16,7 @@ import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.sample import Domain, Function
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.scaling import Config, Context, Law
 from metaopt_hpo.scaling.fitting import MIN_SIZES
 from metaopt_hpo.scaling.policy import propose_next
@@ -256,7 +257,7 @@ class ScalingLawSearch(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state as JSON; Tune calls this with each of its snapshots."""
-        Path(checkpoint_path).write_text(json.dumps(self.get_state()), encoding="utf-8")
+        write_text(checkpoint_path, json.dumps(self.get_state()))
 
     def restore(self, checkpoint_path: str) -> None:
         """Read what `save` wrote.

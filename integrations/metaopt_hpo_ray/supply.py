@@ -18,6 +18,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher,
 from ray.tune.search.search_algorithm import SearchAlgorithm
 from ray.tune.search.search_generator import SearchGenerator
 
+from metaopt_hpo.atomic import WriteError
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.restoring import copy_state
 
@@ -62,7 +63,7 @@ class _Bounded:
             return
         try:
             copy_state(dirpath)
-        except OSError as error:
+        except (OSError, WriteError) as error:
             logger.warning("no copy of Tune's snapshot could be kept: %s", error)
         now = time.monotonic()
         self._copy_again = now + COPYING * (now - begin)
