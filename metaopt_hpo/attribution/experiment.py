@@ -19,7 +19,7 @@ from metaopt_hpo.attribution.estimand import AttributionError
 from metaopt_hpo.attribution.levels import Setting
 from metaopt_hpo.attribution.pilot import beyond, pilot_grid
 from metaopt_hpo.attribution.stepping import FLOOR_FRACTION, GridResult, World, run_grid
-from metaopt_hpo.attribution.storage import load_grid, save_grid
+from metaopt_hpo.attribution.storage import as_kept, load_grid, save_grid
 
 EXTENSIONS = 2
 """How often a grid is widened by two learning rates where a loss is lowest at its edge."""
@@ -94,7 +94,7 @@ def _run_pieces(
             if deadline is not None and time.monotonic() > deadline:
                 return None
             lr = _grid_of(world, settings, config, whole, mark) if lr is None else lr
-            done = runner(
+            found = runner(
                 world,
                 settings,
                 tokens=d[cells],
@@ -105,6 +105,7 @@ def _run_pieces(
                 middle_batch=middle,
                 floor_lr=FLOOR_FRACTION * float(np.exp(np.median(np.log(lr)))),
             )
+            done = as_kept(found)
             if path is not None and config.piece:
                 save_grid(done, path, mark)
         if path is not None and path.exists():
@@ -127,7 +128,7 @@ def _run_pieces(
             middle_batch=middle,
             floor_lr=floor,
         )
-        grid = _side_by_side(grid, wider)
+        grid = _side_by_side(grid, as_kept(wider))
     if whole is not None:
         save_grid(grid, whole, mark)
         for path in kept:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,15 @@ from metaopt_hpo.atomic import replacing
 from metaopt_hpo.attribution.estimand import AttributionError
 from metaopt_hpo.attribution.levels import CRITERIA, Setting
 from metaopt_hpo.attribution.stepping import GridResult
+
+
+def as_kept(result: GridResult) -> GridResult:
+    """The grid as a file holds it: measurements in single precision, so that a resumed run equals one that was not."""
+    return replace(
+        result,
+        criteria=result.criteria.astype(np.float32).astype(float),
+        growth=result.growth.astype(np.float32).astype(float),
+    )
 
 
 def save_grid(result: GridResult, path: Path, fingerprint: str) -> None:
