@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -22,11 +23,13 @@ def interruptible() -> Iterator[None]:
 
     A command sees KeyboardInterrupt and exits with 130, which becomes 128 and the number of the signal that came. A
     second signal ends the process at once: everything finished is on the disk by then, and workers end with it. A
-    signal that was ignored before, as by nohup, stays ignored.
+    signal that was ignored before, as by nohup, stays ignored. While the interpreter ends, a signal does so at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    atexit.unregister(_end_in_silence)
+    atexit.register(_end_in_silence)
     came: list[int] = []
 
     def first(number: int, frame: FrameType | None) -> None:
@@ -48,5 +51,12 @@ def interruptible() -> Iterator[None]:
             sys.exit(128 + came[0])
         raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not came:  # else the process is ending, and a second signal must end it at once even then
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _end_in_silence() -> None:
+    """All is done, and whatever the interpreter is about to do would print a traceback of its own."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

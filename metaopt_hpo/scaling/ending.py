@@ -7,6 +7,7 @@ is C++ the process aborts. A fit is not worth waiting for at exit either, so it 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import time
@@ -56,11 +57,11 @@ def _end() -> None:
     with _lock:
         _ending = True
         left = list(_threads)
-    wait = PATIENCE
+    until = time.monotonic() + PATIENCE
     for thread in left:
-        begun = time.monotonic()
-        thread.join(max(wait, 0.0))
-        wait -= time.monotonic() - begun
+        while thread.is_alive() and (wait := until - time.monotonic()) > 0:
+            with contextlib.suppress(KeyboardInterrupt):  # the interpreter is ending already
+                thread.join(wait)
 
 
 def _after_fork() -> None:

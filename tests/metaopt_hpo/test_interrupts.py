@@ -42,3 +42,37 @@ def test_an_ignored_hangup_stays_ignored() -> None:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGHUP)
     assert process.wait(30) == 0
+
+
+def test_a_second_signal_ends_a_process_that_is_ending() -> None:
+    # whose end takes a minute
+    slow = "import atexit, time\natexit.register(lambda: (print('ending', flush=True), time.sleep(60)))\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow + COMMAND, "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for said in ("ready\n", "kept\nending\n"):
+        assert "".join(process.stdout.readline() for _ in said.splitlines()) == said
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 128 + signal.SIGINT
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+
+
+def test_a_signal_after_the_work_leaves_no_traceback() -> None:
+    code = """
+import atexit, time
+atexit.register(lambda: (print("ending", flush=True), time.sleep(60)))
+from metaopt_hpo.cli.interrupts import interruptible
+with interruptible():
+    pass
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ending\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == -signal.SIGINT
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
