@@ -23,7 +23,7 @@ from metaopt_hpo.optim.kernels.describe import is_described
 from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.layout import computed_in
 from metaopt_hpo.optim.kernels.native import NativeKernel
-from metaopt_hpo.optim.kernels.triton_step import TritonKernel, TritonStep, triton_step
+from metaopt_hpo.optim.kernels.triton_step import TritonKernel, TritonStep, capturing, triton_step
 from metaopt_hpo.optim.kernels.whole_step import WholeStep, whole_step
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
@@ -33,6 +33,10 @@ from metaopt_hpo.optim.traces import HESSIAN_TRACES, JointMap
 from metaopt_hpo.optim.watch import Watch
 
 TRACES = ("hessian_free", *HESSIAN_TRACES)
+CAPTURE = (
+    "a step of MetaOptimize can be captured into a CUDA graph only with compile='triton', for dense parameters on one "
+    "device whose rules, the meta rule too, have a description, after steps outside the graph: take three first"
+)
 
 
 class MetaOptimize(SavedState):
@@ -276,7 +280,9 @@ class MetaOptimize(SavedState):
                 loss = closure()
         params = self._follow()
         self._keep_step_sizes()
-        self._check_capture()
+        captured = capturing(self._shared["beta"].device)
+        if captured and not isinstance(self._whole, TritonStep):
+            raise RuntimeError(CAPTURE)
         if self._kernel is None:
             self._kernel = choose(
                 self._compile, self._shared["kernel"], self._param_rules(), self._meta, params
@@ -284,19 +290,24 @@ class MetaOptimize(SavedState):
             if self._stochastic and not isinstance(self._kernel, TritonKernel):
                 raise ValueError("stochastic_rounding needs the triton kernel, which cannot run here")
             self._shared["kernel"] = self.param_groups[0]["kernel"] = self._kernel.name
-        if not self._step_at_once(self._kernel, params):
+        if not self._step_at_once(self._kernel, params, captured):
+            if captured:
+                raise RuntimeError(CAPTURE)
             self._step_by_buckets(self._kernel, params)
         return loss
 
-    def _check_capture(self) -> None:
-        """A CUDA graph replays what it saw: only a kernel that reads everything from the device may be in one."""
-        if not self._shared["beta"].is_cuda or not torch.cuda.is_current_stream_capturing():
-            return
-        if not isinstance(self._kernel, TritonKernel) or self._whole is None:
+    def refresh(self) -> None:
+        """Tell a captured step of what has changed on the host: lr, weight decay, η, a rule's numbers. Call it after a
+        scheduler has moved, before the graph is replayed; a step outside a graph needs no call.
+
+        Raises:
+            RuntimeError: there is no step on a GPU that could have been captured.
+        """
+        if not isinstance(self._whole, TritonStep):
             raise RuntimeError(
-                "a step of MetaOptimize can be captured into a CUDA graph only with compile='triton', for dense "
-                "parameters on one device, after steps outside the graph: take three before capturing"
+                "refresh() is for steps captured into a CUDA graph, and there is none: " + CAPTURE
             )
+        self._whole.refresh(self.param_groups, self.defaults["lr"], self._shared, self._param_rules())
 
     def _step_with_hessian(self, closure: Callable[[], Any] | None) -> Any:
         assert self._blocks is not None
@@ -361,7 +372,7 @@ class MetaOptimize(SavedState):
             computed_in(p),
         )
 
-    def _step_at_once(self, kernel: Kernel, params: list[Tensor]) -> bool:
+    def _step_at_once(self, kernel: Kernel, params: list[Tensor], captured: bool) -> bool:
         """The whole step in one native call or two launches, where tensors allow it; whether it was done."""
         if not isinstance(kernel, NativeKernel | TritonKernel):
             return False
@@ -378,8 +389,12 @@ class MetaOptimize(SavedState):
         pairs = [(p, g) for p, g in zip(params, every, strict=True) if g is not None]
         scale = self._clip_factor([p for p, _ in pairs], [g for _, g in pairs])
         rest = {id(p) for p, g, own in zip(params, every, grads, strict=True) if g is not own}
+        if captured and (rest or not isinstance(self._whole, TritonStep) or not self._whole.publishes):
+            return False
         extra = self._advance_rest(rest, scale) if rest else None
         seen = self._whole.run(grads, self.param_groups, self.defaults["lr"], self._shared, scale, extra)
+        if captured:
+            return True
         if seen is None:
             self._watch.see(self._shared["beta"])
         else:

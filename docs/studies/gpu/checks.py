@@ -50,7 +50,7 @@ def _checks() -> Iterator[tuple[str, Callable[[], str]]]:
         yield name, partial(_equal, torch.float32, **options)
     yield "stochastic rounding keeps small updates", _stochastic
     yield "no step waits for the device", _never_waits
-    yield "a captured step is the step", _captured
+    yield "a captured step is the step, with a schedule and a step outside the graph in between", _captured
     yield "nothing is compiled anew", _compiled_once
     yield "the same run twice is bitwise the same", _repeats
     yield "a run resumed on the GPU is bitwise the run", _resumes
@@ -130,8 +130,9 @@ def _captured() -> str:
     for capture in (False, True):
         params = _params(torch.float32)
         opt = MetaOptimize(params, lr=1e-2, meta_lr=0.05)
-        for p in params:
-            p.grad = torch.ones_like(p)
+        fixed = [torch.ones_like(p) for p in params]
+        for p, g in zip(params, fixed, strict=True):
+            p.grad = g
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -142,11 +143,17 @@ def _captured() -> str:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 opt.step()
-            for _ in range(5):
-                graph.replay()
-        else:
-            for _ in range(5):
+        for k in range(5):
+            opt.param_groups[0]["lr"] = 1e-2 / (1 + k)
+            if (
+                not capture or k == 2
+            ):  # a step outside the graph in between, with gradients elsewhere in memory
+                for p, g in zip(params, fixed, strict=True):
+                    p.grad = g.clone()
                 opt.step()
+            else:
+                opt.refresh()
+                graph.replay()
         results.append([p.detach().clone() for p in params] + [opt.step_sizes()])
     same = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     return "" if same else "weights or step sizes differ"

@@ -2,8 +2,8 @@
 tensors (one more for every further combination of dtypes).
 
 Nothing is read from the device. Pointers that have changed (gradients do, under ``set_to_none``) go up through pinned
-memory, all of them in one copy. The step can be captured into a CUDA graph, once it has run outside one; a captured
-step reads the tables that stood at the capture, see :meth:`TritonStep.refresh`.
+memory, all of them in one copy. The step can be captured into a CUDA graph, once it has run outside one: the graph has
+a pointer table of its own, and shares the tables of numbers, see :meth:`TritonStep.refresh`.
 
 In Triton's interpreter (``TRITON_INTERPRET=1``) the same code runs on CPU tensors; the tests hold it against the plain
 operations that way.
@@ -50,6 +50,11 @@ def available() -> str:
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
     """Where tensors lie in memory."""
     return [x.data_ptr() for x in tensors]
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether what is done on a device now is being recorded into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
@@ -198,18 +203,34 @@ class TritonStep:
         """A table on the device with these values; it is written only when they have changed."""
         if self._uploaded.get(name) == values:
             return self._tables[name]
+        if capturing(self._device):
+            raise RuntimeError(
+                "what a captured step of MetaOptimize reads (lr, weight decay, a rule's numbers, which tensors) "
+                "has changed since its last step outside the graph: take a step, or call refresh(), before capturing"
+            )
         self._uploaded[name] = list(values)
-        cuda = self._device.type == "cuda"
-        host = torch.tensor(values or [0], dtype=dtype, device="cpu")
-        if cuda:
-            host = host.pin_memory()
+        host = self._on_host(values, dtype)
         table = self._tables.get(name)
         if table is None or table.numel() != host.numel():
             table = self._tables[name] = torch.empty(host.numel(), dtype=dtype, device=self._device)
         table.copy_(host, non_blocking=True)
-        if cuda and torch.cuda.is_current_stream_capturing():
-            self._kept.append(host)  # a replay copies from it
         return table
+
+    def _put_addresses(self, name: str, values: list[int]) -> Tensor:
+        """As ``_put``; but a graph has a table of its own, which every replay writes first, for steps outside it may
+        have other gradients."""
+        if not capturing(self._device):
+            return self._put(name, values, torch.int64)
+        host = self._on_host(values, torch.int64)
+        self._kept.append(host)  # a replay copies from it
+        table = torch.empty(host.numel(), dtype=torch.int64, device=self._device)
+        self._kept.append(table)
+        table.copy_(host, non_blocking=True)
+        return table
+
+    def _on_host(self, values: list[Any], dtype: torch.dtype) -> Tensor:
+        host = torch.tensor(values or [0], dtype=dtype, device="cpu")
+        return host.pin_memory() if self._device.type == "cuda" else host
 
     def matches(self, rules: Sequence[Rule], grads: Sequence[Tensor | None], state: Any) -> bool:
         """Whether the tables still describe these gradients, the parameters and their state."""
@@ -233,9 +254,17 @@ class TritonStep:
         self._rules = own
         return True
 
-    def refresh(self, param_groups: Sequence[dict[str, Any]], lr: float, shared: dict[str, Any]) -> None:
+    def refresh(
+        self,
+        param_groups: Sequence[dict[str, Any]],
+        lr: float,
+        shared: dict[str, Any],
+        rules: Sequence[Rule] | None = None,
+    ) -> None:
         """Write multipliers, decay, γ, η and the rules' numbers to the tables where they have changed; between replays
         of a captured step this is what a schedule needs."""
+        if rules is not None:
+            self._rules = [rules[i] for i in self._active]
         rows = [
             (group["lr"] / lr, group["weight_decay"], -1.0 if group["maximize"] else 1.0)
             for group in param_groups
@@ -265,10 +294,11 @@ class TritonStep:
         columns = [self._params, [grads[i] for i in self._active], self._state["h"], self._state["step"]]
         columns += [self._state[name] for name in self._states]
         found = [addresses(column) for column in columns]  # type: ignore[arg-type]
-        self._put("rows", [x for row in zip(*found, strict=True) for x in row], torch.int64)
+        rows = self._put_addresses("rows", [x for row in zip(*found, strict=True) for x in row])
         starts = addresses([group["step_size"] for group in param_groups])
-        live = [starts[group] + place * beta.element_size() for group, place in self._live_slots]
-        self._put("live", live, torch.int64)
+        live = self._put_addresses(
+            "live", [starts[group] + place * beta.element_size() for group, place in self._live_slots]
+        )
         tables = self._tables
         for k, (kind, length) in enumerate(zip(self._order, self._lengths, strict=True)):
             w, wide, h = kind
@@ -277,7 +307,7 @@ class TritonStep:
                 (length,),
                 tables[f"order{k}"],
                 tables["chunks"],
-                tables["rows"],
+                rows,
                 tables["sizes"],
                 tables["factors"],
                 tables["numbers"],
@@ -308,7 +338,7 @@ class TritonStep:
             self._partial,
             beta if extra is None else extra,
             tables["ranges"],
-            tables["rows"],
+            rows,
             tables["common"],
             tables["meta_numbers"],
             beta,
@@ -316,7 +346,7 @@ class TritonStep:
             *(shared[f"meta_{name}"] for name in self._meta.states),
             shared["skipped"],
             self._ticks,
-            tables["live"],
+            live,
             tables["live_ratio"],
             HAS_EXTRA=extra is not None,
             T=_type(beta.dtype),

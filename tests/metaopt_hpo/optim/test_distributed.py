@@ -14,6 +14,7 @@ import sys
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from dataclasses import dataclass
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict, get_model_state_dict,
@@ -22,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel as DDP
-from metaopt_hpo.optim import MetaOptimize
+from metaopt_hpo.optim import MetaOptimize, Rule
 
 rank, folder, scenario = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
@@ -119,8 +120,16 @@ def checkpoint(kind, flatten):
     train(twin, other, range(3, 6), share=True)
     compare(twin, other, model, opt, exactly=True)
 
+@dataclass(frozen=True)
+class Scaled(Rule):
+    # not elementwise: of a shard it would take the shard's norm
+    def update(self, g, state, t):
+        return g / g.norm(), ()
+
 def refused():
-    for options, word in [({"blocks": "weight"}, "blocks='weight'"), ({"trace": "2x2"}, "sharded")]:
+    for options, word in [({"blocks": "weight"}, "blocks='weight'"), ({"trace": "2x2"}, "sharded"),
+                          ({"base": Scaled()}, "Scaled needs whole tensors"),
+                          ({"base": "muon"}, "MuonMatrix needs whole tensors")]:
         try:
             model, opt = sharded(**options, max_grad_norm=None)
             train(model, opt, range(1), share=True)

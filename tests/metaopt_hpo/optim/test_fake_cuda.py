@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 from metaopt_hpo.optim import MetaOptimize, Muon
+from metaopt_hpo.strategies.shared_meta import SharedAdam
 
 
 def _load(name: str) -> ModuleType:
@@ -39,7 +43,7 @@ def test_reading_a_number_raises() -> None:
 def steps(launches: list[str], count: int = 60, **options) -> MetaOptimize:
     model = nn.Sequential(nn.Linear(8, 16, device="cuda"), nn.Tanh(), nn.Linear(16, 4, device="cuda"))
     opt = MetaOptimize(model.named_parameters(), lr=1e-3, weight_decay=0.1, **options)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, count)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, max(1, count))
     for _ in range(count):
         for p in model.parameters():
             p.grad = torch.ones_like(p)
@@ -110,3 +114,62 @@ def test_a_model_that_moves_after_its_optimizer_was_made(through: str) -> None:
                 run.step()
         assert opt.step_sizes().device.type == "cuda"
         assert all(s["h"].device.type == "cuda" for s in opt.state.values())
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    with mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True):
+        yield
+
+
+@harness.inside
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0, "blocks": "layer"}])
+def test_a_captured_step_launches_the_same(options: dict) -> None:
+    with harness.fake_cuda() as launches:
+        opt = steps(launches, count=3, **options)
+        opt.refresh()  # the schedule has moved since
+        whole, tables = opt._whole, dict(opt._whole._tables)
+        launches.clear()
+        with recording():
+            opt.step()
+        assert launches == ["advance", "settle"]
+        # the graph's pointers are in tables of its own, and what it reads of them is kept
+        assert len(whole._kept) == 4
+        assert all(opt._whole._tables[name] is table for name, table in tables.items())
+
+
+@harness.inside
+def test_numbers_that_would_be_frozen_into_a_graph_are_refused() -> None:
+    with harness.fake_cuda() as launches:
+        opt = steps(launches, count=3)
+        opt.param_groups[0]["weight_decay"] = 0.3
+        with recording(), pytest.raises(RuntimeError, match="has changed since its last step"):
+            opt.step()
+        opt.refresh()
+        with recording():
+            opt.step()
+
+
+@harness.inside
+@pytest.mark.parametrize(
+    "options",
+    [{"compile": "eager"}, {"blocks": "weight"}, {"meta": SharedAdam(), "blocks": "layer"},
+     {"base": Muon(hidden=lambda name, p: p.ndim == 2)}],
+)  # fmt: skip
+def test_what_cannot_be_captured_is_refused(options: dict) -> None:
+    with harness.fake_cuda() as launches:
+        opt = steps(launches, count=3, **options)
+        with recording(), pytest.raises(RuntimeError, match="captured into a CUDA graph only"):
+            opt.step()
+
+
+@harness.inside
+def test_the_first_step_cannot_be_captured() -> None:
+    with harness.fake_cuda() as launches:
+        opt = steps(launches, count=0)
+        for p in opt.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        with recording(), pytest.raises(RuntimeError, match="after steps outside the graph"):
+            opt.step()
+        with pytest.raises(RuntimeError, match=r"refresh\(\) is for steps captured"):
+            opt.refresh()
