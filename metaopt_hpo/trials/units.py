@@ -263,7 +263,10 @@ def _look(frame: pd.DataFrame, remarks: _Remarks, foreign: bool) -> None:
             "batch",
         )
     each = float(np.median(tokens[done] / size[done]))
-    if each < FEW_TOKENS and not short.any():
+    compared = not foreign and bool(
+        (frame["method"] != "").all()
+    )  # a workload counted its own parameters and tokens
+    if each < FEW_TOKENS and not short.any() and not compared:
         code, what = (
             ("units-tokens", "tokens look") if usual < 100 else ("units-both", "tokens and batch look")
         )

@@ -394,3 +394,18 @@ def test_numbers_in_another_unit_are_refused_and_taken_when_named(change: dict[s
         )
         with pytest.raises(TableError):
             TrialTable.from_frame(half)
+
+
+@pytest.mark.parametrize("method", ["", "grid"])
+def test_a_comparisons_own_counts_are_not_questioned(method: str) -> None:
+    """Images are few for their model's parameters; of a user's own runs that is worth a question."""
+    records = [
+        TrialRecord(
+            size=3e5, tokens=16384, batch=32, lr=lr, loss=2.0 + lr, cost=1e9, state="complete", method=method
+        )
+        for lr in (1e-3, 1e-2)
+    ]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        TrialTable.from_records(records)
+    assert [w.category.__name__ for w in said] == ([] if method else ["UnitsWarning"])
