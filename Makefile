@@ -1,4 +1,4 @@
-# make demo   the comparison and its report, in results/demo/report.html
+# make demo   from a target and a budget to a trained model, beside grid and TPE: results/demo/plan/page.html, report.html
 # make test   everything CI checks: format, lint, types, contracts, tests without long sweeps
 # make test-all  the long sweeps too
 # make lint   the first four only
@@ -22,7 +22,7 @@ KILLS ?= 200
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/metaopt-hpo compare text-lm --out results/demo
+	$(BIN)/python -m studies.demo
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/benchmarks -m "not sweep"

@@ -23,7 +23,12 @@ def run(
     engine: Annotated[
         str, typer.Option(help="Who schedules the runs: optuna (one machine) or ray.")
     ] = "optuna",
-    target: Annotated[bool, typer.Option("--target", help="Run the target too, after the pilots.")] = False,
+    target: Annotated[
+        bool, typer.Option("--target", help="Run the target too, on its schedule at the law's lr.")
+    ] = False,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Run the target with MetaOptimize, within the law's interval.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where our own workloads train: cpu, cuda, cuda:1 …")] = "cpu",
     threads: Annotated[int, typer.Option(help="torch threads of a run.", min=1)] = 1,
     most: Annotated[
@@ -51,6 +56,7 @@ def run(
             folder,
             engine=engine,
             target=target,
+            adapt=adapt,
             device=device,
             threads=threads,
             most=most,

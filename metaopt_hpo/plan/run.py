@@ -84,6 +84,7 @@ def run(
     *,
     engine: str | SearchEngine = "optuna",
     target: bool = False,
+    adapt: bool = False,
     objective: Objective | None = None,
     device: str = "cpu",
     threads: int = 1,
@@ -96,7 +97,8 @@ def run(
         plan: what to run.
         folder: its results; one that holds the same plan is resumed, nothing finished is run again.
         engine: "optuna" (SQLite in the folder), "ray", or an engine.
-        target: run the target at last, from the law's lr, within its interval.
+        target: run the target at last, on its schedule at the law's lr.
+        adapt: let MetaOptimize move the target's lr from there, within the law's interval, instead of the schedule.
         objective: what trains; None makes it from the plan's workload.
         device: for our own workloads.
         threads: torch threads of a run; results are deterministic for a given number.
@@ -113,7 +115,7 @@ def run(
         trained = objective or objective_of(plan, path, device=device)
         _threads(threads)
         chosen = get_engine(engine) if isinstance(engine, str) else engine
-        return _Running(plan, path, chosen, trained, progress, most).all(target)
+        return _Running(plan, path, chosen, trained, progress, most).all(target or adapt, adapt)
 
 
 class _Running:
@@ -133,7 +135,7 @@ class _Running:
         self._records: list[TrialRecord] = []
         self._decisions: list[Decision] = []
 
-    def all(self, target: bool) -> PlanRun:
+    def all(self, target: bool, adapt: bool) -> PlanRun:
         done: list[str] = []
         started = 0
         while True:
@@ -150,23 +152,23 @@ class _Running:
             self._keep()
         pilots = list(self._records)
         law = decide.estimate(self._plan, pilots)
-        found = self._target(law) if target and started < self._most else self._known.get(store.TARGET)
+        found = self._target(law, adapt) if target and started < self._most else self._known.get(store.TARGET)
         if found is not None and found not in self._records:
             self._records.append(found)
         self._keep()
         measured = replace(self._plan, hardware=decide.measured(self._plan.hardware, pilots))
         return PlanRun(measured, self._folder, tuple(self._records), tuple(self._decisions), law, found)
 
-    def _target(self, law: Estimate) -> TrialRecord:
+    def _target(self, law: Estimate, adapt: bool) -> TrialRecord:
         t = self._plan.target
         rate = law.rate
         within = min(max(rate.high / rate.value, NARROWEST), WIDEST)
         start = float(f"{rate.value:.4g}")
+        how = f"MetaOptimize within a factor {within:.2f}, its interval at 90 %" if adapt else t.schedule
+        strategy = SELF_TUNING if adapt else t.schedule
         decision = self._decision(
-            "target",
-            f"from the law's lr {start:.3g}, MetaOptimize within a factor {within:.2f}, its interval at 90 %",
-            None,
-            size=t.size, tokens=t.tokens, strategy=SELF_TUNING,
+            "target", f"at the law's lr {start:.3g}, {how}", None,
+            size=t.size, tokens=t.tokens, strategy=strategy, rate=start,
         )  # fmt: skip
         batch = t.batch or self._batch()
         task = SearchTask(
@@ -177,8 +179,8 @@ class _Running:
             lr_bounds=(start, start),
             budget=0.0,
             seed=self._plan.vary.seeds[0],
-            strategy=SELF_TUNING,
-            options={"expected": start, "within": float(f"{within:.4g}")},
+            strategy=strategy,
+            options={"expected": start, "within": float(f"{within:.4g}")} if adapt else {},
         )
         return self._search(store.TARGET, task, decision, store.TARGET)
 
@@ -267,8 +269,8 @@ def _check_same(kept: TrialRecord, task: SearchTask, study: str) -> None:
     ):
         if getattr(kept, name) != now:
             raise PlanError(
-                f"{study} was run with {name} {getattr(kept, name)} and the plan now says {now}; give the edited "
-                "pilot a name of its own, or choose another --out"
+                f"{study} was run with {name} {getattr(kept, name)} and the plan now says {now}; give an edited pilot "
+                "a name of its own, or choose another --out"
             )
 
 

@@ -45,7 +45,7 @@ def test_pilots_run_while_they_pay_then_the_target(make_plan: Make, tmp_path: Pa
     assert [d.what for d in result.decisions][-2:] == ["skip", "target"]
     assert result.target is not None
     assert result.target.state == "complete"
-    assert result.target.strategy == "metaoptimize"
+    assert (result.target.strategy, result.target.lr) == ("wsd", pytest.approx(result.lr.value, rel=1e-3))
     best = 0.02 * (2.56e6 / 1e4) ** -0.3
     assert result.lr.low < best < result.lr.high
     assert result.lr.value == pytest.approx(best, rel=0.6)
@@ -84,13 +84,16 @@ def test_a_budget_ends_the_plan_before_it_is_passed(make_plan: Make, tmp_path: P
 
 def test_an_interrupted_plan_decides_bitwise_the_same(make_plan: Make, tmp_path: Path) -> None:
     plan = make_plan()
-    whole = run(plan, tmp_path / "whole", target=True)
+    whole = run(plan, tmp_path / "whole", adapt=True)
+    assert whole.target is not None
+    assert whole.target.strategy == "metaoptimize"
+    assert whole.target.params["expected"] == pytest.approx(whole.lr.value, rel=1e-3)
     file = tmp_path / "cut.toml"
     plan.write(file)
     code = f"""
 import sys
 from metaopt_hpo.plan.api import Plan
-Plan.read({str(file)!r}).run(out={str(tmp_path / "cut")!r}, target=True)
+Plan.read({str(file)!r}).run(out={str(tmp_path / "cut")!r}, adapt=True)
 """
     for more in (1, 2):
         process = subprocess.Popen(
@@ -105,7 +108,7 @@ Plan.read({str(file)!r}).run(out={str(tmp_path / "cut")!r}, target=True)
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    cut = run(plan, tmp_path / "cut", target=True)
+    cut = run(plan, tmp_path / "cut", adapt=True)
     assert repr(cut.decisions) == repr(whole.decisions)
     assert without_time(cut.table) == without_time(whole.table)
     assert (tmp_path / "cut" / store.DECISIONS_FILE).read_bytes() == (
