@@ -18,7 +18,7 @@ PACKAGING := pyproject.toml constraints.txt
 ENGINE ?= optuna
 KILLS ?= 200
 
-.PHONY: gpu demo test test-all lint study ladder gain laws chaos bench docs clean
+.PHONY: gpu demo test test-all lint study ladder gain laws chaos bench docs docs-versions clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -57,6 +57,10 @@ bench: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "the site is in results/site/index.html"
+
+# the site of every version tag, each from its own sources, in results/versions/
+docs-versions: $(VENV)/.installed-dev
+	$(BIN)/python docs/versions.py results/versions
 
 # make gpu [PART=checks|speed|race|page]; on a machine where nothing can be installed: make gpu PYTHON=python3 INSTALL=no
 INSTALL ?= yes

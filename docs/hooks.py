@@ -17,6 +17,14 @@ LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)#]+)\)")
 DOCS = Path(__file__).parent
 
 
+def on_config(config: Any) -> Any:
+    """Say in the heading which version the pages describe."""
+    from metaopt_hpo import __version__
+
+    config["site_name"] = f"{config['site_name']} {__version__}"
+    return config
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Put each command's help where a page asks for it, and name files that are no part of the site."""
     folder = Path(page.file.abs_src_path).parent

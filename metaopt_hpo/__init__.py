@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from metaopt_hpo.plan.api import Plan, plan
     from metaopt_hpo.plan.recipe import Recipe
     from metaopt_hpo.report import write_report
+    from metaopt_hpo.report.notebook import plot
     from metaopt_hpo.scaling import Law, LawRefused, fit
     from metaopt_hpo.strategies.wrap import wrap
     from metaopt_hpo.training import TrainingRun, model_size
@@ -46,6 +47,7 @@ _HOMES = {
     "fit": "scaling",
     "judge": "comparison.outcome",
     "model_size": "training",
+    "plot": "report.notebook",
     "token_grid": "trials.record",
     "wrap": "strategies.wrap",
     "write_report": "report",
@@ -70,6 +72,7 @@ __all__ = [
     "judge",
     "model_size",
     "plan",
+    "plot",
     "token_grid",
     "wrap",
     "write_report",

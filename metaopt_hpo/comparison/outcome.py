@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from metaopt_hpo import markup
 from metaopt_hpo.comparison.claims import Claim, claim, percent, runs
 from metaopt_hpo.comparison.methods import Kind, method
 from metaopt_hpo.comparison.protocol import PILOT, Comparison
@@ -113,6 +114,20 @@ class Outcome:
     """What each method that needs no search reached against the reference, first to last."""
     notes: str = ""
     """Methods that are left out, and why."""
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict, and a row for every method."""
+        rows = [
+            (
+                m.title,
+                f"{statistics.fmean(m.best):.5g}",
+                f"{m.total_cost:.3g}",
+                percent(m.versus_reference) if m.versus_reference else "reference",
+            )
+            for m in self.methods
+        ]
+        head = ("method", "mean best loss", "FLOPs a seed", f"loss against {self.reference.title}")
+        return markup.table(head, rows, caption=self.verdict)
 
     @property
     def verdict(self) -> str:

@@ -85,7 +85,7 @@ def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
 
 
 def optimum_against(
-    law: Law, table: TrialTable, what: str = "lr", *, axis: str = "size", reach: float = 8.0
+    law: Law, table: TrialTable | None, what: str = "lr", *, axis: str = "size", reach: float = 8.0
 ) -> go.Figure:
     """Optimal lr or batch against size or tokens: the law with its interval, and each cell's best run.
 
@@ -93,7 +93,7 @@ def optimum_against(
 
     Args:
         law: a fitted law.
-        table: trials whose best runs are shown; those at a grid's edge as open markers.
+        table: trials whose best runs are shown, those at a grid's edge as open markers; None for the law alone.
         what: "lr" or "batch".
         axis: "size" (one line for each of a few tokens) or "tokens" (one line for each of a few sizes).
         reach: how far beyond the fitted range the lines go.
@@ -109,7 +109,7 @@ def optimum_against(
     shown: list[float | None] = [None] if law.path is not None else [float(v) for v in few]
     xs = np.geomspace(low, high * reach, 40)
     values: list[float] = []
-    grids = _grids(_usual(law, table))
+    grids = {} if table is None else _grids(_usual(law, table))
     for rank, other in enumerate(shown):
         look = of_rank(rank, len(shown))
         estimates = [getattr(law.predict(*_place(law, axis, x, other)), what) for x in map(float, xs)]

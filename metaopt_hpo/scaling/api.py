@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Self
 
+from metaopt_hpo import markup
 from metaopt_hpo.scaling import fitting, law
 from metaopt_hpo.scaling.base.sources import BaseLike
 from metaopt_hpo.scaling.cells import Use
@@ -60,6 +61,10 @@ class Law(law.Law):
     def refit(self, table: TrialTable) -> Law:
         """The law after more trials, in a fraction of the time: see `scaling.fitting.refit`."""
         return Law.of(fitting.refit(self, table))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what `describe` says; `metaopt_hpo.plot(law)` draws it."""
+        return markup.said(self.describe(), caption="Law across model sizes")
 
     def describe(self) -> str:
         """The law in words and numbers, a few lines."""

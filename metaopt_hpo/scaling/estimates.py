@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 
+from metaopt_hpo import markup
 from metaopt_hpo.errors import MetaOptError
 
 
@@ -97,6 +98,23 @@ class Prediction:
     loss: Estimate
     warnings: tuple[Caution, ...] = ()
     spread: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the three quantities with their intervals, and the warnings."""
+        rows = [
+            (name, f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}", unit)
+            for name, e, unit in (
+                ("lr", self.lr, ""),
+                ("batch", self.batch, "tokens per step"),
+                ("loss", self.loss, "in the trials' unit"),
+            )
+        ]
+        return markup.table(
+            ("", "predicted", "interval", "unit"),
+            rows,
+            caption=f"{self.size:.4g} parameters, {self.tokens:.4g} tokens",
+            note=" ".join(f"Warning [{w.code}]: {w.message}." for w in self.warnings),
+        )
 
     @property
     def steps(self) -> float:

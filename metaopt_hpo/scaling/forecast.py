@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from metaopt_hpo import markup
 from metaopt_hpo.scaling.estimates import LARGEST, Estimate, no_answer, normal_quantile, positive
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ class Forecast:
     sd: float
     excess: float
     factor: float
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        e = self.loss
+        row = (f"{e.value:.5g}", f"{e.low:.5g} to {e.high:.5g}", f"{self.excess:.2%}")
+        return markup.table(
+            ("final loss", "interval", "above the best setting"), [row], caption="Forecast of a run"
+        )
 
     def probability_below(self, loss: float) -> float:
         """P(final loss < `loss`)."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
+from metaopt_hpo import markup
 from metaopt_hpo.theory._constant import Factor, constant_factor
 from metaopt_hpo.theory._rates import Rates, number
 from metaopt_hpo.theory.bounds import LMOBound
@@ -104,6 +105,10 @@ class RuleCheck:
         if not self.identified and self.rate_loss_lr_terms > ROUNDING:
             return "unidentified"
         return "optimal" if self.rate_loss_free <= ROUNDING else "aligned"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the check's rows."""
+        return markup.table(("quantity", "value"), self.rows(), caption=f"Rule {self.rule}")
 
     @property
     def constant(self) -> float | None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from metaopt_hpo import markup
 from metaopt_hpo.trials import schema
 from metaopt_hpo.trials.conform import Options, Reading, finish, merge_params, objects
 from metaopt_hpo.trials.files import VERSION_KEY as VERSION_KEY
@@ -23,6 +24,9 @@ from metaopt_hpo.trials.files import readable, write_frame
 from metaopt_hpo.trials.numbers import decimal_mark
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
 from metaopt_hpo.trials.schema import CURVE_COLUMNS, Note, TableError
+
+SHOWN = 10
+"""Rows that a notebook shows."""
 
 
 class TrialTable:
@@ -186,6 +190,18 @@ class TrialTable:
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the first rows in the columns that people compare, and what reading remarked."""
+        head = ("size", "tokens", "batch", "lr", "loss", "strategy", "state")
+        frame = self.frame
+        rows = [
+            [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row]
+            for row in frame.loc[:, list(head)].head(SHOWN).itertuples(index=False)
+        ]
+        more = f"{len(frame) - SHOWN} more; all columns are in .frame" if len(frame) > SHOWN else ""
+        notes = "; ".join([more] * bool(more) + [n.message for n in self.notes])
+        return markup.table(head, rows, caption=repr(self), note=notes)
 
     def __repr__(self) -> str:
         f = self.frame

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from metaopt_hpo import markup
 from metaopt_hpo.scaling.estimates import positive
 from metaopt_hpo.scaling.forecast import DRIFT, CurveLike, chance_below, distribution, last_point
 from metaopt_hpo.scaling.law import Law
@@ -61,6 +62,11 @@ class Verdict:
     action: Action
     probability: float
     reason: str
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        row = (self.action, f"{self.probability:.0%}", self.reason)
+        return markup.table(("verdict", "chance to win", "reason"), [row], caption="What to do with the run")
 
 
 def verdict(
