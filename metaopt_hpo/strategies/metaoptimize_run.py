@@ -24,6 +24,7 @@ from metaopt_hpo.strategies.balance import (
 from metaopt_hpo.strategies.base import LRRun, StrategyError
 from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.guard import MOST, Guard
+from metaopt_hpo.strategies.plateau import Plateau
 from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
 from metaopt_hpo.strategies.start import relative_step
 
@@ -77,6 +78,8 @@ class MetaOptimizeRun(LRRun):
         self._climbs = 0
         """Steps in which the step size may still be doubled towards the limit."""
         self._average_from = self._commit_step - max(1, self._commit_step // 3)
+        self._plateau = Plateau(horizon, self._commit_step) if self._corrected else None
+        """None where nothing is committed to."""
         self._log_sum: Tensor | None = None
         self._committed: Tensor | None = None
         self._loss: Tensor | None = None
@@ -171,6 +174,8 @@ class MetaOptimizeRun(LRRun):
         self._factor = ramp * cooldown_factor(step, self.horizon, self._cooldown_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr * self._factor * group.get("lr_multiplier", 1.0)
+        if self._plateau is not None:
+            self._put_off(step, loss, self._plateau)
         self.optimizer.meta_lr = self._meta_lr if step < self._commit_step else 0.0
         if self._average_from <= step < self._commit_step:
             logs = self.optimizer.step_sizes().log()
@@ -185,6 +190,16 @@ class MetaOptimizeRun(LRRun):
             self.optimizer.set_step_size(self._committed)
         if any(b.anchors(step) for b in self._balances):
             set_anchor(self.optimizer)
+
+    def _put_off(self, step: int, loss: Tensor | None, plateau: Plateau) -> None:
+        """Go on adapting where a step size is to be committed to before the run has begun to learn."""
+        plateau.see(step, loss, self._commit_step)
+        if step != self._commit_step or self._committed is not None:
+            return
+        later = plateau.delay(step, self.horizon - self._cooldown_steps)
+        if later:
+            self._commit_step, self._average_from, self._log_sum = step + later, step, None
+            self._balances = []  # the loss falls as it does after a plateau, which says little of the rest
 
     def _commit(self) -> None:
         if self._log_sum is None:
@@ -256,6 +271,9 @@ class MetaOptimizeRun(LRRun):
             "climbs": self._climbs,
             "log_sum": self._log_sum,
             "committed": self._committed,
+            "commit_step": self._commit_step,
+            "average_from": self._average_from,
+            "plateau": None if self._plateau is None else self._plateau.state_dict(),
             "balances": [b.state_dict() for b in self._balances],
             "guard": None if self.guard is None else self.guard.state_dict(),
         }
@@ -268,6 +286,10 @@ class MetaOptimizeRun(LRRun):
         self._log_sum, self._committed = (
             None if state[name] is None else state[name].to(here) for name in ("log_sum", "committed")
         )
+        self._commit_step = int(state.get("commit_step", self._commit_step))
+        self._average_from = int(state.get("average_from", self._average_from))
+        if self._plateau is not None and state.get("plateau") is not None:
+            self._plateau.load_state_dict(state["plateau"])
         saved = state.get("balances", [])
         self._balances = self._balances[len(self._balances) - len(saved) :]
         for balance, kept in zip(self._balances, saved, strict=True):

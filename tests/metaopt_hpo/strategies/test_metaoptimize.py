@@ -238,6 +238,7 @@ def test_an_unknown_horizon_is_refused_with_the_remedy(horizon: object) -> None:
         make("metaoptimize").build(nn.Linear(2, 1), horizon)  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore::metaopt_hpo.strategies.errors.RunWarning")
 def test_past_the_horizon_the_last_step_size_stays() -> None:
     run, sizes, _ = run_quadratic(lr=1e-3)
     (run.optimizer.param_groups[0]["params"][0].sum()).backward()
