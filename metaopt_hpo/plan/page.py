@@ -16,6 +16,7 @@ from metaopt_hpo.plan.watch import cost_words, pilot_rows
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import LAW, of_method, of_rank
+from metaopt_hpo.report.words import count
 
 PAGE_FILE = "page.html"
 BAND = "rgba(181, 82, 159, 0.18)"
@@ -48,7 +49,7 @@ def render(now: Status, more: Sequence[str] = (), *, first: str = "") -> str:
                     "rates",
                     alt="Learning rate against size",
                     summary="Rates that pilots found, the best of their schedule runs, and the law at the target's "
-                    f"tokens with its 90 % interval: lr {now.rate.value:.3g} at {t.size:.4g} parameters.",
+                    f"tokens with its 90 % interval: lr {now.rate.value:.3g} at {count(t.size)} parameters.",
                 ),
             )
         )
@@ -59,7 +60,8 @@ def render(now: Status, more: Sequence[str] = (), *, first: str = "") -> str:
                     losses(now),
                     "losses",
                     alt="Loss against tokens of every run",
-                    summary="Held-out loss of every run; the target's expected end is the vertical bar at its tokens.",
+                    summary="Held-out loss of every run; dotted on a schedule. From three pilots on, the bar at the "
+                    "target's tokens is its expected end.",
                 ),
             )
         )
@@ -83,7 +85,7 @@ def render(now: Status, more: Sequence[str] = (), *, first: str = "") -> str:
         )
     )
     parts += more
-    title = f"Plan for {t.size:.4g} parameters on {t.tokens:.4g} tokens"
+    title = f"Plan for {count(t.size)} parameters on {count(t.tokens)} tokens"
     return sections.page(parts, title=title, answer=first or now.answer, kicker=now.plan.workload[:80])
 
 
@@ -147,7 +149,7 @@ def losses(now: Status) -> go.Figure:
             continue
         low, high = min(low, points[0][0]), max(high, points[-1][0])
         plot.add_scatter(
-            x=[t for t, _ in points], y=[v for _, v in points], mode="lines", name=f"{r.size:.3g} parameters",
+            x=[t for t, _ in points], y=[v for _, v in points], mode="lines", name=f"{count(r.size)} parameters",
             legendgroup=str(r.size), showlegend=r.size not in seen,
             line={"color": look.colour, "dash": "solid" if r.self_tuning else "dot"},
         )  # fmt: skip

@@ -16,6 +16,7 @@ from metaopt_hpo.plan.costs import Cost
 from metaopt_hpo.plan.estimate import Z90, Rate
 from metaopt_hpo.plan.model import Plan
 from metaopt_hpo.plan.store import Decision, Folder
+from metaopt_hpo.report.words import count, plural
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -113,10 +114,10 @@ class Status:
         """The page's first line."""
         t, rate = self.plan.target, self.rate
         if not self.folder.pilots:
-            return f"No pilot is done yet of the plan for {t.size:.4g} parameters on {t.tokens:.4g} tokens."
+            return f"No pilot is done yet of the plan for {count(t.size)} parameters on {count(t.tokens)} tokens."
         text = (
-            f"Train {t.size:.4g} parameters on {t.tokens:.4g} tokens with lr {rate.value:.3g} "
-            f"(90 %: {rate.low:.3g} to {rate.high:.3g}), from {len(self.folder.pilots)} pilots that cost "
+            f"Train {count(t.size)} parameters on {count(t.tokens)} tokens with lr {rate.value:.3g} "
+            f"(90 %: {rate.low:.3g} to {rate.high:.3g}), from {plural(len(self.folder.pilots), 'pilot')} that cost "
             f"{self.spent.flops / self.plan.target_cost.flops:.1%} of that run"
         )
         if self.folder.target is not None and math.isfinite(self.folder.target.loss):

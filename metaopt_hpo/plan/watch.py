@@ -16,6 +16,7 @@ from rich.text import Text
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.plan.costs import Cost, PlanError
 from metaopt_hpo.plan.status import Status, decisions, is_plan, status
+from metaopt_hpo.report.words import count
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -139,7 +140,7 @@ def pilot_rows(now: Status) -> Iterator[tuple[str, ...]]:
             state, loss = ("running" if p.name in running else "not needed" if ended else "waiting"), "–"
         share = p.cost.flops / now.plan.target_cost.flops
         shown = f"{lr:.3g}" if math.isfinite(lr) else "–"
-        yield p.name, f"{p.size:.4g}", f"{p.tokens:.4g}", p.strategy, shown, state, loss, f"{share:.1%}"
+        yield p.name, count(p.size), count(p.tokens), p.strategy, shown, state, loss, f"{share:.1%}"
 
 
 def store_lines(place: Path, records: list[TrialRecord]) -> Iterator[RenderableType]:
