@@ -160,6 +160,7 @@ for command in (
     planning.plan,
     running.run,
     running.watch,
+    planning.recipe,
     inspect.inspect,
     laws.fit,
     laws.predict,

@@ -122,3 +122,67 @@ def _range(text: str) -> tuple[float, float]:
     except ValueError:
         raise MetaOptError(f"--lr takes LOW:HIGH, e.g. 1e-4:1e-1, got {text!r}") from None
     return low, high
+
+
+def recipe(
+    plan: Annotated[Path, typer.Argument(help="plan.toml, as `metaopt-hpo plan` made it.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the configuration of: transformers, lightning, torchtitan, nanochat, litgpt, yaml, card (a "
+            "model card's section). [default: the recipe in words]"
+        ),
+    ] = None,
+    trials: Annotated[
+        Path | None,
+        typer.Option(
+            help="The pilots: folder of `metaopt-hpo run`, or a table. [default: the plan's own folder]"
+        ),
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(help="Tokens of a sequence.", min=1)] = 2048,
+    devices: Annotated[
+        int | None, typer.Option(help="That train together. [default: the plan's]", min=1)
+    ] = None,
+    per_device: Annotated[int, typer.Option(help="Sequences that a device takes at once.", min=1)] = 8,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write it to this file instead of showing it; recipe.toml without --to."),
+    ] = None,
+) -> None:
+    """Say how to train a plan's target, from the pilots that have run; or write it as a tool's configuration.
+
+    Example: metaopt-hpo recipe plan.toml --to transformers --sequence-length 4096 --out train.yaml
+    """
+    from metaopt_hpo.atomic import write_text
+    from metaopt_hpo.plan.api import Plan
+
+    read = Plan.read(plan)
+    found = read.recipe(_pilots(plan, trials))
+    if to is None:
+        if out is not None:
+            found.write(out)
+        typer.echo(found if out is None else f"recipe written to {out}")
+        return
+    text = found.export(
+        to,
+        sequence_length=sequence_length,
+        devices=devices or read.hardware.devices,
+        per_device=per_device,
+    )
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+        typer.echo(f"recipe written to {out}, for {to}")
+
+
+def _pilots(plan: Path, trials: Path | None) -> Path:
+    """Where the pilots are."""
+    from metaopt_hpo.plan.store import folder_of
+
+    folder = trials or folder_of(plan)
+    if not folder.exists():
+        raise MetaOptError(
+            f"there are no pilots in {folder}; run them first: metaopt-hpo run {plan}, or name them with --trials"
+        )
+    return folder

@@ -9,14 +9,70 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from metaopt_hpo.plan import model, show, toml
+from metaopt_hpo.atomic import write_text
+from metaopt_hpo.plan import model, show, show_recipe, toml
+from metaopt_hpo.plan import recipe as recipes
 from metaopt_hpo.plan.costs import Budget, Hardware
 from metaopt_hpo.plan.hardware import hardware as hardware_named
 from metaopt_hpo.plan.planner import Planner
 
 if TYPE_CHECKING:
     from metaopt_hpo.comparison.engine import SearchEngine
+    from metaopt_hpo.plan.rebudget import Rebudget
     from metaopt_hpo.plan.run import PlanRun
+    from metaopt_hpo.trials.record import TrialRecord
+    from metaopt_hpo.trials.table import TrialTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(recipes.Recipe):
+    """How to train the target, what to expect, and what that rests on. `Plan.recipe` makes one.
+
+    Its data are those of `plan.recipe.Recipe`.
+    """
+
+    @classmethod
+    def of(cls, data: recipes.Recipe) -> Self:
+        """A recipe with its conveniences, from its data."""
+        return cls(**{f.name: getattr(data, f.name) for f in fields(data)})
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a recipe that `write` wrote.
+
+        Raises:
+            PlanError: there is none, or an edit does not fit; the message names line and field.
+        """
+        return cls.of(toml.read(recipes.Recipe, path))
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write the recipe as TOML, whole or not at all."""
+        to = Path(path)
+        write_text(to, toml.to_toml(self, head="metaopt-hpo recipe"))
+        return to
+
+    def export(self, to: str, *, sequence_length: int = 2048, devices: int = 1, per_device: int = 8) -> str:
+        """The recipe as a tool's configuration.
+
+        Args:
+            to: "transformers", "lightning", "torchtitan", "nanochat", "litgpt", "yaml", or "card" for Markdown.
+            sequence_length: tokens of a sequence.
+            devices: that train together.
+            per_device: sequences that a device takes at once; the batch is made up by accumulation.
+
+        Raises:
+            PlanError: there is no such export.
+        """
+        from metaopt_hpo.plan.exporters import Setup, export
+
+        setup = Setup(sequence_length=sequence_length, devices=devices, per_device=per_device)
+        return export(self, to, setup)
+
+    def __str__(self) -> str:
+        return show_recipe.text(self)
+
+    def _repr_html_(self) -> str:
+        return show_recipe.html(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +173,47 @@ class Plan(model.Plan):
 
         return run(self, out, engine=engine, **options)
 
+    def recipe(self, trials: TrialTable | Sequence[TrialRecord] | str | os.PathLike[str]) -> Recipe:
+        """How to train the target, from the pilots that have run.
+
+        Args:
+            trials: their table or records, a table's file, or the folder of `run`.
+
+        Raises:
+            PlanError: none has finished, or the folder holds no plan.
+        """
+        from metaopt_hpo.plan.advise import recipe
+
+        return Recipe.of(recipe(self, _records(trials)))
+
+    def rebudget(
+        self,
+        trials: TrialTable | Sequence[TrialRecord] | str | os.PathLike[str],
+        *,
+        seen: float,
+        tokens: float,
+        schedule: str = "",
+    ) -> Rebudget:
+        """The rest of the target's run where its budget has shrunk or grown: its lr and the loss to expect.
+
+        Args:
+            trials: the pilots, as for `recipe`, by which the run was begun.
+            seen: training tokens of the run so far.
+            tokens: where it now ends.
+            schedule: "wsd" (decay when the budget ends) or "linear" (to zero over what is left); default as the run's.
+
+        Raises:
+            PlanError: the new end is not beyond what was seen.
+        """
+        from metaopt_hpo.plan.advise import law_of, recipe
+        from metaopt_hpo.plan.rebudget import rebudget
+
+        rows = _records(trials)
+        fitted = law_of(self, rows) if rows else None
+        new = rebudget(recipe(self, rows, fitted=fitted), seen=seen, tokens=tokens, schedule=schedule)
+        other = replace(self, target=replace(self.target, tokens=tokens), pilots=())
+        return replace(new, loss=recipe(other, rows, fitted=fitted).loss)
+
     def measured(self, flops: float, seconds: float) -> Self:
         """The plan with the throughput that pilots had, and its costs anew.
 
@@ -198,3 +295,14 @@ def plan(
         base=base,
     ).plan(budget)
     return Plan.of(made)
+
+
+def _records(trials: TrialTable | Sequence[TrialRecord] | str | os.PathLike[str]) -> list[TrialRecord]:
+    """Pilots from a table, a list, a table's file, or a plan's folder."""
+    from metaopt_hpo.plan.store import read
+    from metaopt_hpo.trials.table import TrialTable
+
+    if isinstance(trials, str | os.PathLike):
+        path = Path(trials)
+        return list(read(path).pilots) if path.is_dir() else TrialTable.read(path).records()
+    return trials.records() if isinstance(trials, TrialTable) else list(trials)

@@ -123,7 +123,7 @@ class Planner:
     def knowledge(self) -> Knowledge:
         """Before any pilot."""
         given = self.target.batch is not None
-        lent = base_of([_base(b) for b in self.base]) if self.base else None
+        lent = base_of(base_from(self.base)) if self.base else None
         return Knowledge(self.target.size, self.target.tokens, lr=self.vary.lr, batch_given=given, base=lent)
 
     @cached_property
@@ -284,6 +284,11 @@ def _target_size(target: float | str, workload: str) -> tuple[float, int | None]
 
         return float(workload_class(workload)(width=int(found[1])).size), int(found[1])
     return number(target, "target"), None
+
+
+def base_from(names: Sequence[str]) -> list[BaseLike]:
+    """What a plan borrows strength from, read."""
+    return [_base(n) for n in names]
 
 
 def _base(name: str) -> BaseLike:
