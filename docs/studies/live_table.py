@@ -42,7 +42,7 @@ Key = tuple[float, float, float, float, int]
 
 
 def configurations() -> Iterator[Configuration]:
-    """Everything that is trained, seed by seed so that an unfinished table is usable, cheapest cells first."""
+    """All runs, one seed after another so that an unfinished table is usable, cheapest cells first."""
     from metaopt_hpo.workloads import TextLM
 
     for seed, (width, tokens) in itertools.product(SEEDS, (*PILOTS, TARGET)):

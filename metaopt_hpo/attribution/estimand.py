@@ -107,7 +107,7 @@ def fit_plane(
             raise AttributionError(f"the grid has a single {name}: its exponent needs at least two")
     if len(result.tokens) <= 4:
         raise AttributionError(
-            f"{len(result.tokens)} cells cannot bear 4 unknowns: run more (tokens, batch) cells"
+            f"{len(result.tokens)} cells are too few for 4 unknowns: run more (tokens, batch) cells"
         )
     return plane_through(optima(result, settings, criterion, resample), result, resample)
 

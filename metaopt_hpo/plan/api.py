@@ -259,7 +259,7 @@ def plan(
         schedule: of the target's lr, and of pilots that are no MetaOptimize runs.
         batch: tokens per step of every run, where it is given; else it is one of the things to be found.
         sizes: that pilots may have (default: the workload's members below the target, or halves of it).
-        widths: of those sizes, where the workload sets its size by a width; for a built-in workload in their stead.
+        widths: of those sizes, where the workload sets its size by a width; for a built-in workload, instead of sizes.
         tokens_per_parameter: lengths of pilots (default: a third, once and three times the target's own; at least
             `MIN_STEPS` steps each).
         batches: tokens per step that pilots may have.

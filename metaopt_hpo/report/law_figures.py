@@ -36,7 +36,7 @@ SLICE_TOP = 0.06
 def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
     """Loss against lr in several cells: measured runs at the batch nearest the law's optimum, and the law there.
 
-    Each cell's loss is shown over the least the law gives it, so that bowls of all sizes can be compared; runs beyond
+    Each cell's loss is shown over the least the law gives it, so that all sizes can be compared; runs beyond
     `SLICE_TOP` are at the top edge.
 
     Args:

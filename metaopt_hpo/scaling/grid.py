@@ -1,7 +1,7 @@
 """One cell's measured losses as a function of lr and batch: linear between runs, nothing outside them.
 
 Replay looks trials up here, and held-out predictions are scored here. Linear interpolation never invents a
-loss below the best measured one; between grid points it overstates the loss of a convex bowl a little (about
+loss below the best measured one; between grid points it overstates the loss of a convex surface a little (about
 0.05 % on √2-spaced grids), which counts against every predicted point.
 """
 

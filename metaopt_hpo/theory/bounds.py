@@ -250,7 +250,7 @@ class LMOBound:
     def ridge(self, tokens: float, *, tolerance: float = 0.02, points: int = 241) -> Ridge:
         """The valley along B with lr and momentum tuned: B from 1 to D, and where the value is within `tolerance`.
 
-        Exactly flat up to B_c in the simplified form, a 19 % slope in the tight one, a shallow bowl in Kovalev's.
+        Exactly flat up to B_c in the simplified form, a 19 % slope in the tight one, a shallow minimum in Kovalev's.
 
         Raises:
             ValueError: tokens below 1, or a power-law problem, which is flat everywhere.

@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 
 class ExponentsRefused(MetaOptError):
-    """The trials cannot bear the fit; the message says what is missing."""
+    """There are too few trials for the fit; the message says what is missing."""
 
 
 @dataclass(frozen=True)

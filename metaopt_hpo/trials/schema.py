@@ -55,7 +55,7 @@ class TableError(MetaOptError):
 
 
 class TableWarning(MetaOptWarning):
-    """Something in a table was mended or looks wrong; the message counts the rows."""
+    """Something in a table was corrected or looks wrong; the message counts the rows."""
 
 
 class UnitsWarning(TableWarning):
@@ -112,7 +112,7 @@ def rows_text(mask: np.ndarray) -> str:
 
 
 def check(frame: pd.DataFrame, notes: list[Note]) -> None:
-    """Check a complete frame in place: raises `TableError`, or mends and adds to `notes`."""
+    """Check a complete frame in place: raises `TableError`, or corrects and adds to `notes`."""
     bad_state = ~frame["state"].isin(STATES).to_numpy()
     if bad_state.any():
         value = frame["state"].to_numpy()[np.flatnonzero(bad_state)[0]]

@@ -122,7 +122,7 @@ def test_a_trial_that_was_stopped_is_not_taken_for_a_finished_one() -> None:
     assert {e.state for e in s.book.entries.values()} == {"pruned"}
     assert set(s.reasons.values()) <= {
         "a pilot saves more runs of the target than it costs: cover the range first",
-        "no bowl is seen yet: cover the range at the target",
+        "no optimum is seen yet: cover the range at the target",
     }
 
 

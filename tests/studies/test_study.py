@@ -234,7 +234,7 @@ def test_the_page_and_the_tables_say_the_same_and_need_no_network() -> None:
 def test_the_document_shows_what_the_kept_runs_say() -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
     kept = markdown(judge(runner.read(docs / "studies" / "one_run" / runner.TABLE_FILE)))
-    text = (docs / "one-run.md").read_text(encoding="utf-8")
+    text = (docs / "studies" / "one_run" / "short.md").read_text(encoding="utf-8")
     for section in kept.strip().split("\n\n### "):
         assert section.removeprefix("### ") in text, (
             "run: python -m studies.one_run --report-only --out docs/studies/one_run/study.parquet"

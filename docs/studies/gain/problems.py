@@ -30,7 +30,7 @@ class Problem:
         objectives: one for each training seed; a method's n-th repetition meets the n-th, cyclically.
         target: (size, tokens).
         pilots: smaller cells.
-        truth: loss over (lr, batch) at the target that counts, free of one seed's luck where there are several.
+        truth: loss over (lr, batch) at the target that counts, free of one seed's noise where there are several.
         unit: FLOPs of one run of the target.
     """
 

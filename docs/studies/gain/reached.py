@@ -1,7 +1,8 @@
 """A live comparison read as a race: FLOPs until each method's best run is within a tolerance of the best of all.
 
 `python -m studies.gain.reached FOLDER` reads what `metaopt-hpo compare --out FOLDER` wrote. Every run was
-trained. The best of a seed is the lowest loss that any method found with it, so what counts as best is partly its luck.
+trained. The best of a seed is the lowest loss that any method found with it, so the best is
+biased low (selection bias of the minimum).
 """
 
 from __future__ import annotations

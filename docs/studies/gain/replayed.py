@@ -76,7 +76,7 @@ def _curve_grids(curves: Mapping[tuple[float, float, float, float], Curve]) -> l
 
 
 def smoothed(grid: CellGrid) -> CellGrid:
-    """The cell with each loss replaced by that of a local quadratic fitted around it: less of one run's luck.
+    """The cell with each loss replaced by that of a local quadratic fitted around it: less of one run's noise.
 
     Weights are Gaussian in (ln lr, ln batch) with `BANDWIDTH`; ln loss is fitted.
     """

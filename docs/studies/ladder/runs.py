@@ -50,7 +50,7 @@ class Rung:
 def design(
     seeds: int, widths: Sequence[int] = WIDTHS, steps: Sequence[int] = STEPS, grid: Sequence[float] = GRID
 ) -> Iterator[Rung]:
-    """All runs in their order: seed by seed, cells by cost, MetaOptimize first."""
+    """All runs in their order: one seed after another, cells by cost, MetaOptimize first."""
     cells = sorted(((w, k) for w in widths for k in steps), key=lambda c: (c[0] ** 2 * c[1], c))
     for seed in range(seeds):
         for width, count in cells:

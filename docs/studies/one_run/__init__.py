@@ -1,1 +1,1 @@
-"""One MetaOptimize run against tuned schedules and every rival (docs/one-run.md): `make study`."""
+"""One MetaOptimize run against tuned schedules and every rival (docs/studies/one_run/short.md): `make study`."""

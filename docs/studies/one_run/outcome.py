@@ -61,7 +61,7 @@ class CaseOutcome:
     against_chosen: Difference | None
     """Against the schedule and lr that are best on average over the other seeds: chosen without looking at this one."""
     luck: Difference | None
-    """That choice against the best of all of the same seed: what the grid's best owes to its luck."""
+    """That choice against the best of all of the same seed: selection bias of the per-seed minimum."""
     against_constant: Difference | None
     """Against the best constant lr of the same seed, on the seeds that have all of them."""
     runs: int

@@ -128,8 +128,8 @@ def percent(d: Difference | None) -> str:
 
 def _against_schedules(outcome: StudyOutcome) -> Table:
     head = (
-        "case", "seeds", "one run", "best WSD", "best cosine", "against the best of all, seed by seed",
-        "of which luck", "against the best on other seeds", "against the best constant lr", "seed noise",
+        "case", "seeds", "one run", "best WSD", "best cosine", "vs best of all runs, per seed",
+        "selection bias", "vs the setting chosen on the other seeds", "vs best constant lr", "seed noise",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for o in outcome.cases:
@@ -235,7 +235,7 @@ def _transfers(outcome: StudyOutcome) -> Table:
 def _stream(outcome: StudyOutcome) -> Table:
     head = (
         "stream of ten tasks", "seeds", "loss", "its lr", "best constant lr's loss", "at lr",
-        "against the best, seed by seed", "against the best on other seeds",
+        "vs best, per seed", "vs the setting chosen on the other seeds",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = [
         (

@@ -23,7 +23,7 @@ SLOPE_SPREAD = 0.25
 """Prior standard deviation of an exponent: what published laws leave open about the fits' prior means."""
 
 GOOD = 0.35
-"""Distance from the optimum, ln units, within which a run is good: 0.25 % of loss in a bowl of curvature 0.04."""
+"""Distance from the optimum, ln units, within which a run is good: 0.25 % of loss at a curvature of 0.04."""
 
 LEVELS = (3, 4, 5, 6, 8, 10)
 """Runs that a cell may be brought to. With two, a slope is seen and no bowl."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Bounds = tuple[float, float]
 
 FIRST = 3
-"""Runs over the whole box before a bowl is believed."""
+"""Runs over the whole box before a fitted quadratic is used."""
 
 WIDEST = 500
 """Runs a fit reads, evenly from all cells; more would cost time and move no proposal."""
@@ -37,13 +37,13 @@ REACH = 2.0
 """Half-width of a pilot's neighbourhood, in standard deviations of the optimum there."""
 
 LEAST_REACH = 0.7
-"""Half-width, ln units, below which a pilot would see its bowl's floor only."""
+"""Half-width, ln units, below which a pilot would see the flat part of its optimum only."""
 
 LOSS_NOISE = 0.0015
-"""Least standard deviation of ln loss about a fitted bowl: no low-order bowl is truer than that."""
+"""Least standard deviation of ln loss about a fitted quadratic: the model-error floor."""
 
 RETURN = 4
-"""Runs of the target after which the law's bowl may be wrong: from then on half of them stay near the best so far, and
+"""Runs of the target after which the law may be wrong: from then on half of them stay near the best so far, and
 a quarter cover the box evenly, so that no more than four times a plain search's runs are ever needed."""
 
 NEAR = 0.3

@@ -102,12 +102,12 @@ def propose(table: TrialTable | None, context: Context, *, law: Law | None = Non
     """What to run next so that the target's optimum is found for the least compute.
 
     Pilots are bought while they save more target runs than they cost (`policy.design`); a pilot goes where it
-    shows its bowl, a run of the target where the optimum probably is (`policy.points`).
+    shows how loss curves in ln lr and ln batch, a run of the target where the optimum probably is (`policy.points`).
 
     Args:
         table: trials so far; those without a final loss count as runs and teach nothing. None is no trial yet.
         context: what may be chosen.
-        law: a law fitted to `table` already; else a bowl is fitted here, without intervals, in milliseconds.
+        law: a law fitted to `table` already; else a quadratic is fitted here, without intervals, in milliseconds.
 
     Returns:
         A proposal; equal arguments give an equal proposal.
@@ -143,10 +143,10 @@ def propose_next(
     cell = next_cell(runs, context)
     config = propose_at(runs, cell, context, bowl=bowl)
     if not _same_cell(cell, context.target):
-        what = "cover the range first" if bowl is None else "where it shows its bowl"
+        what = "cover the range first" if bowl is None else "where it shows how loss curves"
         return Proposal(config, f"a pilot saves more runs of the target than it costs: {what}")
     if bowl is None:
-        return Proposal(config, "no bowl is seen yet: cover the range at the target")
+        return Proposal(config, "no optimum is seen yet: cover the range at the target")
     seen = runs.at(context.target).n
     return Proposal(config, "the law's optimum" if not seen else "drawn from where the optimum may be")
 

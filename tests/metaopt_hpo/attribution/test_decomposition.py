@@ -179,7 +179,7 @@ class TestEstimand:
             "few", grid.tokens[spread], grid.batch[spread], grid.lr[spread], grid.settings, grid.seeds,
             grid.criteria[spread], grid.growth[spread],
         )  # fmt: skip
-        with pytest.raises(AttributionError, match="4 cells cannot bear 4 unknowns"):
+        with pytest.raises(AttributionError, match="4 cells are too few for 4 unknowns"):
             fit_plane(few, [IDEAL], "final-loss", self.resample)
 
     def test_bootstrap_of_another_grid(self):
