@@ -63,6 +63,10 @@ class Guard:
         """Keep and restore something beside model and optimizer."""
         self._snapshot.beside = snapshot
 
+    def refuses(self, loss: Tensor) -> bool:
+        """Whether a guard that has given up keeps a step with this loss from the weights: it is not finite."""
+        return self.returns > MOST and not bool(mean_over_processes(loss.detach().double()).isfinite())
+
     @torch.no_grad()
     def look(self, loss: Tensor) -> bool:
         """Count the loss of the weights as they are; True where the run was just brought back.

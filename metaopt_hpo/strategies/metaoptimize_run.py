@@ -111,7 +111,11 @@ class MetaOptimizeRun(LRRun):
             raise StrategyError(
                 f"the loss has shape {tuple(loss.shape)}: give one number, its mean, to run.step()"
             )
-        if self.guard is not None and loss is not None and self.guard.look(loss):
+        if self.guard is not None and loss is not None and self.guard.refuses(loss):
+            self._say_if_past_horizon()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.steps_taken += 1
+        elif self.guard is not None and loss is not None and self.guard.look(loss):
             self._say_if_past_horizon()
             self._say_if_given_up(self.guard.returns)
             self._slow_down(0.5**self.guard.returns)

@@ -10,7 +10,8 @@ from torch import nn
 
 from metaopt_hpo import wrap
 from metaopt_hpo.strategies import make
-from metaopt_hpo.strategies.as_optimizer import LRSetTwice
+from metaopt_hpo.strategies.as_optimizer import LRSetTwice, NoLoss
+from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.training import horizon_of
 
 transformers = pytest.importorskip("transformers")
@@ -140,3 +141,21 @@ def test_the_horizon_is_the_steps_that_trainer_takes(
 def test_a_horizon_of_no_examples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dataset_size must be at least 1"):
         horizon_of(transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True), 0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_the_loss_of_a_compiled_model_is_heard(tmp_path: Path) -> None:
+    torch.compiler.reset()
+    compiled, run, _ = trainer(tmp_path, torch_compile=True, torch_compile_backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoLoss)
+        compiled.train()
+    assert run.guard.state_dict()["first"] > 0
+
+
+def test_a_trainer_that_takes_more_steps_than_planned_says_so(tmp_path: Path) -> None:
+    longer, run, _ = trainer(tmp_path)
+    longer.args.max_steps = STEPS + 4
+    with pytest.warns(RunWarning, match=f"planned for {STEPS} steps"):
+        longer.train()
+    assert run.steps_taken == STEPS + 4

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from metaopt_hpo import wrap
+from metaopt_hpo.strategies.errors import RunWarning
 
 pl = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint  # noqa: E402
@@ -75,3 +76,25 @@ def test_epochs_give_the_horizon_monitors_see_the_step_size_and_it_resumes_bitwi
 def test_accumulation_that_does_not_divide_the_epoch(tmp_path: Path) -> None:
     module, _ = fit(tmp_path, accumulate_grad_batches=3)
     assert module.run.steps_taken == module.run.horizon == 9
+
+
+def test_a_loss_that_is_nan_and_a_horizon_that_is_too_short_are_named(tmp_path: Path) -> None:
+    class Broken(Student):
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            return super().training_step(batch, index) * float("nan")
+
+        def configure_optimizers(self) -> Any:
+            self.run = wrap(torch.optim.AdamW(self.parameters()), 60, self)
+            return self.run.as_optimizer()
+
+    module = Broken()
+    trainer = pl.Trainer(max_epochs=8, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    with pytest.warns(RunWarning) as said:
+        trainer.fit(module, loader())
+    texts = [str(w.message) for w in said if w.category is RunWarning]
+    assert [any(part in t for t in texts) for part in ("look at the data", "planned for 60 steps")] == [
+        True
+    ] * 2
+    assert len(texts) == 2
+    assert all(p.isfinite().all() for p in module.parameters())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 from torch import nn
 
-from metaopt_hpo.strategies import available, get
+from metaopt_hpo.strategies import LRStrategy, available, get, register, registry
 from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, StudyWarning, TrialRun, trial_table
 from metaopt_hpo_optuna.fields import COMPARABLE
 from metaopt_hpo_optuna.strategy import repeat_seed, suggest_strategy
@@ -27,7 +27,22 @@ from metaopt_hpo_optuna.trial_link import TrialLink
 
 TOKENS, BATCH, SIZE = 4096, 16, 100.0
 GRID = [32, 64, 128, 256, 512, 1024, 2048]
-SELF = [n for n in available() if get(n).tunes_lr]
+THIRD_PARTY = "somebody-elses"
+"""Registered for these tests only, as another package's would be."""
+
+SELF = [*(n for n in available() if get(n).tunes_lr), THIRD_PARTY]
+
+
+@pytest.fixture(autouse=True)
+def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    class SomebodyElses(LRStrategy):
+        tunes_lr = True
+
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    register(THIRD_PARTY)(SomebodyElses)
+    yield
+    registry.tuning_of.cache_clear()
+
 
 P = optuna.pruners
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
@@ -71,6 +86,10 @@ def test_no_pruner_stops_a_run_for_starting_low_or_settling_late(pruner: str, st
     for i in range(6):
         answers(study, "cosine", [3.0 - 0.3 * k + 0.001 * i for k in range(len(GRID))])
     assert not any(answers(study, strategy, [9.0 - 0.9 * k for k in range(len(GRID))]))
+
+
+def test_those_that_tune_their_own_are_all_there() -> None:
+    assert {"metaoptimize", "adamg", "prodigy", "prodigy-schedule-free", THIRD_PARTY} <= set(SELF)
 
 
 def test_a_tuned_run_is_still_stopped_and_like_runs_compare() -> None:

@@ -65,6 +65,7 @@ def test_shape_depends_on_the_fraction_done_not_on_the_horizon(name: str, fracti
     assert math.isclose(a, b, abs_tol=3e-3)
 
 
+@pytest.mark.filterwarnings("ignore::metaopt_hpo.strategies.errors.RunWarning")
 def test_past_the_horizon_the_schedule_stays_where_it_ended() -> None:
     values = lrs("wsd", 10, steps=13, lr=1.0)
     assert values[9] == values[10] == values[12] > 0
