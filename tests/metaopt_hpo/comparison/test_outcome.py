@@ -182,7 +182,8 @@ def test_where_each_method_ended_is_held_against_the_reference(result: Compariso
 
 
 @pytest.mark.parametrize(
-    ("kept", "page"), [("live_race_ray", "ray-tune.md"), ("live_race_optuna", "studies/gain/README.md")]
+    ("kept", "page"),
+    [("live_race_ray", "studies/gain/ray.md"), ("live_race_optuna", "studies/gain/README.md")],
 )
 def test_the_live_races_of_the_docs_are_the_kept_ones(kept: str, page: str) -> None:
     docs = Path(__file__).parents[3] / "docs"
