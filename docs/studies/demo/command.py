@@ -1,4 +1,4 @@
-"""Plan, run and compare, in one resumable command."""
+"""Plan, run, recipe and comparison, in one resumable command."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def demo(
     runs: Annotated[int, typer.Option(help="Full runs that grid and TPE get each.", min=1)] = 4,
     workers: Annotated[int | None, typer.Option(help="Searches at once. [default: CPUs]", min=1)] = None,
 ) -> None:
-    """From a target and a budget to a trained model, then grid and TPE on the same target: about five minutes.
+    """From a target and a budget to a recipe and its run, then grid and TPE on the same target: about five minutes.
 
     Interrupt with Ctrl-C at any time and start the same command again.
 
     Example: python -m studies.demo --width 64 --steps 512
     """
+    from metaopt_hpo.atomic import write_text
     from metaopt_hpo.plan.api import plan as make_plan
     from metaopt_hpo.plan.page import write_page
     from studies.demo.outcome import answer, section
@@ -54,9 +55,13 @@ def demo(
         err=True,
     )
     result = plan.run(out=out / "plan", target=True, progress=_said)
+    recipe = plan.recipe(out / "plan")
+    recipe.write(out / "recipe.toml")
+    write_text(out / "recipe.yaml", recipe.export("yaml"))
     compared = _compare(result, out, runs, workers)
     page = write_page(out / "plan", [section(result, compared)], first=answer(result, compared))
     typer.echo(answer(result, compared))
+    typer.echo(f"recipe: {out / 'recipe.toml'}, {out / 'recipe.yaml'}")
     typer.echo(f"pages: {page} and {out / 'report.html'}; {time.monotonic() - began:.0f} s")
 
 
