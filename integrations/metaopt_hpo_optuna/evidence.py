@@ -168,7 +168,11 @@ class Evidence:
 
         with self._lock:
             known = self._read(study, True)
-            key = (step(known.finished), sum(s.finished for s in known.sources))
+            key = (
+                step(known.finished),
+                sum(s.finished for s in known.sources),
+                sum(k.history.late for k in (known, *known.sources)),
+            )
             if strategy not in known.bowls or known.bowls[strategy][0] != key:
                 rows = [row_of(r) for r in known.records(key[0]) if counts(r.strategy) and not r.self_tuning]
                 known.bowls[strategy] = (key, bowl_of(Runs.of(rows)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from optuna.study import Study
@@ -48,8 +49,8 @@ class Known:
     refits: Refits | None = None
     fitted: Fitted | None = None
     """The law in force when it was last asked for."""
-    bowls: dict[str, tuple[tuple[int, int], Bowl | None]] = field(default_factory=dict)
-    """By strategy, the bowl behind proposals and the numbers of trials it was fitted to."""
+    bowls: dict[str, tuple[tuple[int, int, int], Bowl | None]] = field(default_factory=dict)
+    """By strategy, the bowl behind proposals, the numbers of trials it was fitted to, and how many came late."""
 
     @property
     def law(self) -> Law | None:
@@ -72,16 +73,18 @@ class Known:
         A trial that cannot be read is left out, whoever reads it and however often.
         """
         missing = len(ended) - len(self.seen)
+        new: list[FrozenTrial] = []
         for trial in reversed(ended):
-            if missing <= 0:
+            if len(new) >= missing:
                 break
             if trial.number not in self.seen:
-                missing -= 1
-                self.seen.add(trial.number)
-                try:
-                    self._take(trial, names, study)
-                except Exception as error:  # anything may stand in another program's attributes
-                    self.left_out[trial.number] = str(error) or type(error).__name__
+                new.append(trial)
+        for trial in sorted(new, key=lambda t: (t.datetime_complete or datetime.min, t.number)):
+            self.seen.add(trial.number)
+            try:
+                self._take(trial, names, study)
+            except Exception as error:  # anything may stand in another program's attributes
+                self.left_out[trial.number] = str(error) or type(error).__name__
 
     def _take(self, trial: FrozenTrial, names: Fields, study: Study) -> None:
         if REPEATS in trial.user_attrs:

@@ -47,10 +47,13 @@ class History:
 
     Attributes:
         finished: completed trials with (when they ended, their number), by when they ended.
+        late: how many of them were heard of only after one that ended later, as happens with several workers: what
+            was made of the first so many trials is then to be made again.
     """
 
     def __init__(self) -> None:
         self.finished: list[tuple[Any, TrialRecord]] = []
+        self.late = 0
         self._stopped: dict[float, list[Any]] = {}
         """Size → when trials of it were stopped, in order."""
         self._completed: dict[float, Any] = {}
@@ -86,6 +89,7 @@ class History:
         record = replace(record, tokens=planned, target_tokens=planned)
         self._completed[record.size] = max(when, self._completed.get(record.size, when))
         self._best.clear()
+        self.late += bool(self.finished) and when < self.finished[-1][0]
         insort(self.finished, (when, record), key=lambda item: item[0])
         if 0 < record.loss < math.inf:
             insort(self._by_size, (record.size, planned, record.loss))

@@ -114,7 +114,7 @@ class Refits:
         """
         count = len(own.finished)
         ready, coming = before(count), step(count)
-        key = (ready, coming, *(step(len(o.finished)) for o in others))
+        key = (ready, coming, own.late, *(n for o in others for n in (step(len(o.finished)), o.late)))
         if key != self._key:
             self._key, self._now = key, self._find(own, others, ready, coming)
         return self._now
@@ -122,7 +122,7 @@ class Refits:
     def ahead(self, own: History, others: Sequence[History] = ()) -> None:
         """Begin the fit of the present step in a thread, without waiting for any."""
         records = _first(own, others, step(len(own.finished)))
-        key = (len(records), step(len(own.finished)))
+        key = (len(records), step(len(own.finished)), own.late, *(o.late for o in others))
         if len(records) >= self.need and key != self._prepared:
             self._prepared = key
             prepare(records, self.allow_weak, self.seed)
