@@ -221,8 +221,15 @@ def main() -> None:
     except (MetaOptError, ValueError, OSError) as error:
         if debug:
             raise
-        typer.echo(f"error: {command_line(str(error))}", err=True)
+        remedy = "; set TMPDIR to a folder that can be written" if "temporary directory" in str(error) else ""
+        typer.echo(f"error: {command_line(str(error))}{remedy}", err=True)
         sys.exit(REFUSED if _refused(error) else 1)
+    except MemoryError as error:
+        if debug:
+            raise
+        reason = f" ({error})" if str(error) else ""
+        typer.echo(f"error: there is too little memory{reason}; allow more, or give fewer rows", err=True)
+        sys.exit(1)
 
 
 def _refused(error: Exception) -> bool:
