@@ -40,6 +40,9 @@ FALSE_CONFIDENCE = (12.0, 7, 44)
 """Distance in size, laws that were wrong without a warning, laws: tables of known truth, a target 12 times the largest
 size (`docs/studies/laws`, "Worlds of known truth"). Nothing was measured farther out."""
 
+FAR = 100.0
+"""Factor outside a published law's own runs from which its loss is not quoted."""
+
 RAMP_FROM = 1e10
 """Tokens of a run from which a batch ramp is worth its trouble: the noise scale is small at first."""
 
@@ -215,14 +218,14 @@ def _published(name: str, plan: Plan, anchor: tuple[float, float, float]) -> Pub
                 values[what] = law.predict_loss(size, tokens)
         except MetaOptError:
             continue
-    if not any(values.values()):
-        return None
     said = f"{name}, from the largest pilot" if needs_anchor and values["lr"] else name
     place = {"size": size, "tokens": tokens, "compute": 6.0 * size * tokens}
     beyond = [max(place[k] / high, low / place[k]) for k, (low, high) in law.domain.items() if k in place]
+    if beyond and max(beyond) > FAR:
+        values["loss"] = None  # a floor extrapolated so far is no number to compare with
     if beyond and max(beyond) > 1.0:
         said += f" ({max(beyond):.2g} times outside its own runs)"
-    return Published(name=said, **values)
+    return Published(name=said, **values) if any(values.values()) else None
 
 
 def _watch(loss: Range, lr: Range, tokens: float) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def head(plan: Plan) -> list[str]:
         f"target: {short(target.size)} parameters, {short(target.tokens)} tokens, schedule {target.schedule}, {batch}",
         f"it costs {cost_in_words(cost, money)} on {plan.hardware.name} ({measured} "
         f"{plan.hardware.flops_per_second:.3g} FLOP/s)",
-        f"budget: {plan.budget.text or plan.budget.kind}; {_count(len(plan.chosen), 'pilot')} that pay take "
+        f"budget: {plan.budget.text or plan.budget.kind}; {count(len(plan.chosen), 'pilot')} that pay take "
         f"{_share(plan.share)} of the target: {cost_in_words(plan.cost, money)}",
     ]
 
@@ -121,5 +121,6 @@ def _share(share: float) -> str:
     return f"{100 * share:.2g} %"
 
 
-def _count(n: int, what: str) -> str:
+def count(n: int, what: str) -> str:
+    """1 pilot, 2 pilots."""
     return f"{n} {what}" + ("" if n == 1 else "s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from metaopt_hpo.plan.recipe import Recipe
-from metaopt_hpo.plan.show import page_part
+from metaopt_hpo.plan.show import count, page_part
 from metaopt_hpo.plan.words import short
 
 
@@ -43,7 +43,7 @@ def notes(recipe: Recipe) -> list[str]:
     """What it rests on, what to watch, when to stop, and what speaks against it."""
     b = recipe.basis
     out = [
-        f"rests on: {b.runs} pilots, the largest of {short(b.size)} parameters, the longest of {short(b.tokens)} "
+        f"rests on: {count(b.runs, 'pilot')}, the largest of {short(b.size)} parameters, the longest of {short(b.tokens)} "
         f"tokens; the target is {math.exp(b.ln_size):.3g} times as large (ln {b.ln_size:.2f}) and "
         f"{math.exp(b.ln_tokens):.3g} times as long (ln {b.ln_tokens:.2f})"
     ]
