@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from metaopt_hpo.comparison.protocol import Comparison, ComparisonPlan, compare
     from metaopt_hpo.errors import MetaOptError, MetaOptWarning
     from metaopt_hpo.optim import MetaOptimize
-    from metaopt_hpo.plan.api import Plan, Recipe, plan
+    from metaopt_hpo.plan.api import Plan, plan
+    from metaopt_hpo.plan.recipes import Recipe
     from metaopt_hpo.report import write_report
     from metaopt_hpo.report.notebook import plot
     from metaopt_hpo.scaling import Law, LawRefused, fit
@@ -38,7 +39,7 @@ _HOMES = {
     "MetaOptWarning": "errors",
     "MetaOptimize": "optim",
     "Plan": "plan.api",
-    "Recipe": "plan.api",
+    "Recipe": "plan.recipes",
     "TrainingRun": "training",
     "TrialRecord": "trials.record",
     "TrialTable": "trials.table",

@@ -35,6 +35,14 @@ def plan(
             help="A built-in workload, a Python file, or a command line with placeholders, in quotes."
         ),
     ] = "",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="NAME=VALUE of a training program: sizes=128:4e5,256:1.6e6 (width:parameters), batch=65536, "
+            "losses=out.jsonl, metric, timeout …, or a placeholder of your own.",
+        ),
+    ] = None,
     schedule: Annotated[str, typer.Option(help="Of the target: wsd, linear, cosine, constant.")] = "wsd",
     batch: Annotated[
         float | None,
@@ -99,6 +107,7 @@ def plan(
         budget=budget if know_lr is None else "100 % of the target",
         hardware=hardware,
         workload=workload,
+        workload_options=_settings(setting),
         schedule=schedule,
         batch=batch,
         lr=(low, high),
@@ -114,6 +123,17 @@ def plan(
     made.write(out)
     typer.echo(made)
     typer.echo(f"plan written to {out}; edit it where you like, then: metaopt-hpo run {out}")
+
+
+def _settings(texts: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE, several."""
+    out = {}
+    for text in texts or ():
+        name, mark, value = text.partition("=")
+        if not (mark and name.strip() and value.strip()):
+            raise MetaOptError(f"--set takes NAME=VALUE, e.g. batch=65536, got {text!r}")
+        out[name.strip()] = value.strip()
+    return out
 
 
 def _range(text: str) -> tuple[float, float]:

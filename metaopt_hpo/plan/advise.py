@@ -16,8 +16,9 @@ from metaopt_hpo.plan import decide
 from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.estimate import Z90, Estimate
 from metaopt_hpo.plan.knowledge import TIMESCALE_SPREAD
+from metaopt_hpo.plan.lending import base_from
 from metaopt_hpo.plan.model import Plan
-from metaopt_hpo.plan.planner import STEP_LAW_BATCH, base_from
+from metaopt_hpo.plan.planner import STEP_LAW_BATCH
 from metaopt_hpo.plan.recipe import Basis, Published, Range, Recipe
 from metaopt_hpo.plan.run import NARROWEST, WIDEST
 from metaopt_hpo.plan.status import LEAST, predicted_end

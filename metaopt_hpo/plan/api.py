@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from metaopt_hpo.atomic import write_text
-from metaopt_hpo.plan import model, show, show_recipe, toml
-from metaopt_hpo.plan import recipe as recipes
+from metaopt_hpo.plan import model, show, toml
 from metaopt_hpo.plan.costs import Budget, Hardware
 from metaopt_hpo.plan.hardware import hardware as hardware_named
 from metaopt_hpo.plan.planner import Planner
+from metaopt_hpo.plan.recipes import Recipe
 
 if TYPE_CHECKING:
     from metaopt_hpo.comparison.engine import SearchEngine
@@ -22,57 +21,6 @@ if TYPE_CHECKING:
     from metaopt_hpo.plan.run import PlanRun
     from metaopt_hpo.trials.record import TrialRecord
     from metaopt_hpo.trials.table import TrialTable
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe(recipes.Recipe):
-    """How to train the target, what to expect, and what that rests on. `Plan.recipe` makes one.
-
-    Its data are those of `plan.recipe.Recipe`.
-    """
-
-    @classmethod
-    def of(cls, data: recipes.Recipe) -> Self:
-        """A recipe with its conveniences, from its data."""
-        return cls(**{f.name: getattr(data, f.name) for f in fields(data)})
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a recipe that `write` wrote.
-
-        Raises:
-            PlanError: there is none, or an edit does not fit; the message names line and field.
-        """
-        return cls.of(toml.read(recipes.Recipe, path))
-
-    def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the recipe as TOML, whole or not at all."""
-        to = Path(path)
-        write_text(to, toml.to_toml(self, head="metaopt-hpo recipe"))
-        return to
-
-    def export(self, to: str, *, sequence_length: int = 2048, devices: int = 1, per_device: int = 8) -> str:
-        """The recipe as a tool's configuration.
-
-        Args:
-            to: "transformers", "lightning", "torchtitan", "nanochat", "litgpt", "yaml", or "card" for Markdown.
-            sequence_length: tokens of a sequence.
-            devices: that train together.
-            per_device: sequences that a device takes at once; the batch is made up by accumulation.
-
-        Raises:
-            PlanError: there is no such export.
-        """
-        from metaopt_hpo.plan.exporters import Setup, export
-
-        setup = Setup(sequence_length=sequence_length, devices=devices, per_device=per_device)
-        return export(self, to, setup)
-
-    def __str__(self) -> str:
-        return show_recipe.text(self)
-
-    def _repr_html_(self) -> str:
-        return show_recipe.html(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +191,7 @@ def plan(
     lr: tuple[float, float] = (1e-5, 1e-1),
     seeds: int = 1,
     base: str | Sequence[str] | None = None,
+    workload_options: Mapping[str, str] | None = None,
     price: float | None = None,
     currency: str | None = None,
     utilisation: float | None = None,
@@ -267,6 +216,8 @@ def plan(
         seeds: runs of each pilot.
         base: tables, laws' files, or names of the library's fitted laws to borrow strength from; None is
             "fitted-step-law" for targets above ten million parameters, and an empty list is none.
+        workload_options: of a training program: `sizes` ("128:4e5,256:1.6e6"), `batch`, `losses`, `metric` …;
+            see `comparison.command_objective.job_of`. With `sizes` and `widths` given, those are its sizes.
         price, currency, utilisation: of one device for an hour, and what training reaches of its peak.
 
     Raises:
@@ -293,6 +244,7 @@ def plan(
         lr=lr,
         seeds=seeds,
         base=base,
+        workload_options=workload_options,
     ).plan(budget)
     return Plan.of(made)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.model import Target
+from metaopt_hpo.plan.words import number
 
 LADDER = 10
 """Sizes below the target, each half the next; the largest is a quarter of it."""
@@ -73,6 +76,33 @@ def of_workload(workload: str, target: Target, widths: Sequence[int]) -> tuple[T
     return settled, priced
 
 
+def of_job(
+    workload: str, options: Mapping[str, str], target: Target
+) -> tuple[Target, tuple[Member, ...], bool]:
+    """The target's batch, the sizes below it of a training program, and whether it can run MetaOptimize.
+
+    Raises:
+        JobError: the program cannot be run as described; nothing is started.
+        PlanError: it has no size below the target's.
+    """
+    from metaopt_hpo.comparison.command_objective import job_of
+
+    job = job_of(workload, options, Path("jobs"))
+    found = []
+    for value, size in sorted(job.sizes.items(), key=lambda item: item[1]):
+        width = int(value) if str(value).isdigit() else None
+        if size < target.size:
+            found.append(Member(float(size), width, float(job.batch)))
+    if not found:
+        largest = max(job.sizes.values())
+        raise PlanError(
+            f"workload {job.name} has no size below the target's {target.size:.4g}; its largest is {largest:.4g}"
+        )
+    if any(m.width is None for m in found):
+        found = [replace(m, width=None) for m in found]
+    return replace(target, batch=target.batch or float(job.batch)), tuple(found), "own" not in job.strategies
+
+
 def ladder(target: Target) -> tuple[Member, ...]:
     """Halves of the target's size, rounded to two digits, ascending."""
     least = min(SMALLEST, target.size / 64.0)
@@ -114,3 +144,16 @@ def _default_widths(cls: object, largest: int) -> list[int]:
         out.append(rounded)
         width *= math.sqrt(2.0)
     return sorted({w for w in out if w <= max(largest / 2, start) and w < largest})
+
+
+def target_size(target: float | str, workload: str) -> tuple[float, int | None]:
+    """Size and, where that was said, width."""
+    if isinstance(target, str) and (found := re.fullmatch(r"\s*width\s*=\s*(\d+)\s*", target)):
+        if not built_in(workload):
+            raise PlanError(
+                f"target {target!r} names a width, which only a built-in workload has: give parameters"
+            )
+        from metaopt_hpo.workloads.registry import workload_class
+
+        return float(workload_class(workload)(width=int(found[1])).size), int(found[1])
+    return number(target, "target"), None

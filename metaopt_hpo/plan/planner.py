@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from metaopt_hpo.plan import members as sizes_of
 from metaopt_hpo.plan.budget import parse_budget
 from metaopt_hpo.plan.costs import Budget, Cost, Hardware, PlanError
 from metaopt_hpo.plan.knowledge import Knowledge, Run
+from metaopt_hpo.plan.lending import base_from
 from metaopt_hpo.plan.members import Member
 from metaopt_hpo.plan.model import LAW_LR, SELF_TUNING, Pilot, Plan, Target, Uncertainty, Vary
 from metaopt_hpo.plan.sequence import MIN_STEPS, Cell, Option, options
 from metaopt_hpo.plan.words import in_words, number, short
-from metaopt_hpo.scaling.api import Law
-from metaopt_hpo.scaling.base.sources import BaseLike, base_of
-from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo.scaling.base.sources import base_of
 
 BASE = "fitted-step-law"
 """What strength is borrowed from unless said otherwise: laws of decoder-only language models share exponents."""
@@ -47,6 +44,9 @@ class Planner:
     workload: str
     members: tuple[Member, ...]
     base: tuple[str, ...]
+    options_of_workload: tuple[tuple[str, str], ...] = ()
+    found: bool = True
+    """Whether the workload can run MetaOptimize."""
 
     @classmethod
     def of(
@@ -65,13 +65,23 @@ class Planner:
         lr: tuple[float, float],
         seeds: int,
         base: str | Sequence[str] | None,
+        workload_options: Mapping[str, str] | None = None,
     ) -> Planner:
         """Arguments as `plan`."""
         if seeds < 1:
             raise ValueError(f"seeds must be at least 1, got {seeds!r}")
-        size, width = _target_size(target, workload)
+        size, width = sizes_of.target_size(target, workload)
         goal = Target(size=size, tokens=number(tokens, "tokens"), schedule=schedule, batch=batch, width=width)
-        if sizes_of.built_in(workload):
+        given = {k: str(v) for k, v in (workload_options or {}).items()}
+        finds = True
+        if workload and not sizes_of.built_in(workload):
+            if sizes is not None and widths is not None:
+                pairs = zip(widths, sizes_of.given(sizes, widths), strict=True)
+                given.setdefault("sizes", ",".join(f"{w}:{m.size:.17g}" for w, m in pairs))
+            if batch is not None:
+                given.setdefault("batch", f"{batch:.17g}")
+            goal, found, finds = sizes_of.of_job(workload, given, goal)
+        elif sizes_of.built_in(workload):
             if sizes is not None:
                 raise PlanError(
                     f"sizes of workload {workload} are set by its widths: give widths=… instead of sizes=…"
@@ -107,17 +117,21 @@ class Planner:
         if base is None:
             base = [BASE] if goal.size >= BASE_FROM else []
         names = (base,) if isinstance(base, str) else tuple(base)
-        return cls(goal, vary, hardware, workload, found, names)
+        return cls(goal, vary, hardware, workload, found, names, tuple(given.items()), finds)
 
     @classmethod
     def again(cls, plan: Plan) -> Planner:
         """From a plan, so that another budget can be asked about."""
         target, vary = plan.target, plan.vary
-        if sizes_of.built_in(plan.workload):
+        finds = True
+        if plan.workload and not sizes_of.built_in(plan.workload):
+            target, found, finds = sizes_of.of_job(plan.workload, plan.workload_options, target)
+        elif sizes_of.built_in(plan.workload):
             target, found = sizes_of.of_workload(plan.workload, target, vary.widths)
         else:
             found = sizes_of.given(vary.sizes, vary.widths)
-        return cls(target, vary, plan.hardware, plan.workload, found, plan.base)
+        options = tuple(plan.workload_options.items())
+        return cls(target, vary, plan.hardware, plan.workload, found, plan.base, options, finds)
 
     @cached_property
     def knowledge(self) -> Knowledge:
@@ -166,6 +180,7 @@ class Planner:
             cost=self.cost,
             target_flops=self.target.flops,
             seeds=len(self.vary.seeds),
+            found=self.found,
         )
 
     @cached_property
@@ -231,6 +246,7 @@ class Planner:
             pilots=self._pilots(worth, extra),
             before=self.knowledge.after(()),
             base=self.base,
+            workload_options=dict(self.options_of_workload),
         )
 
     def _too_small(self, limit: Budget) -> str:
@@ -271,29 +287,3 @@ class Planner:
                 )
             )
         return tuple(out)
-
-
-def _target_size(target: float | str, workload: str) -> tuple[float, int | None]:
-    """Size and, where that was said, width."""
-    if isinstance(target, str) and (found := re.fullmatch(r"\s*width\s*=\s*(\d+)\s*", target)):
-        if not sizes_of.built_in(workload):
-            raise PlanError(
-                f"target {target!r} names a width, which only a built-in workload has: give parameters"
-            )
-        from metaopt_hpo.workloads.registry import workload_class
-
-        return float(workload_class(workload)(width=int(found[1])).size), int(found[1])
-    return number(target, "target"), None
-
-
-def base_from(names: Sequence[str]) -> list[BaseLike]:
-    """What a plan borrows strength from, read."""
-    return [_base(n) for n in names]
-
-
-def _base(name: str) -> BaseLike:
-    """A file's law or table, or the name of a law of the library."""
-    path = Path(name)
-    if not path.is_file():
-        return name
-    return Law.from_json(path) if path.suffix == ".json" else TrialTable.read(path)

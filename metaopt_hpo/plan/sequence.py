@@ -73,6 +73,7 @@ def options(
     cost: Callable[[Run], Cost],
     target_flops: float,
     seeds: int = 1,
+    found: bool = True,
 ) -> list[Option]:
     """Every design, cut after each of its blocks.
 
@@ -83,8 +84,11 @@ def options(
         cost: of a run.
         target_flops: of the target run; pilots never cost more together.
         seeds: runs of each configuration.
+        found: whether runs that find their own lr are to be had.
     """
     blocks = [block for c in cells for block in _blocks(c, schedule)]
+    if not found:
+        blocks = [block for block in blocks if block[0].strategy != SELF_TUNING]
     flops = np.array([sum(cost(r).flops for r in b) * seeds for b in blocks])
     return [
         option

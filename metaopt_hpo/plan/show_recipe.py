@@ -43,8 +43,8 @@ def notes(recipe: Recipe) -> list[str]:
     """What it rests on, what to watch, when to stop, and what speaks against it."""
     b = recipe.basis
     out = [
-        f"rests on: {count(b.runs, 'pilot')}, the largest of {short(b.size)} parameters, the longest of {short(b.tokens)} "
-        f"tokens; the target is {math.exp(b.ln_size):.3g} times as large (ln {b.ln_size:.2f}) and "
+        f"rests on: {count(b.runs, 'pilot')}, the largest of {short(b.size)} parameters, the longest "
+        f"of {short(b.tokens)} tokens; the target is {math.exp(b.ln_size):.3g} times as large (ln {b.ln_size:.2f}) and "
         f"{math.exp(b.ln_tokens):.3g} times as long (ln {b.ln_tokens:.2f})"
     ]
     if b.wrong is not None:

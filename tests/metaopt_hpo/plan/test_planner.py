@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -279,3 +280,35 @@ def test_the_ladder_lies_below_its_target() -> None:
 def test_the_room_is_called_as_its_function() -> None:
     made = metaopt_hpo.plan(target=1e9, tokens=2e10, budget="2 %")
     assert isinstance(made, metaopt_hpo.Plan)
+
+
+COMMAND = "python train.py --width {width} --lr {lr} --steps {steps}"
+
+
+def test_a_command_line_has_schedule_pilots_at_its_own_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("")
+    options = {"sizes": "128:4e5,256:1.6e6,512:6.4e6", "batch": "65536"}
+    asked = {"target": 1e8, "tokens": 2e9, "budget": "20 %", "base": []}
+    made = plan(**asked, workload=COMMAND, workload_options=options)
+    assert {p.strategy for p in made.pilots} == {"wsd"}
+    assert {p.width for p in made.pilots} <= {128, 256, 512}
+    assert made.target.batch == 65536
+    assert Plan.from_toml(made.to_toml()) == made
+    assert made.for_budget("20 %") == made
+    by_lists = plan(**asked, workload=COMMAND, sizes=[4e5, 1.6e6, 6.4e6], widths=[128, 256, 512], batch=65536)
+    assert by_lists.pilots == made.pilots
+    own = plan(**asked, workload=COMMAND + " --how {strategy}", workload_options=options)
+    assert "metaoptimize" in {p.strategy for p in own.pilots}
+    for wrong, said in (
+        ({"workload": COMMAND.replace("{width}", "{widht}")}, "{width}"),
+        ({"workload": "missing.py"}, "missing.py"),
+        ({"workload": COMMAND, "target": 1e5}, "no size below"),
+        ({"workload": COMMAND, "workload_options": {}}, "sizes"),
+    ):
+        with pytest.raises(metaopt_hpo.MetaOptError) as raised:
+            plan(**{**asked, "workload_options": options, **wrong})
+        assert said in str(raised.value)
+        assert "\n" not in str(raised.value)

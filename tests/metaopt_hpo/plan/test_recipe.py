@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from metaopt_hpo.plan.api import Plan, Recipe, plan
+from metaopt_hpo.plan.api import Plan, plan
 from metaopt_hpo.plan.costs import Cost, PlanError
 from metaopt_hpo.plan.exporters import EXPORTERS, Setup, export
 from metaopt_hpo.plan.model import Target
 from metaopt_hpo.plan.rebudget import lr_at, rebudget
 from metaopt_hpo.plan.recipe import Basis, Range
+from metaopt_hpo.plan.recipes import Recipe
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
