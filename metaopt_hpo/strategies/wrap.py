@@ -251,6 +251,11 @@ def _reader(optimizer: Any) -> Callable[[dict[str, Any]], _Reading]:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise WrapError(f"{type(optimizer).__qualname__} is no torch optimizer; what can be wrapped: {TAKEN}")
     kind = type(optimizer)
+    if isinstance(vars(optimizer).get("optimizer"), torch.optim.Optimizer):
+        raise WrapError(
+            f"{kind.__qualname__} is a shell around another optimizer: wrap that one first, and give "
+            "run.as_optimizer() to whatever makes the shell (accelerator.prepare)"
+        )
     known: dict[type, Callable[[dict[str, Any]], _Reading]] = {
         torch.optim.AdamW: _adamw,
         torch.optim.Adam: _adam,

@@ -322,6 +322,19 @@ def test_a_scheduler_made_before_or_after_changes_nothing() -> None:
     assert ends[1].isfinite().all()
 
 
+def test_a_shell_around_an_optimizer_is_named() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = net().float()
+    shell = accelerate.Accelerator(cpu=True).prepare(O.AdamW(model.parameters()))
+    with pytest.raises(StrategyError, match="AcceleratedOptimizer is a shell around another optimizer"):
+        wrap(shell, 10, model)
+    again = accelerate.Accelerator(cpu=True).prepare(
+        wrap(O.AdamW(model.parameters()), 10, model).as_optimizer()
+    )
+    with pytest.raises(StrategyError, match="shell"):
+        wrap(again, 10, model)
+
+
 def test_a_model_that_is_not_the_optimizers_is_named() -> None:
     model = net()
     optimizer = O.AdamW([*model.parameters(), *nn.Linear(2, 2).parameters()])
