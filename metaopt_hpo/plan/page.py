@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.plan import decide
 from metaopt_hpo.plan.status import LEAST, Status, decisions, predicted_end, status
+from metaopt_hpo.plan.store import STORE_FILE
 from metaopt_hpo.plan.watch import cost_words, pilot_rows
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
@@ -19,6 +20,11 @@ from metaopt_hpo.report.palette import LAW, of_method, of_rank
 from metaopt_hpo.report.words import count
 
 PAGE_FILE = "page.html"
+SOURCES = (
+    sections.Source("plan.toml: the plan", "plan.toml"),
+    sections.Source(f"{STORE_FILE}: every run, for optuna-dashboard sqlite:///{STORE_FILE}", STORE_FILE),
+    sections.METAOPTIMIZE,
+)
 BAND = "rgba(181, 82, 159, 0.18)"
 
 
@@ -86,7 +92,9 @@ def render(now: Status, more: Sequence[str] = (), *, first: str = "") -> str:
     )
     parts += more
     title = f"Plan for {count(t.size)} parameters on {count(t.tokens)} tokens"
-    return sections.page(parts, title=title, answer=first or now.answer, kicker=now.plan.workload[:80])
+    return sections.page(
+        parts, title=title, answer=first or now.answer, kicker=now.plan.workload[:80], sources=SOURCES
+    )
 
 
 def _standing(now: Status) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from metaopt_hpo.cli.laws import write_page
 from metaopt_hpo.comparison.protocol import Comparison
 from metaopt_hpo.comparison.replay import replay
 from metaopt_hpo.comparison.table_objective import TableObjective
+from metaopt_hpo.plan.page import write_page as write_plan
+from metaopt_hpo.plan.run import run as run_plan
 from metaopt_hpo.report import write_report
 from metaopt_hpo.report.law_figures import replay_page
 from metaopt_hpo.report.prediction_page import prediction_page, score_page
@@ -25,8 +28,20 @@ from metaopt_hpo.scaling import fit, preregistration
 from metaopt_hpo.theory import LMOBound, verify_rule
 from metaopt_hpo.trials.table import TrialTable
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-KINDS = ("report-optuna", "report-ray", "law", "replay", "study", "rule", "attribution", "register", "check")
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+KINDS = (
+    "report-optuna",
+    "report-ray",
+    "law",
+    "replay",
+    "study",
+    "rule",
+    "attribution",
+    "register",
+    "check",
+    "plan",
+)
 
 
 def write_pages(folder: Path) -> dict[str, Path]:
@@ -53,6 +68,16 @@ def write_pages(folder: Path) -> dict[str, Path]:
     registered = preregistration.register(law, size=3e8, tokens=3e10)
     write_text(out["register"], prediction_page(registered))
     write_text(out["check"], score_page(registered.score(1.01 * registered.loss.value)))
+    # the plan of the plan's own tests, half run
+    found = importlib.util.spec_from_file_location(
+        "plan_conftest", ROOT / "tests/metaopt_hpo/plan/conftest.py"
+    )
+    assert found is not None
+    assert found.loader is not None
+    plans = importlib.util.module_from_spec(found)
+    found.loader.exec_module(plans)
+    run_plan(plans.builder(folder)(), folder / "plan", most=3)
+    out["plan"] = write_plan(folder / "plan")
     return out
 
 

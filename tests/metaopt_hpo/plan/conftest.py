@@ -42,6 +42,12 @@ def unknown(sd: float) -> Uncertainty:
 
 @pytest.fixture
 def make_plan(tmp_path: Path) -> Callable[..., Plan]:
+    return builder(tmp_path)
+
+
+def builder(tmp_path: Path) -> Callable[..., Plan]:
+    """Makes plans whose program lies in a folder."""
+
     def make(**changes: object) -> Plan:
         (tmp_path / "job.py").write_text(textwrap.dedent(PROGRAM))
         hardware = Hardware(name="cpu", peak_flops=1e11, utilisation=0.5, watts=20.0, price=0.05)
