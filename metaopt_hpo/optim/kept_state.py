@@ -10,6 +10,7 @@ are in ``saved_state``.
 from __future__ import annotations
 
 import math
+import threading
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -20,11 +21,13 @@ from torch import Tensor
 from metaopt_hpo.optim import hessian
 from metaopt_hpo.optim.arguments import check_group, check_options
 from metaopt_hpo.optim.blocks import Blocks
+from metaopt_hpo.optim.group_rules import GroupRules
 from metaopt_hpo.optim.kernels.bucket import Kernel
-from metaopt_hpo.optim.kernels.layout import computed_in
+from metaopt_hpo.optim.live import LiveStepSizes
+from metaopt_hpo.optim.param_state import fit, init
 from metaopt_hpo.optim.rules import Rule, base_rule
-from metaopt_hpo.optim.sharding import is_sharded, shard_key
-from metaopt_hpo.optim.traces import LIMITS
+from metaopt_hpo.optim.sharding import is_sharded
+from metaopt_hpo.optim.traces import HESSIAN_FREE, check_size
 
 STATE_VERSION = 2
 
@@ -39,17 +42,16 @@ class KeptState(torch.optim.Optimizer):
     _blocks: Blocks | None
     _shared: dict[str, Any]
     _own_defaults: tuple[str, ...]
-    _rules: dict[str, Rule]
-    _variants: dict[Any, Rule]
-    _param_rule_cache: tuple[list[Rule], list[Rule]] | None
+    _rules: GroupRules
     _order: list[Tensor]
     _away: dict[Tensor, Any]
     _sizes: list[int]
     _groups: list[dict[str, Any]]
+    _lock: threading.RLock
+    """Held during a step: threads that share an optimizer step one after another."""
     _kernel: Kernel | None
     _whole: Any
-    _live: list[Tensor | slice | int] | None
-    _shown: list[tuple[Tensor, torch.Size]]
+    _live: LiveStepSizes
     _shared_shapes: dict[str, torch.Size]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -61,12 +63,12 @@ class KeptState(torch.optim.Optimizer):
         own = {name: value for name, value in param_group.items() if name not in self.defaults}
         if "base" in param_group:
             rule = base_rule(param_group["base"])
-            param_group = {**rule.options(), **param_group, "base": self._register(rule)}
+            param_group = {**rule.options(), **param_group, "base": self._rules.register(rule)}
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             check_group(group)
-            check_options(own, self._prototype(group))
+            check_options(own, self._rules.prototype(group))
             self._rule_of(group)
             if self._blocks is not None:
                 self._follow()
@@ -76,57 +78,14 @@ class KeptState(torch.optim.Optimizer):
             raise
         group["lr"] = float(group["lr"])
 
-    # Rules of groups and parameters
-
-    def _register(self, rule: Rule) -> str:
-        """The name under which groups refer to a rule; rules that differ in more than options have different names."""
-        for name, known in self._rules.items():
-            if type(known) is type(rule) and known.with_options(rule.options()) == rule:
-                return name
-        name = type(rule).__name__
-        if name in self._rules:
-            name = f"{name} {len(self._rules)}"
-        self._rules[name] = rule
-        return name
-
-    def _prototype(self, group: dict[str, Any]) -> Rule:
-        name = group["base"]
-        if not isinstance(name, str) or name not in self._rules:
-            rule = base_rule(name)
-            group["base"] = self._register(rule)
-            for option, value in rule.options().items():
-                group.setdefault(option, value)
-        return self._rules[group["base"]]
+    def _param_rules(self) -> list[Rule]:
+        """The base rule of every present parameter, in the order of the groups."""
+        assert self._blocks is not None
+        return self._rules.per_parameter(self.param_groups, self._blocks.members)
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
         """The base rule of a group, with the options that stand in the group now."""
-        rule = self._prototype(group)
-        values = rule.options()
-        given = {name: group[name] for name in values if name in group}
-        if given == values:
-            return rule
-        key = (group["base"], tuple((name, _hashable(value)) for name, value in given.items()))
-        found = self._variants.get(key)
-        if found is None:
-            if len(self._variants) > 64:
-                self._variants.clear()
-            found = self._variants[key] = rule.with_options(given)
-        return found
-
-    def _param_rules(self) -> list[Rule]:
-        """The base rule of every present parameter, in the order of the groups."""
-        rules = [self._rule_of(group) for group in self.param_groups]
-        if self._param_rule_cache is not None and all(map(is_, rules, self._param_rule_cache[0])):
-            return self._param_rule_cache[1]
-        assert self._blocks is not None
-        out: list[Rule] = []
-        alike: dict[Rule, Rule] = {}  # one object for equal rules, for parameters are put together by it
-        for group, rule in zip(self.param_groups, rules, strict=True):
-            for p in group["params"]:
-                own = rule.for_parameter(self._blocks.members[p].name, p)
-                out.append(_same_object(own, alike))
-        self._param_rule_cache = rules, out
-        return out
+        return self._rules.of(group)
 
     # Who is here
 
@@ -169,7 +128,9 @@ class KeptState(torch.optim.Optimizer):
         self._put_away(params)
         self._blocks.of = tuple(of)
         self._order, self._sizes, self._groups = params, sizes, list(self.param_groups)
-        self._live = self._whole = self._param_rule_cache = None
+        self._whole = None
+        self._live.forget()
+        self._rules.forget()
         if self._shared:
             self._grow()
             self._show_shared()
@@ -187,7 +148,7 @@ class KeptState(torch.optim.Optimizer):
     def _check_new(self, params: list[Tensor]) -> None:
         assert self._blocks is not None
         fresh = [p for p in params if p not in self._blocks.members]
-        if fresh and self._shared and self._trace != "hessian_free":
+        if fresh and self._shared and self._trace != HESSIAN_FREE:
             raise ValueError(
                 f"trace={self._trace!r}: a group or a parameter cannot be added once the optimizer is made"
             )
@@ -240,15 +201,15 @@ class KeptState(torch.optim.Optimizer):
         shared["state_version"] = STATE_VERSION
         shared["rules"] = self._rules_name()
         shared["kernel"] = ""
-        if self._trace != "hessian_free":
+        if self._trace != HESSIAN_FREE:
             if any(is_sharded(p) for p in params):
                 raise ValueError(
                     f"trace={self._trace!r} does not support sharded parameters: use 'hessian_free'"
                 )
-            self._check_trace_size()
+            check_size(self._trace, sum(p.numel() for p in params), self._blocks.count)
             shared |= hessian.init_shared(self._trace, beta, self._meta)
         self._shared = shared
-        if self._trace != "hessian_free":
+        if self._trace != HESSIAN_FREE:
             self._init_states()
         self._show_shared()
         self._refresh_step_sizes()
@@ -272,17 +233,6 @@ class KeptState(torch.optim.Optimizer):
         if self.param_groups:
             self.param_groups[0].update(shown)
 
-    def _check_trace_size(self) -> None:
-        assert self._blocks is not None
-        n, m = sum(p.numel() for p in self._all_params()), self._blocks.count
-        size, limit = n * m * (m if self._trace == "exact" else 1), LIMITS[self._trace]
-        if size > limit:
-            product = f"{n} weights × {m} blocks" + (f" × {m}" if self._trace == "exact" else "")
-            raise ValueError(
-                f"trace={self._trace!r} would keep {product} = {size} numbers, more than {limit}: "
-                "use coarser blocks, or trace='hessian_free'"
-            )
-
     @torch.no_grad()
     def _move_shared(self, params: list[Tensor]) -> None:
         """To where the parameters now are: a model may be moved after its optimizer was made."""
@@ -291,7 +241,8 @@ class KeptState(torch.optim.Optimizer):
             return  # a model on several devices
         moved = {k: v.to(device) for k, v in self._shared.items() if isinstance(v, Tensor)}
         self._shared.update(moved)
-        self._live = self._whole = None
+        self._live.forget()
+        self._whole = None
         self._show_shared()
         self._refresh_step_sizes()
 
@@ -321,77 +272,20 @@ class KeptState(torch.optim.Optimizer):
 
     def _init_state(self, p: Tensor, state: dict[str, Any], rule: Rule) -> None:
         assert self._blocks is not None
-        if is_sharded(p) and not rule.elementwise and shard_key(p):
-            raise ValueError(
-                f"{self._name_of(p)} is sharded, and {type(rule).__name__} needs whole tensors (it is not "
-                "elementwise): use an elementwise rule, or do not shard this parameter"
-            )
-        device = p.device if p.is_cuda else torch.device("cpu")
-        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        count = self._blocks.count
+        init(p, state, rule, self._name_of(p), trace=self._trace, short=self._trace_dtype, count=count)
         state["block"] = torch.tensor(self._blocks.members[p].block, dtype=torch.int64, device="cpu")
-        wide = p.detach().to(computed_in(p))
-        zeros = torch.zeros_like(wide, memory_format=torch.preserve_format)
-        for name, value in zip(rule.states, rule.init_state(wide), strict=True):
-            state[name] = value.clone() if value is wide or value is p else value
-        if self._trace == "hessian_free":
-            short = self._trace_dtype if p.dtype != torch.float64 else None
-            state["h"] = zeros if short is None else zeros.to(short)
-        else:
-            states = {name: state[name] for name in rule.states}
-            state |= hessian.init_state(self._trace, zeros, self._blocks.count, states)
-
-    def _fit_state(self, p: Tensor, rule: Rule) -> dict[str, Any]:
-        """The state of a parameter, after a look at whether it still fits it.
-
-        A parameter that has moved to another device or dtype takes its state along; one that has changed its shape is
-        refused, for which of its weights are which is not known.
-        """
-        state: dict[str, Any] = self.state[p]
-        if not p.is_floating_point():
-            raise ValueError(
-                f"{self._name_of(p)} has become {p.dtype}: only floating-point parameters can be optimised"
-            )
-        for name in ("h", *rule.states):
-            if not isinstance(state.get(name), Tensor):
-                raise ValueError(
-                    f"the state of {self._name_of(p)} has no tensor {name!r}: delete it with `del optimizer.state[p]`"
-                )
-        count = state.get("step", 0.0)
-        if not isinstance(count, Tensor) or count.dtype != torch.float32 or count.ndim:
-            where = p.device if p.is_cuda else torch.device("cpu")
-            state["step"] = torch.as_tensor(count).detach().to(where, torch.float32, copy=True).reshape(())
-        h = state["h"]
-        if h.shape != p.shape:
-            raise ValueError(
-                f"{self._name_of(p)} has changed its shape from {tuple(h.shape)} to {tuple(p.shape)} since its last "
-                "step: put a new Parameter into the group, or delete its state with `del optimizer.state[p]`"
-            )
-        bad = next((name for name in rule.states if rule.elementwise and state[name].shape != p.shape), None)
-        if bad is not None and type(rule).init_state is Rule.init_state:
-            raise ValueError(
-                f"the state {bad!r} of {self._name_of(p)} has the shape {tuple(state[bad].shape)}, not "
-                f"{tuple(p.shape)}: delete it with `del optimizer.state[p]`"
-            )
-        wide = computed_in(p)
-        if (
-            h.device != p.device
-            or (h.dtype not in (wide, torch.bfloat16))
-            or (h.dtype != wide != torch.float32)
-        ):
-            for name in (*rule.states, "h"):
-                x = state[name]
-                if x.device != p.device or (
-                    x.is_floating_point() and x.dtype not in (wide, self._trace_dtype)
-                ):
-                    kind = wide if x.is_floating_point() else x.dtype
-                    state[name] = x.to(device=p.device, dtype=kind)
-            state["step"] = state["step"].to(p.device if p.is_cuda else "cpu")
-        return state
 
     def _moving(self, p: Tensor, rule: Rule) -> list[Tensor]:
         """The state of a parameter that has its shape."""
         state = self.state[p]
         return [state[name] for name in (*rule.states, "h")]
+
+    def _fit_state(self, p: Tensor, rule: Rule) -> dict[str, Any]:
+        """The state of a parameter, after a look at whether it still fits it."""
+        state: dict[str, Any] = self.state[p]
+        fit(p, state, rule, self._name_of(p), short=self._trace_dtype)
+        return state
 
     # Step sizes, live
 
@@ -407,56 +301,21 @@ class KeptState(torch.optim.Optimizer):
         self._follow()
         return self._blocks.names
 
-    def _own_blocks(self) -> list[list[int]]:
-        """For each group the blocks that occur in it, in order (not for weight blocks)."""
-        assert self._blocks is not None
-        of = iter(self._blocks.of)
-        return [list(dict.fromkeys(next(of) for _ in group["params"])) for group in self.param_groups]
-
-    def _live_index(self) -> list[Tensor | slice | int]:
-        """Where each group's step sizes are in β; kept, for making an index on a device waits for it."""
-        if self._live is not None:
-            return self._live
-        assert self._blocks is not None
-        device = self._shared["beta"].device
-        self._live = []
-        if not self._blocks.per_weight:
-            for own in self._own_blocks():
-                index = torch.tensor(own, dtype=torch.int64, device=device)
-                self._live.append(own[0] if len(own) == 1 else index)
-            return self._live
-        for group in self.param_groups:
-            spans = [self._blocks.members[p] for p in group["params"]]
-            ends = [member.block + member.numel for member in spans]
-            if all(end == member.block for end, member in zip(ends, spans[1:], strict=False)):
-                self._live.append(slice(spans[0].block, ends[-1]) if spans else slice(0, 0))
-            else:
-                ranges = [torch.arange(m.block, m.block + m.numel, device=device) for m in spans]
-                self._live.append(torch.cat(ranges))
-        return self._live
-
-    @torch.no_grad()
     def _refresh_step_sizes(self) -> None:
         """Write the live step sizes into the groups: one value for each block that occurs in the group."""
-        alpha = self._shared["beta"].exp()
-        for group, index in zip(self.param_groups, self._live_index(), strict=True):
-            value = alpha[index] * (group["lr"] / self.defaults["lr"])
-            live = group.get("step_size")
-            if isinstance(live, Tensor) and _alike(live, value):
-                live.copy_(value)
-            else:
-                group["step_size"] = value
-        self._shown = [(group["step_size"], group["step_size"].shape) for group in self.param_groups]
+        assert self._blocks is not None
+        self._live.refresh(self.param_groups, self._blocks, self._shared["beta"])
 
-    def _keep_step_sizes(self) -> None:
-        """Kernels write the live step sizes where they stand: whatever else has been put there is replaced first.
+    def _check_shared(self) -> None:
+        """Kernels write β, the meta rule's state and the live step sizes where they stand; other live step sizes are
+        replaced.
 
         Raises:
             ValueError: β or the meta rule's state has been resized.
         """
         assert self._blocks is not None
         beta: Tensor = self._shared["beta"]
-        dtype, device, like = beta.dtype, beta.device, (self._blocks.count,)
+        like = (self._blocks.count,)
         for name in ("beta", "meta_step", *(f"meta_{name}" for name in self._meta.states)):
             x: Tensor = self._shared[name]
             if x.shape != (like if name == "beta" else self._shared_shapes[name]) or not x.is_contiguous():
@@ -464,29 +323,13 @@ class KeptState(torch.optim.Optimizer):
                     f"the shared state {name!r} in param_groups[0] has been resized to {tuple(x.shape)}: load a state "
                     "dict, or make a new optimizer"
                 )
-        for group, (mine, shape) in zip(self.param_groups, self._shown, strict=True):
-            same = group.get("step_size") is mine and mine.shape == shape and mine.dtype == dtype
-            if not (same and mine.device == device and mine.is_contiguous()):
-                self._refresh_step_sizes()
-                return
+        if not self._live.intact(self.param_groups, beta):
+            self._refresh_step_sizes()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what is bound to this process (a kernel and its arrays are found again)."""
-        bound = {"_kernel": None, "_whole": None, "_live": None, "_param_rule_cache": None}
-        return {**self.__dict__, **bound}
+        return {**self.__dict__, "_kernel": None, "_whole": None, "_lock": None}
 
-
-def _alike(x: Tensor, y: Tensor) -> bool:
-    return (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device) and x.is_contiguous()
-
-
-def _same_object(rule: Rule, known: dict[Rule, Rule]) -> Rule:
-    """The first of equal rules; one that cannot be hashed stands for itself."""
-    try:
-        return known.setdefault(rule, rule)
-    except TypeError:
-        return rule
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = threading.RLock()

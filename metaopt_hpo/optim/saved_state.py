@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metaopt_hpo.optim import hessian
 from metaopt_hpo.optim.kept_state import STATE_VERSION, KeptState
+from metaopt_hpo.optim.traces import HESSIAN_FREE
 
 Pairs = list[tuple[slice, slice]]
 
@@ -46,7 +47,7 @@ class SavedState(KeptState):
             for name in ("params", *self._own_defaults):
                 if name not in group:
                     group[name] = old.get(name, self.defaults.get(name))
-            if isinstance(group.get("base"), str) and group["base"] not in self._rules:
+            if isinstance(group.get("base"), str) and group["base"] not in self._rules.by_name:
                 group["base"] = old["base"]
             group.pop("step_size", None)
         self._take_shared(saved, pairs)
@@ -57,7 +58,7 @@ class SavedState(KeptState):
 
     def _shared_tensors(self) -> tuple[str, ...]:
         names = ("beta", "meta_step", "skipped", *(f"meta_{name}" for name in self._meta.states))
-        if self._trace == "hessian_free":
+        if self._trace == HESSIAN_FREE:
             return names
         return (*names, *hessian.init_shared(self._trace, torch.zeros(0), self._meta))
 
@@ -94,7 +95,7 @@ class SavedState(KeptState):
             state = state_dict["state"].get(key)
             if not state:
                 continue
-            trace = ("h",) if self._trace == "hessian_free" else ("H",)
+            trace = ("h",) if self._trace == HESSIAN_FREE else ("H",)
             missing = [name for name in (*rule.states, *trace, "step") if name not in state]
             if missing:
                 raise ValueError(
@@ -173,7 +174,7 @@ class SavedState(KeptState):
     def _restore_precision(self, state_dict: dict[str, Any]) -> None:
         """Put back the saved values that torch has cast to the parameters' dtype while loading."""
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        self._param_rule_cache = None
+        self._rules.forget()
         for key, p, rule in zip(ids, self._all_params(), self._param_rules(), strict=True):
             saved = state_dict["state"].get(key)
             if not saved:

@@ -31,9 +31,25 @@ from torch.func import jvp, vmap
 from metaopt_hpo.optim.meta import usable
 from metaopt_hpo.optim.rules import Rule, direction
 
+HESSIAN_FREE = "hessian_free"
+"""The trace without a Hessian (Algorithm 3), one float a parameter, which the kernels follow."""
 HESSIAN_TRACES = ("l", "2x2", "exact")
+TRACES = (HESSIAN_FREE, *HESSIAN_TRACES)
+"""What ``trace`` may be."""
 LIMITS = {"l": 2**28, "2x2": 2**28, "exact": 2**22}
 """Greatest number of entries of a trace: n·m, for ``exact`` n·m·m."""
+
+
+def check_size(kind: str, n: int, m: int) -> None:
+    """Raise ``ValueError`` where a trace of n weights and m blocks would be too large."""
+    size, limit = n * m * (m if kind == "exact" else 1), LIMITS[kind]
+    if size > limit:
+        product = f"{n} weights × {m} blocks" + (f" × {m}" if kind == "exact" else "")
+        raise ValueError(
+            f"trace={kind!r} would keep {product} = {size} numbers, more than {limit}: use coarser blocks, or "
+            f"trace={HESSIAN_FREE!r}"
+        )
+
 
 Tensors = tuple[Tensor, ...]
 

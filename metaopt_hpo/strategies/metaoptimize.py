@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from metaopt_hpo.optim import AdamW, MetaOptimize
 from metaopt_hpo.optim.blocks import BlockSpec
-from metaopt_hpo.optim.metaoptimize import TRACES
 from metaopt_hpo.optim.rules import BASE_RULES, Rule, base_rule
+from metaopt_hpo.optim.traces import HESSIAN_FREE, TRACES
 from metaopt_hpo.strategies.balance import PRIOR
 from metaopt_hpo.strategies.base import (
     LRRun,
@@ -32,7 +32,8 @@ LOG_TRAVEL = 40.0
 meta_lr a step, so a fifth of the run spans eight nats; at half that speed a GRU's step size was still rising there."""
 
 META_LR_BOUNDS = (1e-3, 5e-2)
-"""The paper's η below; above, momentum would carry α past what z asks for before z can object."""
+"""The paper's printed η below (its authors' code has units of its own, see `optim.presets.authors_units`); above,
+momentum would carry α past what z asks for before z can object."""
 
 
 @register("metaoptimize")
@@ -184,5 +185,5 @@ class MetaOptimizeStrategy(LRStrategy):
             blocks=self.blocks,
             beta_bounds=bounds,
             trace=self.trace,
-            max_grad_norm=None if self.trace == TRACES[0] else self.max_grad_norm,
+            max_grad_norm=None if self.trace == HESSIAN_FREE else self.max_grad_norm,
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metaopt_hpo.optim import MetaOptimize
-from metaopt_hpo.optim.metaoptimize import TRACES
+from metaopt_hpo.optim.traces import HESSIAN_FREE
 from metaopt_hpo.strategies.balance import (
     PRIOR_NORMALISED,
     measurement,
@@ -95,7 +95,7 @@ class MetaOptimizeRun(LRRun):
 
     @property
     def needs_graph(self) -> bool:
-        return self._strategy.trace != TRACES[0]
+        return self._strategy.trace != HESSIAN_FREE
 
     def forward(self) -> AbstractContextManager[Any]:
         # fused attention has no second derivative

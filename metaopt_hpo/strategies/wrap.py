@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.optim.metaoptimize import TRACES, MetaOptimize
+from metaopt_hpo.optim.metaoptimize import MetaOptimize
 from metaopt_hpo.optim.rules import SGD, AdamW, Lion, Rule
+from metaopt_hpo.optim.traces import HESSIAN_FREE
 from metaopt_hpo.strategies.any_optimizer import Directions, Given
 from metaopt_hpo.strategies.base import LRRun, LRStrategy, StrategyError, check_horizon, close_to
 from metaopt_hpo.strategies.errors import WrapError as WrapError
@@ -89,7 +90,7 @@ def wrap(
     for name in options:
         if name not in known:
             raise WrapError(f"wrap() has no option {name!r}{close_to(name, known)}")
-    if options.get("trace", TRACES[0]) != TRACES[0]:
+    if options.get("trace", HESSIAN_FREE) != HESSIAN_FREE:
         raise WrapError(
             f"trace={options['trace']!r} computes gradients itself, which wrap() leaves to the loop: use "
             f'make("metaoptimize", trace={options["trace"]!r}) for it'

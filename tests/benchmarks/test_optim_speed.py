@@ -151,6 +151,20 @@ def test_weight_blocks(benchmark, meta: str, reach: str) -> None:
     compare(benchmark, name, reach, step, adamw(WEIGHTS, fused=True), repeat=5)
 
 
+@pytest.mark.parametrize("n", [50_000, 200_000, 1_000_000, 4_000_000])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"blocks": "weight"}, {"blocks": "weight", "meta": "sgd"}],
+    ids=["scalar", "weight", "weight, meta sgd"],
+)
+def test_sizes(benchmark, n: int, options, request: pytest.FixtureRequest) -> None:
+    """From the second-level cache to main memory: one tensor of n weights."""
+    shapes = [("w", (n,))]
+    name = f"{request.node.callspec.id} / torch fused AdamW"
+    step, reference = ours(shapes, **options), adamw(shapes, fused=True)
+    compare(benchmark, name, "–", step, reference, repeat=max(1, 1_000_000 // n), rounds=15)
+
+
 def test_weight_blocks_against_two_adams(benchmark) -> None:
     """The same work by torch, but for the trace: AdamW for the weights, and one for their log step sizes."""
     both = [adamw(WEIGHTS, fused=True) for _ in range(2)]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from metaopt_hpo.optim.kernels.bucket import Bucket
-from metaopt_hpo.optim.kernels.describe import describe, is_described, numbers, run
+from metaopt_hpo.optim.kernels.describe import describe, is_described, numbers
+from metaopt_hpo.optim.kernels.emit import run
 from metaopt_hpo.optim.kernels.layout import computed_in, dither_, flat, is_dense
 from metaopt_hpo.optim.rules import Rule, State, direction
 

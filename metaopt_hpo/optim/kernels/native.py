@@ -20,8 +20,9 @@ from torch import Tensor
 
 from metaopt_hpo.optim.kernels.bucket import Bucket
 from metaopt_hpo.optim.kernels.build import BuildError, load
-from metaopt_hpo.optim.kernels.describe import C, Program, describe, emit, is_described, numbers
+from metaopt_hpo.optim.kernels.describe import Program, describe, is_described, numbers
 from metaopt_hpo.optim.kernels.eager import one_tensor
+from metaopt_hpo.optim.kernels.emit import C, emit
 from metaopt_hpo.optim.kernels.layout import computed_in, is_dense
 from metaopt_hpo.optim.rules import SGD, Rule
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from metaopt_hpo.optim.kernels.build import cache_folder
-from metaopt_hpo.optim.kernels.describe import TRITON, Program, emit
+from metaopt_hpo.optim.kernels.describe import Program
+from metaopt_hpo.optim.kernels.emit import TRITON, emit
 
 FIXED = 4
 """Entries of a row of the pointer table before the base rule's states: weights, gradient, trace, step counter."""

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt_hpo.optim.blocks import Blocks
 from metaopt_hpo.optim.kernels.describe import NotDescribed, describe, is_described, numbers
+from metaopt_hpo.optim.kernels.inputs import StepInputs
 from metaopt_hpo.optim.kernels.layout import computed_in, is_dense
 from metaopt_hpo.optim.kernels.triton_source import FIXED, module
 from metaopt_hpo.optim.meta import advance_beta
@@ -71,22 +71,13 @@ class TritonKernel:
         raise NotImplementedError("parameters that TritonStep does not take are advanced by plain operations")
 
 
-def triton_step(
-    params: Sequence[Tensor],
-    rules: Sequence[Rule],
-    grads: Sequence[Tensor | None],
-    state: Any,
-    groups: Sequence[int],
-    blocks: Blocks,
-    shared: dict[str, Any],
-    live: Sequence[Sequence[int]],
-    meta: Rule,
-    gamma: float,
-    bounds: tuple[float, float] | None,
-    stochastic: bool = False,
-) -> TritonStep | None:
-    """The whole step of these parameters, or None where it cannot be done so; arguments as of ``whole_step``."""
-    used = [i for i, g in enumerate(grads) if g is not None]
+def triton_step(given: StepInputs, *, stochastic: bool = False) -> TritonStep | None:
+    """The whole step of these parameters, or None where it cannot be done so; bfloat16 weights are rounded at random
+    with ``stochastic``."""
+    params, rules, grads, state, blocks, shared = (
+        given.params, given.rules, given.grads, given.state, given.blocks, given.shared,
+    )  # fmt: skip
+    used = given.used
     beta: Tensor = shared["beta"]
     if not used or blocks.per_weight:
         return None
@@ -108,47 +99,32 @@ def triton_step(
             return None
         if any(x.dtype != computed_in(p) for x in moving[:-1]):
             return None
-    return TritonStep(
-        params, rules, grads, state, groups, blocks, shared, live, meta, gamma, bounds, stochastic
-    )
+    return TritonStep(given, stochastic)
 
 
 class TritonStep:
     """See :func:`triton_step`, which makes it."""
 
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        rules: Sequence[Rule],
-        grads: Sequence[Tensor | None],
-        state: Any,
-        groups: Sequence[int],
-        blocks: Blocks,
-        shared: dict[str, Any],
-        live: Sequence[Sequence[int]],
-        meta: Rule,
-        gamma: float,
-        bounds: tuple[float, float] | None,
-        stochastic: bool,
-    ) -> None:
+    def __init__(self, given: StepInputs, stochastic: bool) -> None:
+        params, rules, grads, blocks, meta = given.params, given.rules, given.grads, given.blocks, given.meta
         self._pattern = [g is not None for g in grads]
-        used = [i for i, has in enumerate(self._pattern) if has]
+        used = given.used
         self._active = sorted(used, key=lambda i: blocks.of[i])
         self._params = [params[i] for i in self._active]
-        self._dicts = [state[p] for p in self._params]
+        self._dicts = [given.state[p] for p in self._params]
         self._states = rules[used[0]].states
         self._names = (*self._states, "h", "step")
         self._state = {name: [d[name] for d in self._dicts] for name in self._names}
         self._looks = _looks(self._params)
         self._kinds = {name: _looks(column) for name, column in self._state.items()}
-        self._groups = [groups[i] for i in self._active]
-        self._meta, self._gamma, self._bounds, self._stochastic = meta, gamma, bounds, stochastic
+        self._groups = [given.groups[i] for i in self._active]
+        self._meta, self._gamma, self._bounds, self._stochastic = meta, given.gamma, given.bounds, stochastic
         self._program = describe(rules[used[0]])
         self._settles = is_described(meta)
         self._module = module(self._program, describe(meta if self._settles else SGD()))
-        self._device = device = shared["beta"].device
+        self._device = device = given.shared["beta"].device
         self._row = FIXED + len(self._states)
-        self._live = live
+        self._live = given.live
         self._kept: list[Tensor] = []
         self._uploaded: dict[str, list[Any]] = {}
         self._tables: dict[str, Tensor] = {}

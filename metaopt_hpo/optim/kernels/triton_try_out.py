@@ -11,6 +11,7 @@ from torch import Tensor
 from metaopt_hpo.optim.blocks import Blocks
 from metaopt_hpo.optim.kernels.describe import Program, describe
 from metaopt_hpo.optim.kernels.eager import one_tensor
+from metaopt_hpo.optim.kernels.inputs import StepInputs
 from metaopt_hpo.optim.kernels.triton_step import triton_step
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule
@@ -49,7 +50,9 @@ def _compare(base: Rule, meta: Rule, device: torch.device) -> str:
     shared["skipped"] = torch.zeros((), dtype=torch.int64, device=device)
     group = {"lr": 1.0, "weight_decay": 0.1, "maximize": False, "step_size": torch.zeros_like(beta)}
     blocks = Blocks("tensor", of=(0, 1), count=2)
-    step = triton_step(params, [base] * 2, grads, state, [0, 0], blocks, shared, [[0, 1]], meta, 0.9, None)
+    given = StepInputs(params=params, rules=[base] * 2, grads=grads, state=state, groups=[0, 0], blocks=blocks,
+                       shared=shared, live=[[0, 1]], meta=meta, gamma=0.9, bounds=None)  # fmt: skip
+    step = triton_step(given)
     if step is None or not step.matches([base] * 2, grads, state):
         return "it does not take plain tensors"
     want: list[Tensor] = []

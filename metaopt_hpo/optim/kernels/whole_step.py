@@ -13,41 +13,17 @@ from torch import Tensor
 from metaopt_hpo.optim.blocks import Blocks
 from metaopt_hpo.optim.kernels.build import BuildError
 from metaopt_hpo.optim.kernels.describe import describe, is_described, numbers
+from metaopt_hpo.optim.kernels.inputs import StepInputs
 from metaopt_hpo.optim.kernels.layout import computed_in
 from metaopt_hpo.optim.kernels.native import _F64, _I64, _PTR, MOST_STATES, Arrays, check_memory, library
 from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import Rule
 
 
-def whole_step(
-    params: Sequence[Tensor],
-    rules: Sequence[Rule],
-    grads: Sequence[Tensor | None],
-    state: Any,
-    groups: Sequence[int],
-    blocks: Blocks,
-    shared: dict[str, Any],
-    live: Sequence[Sequence[int]],
-    meta: Rule,
-    gamma: float,
-    bounds: tuple[float, float] | None,
-) -> WholeStep | None:
-    """The whole step of these parameters, or None where it cannot be one call.
-
-    Args:
-        params: all parameters; those without gradient are left out.
-        rules: the base rule of each; they may differ in numbers only.
-        grads: their gradients.
-        state: the optimizer's state, one dict a parameter.
-        groups: the index of each parameter's group.
-        blocks: which weights share a step size.
-        shared: the optimizer's shared state.
-        live: for each group the indices of its blocks, in the order of its ``step_size``.
-        meta: the meta rule.
-        gamma: γ.
-        bounds: of β, or None.
-    """
-    used = [i for i, g in enumerate(grads) if g is not None]
+def whole_step(given: StepInputs) -> WholeStep | None:
+    """The whole step of these parameters, or None where it cannot be one call."""
+    params, rules, state, blocks, shared = given.params, given.rules, given.state, given.blocks, given.shared
+    meta, used = given.meta, given.used
     if not (shared["beta"].is_cpu and is_described(meta) and len(meta.states) <= MOST_STATES):
         return None
     if not used or not all(is_described(rules[i]) for i in used):
@@ -66,32 +42,20 @@ def whole_step(
         code = library(rules[used[0]], meta)
     except BuildError:
         return None
-    return WholeStep(code, params, rules, grads, state, groups, blocks, shared, live, meta, gamma, bounds)
+    return WholeStep(code, given)
 
 
 class WholeStep:
     """See :func:`whole_step`, which makes it."""
 
-    def __init__(
-        self,
-        code: ctypes.CDLL,
-        params: Sequence[Tensor],
-        rules: Sequence[Rule],
-        grads: Sequence[Tensor | None],
-        state: Any,
-        groups: Sequence[int],
-        blocks: Blocks,
-        shared: dict[str, Any],
-        live: Sequence[Sequence[int]],
-        meta: Rule,
-        gamma: float,
-        bounds: tuple[float, float] | None,
-    ) -> None:
+    def __init__(self, code: ctypes.CDLL, given: StepInputs) -> None:
+        params, rules, blocks, shared = given.params, given.rules, given.blocks, given.shared
+        groups, live, meta, bounds = given.groups, given.live, given.meta, given.bounds
         self._code, self._meta, self._bounds = code, meta, bounds
-        self._pattern = [g is not None for g in grads]
-        self._active = active = [i for i, used in enumerate(self._pattern) if used]
+        self._pattern = [g is not None for g in given.grads]
+        self._active = active = given.used
         self._params = [params[i] for i in active]
-        self._dicts = [state[p] for p in self._params]
+        self._dicts = [given.state[p] for p in self._params]
         self._names = (*rules[active[0]].states, "h", "step")
         self._state = {name: [d[name] for d in self._dicts] for name in self._names}
         self._rules: list[Rule] = []
@@ -104,7 +68,7 @@ class WholeStep:
         states = len(rules[active[0]].states)
         self._arrays = arrays = Arrays(chunk, self._params, self._state["h"], own_blocks, count, states)
         job = arrays.job
-        job.gamma = gamma
+        job.gamma = given.gamma
         values = list(numbers(meta).values())
         arrays.array("meta_numbers", _F64, max(1, len(values)))[: len(values)] = values
         job.low, job.high = bounds if bounds is not None else (-float("inf"), float("inf"))

@@ -125,6 +125,30 @@ def test_two_threads_train_as_one(options: dict) -> None:
     assert all(torch.equal(alone[seed], both[seed]) for seed in range(2))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_threads_that_share_an_optimizer_step_one_after_another(kernel: str) -> None:
+    params = [nn.Parameter(torch.randn(100, 100)) for _ in range(4)]
+    opt = MetaOptimize(params, lr=1e-3, compile=kernel)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    failed: list[Exception] = []
+
+    def step() -> None:
+        try:
+            for _ in range(30):
+                opt.step()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=step) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert [float(opt.state[p]["step"]) for p in params] == [90.0] * 4
+
+
 @dataclasses.dataclass(frozen=True)
 class Decides(Rule):
     """Cannot be traced: it looks at a value. Rules that are not elementwise are never compiled."""
