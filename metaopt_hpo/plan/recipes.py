@@ -17,6 +17,20 @@ class Recipe(recipes.Recipe):
     """How to train the target, what to expect, and what that rests on. `Plan.recipe` makes one.
 
     Its data are those of `plan.recipe.Recipe`.
+
+    Examples:
+        >>> from metaopt_hpo import Recipe
+        >>> from metaopt_hpo.plan.costs import Cost
+        >>> from metaopt_hpo.plan.model import Target
+        >>> from metaopt_hpo.plan.recipe import Basis, Range
+        >>> recipe = Recipe(
+        ...     target=Target(size=1e9, tokens=2e10), lr=Range(value=2e-3, low=1e-3, high=4e-3),
+        ...     batch=Range(value=5e5, low=3e5, high=8e5), weight_decay=Range(value=0.1, low=0.05, high=0.2),
+        ...     warmup=2e8, cooldown=4e9, loss=Range(value=2.3, low=2.2, high=2.4), within=2.0, cost=Cost(flops=1.2e20),
+        ...     basis=Basis(runs=40, size=1e8, tokens=2e9, ln_size=2.3, ln_tokens=2.3),
+        ... )
+        >>> recipe.steps, recipe.warmup_steps
+        (40000, 400)
     """
 
     @classmethod
