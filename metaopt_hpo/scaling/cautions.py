@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
-from metaopt_hpo.scaling.bend import Bend
+from metaopt_hpo.scaling.alternatives import Alternatives
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.estimates import Caution
 from metaopt_hpo.scaling.sameness import SAME
@@ -26,7 +27,7 @@ class Fitted(Protocol):
     @property
     def surface(self) -> Surface: ...
     @property
-    def bend(self) -> Bend | None: ...
+    def alternatives(self) -> Alternatives | None: ...
     @property
     def warnings(self) -> tuple[Caution, ...]: ...
     def anchor(self, size: float, tokens: float) -> tuple[float, float]: ...
@@ -37,15 +38,30 @@ EXTRAPOLATION_LIMIT = 16.0
 """Beyond this factor outside the fitted sizes or tokens a prediction carries a caution."""
 
 COSTLY = 5e-3
-"""Expected excess loss of a predicted configuration, by the law's own draws, from which it carries a caution."""
+"""Excess loss of a predicted configuration from which the prediction counts as wrong."""
 
+DOUBT = 0.05
+"""Chance of losing more than `COSTLY`, by all that the trials leave open, from which a prediction carries a caution: of
+those without one no more than one in twenty is to be wrong."""
 
-WRONG = ("missed-size", "missed-tokens", "unsure-optimum", "bend", "tokens-not-varied", "tokens-off-path")
+WRONG = (
+    "missed-size",
+    "missed-tokens",
+    "unsure-optimum",
+    "bend",
+    "flat-bowl",
+    "units-mixed",
+    "tokens-not-varied",
+    "tokens-off-path",
+)
 """Codes of the cautions that say a prediction may be wrong, not merely far or incomplete."""
+
+EVERYWHERE = ("flat-bowl", "units-mixed")
+"""Those of them that a fit gives and that hold at every size."""
 
 
 def place_cautions(law: Fitted, size: float, tokens: float, batch: float | None) -> tuple[Caution, ...]:
-    """Outside the fitted ranges, off the path of tied tokens, a batch that was never run."""
+    """Far outside the fitted ranges, or a batch that was never run."""
     out: list[Caution] = []
     factor = law.domain.factor(size, tokens)
     if factor > EXTRAPOLATION_LIMIT:
@@ -54,7 +70,6 @@ def place_cautions(law: Fitted, size: float, tokens: float, batch: float | None)
             f"(limit {EXTRAPOLATION_LIMIT:g}×)"
         )
         out.append(Caution("extrapolation", message))
-    out += (*tokens_cautions(law, size, tokens), *bend_cautions(law, size, tokens))
     if batch is not None and not law.domain.batch[0] / 1.01 <= batch <= law.domain.batch[1] * 1.01:
         low, high = law.domain.batch
         out.append(
@@ -80,38 +95,77 @@ def tokens_cautions(law: Fitted, size: float, tokens: float) -> tuple[Caution, .
     return ()
 
 
-def bend_cautions(law: Fitted, size: float, tokens: float) -> tuple[Caution, ...]:
-    """A bend of ln lr* that the trials show, where going straight on would cost more than `COSTLY`."""
-    if law.bend is None or law.domain.factor(size, tokens) <= 1.0 + SAME:
-        return ()
-    cost = law.bend.cost(law.surface, law.axes.design(*law.anchor(size, tokens)))
-    if cost <= COSTLY:
-        return ()
-    message = (
-        f"the optimal lr bends in log-log: if the bend of the fitted trials went on, the predicted lr would lose "
-        f"{100 * cost:.2g} % (limit {100 * COSTLY:.2g} %): run a size or a number of tokens nearer to this one"
-    )
-    return (Caution("bend", message),)
-
-
-def doubts_of(law: Fitted, size: float, tokens: float) -> tuple[Caution, ...]:
-    """The cautions of `WRONG` that hold for any batch at a size and number of tokens: there the law does not know.
+def doubts_of(
+    law: Fitted,
+    size: float,
+    tokens: float,
+    answer: tuple[float, float],
+    *,
+    given: bool = False,
+    extra: Mapping[str, float] | None = None,
+) -> tuple[Caution, ...]:
+    """The cautions of `WRONG` that hold at a size and number of tokens: there the law does not know.
 
     That it missed sizes (or tokens) which it had not seen counts only beyond those it was fitted to.
+
+    Args:
+        answer: (ln lr, ln batch) that the law gives there.
+        given: whether the batch was given, so that only lr may be wrong.
+        extra: values of further coordinates.
     """
     ranges = {"missed-size": (size, law.domain.size), "missed-tokens": (tokens, law.domain.tokens)}
-    missed = tuple(c for c in law.warnings if c.code in ranges and _outside(*ranges[c.code]))
-    dx, dy = law.optimum_draws(size, tokens)
-    return (
-        *missed,
-        *tokens_cautions(law, size, tokens),
-        *bend_cautions(law, size, tokens),
-        *unsure(law.surface, *spread_of(dx, dy)),
+    said = tuple(
+        c for c in law.warnings if c.code in EVERYWHERE or (c.code in ranges and _outside(*ranges[c.code]))
     )
+    return (*said, *tokens_cautions(law, size, tokens), *_costly(law, size, tokens, answer, given, extra))
 
 
 def _outside(value: float, span: tuple[float, float]) -> bool:
     return not span[0] / (1.0 + SAME) <= value <= span[1] * (1.0 + SAME)
+
+
+def _costly(
+    law: Fitted,
+    size: float,
+    tokens: float,
+    answer: tuple[float, float],
+    given: bool,
+    extra: Mapping[str, float] | None,
+) -> tuple[Caution, ...]:
+    """A caution where the answer may well lose more than `COSTLY` by what else explains the trials."""
+    if law.alternatives is None:
+        dx, dy = law.optimum_draws(size, tokens)
+        return unsure(law.surface, *spread_of(dx, dy * (not given)))
+    row = law.axes.design(size, tokens, extra)
+    x, y = law.surface.centre(row)
+    dx, dy = law.alternatives.distances(row)
+    loss = excess_of(law.surface, answer[0] - float(x) - dx, answer[1] - float(y) - dy, given=given)
+    lost = loss > COSTLY
+    chance = float(lost.mean())
+    if chance <= DOUBT:
+        return ()
+    bent = float(law.alternatives.bent[lost].mean()) > 0.5
+    what = (
+        "if the optimal lr or batch bends, or steps, as the trials allow"
+        if bent
+        else "by what the trials leave open"
+    )
+    message = (
+        f"{what}, the predicted configuration loses more than {COSTLY:.1%} with a chance of {chance:.0%} "
+        f"(limit {DOUBT:.0%}): run a size or a number of tokens nearer to this one"
+    )
+    return (Caution("bend" if bent else "unsure-optimum", message),)
+
+
+def excess_of(surface: Surface, u: Array, v: Array, *, given: bool) -> Array:
+    """Loss (ln) of configurations u, v from optima that may be anywhere; with `given` over the best at that batch.
+
+    Beyond the bowl, where a cubic falls again or a valley has no end, nothing is gained.
+    """
+    if given or not surface.has_batch or surface.open:
+        h11, h12 = float(surface.h[0]), float(surface.h[1]) * surface.has_batch
+        u, v = u + h12 / h11 * v, np.zeros_like(v)
+    return np.maximum(surface.excess(u, v), 0.0)
 
 
 def spread_of(dx: Array, dy: Array) -> tuple[float, float, float]:
@@ -122,7 +176,7 @@ def spread_of(dx: Array, dy: Array) -> tuple[float, float, float]:
 
 
 def unsure(surface: Surface, sx: float, sy: float, rho: float) -> tuple[Caution, ...]:
-    """A caution where the optimum is so unsure that its expected cost, E[½ δᵀHδ] over the draws, is large."""
+    """The same for a law that knows its draws alone: their expected cost, E[½ δᵀHδ]."""
     h11, h12, h22 = (float(v) for v in surface.h)
     expected = 0.5 * h11 * sx * sx + h12 * rho * sx * sy + 0.5 * h22 * sy * sy
     if expected <= COSTLY:

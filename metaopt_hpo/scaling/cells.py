@@ -71,6 +71,20 @@ class Cells:
             self.cautions,
         )
 
+    def runs(self, keep: NDArray[np.bool_]) -> Cells:
+        """The runs marked in `keep` (one boolean a run), of which every cell must have one."""
+        return replace(
+            self,
+            x=self.x[keep],
+            y=self.y[keep],
+            z=self.z[keep],
+            size=self.size[keep],
+            tokens=self.tokens[keep],
+            cell=self.cell[keep],
+            row=self.row[keep],
+            extra={k: v[keep] for k, v in self.extra.items()},
+        )
+
     def cell_weight(self) -> Array:
         """What a cell's floor counts for: its runs over ten, at most 1."""
         return np.minimum(np.bincount(self.cell, minlength=self.k), 10.0) / 10.0
@@ -127,19 +141,7 @@ def thin(cells: Cells, limit: int = MAX_RUNS) -> Cells:
         "thinned",
         f"{cells.n - int(keep.sum())} of {cells.n} trials were left out of the fit, evenly from all cells",
     )
-    return Cells(
-        cells.x[keep],
-        cells.y[keep],
-        cells.z[keep],
-        cells.size[keep],
-        cells.tokens[keep],
-        cells.cell[keep],
-        cells.cell_size,
-        cells.cell_tokens,
-        cells.row[keep],
-        {k: v[keep] for k, v in cells.extra.items()},
-        (*cells.cautions, caution),
-    )
+    return replace(cells.runs(keep), cautions=(*cells.cautions, caution))
 
 
 def main_strategy(strategies: Iterable[str]) -> str:

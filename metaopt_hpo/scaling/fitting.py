@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metaopt_hpo.scaling.alternatives import weigh
 from metaopt_hpo.scaling.base.conflict import disagreement
 from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.base.sources import BaseLike, base_of
@@ -25,10 +26,11 @@ from metaopt_hpo.scaling.checks import (
 )
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
-from metaopt_hpo.scaling.estimates import LawRefused
+from metaopt_hpo.scaling.estimates import Caution, LawRefused
 from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, recentre
 from metaopt_hpo.scaling.floor_error import loss_factor
 from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.oddities import flat_bowl, mixed_units, strays
 from metaopt_hpo.scaling.ordered import measure_trust, validation_cautions
 from metaopt_hpo.scaling.pointfit import point_fitter, slope_prior, start_surface
 from metaopt_hpo.scaling.running import measure_fall
@@ -73,6 +75,8 @@ def fit(
         raise ValueError("give prior or base, not both: a base holds what a prior law knows")
     believed = None if base is None else base_of(base)
     cells = from_table(table, use=use, strategy=strategy, extra=extra)
+    said = {n.code: n.message for n in table.notes if n.code.startswith("units")}
+    cells = replace(cells, cautions=(*cells.cautions, *(Caution(k, m) for k, m in said.items())))
     unlike = None if believed is None else disagreement(cells, believed)
     if unlike is not None:
         believed, cells = None, replace(cells, cautions=(*cells.cautions, unlike))
@@ -166,20 +170,23 @@ def fit_cells(
     check_bowl(solution.surface)
     open_valley = in_open_valley(cells, axes, solution.surface)
     cautions += [OPEN_VALLEY] if open_valley else []
+    cautions += mixed_units(cells) if "units-mixed" not in {c.code for c in cautions} else []
+    cautions += flat_bowl(cells, axes, solution) if base is None else []
     # on a path the loss cannot be shared out between size and tokens
     names = ("size",) if path is not None else axes.scale_names or ("size",)
     floor_prior = PRIOR if base is None else base.floor_prior(*floor_centre(cells))
     floor = _floor(names, cells, solution, floor_prior)
     rng = np.random.default_rng(seed)
     result = bootstrap(cells, design, solution, slopes, floor, rng, draws, floor_prior)
-    curvature, bend = measure_curvature(cells, axes, solution, slopes, level) if path is None else ({}, None)
+    curvature = measure_curvature(cells, axes, solution, slopes, level) if path is None else {}
     few = dict.fromkeys(("lr", "batch"), 1.0) if base is not None else small_sample(cells, axes)
     widen = few | {"loss": loss_factor(cells, solution, floor.names, seed, prior=floor_prior)}
     cautions += exponent_cautions(axes, solution.surface, result, widen, level)
     cautions += curvature_cautions(curvature)
     tied = path is not None
     validated = axes.scale_names[:1] if tied else axes.scale_names  # on a path, size stands for both
-    trust = {n: measure_trust(cells, n, point_fitter(prior, base), tied=tied) for n in validated}
+    sound = cells.runs(~strays(cells, axes, solution))
+    trust = {n: measure_trust(sound, n, point_fitter(prior, base), tied=tied) for n in validated}
     cautions += validation_cautions(trust)
     return Law(
         axes=axes,
@@ -195,7 +202,7 @@ def fit_cells(
         scatter=measure_scatter(cells, axes, solution.surface),
         trust=trust,
         curvature=curvature,
-        bend=bend,
+        alternatives=weigh(cells, axes, solution, slopes, tied=path is not None, seed=seed),
         warnings=tuple(cautions),
         open_valley=open_valley,
         settings={

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from metaopt_hpo.scaling import storage
-from metaopt_hpo.scaling.bend import Bend
-from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of, unsure
+from metaopt_hpo.scaling.alternatives import Alternatives
+from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, normal_quantile, positive
@@ -97,8 +97,8 @@ class Law:
     """Options of `fit`, and `trials`, the number of them at the last fit with a bootstrap: what `refit` needs."""
     path: tuple[float, float] | None = None
     """(ln coefficient, exponent) of tokens = c·size^k where the table held only such pairs."""
-    bend: Bend | None = None
-    """The separate fit with curvature, for warnings; None where the cells are too few for one."""
+    alternatives: Alternatives | None = None
+    """What else than a straight line explains the cells, for doubts; None in files written before it was kept."""
     fall: Fall | None = None
     """How far unfinished runs still fall, where the table holds enough curves."""
     _cache: dict[tuple[float, float], Place] = field(
@@ -188,10 +188,12 @@ class Law:
         lr = Estimate(value, lr.low, lr.high)
         loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter())
         sx, sy, rho = spread_of(dx * self.widen["lr"], dy * self.widen["batch"])
+        answer = math.log(value), y
+        doubts = doubts_of(self, size, tokens, answer, given=given is not None, extra=extra)
         cautions = (
             *self.warnings,
             *place_cautions(self, size, tokens, given),
-            *unsure(self.surface, sx, sy, rho),
+            *(d for d in doubts if d not in self.warnings),
         )
         return Prediction(size, tokens, lr, best_batch, loss, cautions, (sx, sy, rho))
 
@@ -273,7 +275,9 @@ class Law:
         var_f = (df.std() * self.widen["loss"]) ** 2 + self._floor_scatter() ** 2
         var_y = float(dy.var()) if self.surface.has_batch else 0.0
         f = float(self.floor.log_loss(size, tokens))
-        return Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts_of(self, size, tokens))
+        answer = x + self.margin(float(dx.var())), y
+        doubts = doubts_of(self, size, tokens, answer, given=self.open_valley)
+        return Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts)
 
     def optimum_draws(self, size: float, tokens: float) -> tuple[Array, Array]:
         """Draws of (ln lr*, ln B*) at a size and number of tokens."""

@@ -194,12 +194,23 @@ class BasePart(_Part):
         return self
 
 
-class BendPart(_Part):
-    """Coefficients of a fit of ln lr* with curvature, and of its jackknife."""
+class ShapePart(_Part):
+    kind: Literal["bend", "kink", "step"]
+    axis: Annotated[int, Field(ge=1)]
+    place: Log = 0.0
 
-    pairs: Annotated[list[Annotated[list[int], Field(min_length=2, max_length=2)]], Field(min_length=1)]
-    point: Row
-    left_out: Annotated[list[Row], Field(min_length=2)]
+
+class AlternativesPart(_Part):
+    """Draws of what else explains the cells (`scaling.alternatives`)."""
+
+    shapes: list[ShapePart]
+    lr: Annotated[list[list[Curving]], Field(min_length=1)]
+    batch: list[list[Curving]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _same("the number of draws", len(self.lr), batch=self.batch)
+        return self
 
 
 class SettingsPart(_Part):
@@ -234,7 +245,7 @@ class LawPart(_Part):
     settings: SettingsPart
     path: Annotated[Row, Field(min_length=2, max_length=2)] | None
     fall: FallPart | None
-    bend: BendPart | None = None
+    alternatives: AlternativesPart | None = None
     """Absent in laws written before it was kept."""
 
     @model_validator(mode="after")
@@ -245,13 +256,16 @@ class LawPart(_Part):
         for i, (a, b, f) in enumerate(zip(self.draws.a, self.draws.b, self.draws.floor, strict=True)):
             _same("axes", width, **{f"draws.a[{i}]": a, f"draws.b[{i}]": b})
             _same("floor", terms, **{f"draws.floor[{i}]": f})
-        if self.bend is not None:
-            if not all(1 <= i < width for pair in self.bend.pairs for i in pair):
-                raise ValueError("bend.pairs names an axis that the law does not have")
-            wide = width + len(self.bend.pairs)
-            _same("axes and pairs", wide, **{"bend.point": self.bend.point})
-            for i, row in enumerate(self.bend.left_out):
-                _same("axes and pairs", wide, **{f"bend.left_out[{i}]": row})
+        if self.alternatives is not None:
+            if any(s.axis >= width for s in self.alternatives.shapes):
+                raise ValueError("alternatives.shapes names an axis that the law does not have")
+            wide = width + len(self.alternatives.shapes)
+            for i, (x, y) in enumerate(zip(self.alternatives.lr, self.alternatives.batch, strict=True)):
+                _same(
+                    "axes and shapes",
+                    wide,
+                    **{f"alternatives.lr[{i}]": x, f"alternatives.batch[{i}]": y},
+                )
         return self
 
 

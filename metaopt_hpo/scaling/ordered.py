@@ -26,6 +26,9 @@ COPYING = (0.0, 0.25, 0.5, 0.75, 1.0)
 MIN_SCORED = 6
 """Held-out cells below which the choice is noise and extrapolation stays."""
 
+DECIDED = 2.0
+"""Standard errors by which copying must be better: the best of four candidates is better by one by luck alone."""
+
 MISSED = 3e-3
 """Mean excess loss on the held-out cells from which a law is called into question: what one of widths should reach."""
 
@@ -78,8 +81,8 @@ def measure_trust(
     """Choose how much to copy along one axis ("size" or "tokens").
 
     `fit` fits cells, or returns None where they cannot bear it. Extrapolation is kept unless another share is better
-    by more than a standard error over the cells. Where tokens are tied to size (`tied`) the next cell along their
-    path is predicted and nothing is copied, for neither can be held while the other moves.
+    by more than `DECIDED` standard errors over the cells. Where tokens are tied to size (`tied`) the next cell along
+    their path is predicted and nothing is copied, for neither can be held while the other moves.
     """
     # about the table's own least, so that ties between triangulations of a regular grid break alike in any unit
     cells = replace(cells, x=cells.x - cells.x.min(), y=cells.y - cells.y.min())
@@ -116,7 +119,7 @@ def measure_trust(
     means = table.mean(axis=0)
     best = int(means.argmin()) if len(losses) >= MIN_SCORED else 0
     gain = table[:, 0] - table[:, best]
-    if best and not float(gain.mean()) > float(gain.std(ddof=1)) / math.sqrt(len(losses)):
+    if best and not float(gain.mean()) > DECIDED * float(gain.std(ddof=1)) / math.sqrt(len(losses)):
         best = 0
     mean_missed = float(np.mean([np.mean(rows, axis=0)[best] for rows in missed.values()]))
     return Trust(COPYING[best], tuple(float(m) for m in means), len(losses), mean_missed)

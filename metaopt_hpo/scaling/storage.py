@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.scaling.bend import Bend
+from metaopt_hpo.scaling.alternatives import Alternatives, Shape
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate
@@ -164,7 +164,9 @@ def decode(data: Mapping[str, Any]) -> dict[str, Any]:
         if law.fall is None
         else Fall(arr(law.fall.left), arr(law.fall.mean), arr(law.fall.spread), law.fall.runs),
         "path": None if law.path is None else pair(law.path),
-        "bend": None
-        if law.bend is None
-        else Bend(tuple((i, j) for i, j in law.bend.pairs), arr(law.bend.point), arr(law.bend.left_out)),
+        "alternatives": None
+        if (other := law.alternatives) is None
+        else Alternatives(
+            tuple(Shape(x.kind, x.axis, x.place) for x in other.shapes), arr(other.lr), arr(other.batch)
+        ),
     }

@@ -124,6 +124,13 @@ class Surface:
         out: Array = along + h12 * u * v + 0.5 * h22 * v * v
         return out
 
+    def slopes(self, u: Array, v: Array) -> tuple[Array, Array]:
+        """Derivatives of `excess` by u and v; the second is 0 where no batch optimum is identified."""
+        h11, h12, h22 = (float(x) for x in self.h)
+        inside = np.maximum(u, self.turn) if self.turn < 0 else np.minimum(u, self.turn)
+        across = h11 * inside + h12 * v + 3.0 * self.skew * inside**2
+        return np.asarray(across), np.asarray((h12 * u + h22 * v) * float(self.has_batch))
+
     def lr_given_batch(self, v: float) -> float:
         """Shift of ln lr* when the batch is off its optimum by v in ln B (the valley's direction)."""
         h11, h12 = float(self.h[0]), float(self.h[1])

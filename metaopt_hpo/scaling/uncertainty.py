@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from metaopt_hpo.scaling.bend import Bend
 from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate
@@ -149,7 +148,7 @@ def measure_scatter(cells: Cells, axes: Axes, surface: Surface) -> dict[str, flo
 
 def measure_curvature(
     cells: Cells, axes: Axes, solution: Solution, slopes: Prior, level: float
-) -> tuple[dict[str, Estimate], Bend | None]:
+) -> dict[str, Estimate]:
     """Second-order coefficients of ln lr* (and ln B*) in the axes' logarithms, jackknifed over cells' blocks.
 
     Only where an axis has at least three distinct values and the cells are more than the coefficients.
@@ -165,7 +164,7 @@ def measure_curvature(
     ]
     p = len(axes.names) + 1
     if not pairs or cells.k < p + len(pairs) + SPARE_CELLS:
-        return {}, None
+        return {}
     base = axes.design(cells.size, cells.tokens, cells.extra)
     design = np.column_stack([base, *(base[:, i] * base[:, j] for _, i, j in pairs)])
     s = solution.surface
@@ -189,11 +188,10 @@ def measure_curvature(
     left = np.array([coefficients((block[cells.cell] != g).astype(float)) for g in range(groups)])
     error = np.sqrt((groups - 1) / groups * ((left - left.mean(axis=0)) ** 2).sum(axis=0))
     z = float(stats.t.ppf(0.5 + 0.5 * level, groups - 1))
-    estimates = {
+    return {
         name: Estimate(float(v), float(v - z * e), float(v + z * e))
         for (name, _, _), v, e in zip(pairs, point[p:], error[p:], strict=True)
     }
-    return estimates, Bend(tuple((i, j) for _, i, j in pairs), point, left)
 
 
 def curvature_cautions(curvature: dict[str, Estimate]) -> list[Caution]:

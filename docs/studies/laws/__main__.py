@@ -30,8 +30,8 @@ from studies.laws.accuracy import (
     width_section,
 )
 from studies.laws.borrowing import borrowing_section, leaning_section
+from studies.laws.doubt import doubt_section
 from studies.laws.floor_accuracy import floor_section
-from studies.laws.worlds import worlds_section
 from studies.section import Section
 
 
@@ -131,7 +131,7 @@ def main(
             lambda: coverage_section(splits, laws),
             lambda: borrowing_section(data),
             lambda: leaning_section(data),
-            lambda: worlds_section(),
+            lambda: doubt_section(data),
             lambda: floor_section(data),
             *([lambda: learned_section([*splits, *benchmarks.live_splits()])] if learned else []),
             lambda: width_section(data),

@@ -114,7 +114,11 @@ def test_no_verdict_where_the_law_may_be_wrong(law: Law) -> None:
     assert missed.verdict(**inside | {"size": 1.001 * inside["size"]}).action == "stop"
     assert missed.verdict(**inside | {"size": 1.1 * inside["size"]}).action == "abstain"
 
-    lost = dataclasses.replace(law, widen=law.widen | {"lr": 100.0})
+    assert law.alternatives is not None
+    anywhere = law.alternatives.lr.copy()
+    anywhere[:, 0] += np.linspace(-2.0, 2.0, len(anywhere))
+    unknown = dataclasses.replace(law.alternatives, lr=anywhere)
+    lost = dataclasses.replace(law, alternatives=unknown)
     assert "unsure-optimum" in {c.code for c in lost.predict(*TARGET).warnings}
     assert lost.verdict(**bad).action == lost.verdict(**inside).action == "abstain"
 
