@@ -20,6 +20,8 @@ from metaopt_hpo_optuna.known import Cell, Known, Row, place, row_of, unfinished
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
+    from metaopt_hpo.scaling.base.population import Base
+    from metaopt_hpo.scaling.base.sources import BaseLike
     from metaopt_hpo.scaling.policy import Run
     from metaopt_hpo.scaling.policy.points import Bowl, Runs
 
@@ -37,6 +39,7 @@ class Evidence:
         source_studies: studies whose trials count as well, read again when they have grown.
         allow_weak: fit from two sizes too.
         need: completed trials with a size below which no law is fitted; by default the policy's own.
+        base: what proposals borrow strength from (`metaopt_hpo.scaling.base`).
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Evidence:
         *,
         allow_weak: bool = False,
         need: int | None = None,
+        base: BaseLike | Sequence[BaseLike] | None = None,
     ) -> None:
         if isinstance(source_studies, Study):
             raise ValueError("source_studies must be a list of studies, got one study; put it in brackets")
@@ -60,6 +64,7 @@ class Evidence:
         self.sources = tuple(source_studies)
         self._allow_weak = allow_weak
         self._need = need
+        self.base = None if base is None else _base_of(base)
         self._forget()
 
     def _forget(self) -> None:
@@ -175,7 +180,7 @@ class Evidence:
             )
             if strategy not in known.bowls or known.bowls[strategy][0] != key:
                 rows = [row_of(r) for r in known.records(key[0]) if counts(r.strategy) and not r.self_tuning]
-                known.bowls[strategy] = (key, bowl_of(Runs.of(rows)))
+                known.bowls[strategy] = (key, bowl_of(Runs.of(rows), base=self.base))
             rows = [row_of(r) for r in known.records() if counts(r.strategy) and not r.self_tuning]
             without = [*known.pruned.values(), *self._running(study, trial)]
             rows += [row for row, other in without if counts(other)]
@@ -263,3 +268,9 @@ class Evidence:
                 f"none of the {len(known.seen)} ended trials of source study {study.study_name!r} has all of {names} "
                 "as parameters or user attributes, so it teaches nothing; its names must be those of this study",
             )
+
+
+def _base_of(base: BaseLike | Sequence[BaseLike]) -> Base:
+    from metaopt_hpo.scaling.base.sources import base_of
+
+    return base_of(base)

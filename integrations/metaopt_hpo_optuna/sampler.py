@@ -25,6 +25,7 @@ from metaopt_hpo_optuna.known import Cell
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
+    from metaopt_hpo.scaling.base.sources import BaseLike
     from metaopt_hpo.scaling.policy import Context
     from metaopt_hpo.scaling.policy.points import Runs
 
@@ -64,6 +65,8 @@ class ScalingLawSampler(BaseSampler):
         model: that parameter's name, "width" for one.
         target: (size, tokens) whose lr is wanted. By default the dearest of `models`, or of the trials so far.
         source_studies: further studies to learn from, of smaller models or of an earlier search.
+        base: tables or laws of like models to borrow strength from, as in `metaopt_hpo.fit`: the first trials are then
+            near their optimum, and fewer small models are trained.
         base_sampler: for everything else (default `TPESampler`).
         seed: of the proposals and of the default base sampler. A proposal depends on the seed and the trials
             before, not on the process that makes it.
@@ -96,6 +99,7 @@ class ScalingLawSampler(BaseSampler):
         model: str = "model",
         target: tuple[float, float] | None = None,
         source_studies: Sequence[Study] = (),
+        base: BaseLike | Sequence[BaseLike] | None = None,
         base_sampler: BaseSampler | None = None,
         seed: int | None = None,
     ) -> None:
@@ -110,7 +114,7 @@ class ScalingLawSampler(BaseSampler):
         if target is not None and not is_pair(target):
             raise ValueError(f"target must be (size, tokens), both > 0, or None, got {target!r}")
         names = Fields(size, tokens, batch, lr, dict(models or {}), model)
-        self._evidence = Evidence(names, source_studies)
+        self._evidence = Evidence(names, source_studies, base=base)
         self._target = target
         self._base = TPESampler(seed=seed) if base_sampler is None else base_sampler
         self._entropy = _fresh_entropy() if seed is None else seed
@@ -243,9 +247,9 @@ class ScalingLawSampler(BaseSampler):
                 f"models; unknown: {', '.join(map(repr, unknown)) or distribution!r}"
             )
         cells = {c: _pair(names.models[c]) for c in offered}
-        runs, _ = self._evidence.runs(study, trial)
+        runs, bowl = self._evidence.runs(study, trial)
         context = self._context(study, trial, runs, tuple(cells.values()), None, None)
-        cell = next_cell(runs, context)
+        cell = next_cell(runs, context, bowl=bowl)
         dearest = max(cells, key=lambda c: cells[c][0] * cells[c][1])
         return next((c for c, pair in cells.items() if pair == cell), dearest)
 
@@ -311,6 +315,7 @@ class ScalingLawSampler(BaseSampler):
             candidates=candidates,
             lr=lr or known_range(study, names.lr) or _seen(runs.lr) or USUAL_LR,
             batch=batch or (1.0, 1.0),
+            base=self._evidence.base,
             seed=self._entropy & 0xFFFFFFFF,
         )
 

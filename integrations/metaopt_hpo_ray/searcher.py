@@ -18,6 +18,7 @@ from ray.tune.search.sample import Domain, Function
 
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.scaling import Config, Context, Law
+from metaopt_hpo.scaling.base.sources import BaseLike, base_of
 from metaopt_hpo.scaling.fitting import MIN_SIZES
 from metaopt_hpo.scaling.policy import propose_next
 from metaopt_hpo.scaling.policy.points import Runs
@@ -50,6 +51,7 @@ class ScalingLawSearch(Searcher):
         sources: what is known already: trial tables, lists of records, results of `Tuner.fit`, or folders of
             experiments. An Optuna study comes as the table `metaopt_hpo_optuna.trial_table(study)` makes of it.
         law: a law to begin with, until trials of three sizes have finished.
+        base: tables or laws of like models to borrow strength from, as in `metaopt_hpo.fit`.
         metric, mode: of the trials; a loss, so mode is "min". From `TuneConfig` where not given.
         size, tokens, batch_name, lr_name: entries of the config the four numbers are written to.
         progress: result that counts tokens.
@@ -77,6 +79,7 @@ class ScalingLawSearch(Searcher):
         target: Pair | None = None,
         sources: Sequence[Any] = (),
         law: Law | None = None,
+        base: BaseLike | Sequence[BaseLike] | None = None,
         metric: str | None = None,
         mode: str | None = None,
         size: str = "size",
@@ -102,6 +105,7 @@ class ScalingLawSearch(Searcher):
         self._space: dict[str, Any] = {}
         self._made = 0
         self._law = law
+        self._leans_on = None if base is None else base_of(base)
         self.book = TrialBook()
         self.reasons: dict[str, str] = {}
         """trial id → why it was suggested."""
@@ -205,6 +209,7 @@ class ScalingLawSearch(Searcher):
             candidates=self._candidates,
             lr=self._lr,
             batch=self._batch,
+            base=self._leans_on,
             seed=self._seed,
         )
 

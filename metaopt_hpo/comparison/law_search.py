@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.scaling import LawRefused, fit
+from metaopt_hpo.scaling.base.sources import BaseLike
 from metaopt_hpo.scaling.policy import Config, Context, propose_at, propose_next, runs_of
 from metaopt_hpo.scaling.policy.points import Bounds, Runs, bowl_of
 from metaopt_hpo.trials.record import TrialRecord
@@ -20,13 +21,14 @@ from metaopt_hpo.trials.table import TrialTable
 
 @dataclass(frozen=True)
 class LawSearchTask:
-    """What is searched: a target, the pilot cells that may be run, and bounds."""
+    """What is searched: a target, the pilot cells that may be run, and bounds; `base` as in `fit`."""
 
     target: tuple[float, float]
     pilots: tuple[tuple[float, float], ...]
     lr: Bounds
     batch: Bounds
     seed: int = 0
+    base: BaseLike | Sequence[BaseLike] | None = None
 
 
 def law_search(task: LawSearchTask) -> Generator[Config, tuple[Config, float], None]:
@@ -39,6 +41,7 @@ def law_search(task: LawSearchTask) -> Generator[Config, tuple[Config, float], N
         candidates=(*task.pilots, task.target),
         lr=task.lr,
         batch=task.batch,
+        base=task.base,
         seed=task.seed,
     )
     rows: list[tuple[float, float, float, float, float]] = []

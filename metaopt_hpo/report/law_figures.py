@@ -84,6 +84,21 @@ def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
     return plot
 
 
+def _stability(plot: go.Figure, law: Law, places: list[tuple[float, float, float]]) -> list[float]:
+    """A line where half of the runs diverge, at the law's batch; its learning rates."""
+    at = [law.edge_lr(size, tokens, law.predict(size, tokens).batch.value) for _, size, tokens in places]
+    plot.add_scatter(
+        x=[x for x, _, _ in places],
+        y=at,
+        mode="lines",
+        line={"dash": "dot", "color": NEUTRAL.colour},
+        name="half of the runs diverge",
+        meta="edge",
+        hovertemplate="half of the runs diverge at lr %{y:.2e}<extra></extra>",
+    )
+    return at
+
+
 def optimum_against(
     law: Law, table: TrialTable | None, what: str = "lr", *, axis: str = "size", reach: float = 8.0
 ) -> go.Figure:
@@ -114,6 +129,8 @@ def optimum_against(
         look = of_rank(rank, len(shown))
         estimates = [getattr(law.predict(*_place(law, axis, x, other)), what) for x in map(float, xs)]
         name = f"{count(other)} {'tokens' if axis == 'size' else 'parameters'}" if other else "along the path"
+        if what == "lr" and law.edge is not None and rank == len(shown) - 1:
+            values += _stability(plot, law, [(float(x), *_place(law, axis, float(x), other)) for x in xs])
         if rank == len(shown) - 1:
             edge = [e.high for e in estimates] + [e.low for e in reversed(estimates)]
             plot.add_scatter(

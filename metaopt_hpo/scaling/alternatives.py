@@ -22,7 +22,7 @@ from metaopt_hpo.scaling.surface import Array, Axes
 SCATTERS = (0.01, 0.03, 0.07, 0.15, 0.3, 0.6)
 """Standard deviations of cells' optima about their law, ln units: tables measured so far have 0.03 to 0.15."""
 
-SCATTER_ODDS = (0.1, 0.1, 0.2, 0.3, 0.2, 0.1)
+SCATTER_ODDS = (0.1, 0.2, 0.25, 0.25, 0.15, 0.05)
 """How likely each is beforehand."""
 
 SHAPE_ODDS = {"bend": 0.1, "kink": 0.1, "step": 0.1}

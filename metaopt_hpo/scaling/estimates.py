@@ -81,7 +81,8 @@ class Prediction:
     """The best configuration at one size and number of tokens, as far as the law knows.
 
     `lr` and `batch` (tokens per step) minimise the law's loss; `loss` is what it expects there. `spread`
-    holds the standard deviations of (ln lr, ln batch) and their correlation, for samplers.
+    holds the standard deviations of (ln lr, ln batch) and their correlation, for samplers. `divergence` is the chance
+    that a run at that lr diverges, by where runs of the table did (0 where none did); lr is set with it in mind.
 
     Examples:
         >>> from metaopt_hpo.scaling import library
@@ -98,6 +99,7 @@ class Prediction:
     loss: Estimate
     warnings: tuple[Caution, ...] = ()
     spread: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    divergence: float = 0.0
 
     def _repr_html_(self) -> str:
         """For notebooks: the three quantities with their intervals, and the warnings."""

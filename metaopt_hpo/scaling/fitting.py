@@ -26,15 +26,16 @@ from metaopt_hpo.scaling.checks import (
 )
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
+from metaopt_hpo.scaling.edge_runs import edge_of
 from metaopt_hpo.scaling.estimates import Caution, LawRefused
 from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, recentre
 from metaopt_hpo.scaling.floor_error import loss_factor
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.oddities import flat_bowl, mixed_units, strays
 from metaopt_hpo.scaling.ordered import measure_trust, validation_cautions
-from metaopt_hpo.scaling.pointfit import point_fitter, slope_prior, start_surface
+from metaopt_hpo.scaling.pointfit import point_fitter, slope_prior, solve_sound, start_surface
 from metaopt_hpo.scaling.running import measure_fall
-from metaopt_hpo.scaling.solver import Solution, solve
+from metaopt_hpo.scaling.solver import Solution
 from metaopt_hpo.scaling.surface import Array
 from metaopt_hpo.scaling.uncertainty import (
     bootstrap,
@@ -89,7 +90,10 @@ def fit(
         raise LawRefused("no-minimum", reason) from e
     options = {"use": use, "strategy": strategy, "extra": list(extra)}
     return replace(
-        law, settings=law.settings | options, fall=measure_fall(table, cells, law.axes, law.surface)
+        law,
+        settings=law.settings | options,
+        fall=measure_fall(table, cells, law.axes, law.surface),
+        edge=edge_of(table, cells, law),
     )
 
 
@@ -121,9 +125,9 @@ def refit(law: Law, table: TrialTable) -> Law:
         fall = measure_fall(table, cells, again.axes, again.surface)
         return replace(again, settings=o | {"trials": cells.n}, fall=fall)
     axes = law.axes  # the centre stays, so that old draws mean what they meant
-    design = axes.design(cells.size, cells.tokens, cells.extra)
     believed = law.surface if base is None else start_surface(cells, axes, has_batch, base)
-    solution = solve(cells, design, law.surface, prior=slope_prior(axes, believed, None, base), iterations=24)
+    prior = slope_prior(axes, believed, None, base)
+    cells, solution = solve_sound(cells, axes, law.surface, prior, iterations=24)
     check_bowl(solution.surface)
     floor_prior = PRIOR if base is None else base.floor_prior(*floor_centre(cells))
     floor = _floor(law.floor.names, cells, solution, floor_prior, start=law.floor)
@@ -163,10 +167,14 @@ def fit_cells(
     if base is None:
         cautions += refusals(cells, weak=allow_weak or prior is not None)
     cautions += axis_cautions(cells, axes, path, has_batch)
-    design = axes.design(cells.size, cells.tokens, cells.extra)
     start = start_surface(cells, axes, has_batch, base)
     slopes = slope_prior(axes, start, prior, base)
-    solution = solve(cells, design, start, prior=slopes)
+    every = cells.n
+    cells, solution = solve_sound(cells, axes, start, slopes)
+    design = axes.design(cells.size, cells.tokens, cells.extra)
+    if cells.n < every:
+        message = f"{every - cells.n} runs that exploded were left out of the fit of the surface"
+        cautions.append(Caution("left-out-exploded", message))
     check_bowl(solution.surface)
     open_valley = in_open_valley(cells, axes, solution.surface)
     cautions += [OPEN_VALLEY] if open_valley else []
@@ -196,7 +204,7 @@ def fit_cells(
         domain=_domain(cells),
         noise=max(solution.scale, 1e-6),
         cells=_listed(cells, solution),
-        trials=cells.n,
+        trials=every,
         level=level,
         widen=widen,
         scatter=measure_scatter(cells, axes, solution.surface),
@@ -209,7 +217,7 @@ def fit_cells(
             "allow_weak": allow_weak or prior is not None,
             "base": None if base is None else base.to_dict(),
             "seed": seed,
-            "trials": cells.n,
+            "trials": every,
         },
         path=path,
     )

@@ -19,12 +19,13 @@ from metaopt_hpo.scaling.alternatives import Alternatives
 from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
+from metaopt_hpo.scaling.edge import Edge, edge_cautions
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, normal_quantile, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
 from metaopt_hpo.scaling.ordered import Trust
 from metaopt_hpo.scaling.running import Fall
-from metaopt_hpo.scaling.surface import Array, Axes, Surface
+from metaopt_hpo.scaling.surface import Array, Axes, Surface, margin_of
 
 CACHED = 4096
 """Places and predictions that a law keeps: a search asks for the same ones again and again."""
@@ -101,6 +102,8 @@ class Law:
     """What else than a straight line explains the cells, for doubts; None in files written before it was kept."""
     fall: Fall | None = None
     """How far unfinished runs still fall, where the table holds enough curves."""
+    edge: Edge | None = None
+    """The edge of stability, where runs diverged: lr is then set by expected loss, divergence included."""
     _cache: dict[tuple[float, float], Place] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -183,9 +186,9 @@ class Law:
         tau = self.scatter
         lr = self._estimate(x, dx, self.widen["lr"], tau["lr" if given is None else "lr_given_batch"])
         best_batch = self._estimate(y, dy, self.widen["batch"], tau["batch"] if dy.any() else 0.0)
-        shift = self.margin(float(dx.var()))
-        value = min(max(lr.value * math.exp(shift), lr.low), lr.high)
-        lr = Estimate(value, lr.low, lr.high)
+        shift, chance = self._below_edge(row, self.margin(float(dx.var())), x, y)
+        value = min(lr.value * math.exp(shift), lr.high)
+        lr = Estimate(value, min(lr.low, value), lr.high)
         loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter())
         sx, sy, rho = spread_of(dx * self.widen["lr"], dy * self.widen["batch"])
         answer = math.log(value), y
@@ -194,20 +197,56 @@ class Law:
             *self.warnings,
             *place_cautions(self, size, tokens, given),
             *(d for d in doubts if d not in self.warnings),
+            *edge_cautions(chance),
         )
-        return Prediction(size, tokens, lr, best_batch, loss, cautions, (sx, sy, rho))
+        return Prediction(size, tokens, lr, best_batch, loss, cautions, (sx, sy, rho), chance)
+
+    def _below_edge(self, row: Array, shift: float, x: float, y: float) -> tuple[float, float]:
+        """(shift of ln lr once divergence counts, its chance there) about the best lr x at the batch y, logarithms."""
+        if self.edge is None:
+            return shift, 0.0
+        away, v = x - float(row @ self.surface.a), (y - float(row @ self.surface.b)) * self.surface.has_batch
+        t = row[1 : 1 + len(self.axes.scale_names)]
+        found, chance = self.edge.lower(away + shift, float(self.surface.h[0]), v, t)
+        return found - away, chance
+
+    def divergence(
+        self, size: float, tokens: float, batch: float, lr: Sequence[float] | Array | float
+    ) -> Array:
+        """P(a run diverges) at each learning rate; 0 where no run of the table did.
+
+        Raises:
+            ValueError: an argument that is no positive, finite number.
+        """
+        lrs = _arguments(size, tokens, batch, lr)[3]
+        if self.edge is None:
+            return np.zeros(lrs.shape)
+        x, v, t = self._from_optimum(size, tokens, batch)
+        return self.edge.chance(np.log(lrs) - x, v, t)
+
+    def edge_lr(self, size: float, tokens: float, batch: float) -> float:
+        """The learning rate at which half of the runs diverge; infinite where no run of the table did."""
+        if self.edge is None:
+            return math.inf
+        x, v, t = self._from_optimum(size, tokens, batch)
+        return math.exp(x + self.edge.place(v, t))
+
+    def _from_optimum(self, size: float, tokens: float, batch: float) -> tuple[float, float, Array]:
+        """ln lr*, ln batch from the optimum, and the axes of scale."""
+        row = self.axes.design(*self.anchor(size, tokens))
+        x, y = self.surface.centre(row)
+        v = (math.log(batch) - float(y)) * self.surface.has_batch
+        return float(x), v, row[1 : 1 + len(self.axes.scale_names)]
 
     def margin(self, variance: float) -> float:
         """Shift of ln lr from the likeliest optimum to the lr of least expected loss.
 
-        The true optimum scatters about the law's, and a skewed bowl punishes one side more: to second order
-        E[loss] is least at −3 c σ²/h₁₁ from its centre. Bounded by ±0.4.
+        The true optimum scatters about the law's, and a skewed bowl punishes one side more (`surface.margin_of`).
 
         Args:
             variance: of ln lr* in the law's draws; the cells' own scatter is added.
         """
-        spread = variance + self.scatter["lr_given_batch"] ** 2
-        return min(max(-3.0 * self.surface.skew * spread / float(self.surface.h[0]), -0.4), 0.4)
+        return margin_of(self.surface, variance + self.scatter["lr_given_batch"] ** 2)
 
     def choose(
         self, size: float, tokens: float, lr: Sequence[float] | Array, batch: Sequence[float] | Array
@@ -275,7 +314,7 @@ class Law:
         var_f = (df.std() * self.widen["loss"]) ** 2 + self._floor_scatter() ** 2
         var_y = float(dy.var()) if self.surface.has_batch else 0.0
         f = float(self.floor.log_loss(size, tokens))
-        answer = x + self.margin(float(dx.var())), y
+        answer = x + self._below_edge(row, self.margin(float(dx.var())), x, y)[0], y
         doubts = doubts_of(self, size, tokens, answer, given=self.open_valley)
         return Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts)
 

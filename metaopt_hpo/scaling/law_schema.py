@@ -213,6 +213,22 @@ class AlternativesPart(_Part):
         return self
 
 
+class EdgePart(_Part):
+    """A fitted edge of stability (`scaling.edge`)."""
+
+    mean: list[Log]
+    covariance: list[list[Curving]]
+    runs: Annotated[int, Field(ge=1)]
+    diverged: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _same("mean", len(self.mean), covariance=self.covariance)
+        for i, row in enumerate(self.covariance):
+            _same("mean", len(self.mean), **{f"covariance[{i}]": row})
+        return self
+
+
 class SettingsPart(_Part):
     allow_weak: bool = False
     base: BasePart | None = None
@@ -246,7 +262,8 @@ class LawPart(_Part):
     path: Annotated[Row, Field(min_length=2, max_length=2)] | None
     fall: FallPart | None
     alternatives: AlternativesPart | None = None
-    """Absent in laws written before it was kept."""
+    edge: EdgePart | None = None
+    """Both absent in laws written before they were kept."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -256,6 +273,9 @@ class LawPart(_Part):
         for i, (a, b, f) in enumerate(zip(self.draws.a, self.draws.b, self.draws.floor, strict=True)):
             _same("axes", width, **{f"draws.a[{i}]": a, f"draws.b[{i}]": b})
             _same("floor", terms, **{f"draws.floor[{i}]": f})
+        if self.edge is not None:
+            scales = sum(n in ("size", "tokens") for n in self.axes.names)
+            _same("axes of scale", 4 + scales, **{"edge.mean": self.edge.mean})
         if self.alternatives is not None:
             if any(s.axis >= width for s in self.alternatives.shapes):
                 raise ValueError("alternatives.shapes names an axis that the law does not have")

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.estimates import Caution
 from metaopt_hpo.scaling.solver import Solution, nearness
-from metaopt_hpo.scaling.surface import Array, Axes
+from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
 STRAY = 10.0
 """Standard deviations of a run above the surface from which it counts as exploded: noise has no such tail."""
+
+EXPLODED = 0.1
+"""Least distance (ln loss) above the surface of a run that counts as diverged though it went on to its end."""
 
 LEAST_STRAY = 0.02
 """Least distance (ln loss) above the surface of an exploded run: a bowl that is a little wrong is no explosion."""
@@ -28,22 +31,37 @@ GAP = 100.0
 """Factor between neighbouring sizes of a table that no ladder of models has."""
 
 
+def exploded(cells: Cells, axes: Axes, surface: Surface, floors: Array, scale: float) -> NDArray[np.bool_]:
+    """Runs that exploded, by bad luck or past an edge of stability: a tenth or more above a surface that promised less.
+
+    Args:
+        floors: ln loss at the bottom of each cell's bowl.
+        scale: standard deviation (ln loss) of a run about the surface.
+    """
+    return _above(cells, axes, surface, floors, max(STRAY * scale, EXPLODED))
+
+
 def strays(cells: Cells, axes: Axes, solution: Solution) -> NDArray[np.bool_]:
-    """Runs that exploded by bad luck: far above the surface, though a harder one of the same cell did not.
+    """Runs above the surface by bad luck: a harder one of the same cell was not.
 
     Harder is a lr no smaller and a batch no larger. Past an edge of stability all explode; those are not meant.
     """
-    s = solution.surface
-    x, y = s.centre(axes.design(cells.size, cells.tokens, cells.extra))
-    foretold = s.excess(cells.x - x, (cells.y - y) * s.has_batch)
-    high = solution.residual > max(STRAY * solution.scale, LEAST_STRAY)
-    high &= solution.residual > np.maximum(foretold, 0.0)
+    least = max(STRAY * solution.scale, LEAST_STRAY)
+    high = _above(cells, axes, solution.surface, solution.floors, least)
     out = np.zeros(cells.n, dtype=bool)
     for i in np.flatnonzero(high):
         harder = (cells.cell == cells.cell[i]) & ~high
         harder &= (cells.x >= cells.x[i] - 1e-6) & (cells.y <= cells.y[i] + 1e-6)
         out[i] = bool(harder.any())
     return out
+
+
+def _above(cells: Cells, axes: Axes, surface: Surface, floors: Array, least: float) -> NDArray[np.bool_]:
+    """Runs further than `least`, and than the surface's own excess there, above it."""
+    x, y = surface.centre(axes.design(cells.size, cells.tokens, cells.extra))
+    foretold = surface.excess(cells.x - x, (cells.y - y) * surface.has_batch)
+    residual = cells.z - floors[cells.cell] - foretold
+    return np.asarray((residual > least) & (residual > np.maximum(foretold, 0.0)))
 
 
 def flat_bowl(cells: Cells, axes: Axes, solution: Solution) -> list[Caution]:

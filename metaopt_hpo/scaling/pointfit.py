@@ -13,7 +13,8 @@ from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.checks import batch_varies, check_bowl, choose_axes
 from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.law import Law
-from metaopt_hpo.scaling.solver import Prior, solve
+from metaopt_hpo.scaling.oddities import exploded
+from metaopt_hpo.scaling.solver import Prior, Solution, solve
 from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
 EXTRA_SPREAD = 0.3
@@ -58,10 +59,42 @@ def point_fit(cells: Cells, prior: Law | None = None, base: Base | None = None) 
     """
     axes, _ = choose_axes(cells, base)
     start = start_surface(cells, axes, batch_varies(cells, base), base)
-    design = axes.design(cells.size, cells.tokens, cells.extra)
-    solution = solve(cells, design, start, prior=slope_prior(axes, start, prior, base))
+    _, solution = solve_sound(cells, axes, start, slope_prior(axes, start, prior, base))
     check_bowl(solution.surface)
     return PointFit(axes, solution.surface, solution.scale, solution.floors)
+
+
+def base_fit(base: Base) -> PointFit | None:
+    """What a base says before any run: its own optimum and curvature; None where it knows no exponent or no batch."""
+    known = [i for i, n in enumerate(AXES) if n in base.axes and math.isfinite(base.centre[i])]
+    if not known:
+        return None
+    rows = [0, *(1 + i for i in known)]
+    axes = Axes(tuple(AXES[i] for i in known), base.centre[known])
+    b = np.nan_to_num(base.batch[rows])
+    h = np.nan_to_num(base.curvature)
+    surface = Surface(base.lr[rows], b, h[:3], float(h[3]), base.has_batch)
+    return PointFit(axes, surface, base.noise, np.zeros(0))
+
+
+def solve_sound(
+    cells: Cells, axes: Axes, start: Surface, prior: Prior, *, iterations: int = 40
+) -> tuple[Cells, Solution]:
+    """(the cells without exploded runs, the surface fitted to them): a robust fit first shows which runs exploded.
+
+    Left in, a few of them past an edge of stability would make the bowl look sharp.
+    """
+
+    def solved(runs: Cells, begin: Surface) -> Solution:
+        design = axes.design(runs.size, runs.tokens, runs.extra)
+        return solve(runs, design, begin, prior=prior, iterations=iterations)
+
+    first = solved(cells, start)
+    bad = exploded(cells, axes, first.surface, first.floors, first.scale)
+    if not bad.any() or first.surface.h[0] <= 0:
+        return cells, first
+    sound = cells.runs(~bad)
+    return sound, solved(sound, first.surface)
 
 
 def point_fitter(prior: Law | None, base: Base | None = None) -> Callable[[Cells], PointFit | None]:

@@ -18,6 +18,7 @@ from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.alternatives import Alternatives, Shape
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
+from metaopt_hpo.scaling.edge import Edge
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.floor import Floor
 from metaopt_hpo.scaling.law_schema import check
@@ -164,6 +165,7 @@ def decode(data: Mapping[str, Any]) -> dict[str, Any]:
         if law.fall is None
         else Fall(arr(law.fall.left), arr(law.fall.mean), arr(law.fall.spread), law.fall.runs),
         "path": None if law.path is None else pair(law.path),
+        "edge": None if (e := law.edge) is None else Edge(arr(e.mean), arr(e.covariance), e.runs, e.diverged),
         "alternatives": None
         if (other := law.alternatives) is None
         else Alternatives(

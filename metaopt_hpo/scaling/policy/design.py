@@ -22,8 +22,14 @@ Cell = tuple[float, float]
 SLOPE_SPREAD = 0.25
 """Prior standard deviation of an exponent: what published laws leave open about the fits' prior means."""
 
-GOOD = 0.35
-"""Distance from the optimum, ln units, within which a run is good: 0.25 % of loss at a curvature of 0.04."""
+GOOD_LOSS = 2.5e-3
+"""Relative loss above the target's best within which a run is good."""
+
+USUAL_CURVATURE = 0.02
+"""Curvature of ln loss in ln lr before any bowl is seen: tables measured so far have 0.0065 to 0.04."""
+
+GOOD_REACH = (0.25, 0.9)
+"""Bounds on the distance within which a run is good: a bowl of few runs may look too sharp, or too flat."""
 
 LEVELS = (3, 4, 5, 6, 8, 10)
 """Runs that a cell may be brought to. With two, a slope is seen and no bowl."""
@@ -36,12 +42,25 @@ class Design:
         counts: runs in each cell, those under way included.
         target: the cell whose optimum is wanted.
         box: standard deviation of ln lr* before anything is run (ln width of the box / √12).
+        curvature: of ln loss in ln lr: it says how near the optimum a run must be to be good.
+        known: standard deviations of ln lr* at the target and of its exponents in size and tokens, from other tables.
     """
 
-    def __init__(self, counts: Mapping[Cell, int], target: Cell, box: float) -> None:
+    def __init__(
+        self,
+        counts: Mapping[Cell, int],
+        target: Cell,
+        box: float,
+        *,
+        curvature: float = USUAL_CURVATURE,
+        known: tuple[float, float, float] | None = None,
+    ) -> None:
         self.target = target
         self.counts = {c: n for c, n in counts.items() if n > 0}
-        self._information = np.diag([1.0 / box**2, 1.0 / SLOPE_SPREAD**2, 1.0 / SLOPE_SPREAD**2])
+        self.good = good_within(curvature)
+        first, *slopes = known or (box, SLOPE_SPREAD, SLOPE_SPREAD)
+        spread = np.array([min(first, box), *(min(s, SLOPE_SPREAD) for s in slopes)])
+        self._information = np.diag(1.0 / spread**2)
         for cell, n in self.counts.items():
             self._information = self._information + _weight(n) * self._outer(cell)
 
@@ -75,7 +94,7 @@ class Design:
         outer = np.array([self._outer(c) for c in pilots])
         runs = np.array([self.counts.get(c, 0) for c in pilots])
         information = self._information
-        ceiling = best = target_runs(self._at_target(information[None])[0], two=two)
+        ceiling = best = target_runs(self._at_target(information[None])[0], self.good, two=two)
         spent, first, found = 0.0, None, None
         levels = np.array(LEVELS)
         while True:
@@ -92,7 +111,7 @@ class Design:
             spent += float(extra[j[i], k[i]] * cost[j[i]])
             information = then[i]
             runs[j[i]] = levels[k[i]]
-            total = spent + target_runs(variance[i], two=two)
+            total = spent + target_runs(variance[i], self.good, two=two)
             if total < best:
                 best, found = total, first
 
@@ -100,9 +119,14 @@ class Design:
         return np.asarray(np.linalg.inv(information)[:, 0, 0] + CELL_SCATTER**2)
 
 
-def target_runs(variance: float, *, two: bool) -> float:
-    """Expected number of independent draws of the optimum until one is good (`GOOD`), in one or two dimensions."""
-    ratio = GOOD**2 / (2.0 * variance)
+def good_within(curvature: float) -> float:
+    """Distance from the optimum, ln units of lr, within which a run is good (`GOOD_LOSS`), in a bowl so sharp."""
+    return min(max(math.sqrt(2.0 * GOOD_LOSS / max(curvature, 1e-9)), GOOD_REACH[0]), GOOD_REACH[1])
+
+
+def target_runs(variance: float, good: float, *, two: bool) -> float:
+    """Expected number of independent draws of the optimum until one is `good` near, in one or two dimensions."""
+    ratio = good**2 / (2.0 * variance)
     return 1.0 / (-math.expm1(-ratio) if two else math.erf(math.sqrt(ratio)))
 
 

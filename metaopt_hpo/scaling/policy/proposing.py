@@ -6,14 +6,17 @@ Pure functions of a table (or a law) and a context: no framework, no clock, rand
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metaopt_hpo.scaling.base.population import Base
+from metaopt_hpo.scaling.base.sources import BaseLike, base_of
 from metaopt_hpo.scaling.estimates import positive
 from metaopt_hpo.scaling.law import Law
-from metaopt_hpo.scaling.policy.design import Design
+from metaopt_hpo.scaling.policy.design import USUAL_CURVATURE, Design
 from metaopt_hpo.scaling.policy.points import Bowl, Box, Runs, bowl_of, pilot_point, target_point
 from metaopt_hpo.scaling.sameness import at_least, same
 
@@ -53,6 +56,8 @@ class Context:
         batch: (low, high) bounds; equal where the batch is fixed.
         budget: FLOPs left (default unlimited).
         running: configurations under way, not to be proposed twice.
+        base: tables or laws of like models to borrow strength from, as in `fit`: the first run is then near their
+            optimum, and fewer pilots are bought.
         seed: of the search; one for all its proposals.
 
     Examples:
@@ -70,7 +75,13 @@ class Context:
     batch: tuple[float, float]
     budget: float = math.inf
     running: tuple[Config, ...] = ()
+    base: BaseLike | Sequence[BaseLike] | None = None
     seed: int = 0
+
+    @property
+    def known(self) -> Base | None:
+        """The base as a population's mean."""
+        return self.base if self.base is None or isinstance(self.base, Base) else base_of(self.base)
 
     def __post_init__(self) -> None:
         for pair in (self.target, *self.candidates):
@@ -80,6 +91,7 @@ class Context:
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
                 raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {(low, high)!r}")
+        object.__setattr__(self, "base", self.known)  # a table is fitted once
         if not self.candidates:
             raise ValueError("candidates must hold at least one (size, tokens)")
 
@@ -139,8 +151,8 @@ def propose_next(
     runs: Runs, context: Context, *, law: Law | None = None, bowl: Bowl | None = None
 ) -> Proposal:
     """`propose` from arrays; `bowl` is one fitted to the runs before."""
-    bowl = bowl or bowl_of(runs, law)
-    cell = next_cell(runs, context)
+    bowl = bowl or bowl_of(runs, law, context.known)
+    cell = next_cell(runs, context, bowl=bowl)
     config = propose_at(runs, cell, context, bowl=bowl)
     if not _same_cell(cell, context.target):
         what = "cover the range first" if bowl is None else "where it shows how loss curves"
@@ -159,10 +171,11 @@ def propose_at(runs: Runs, cell: tuple[float, float], context: Context, *, bowl:
     return Config(cell[0], cell[1], point[1], point[0])
 
 
-def next_cell(runs: Runs, context: Context) -> tuple[float, float]:
+def next_cell(runs: Runs, context: Context, *, bowl: Bowl | None = None) -> tuple[float, float]:
     """(size, tokens) of the next run: a pilot, or the target once pilots cost more than they save.
 
-    A function of the number of runs in each cell alone. Once the target has been run it is run again.
+    A function of the number of runs in each cell, and of how sharp the bowl is: in a flat one a run is good further
+    from the optimum, and pilots save less. Once the target has been run it is run again.
     """
     if runs.at(context.target).n:
         return context.target
@@ -174,7 +187,19 @@ def next_cell(runs: Runs, context: Context) -> tuple[float, float]:
         for c in dict.fromkeys(context.candidates)
         if not _same_cell(c, context.target) and c[0] * c[1] <= spare
     )
-    design = Design(runs.counts((*context.candidates, context.target)), context.target, box.spread)
+    base = context.known
+    known = None
+    if base is not None:
+        spread = base.at("lr", np.log(context.target))[1]
+        known = (float(spread[0]), float(spread[1]), float(spread[2]))
+    curvature = USUAL_CURVATURE if base is None else float(base.curvature[0])
+    design = Design(
+        runs.counts((*context.candidates, context.target)),
+        context.target,
+        box.spread,
+        curvature=curvature if bowl is None else bowl.curvature,
+        known=known,
+    )
     return design.best_pilot(pilots, two=box.two) or context.target
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaopt_hpo.scaling.policy import Config, Context, next_cell, propose_at, propose_next
-from metaopt_hpo.scaling.policy.design import Design, target_runs
+from metaopt_hpo.scaling.policy.design import USUAL_CURVATURE, Design, good_within, target_runs
 from metaopt_hpo.scaling.policy.points import Runs
 
 TARGET = (4e8, 5e10)
@@ -41,7 +41,9 @@ def test_pilots_end_and_cost_less_than_searching_the_target(held: dict[tuple[flo
         spent += cell[0] * cell[1] / (TARGET[0] * TARGET[1])
     else:
         pytest.fail("pilots never end")
-    assert spent < target_runs(Design({}, TARGET, 1.0).variance(TARGET), two=True)
+    assert spent < target_runs(
+        Design({}, TARGET, 1.0).variance(TARGET), good_within(USUAL_CURVATURE), two=True
+    )
 
 
 def test_dear_pilots_are_not_bought() -> None:
