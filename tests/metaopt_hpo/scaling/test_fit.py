@@ -359,7 +359,7 @@ def test_coarse_grids_and_lucky_runs_are_no_miss(
 
 def test_a_prediction_whose_own_draws_scatter_too_far_says_so() -> None:
     def unsure(law: Law, size: float) -> bool:
-        return "unsure-optimum" in {c.code for c in law.predict(size, 1e8).warnings}
+        return bool({"unsure-optimum", "bend"} & {c.code for c in law.predict(size, 1e8).warnings})
 
     sure, middling, rough = (fit(widths((0.8, 0.0, -0.8), noise), draws=60) for noise in (1e-3, 1e-2, 5e-2))
     assert not unsure(sure, 6.4e7)
