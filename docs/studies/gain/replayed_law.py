@@ -2,8 +2,8 @@
 
     python -m studies.gain.replayed_law --data DIR --seeds 8 [--lean]
 
-Target runs until a configuration within 0.25 % of the best has been run, pilots included. `--lean` lends each target the
-other published table: Step Law to all but its own targets, OpenEuroLLM to those.
+Target runs until a configuration within 0.25 % of the best has been run, pilots included. `--lean` lends each the
+other published table (`base=`): Step Law to all but its own targets, OpenEuroLLM to those.
 """
 
 from __future__ import annotations
