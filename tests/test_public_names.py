@@ -99,14 +99,10 @@ def test_examples_run(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert failures(path, what) == [], path
 
 
+@pytest.mark.usefixtures("ray_running")
 def test_examples_of_ray_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray", reason="examples search with Ray Tune")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
     monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        for path, what in names(RAY):
-            assert failures(path, what, AnyOutputUnlessSaid()) == [], path
-    finally:
-        ray.shutdown()
+    for path, what in names(RAY):
+        assert failures(path, what, AnyOutputUnlessSaid()) == [], path

@@ -226,16 +226,9 @@ def test_damaged_decisions_are_one_sentence(make_plan: Make, tmp_path: Path) -> 
         store.read(tmp_path / "plan")
 
 
+@pytest.mark.usefixtures("ray_running")
 def test_ray_runs_the_same_plan(make_plan: Make, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    import ray
-
-    if not ray.is_initialized():
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        result = run(make_plan(), tmp_path / "ray", engine="ray", most=1)
-    finally:
-        ray.shutdown()
+    result = run(make_plan(), tmp_path / "ray", engine="ray", most=1)
     optuna = run(make_plan(), tmp_path / "optuna", most=1)
     assert [r.loss for r in result.table.records()] == [r.loss for r in optuna.table.records()]
     assert [d.reason for d in result.decisions] == [d.reason for d in optuna.decisions]
