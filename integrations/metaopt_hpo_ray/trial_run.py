@@ -102,13 +102,14 @@ class TrialRun(FrameworkRun):
         >>> from ray import tune
         >>> from metaopt_hpo_ray import TrialRun, build_strategy, strategy_space, trial_table, tuner_configs
         >>> def train(config):
+        ...     _ = torch.manual_seed(0)
         ...     model = torch.nn.Linear(4, 1)
         ...     with TrialRun(
         ...         config, model, build_strategy(config), size=5, tokens=64, batch=2,
-        ...         evaluate=lambda: model(torch.ones(2, 4)).square().mean(),
+        ...         evaluate=lambda: (model(torch.ones(2, 4)) - 3).square().mean(),
         ...     ) as run:
         ...         for _ in run:
-        ...             run.step(model(torch.randn(2, 4)).square().mean())
+        ...             run.step((model(torch.ones(2, 4)) - 3).square().mean())
         ...
         >>> space = {"size": 5, "tokens": 64, "batch": 2}
         >>> space |= strategy_space({"cosine": {"lr": tune.loguniform(1e-3, 1e-1)}})

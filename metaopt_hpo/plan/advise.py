@@ -37,7 +37,7 @@ TIMESCALE = (1.084, -0.527)
 WARMUP_STEPS = 2000
 """Longest warm-up: the schedules' own fraction of a short run, no more of a long one."""
 
-FALSE_CONFIDENCE = (12.0, 7, 44)
+FALSE_CONFIDENCE = (12.0, 7, 100)
 """Distance in size, laws that were wrong without a warning, laws: tables of known truth, a target 12 times the largest
 size (`docs/studies/laws`, "Worlds of known truth"). Nothing was measured farther out."""
 
@@ -87,7 +87,7 @@ def recipe(plan: Plan, trials: TrialTable | Sequence[TrialRecord], *, fitted: Fi
     sd_lr = math.log(lr.high / lr.low) / (2 * Z90)
     tau = TIMESCALE[0] * (target.tokens / target.size) ** TIMESCALE[1]
     decay = batch.value / (lr.value * tau * target.tokens)
-    loss = _loss(found if not doubts else None, done, plan)
+    loss = _loss(found, bool(doubts), done, plan)
     basis = _basis(plan, done, estimate)
     return Recipe(
         target=target,
@@ -147,14 +147,19 @@ def _batch(plan: Plan, law: Law | None, found: Prediction | None) -> tuple[Range
     return _about(usual, sd), sd
 
 
-def _loss(found: Prediction | None, done: Sequence[TrialRecord], plan: Plan) -> Range:
-    """By the law where it warns of nothing, else by the trend of the pilots' ends."""
-    if found is not None:
-        return _range(found.loss)
+def _loss(found: Prediction | None, doubted: bool, done: Sequence[TrialRecord], plan: Plan) -> Range:
+    """By the law, where it is doubted with the trend of the pilots' ends in its interval; without a law by that."""
+    by_law = None if found is None else _range(found.loss)
+    if by_law is not None and not doubted:
+        return by_law
     if len(done) >= LEAST:
         centre, sd = predicted_end(done, plan.target.size, plan.target.tokens)
-        return _about(math.exp(centre), sd)
-    return _about(min(r.loss for r in done), LOSS_SD)
+        trend = _about(math.exp(centre), sd)
+    else:
+        trend = _about(min(r.loss for r in done), LOSS_SD)
+    if by_law is None:
+        return trend
+    return Range(value=by_law.value, low=min(by_law.low, trend.low), high=max(by_law.high, trend.high))
 
 
 def _warmup(plan: Plan, batch: float) -> float:

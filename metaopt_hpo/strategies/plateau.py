@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from metaopt_hpo.optim import host
 from metaopt_hpo.strategies.processes import mean_over_processes
 
 FALL = 0.2
@@ -64,8 +66,8 @@ class Plateau:
         self._counts[1] = 0
         if later <= commit or first is None or now is None or min(counts) < 3:
             return 0
-        start = float(mean_over_processes(first)) / counts[0]
-        end = float(mean_over_processes(now)) / counts[1]
+        sums = mean_over_processes(torch.stack([first.to(now.device), now]))
+        start, end = (total / n for total, n in zip(host.read(list(sums.unbind())), counts, strict=True))
         return later - commit if 0 < (1 - FALL) * start <= end <= 2 * start else 0
 
     def state_dict(self) -> dict[str, Any]:

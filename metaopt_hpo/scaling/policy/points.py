@@ -21,7 +21,6 @@ from metaopt_hpo.scaling.cells import make_cells, thin
 from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.pointfit import PointFit, base_fit, point_fit
 from metaopt_hpo.scaling.policy.design import Cell, Design
-from metaopt_hpo.scaling.policy.process import improve
 from metaopt_hpo.scaling.sameness import all_same, group, same
 from metaopt_hpo.scaling.surface import Array, Surface, margin_of
 
@@ -46,8 +45,8 @@ LOSS_NOISE = 0.0015
 """Least standard deviation of ln loss about a fitted quadratic: the model-error floor."""
 
 RETURN = 4
-"""Runs of the target after which the law may be wrong: from then on every second one is where a Gaussian process
-on these runs, with the law as its mean, expects to improve, and a quarter cover the box evenly."""
+"""Runs of the target after which the law may be wrong: from then on half of them stay near the best so far, and
+a quarter cover the box evenly, so that no more than four times a plain search's runs are ever needed."""
 
 NEAR = 0.3
 """Standard deviation, ln units, of those near the best."""
@@ -57,9 +56,6 @@ MADE = 0.02
 
 TRIES = 50
 """Places looked at for one that has no run; in a box of a single point there is none."""
-
-LATTICE = 41
-"""Values of ln lr, and of ln batch, at which an improvement is looked for."""
 
 CONSIDERED = 200
 """Runs of the target that are weighed, the best ones."""
@@ -234,8 +230,8 @@ def target_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int)
     """(lr, batch) of the next run of the target: the law's optimum first, then draws of where it really is.
 
     The optimum scatters about the law; its prior is the design's variance from all other cells, and the target's
-    own runs are weighed by the law's bowl (Thompson sampling on a lattice of shifts). Should the bowl be wrong, a
-    process on the target's own runs and an even cover take turns with it (`RETURN`). No run is made twice.
+    own runs are weighed by the law's bowl (Thompson sampling on a lattice of shifts). Should the bowl be wrong, runs
+    near the best and runs all over the box take turns with them (`RETURN`). No run is made twice.
     """
     there = runs.at(cell)
     if bowl is None:
@@ -249,11 +245,12 @@ def target_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int)
     rng = np.random.default_rng([seed & 0xFFFFFFFF, there.n])
     done = there.done()
     if done.n >= RETURN and there.n % 2 == 0:
-        x, y = _improved(there, done, bowl, centre, box)
+        best = int(np.argmin(done.loss))
+        x, y = math.log(done.lr[best]), math.log(done.batch[best])
     else:
         x, y = _draw(done, bowl, centre, spread, box, rng)
-    if not _made(there, *box.clip(x, y)):
-        return box.clip(x, y)
+        if not _made(there, *box.clip(x, y)):
+            return box.clip(x, y)
     for _ in range(TRIES):
         x, y = (float(v) for v in (x, y) + NEAR * rng.standard_normal(2))
         point = box.inside(x, y)
@@ -289,27 +286,6 @@ def _draw(
     i = int(rng.choice(p.size, p=p / p.sum()))
     jitter = (lattice[1] - lattice[0]) * (rng.random(2) - 0.5) * (1.0, float(flat))
     return x + float(dx[i] + jitter[0]), y + float(dy[i] + jitter[1])
-
-
-def _improved(
-    there: Runs, done: Runs, bowl: Bowl, centre: tuple[float, float], box: Box
-) -> tuple[float, float]:
-    """(ln lr, ln B) of greatest expected improvement over the box, by a process whose mean is the bowl."""
-    best = np.argsort(done.loss, kind="stable")[:CONSIDERED]
-    two = box.two and bowl.surface.has_batch
-
-    def mean(points: Array) -> Array:
-        return bowl.surface.excess(points[:, 0] - centre[0], points[:, 1] - centre[1])
-
-    points = np.column_stack([np.log(done.lr), np.log(done.batch)])[best]
-    axes = [np.linspace(math.log(lo), math.log(hi), LATTICE) for lo, hi in (box.lr, box.batch)]
-    where = np.stack(np.meshgrid(axes[0], axes[1] if box.two else axes[1][:1]), axis=-1).reshape(-1, 2)
-    gain = improve(points if two else points * (1.0, float(box.two)), np.log(done.loss)[best], mean, where)
-    for i in np.argsort(-gain, kind="stable"):
-        x, y = (float(v) for v in where[i])
-        if not _made(there, *box.clip(x, y)):
-            break
-    return x, y
 
 
 def _made(there: Runs, lr: float, batch: float) -> bool:
