@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from metaopt_hpo.scaling.estimates import Estimate as Interval
 
 TIMESCALE = (1.084, -0.527)
+"""τ* = c · (tokens / parameters)^k (Bergsma et al. 2025), taken over without a check against runs of ours."""
+
 WARMUP_STEPS = 2000
 """Longest warm-up: the schedules' own fraction of a short run, no more of a long one."""
 

@@ -26,9 +26,9 @@ def _load(name: str) -> ModuleType:
 
 harness = _load("fake_cuda")
 HORIZON = 40
-READS = 13
-"""Of ours in a whole run: two in the first step, which measures how large it may be, one for the correction, and ten
-looks at most at whether a run that does not learn, as these, has begun to (`strategies.plateau`)."""
+READS = 4
+"""Of ours in a whole run: two in the first step, which measures how large it may be, one look at whether the run has
+begun to learn, and one for the correction."""
 
 
 @pytest.mark.skipif(harness.OWN, reason="this is that process")
