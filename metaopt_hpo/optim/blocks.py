@@ -9,7 +9,7 @@ Source: arXiv 2402.02342, section on blockwise step sizes; β has one entry a bl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -109,6 +109,13 @@ class Blocks:
             member = Member(name, self._index[label], p.numel())
         self.members[p] = member
         return member
+
+    def describe(self, p: Tensor, params: Sequence[Tensor]) -> str:
+        """What a message calls a parameter: by its name, else by its place among all parameters."""
+        member = self.members.get(p)
+        if member is not None and member.name:
+            return f"parameter {member.name!r}"
+        return next((f"parameter number {i}" for i, q in enumerate(params) if q is p), "a parameter")
 
     def _label(self, name: str | None, group: str, rule: str) -> str:
         if callable(self.spec):

@@ -9,7 +9,6 @@ are in ``saved_state``.
 
 from __future__ import annotations
 
-import math
 import threading
 from itertools import chain
 from operator import is_
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt_hpo.optim import hessian
+from metaopt_hpo.optim import shared_state
 from metaopt_hpo.optim.arguments import check_group, check_options
 from metaopt_hpo.optim.blocks import Blocks
 from metaopt_hpo.optim.group_rules import GroupRules
@@ -26,10 +25,7 @@ from metaopt_hpo.optim.kernels.bucket import Kernel
 from metaopt_hpo.optim.live import LiveStepSizes
 from metaopt_hpo.optim.param_state import fit, init
 from metaopt_hpo.optim.rules import Rule, base_rule
-from metaopt_hpo.optim.sharding import is_sharded
-from metaopt_hpo.optim.traces import HESSIAN_FREE, check_size
-
-STATE_VERSION = 2
+from metaopt_hpo.optim.traces import HESSIAN_FREE
 
 
 class KeptState(torch.optim.Optimizer):
@@ -132,7 +128,7 @@ class KeptState(torch.optim.Optimizer):
         self._live.forget()
         self._rules.forget()
         if self._shared:
-            self._grow()
+            shared_state.grow(self._shared, self._blocks, self._meta, self.defaults["lr"])
             self._show_shared()
             self._refresh_step_sizes()
         return params
@@ -177,38 +173,22 @@ class KeptState(torch.optim.Optimizer):
 
     def _name_of(self, p: Tensor) -> str:
         assert self._blocks is not None
-        member = self._blocks.members.get(p)
-        if member is not None and member.name:
-            return f"parameter {member.name!r}"
-        for i, q in enumerate(self._all_params()):
-            if q is p:
-                return f"parameter number {i}"
-        return "a parameter"
+        return self._blocks.describe(p, self._all_params())
 
     # Shared state
 
     def _init_shared(self, meta_lr: float) -> None:
         params = self._follow()
         assert self._blocks is not None
-        dtype = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
-        device = next((p.device for p in params if p.requires_grad), params[0].device)
-        beta = torch.full((self._blocks.count,), math.log(self.defaults["lr"]), dtype=dtype, device=device)
-        shared: dict[str, Any] = {"meta_lr": meta_lr, "beta": beta}
-        shared["meta_step"] = beta.new_zeros(1 if self._blocks.per_weight else beta.shape)
-        for name, value in zip(self._meta.states, self._meta.init_state(beta), strict=True):
-            shared[f"meta_{name}"] = value
-        shared["skipped"] = torch.zeros((), dtype=torch.int64, device=device)
-        shared["state_version"] = STATE_VERSION
-        shared["rules"] = self._rules_name()
-        shared["kernel"] = ""
-        if self._trace != HESSIAN_FREE:
-            if any(is_sharded(p) for p in params):
-                raise ValueError(
-                    f"trace={self._trace!r} does not support sharded parameters: use 'hessian_free'"
-                )
-            check_size(self._trace, sum(p.numel() for p in params), self._blocks.count)
-            shared |= hessian.init_shared(self._trace, beta, self._meta)
-        self._shared = shared
+        self._shared = shared_state.start(
+            params,
+            self._blocks,
+            self._meta,
+            trace=self._trace,
+            lr=self.defaults["lr"],
+            meta_lr=meta_lr,
+            rules=self._rules_name(),
+        )
         if self._trace != HESSIAN_FREE:
             self._init_states()
         self._show_shared()
@@ -245,20 +225,6 @@ class KeptState(torch.optim.Optimizer):
         self._whole = None
         self._show_shared()
         self._refresh_step_sizes()
-
-    @torch.no_grad()
-    def _grow(self) -> None:
-        """Room in the shared state for blocks that are new; they start at the initial step size."""
-        assert self._blocks is not None
-        beta: Tensor = self._shared["beta"]
-        extra = self._blocks.count - beta.numel()
-        if extra <= 0:
-            return
-        start = beta.new_full((extra,), math.log(self.defaults["lr"]))
-        old, self._shared["beta"] = beta.numel(), torch.cat([beta, start])
-        for name in ("meta_step", *(f"meta_{name}" for name in self._meta.states)):
-            if self._shared[name].shape == (old,) and not (name == "meta_step" and self._blocks.per_weight):
-                self._shared[name] = torch.cat([self._shared[name], torch.zeros_like(start)])
 
     # State of each parameter
 

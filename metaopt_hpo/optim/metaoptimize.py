@@ -67,7 +67,7 @@ class MetaOptimize(Stepping):
         trace_dtype: ``torch.bfloat16`` halves the memory of h, rounded at random in proportion; None: as the
             state.
         stochastic_rounding: whether bfloat16 weights are rounded at random in proportion, so that updates below
-            1/512 of a weight are not lost ("triton" only; the other kernels refuse it).
+            1/512 of a weight are not lost; other weights are stored as they are.
 
     Raises:
         ValueError: a value out of range, a complex parameter, or blocks that need names where there are none.
@@ -121,8 +121,8 @@ class MetaOptimize(Stepping):
             raise ValueError(
                 f"trace_dtype={trace_dtype!r} is not allowed: use None, or torch.bfloat16 with trace='hessian_free'"
             )
-        if stochastic_rounding and compile not in ("auto", "triton"):
-            raise ValueError(f"stochastic_rounding needs compile='triton', not {compile!r}")
+        if stochastic_rounding and trace != HESSIAN_FREE:
+            raise ValueError(f"stochastic_rounding is not supported with trace={trace!r}: use 'hessian_free'")
         self._trace_dtype = trace_dtype
         self._stochastic = bool(stochastic_rounding)
         self._base = base_rule(base)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from metaopt_hpo.optim import hessian
-from metaopt_hpo.optim.kept_state import STATE_VERSION, KeptState
+from metaopt_hpo.optim.kept_state import KeptState
+from metaopt_hpo.optim.shared_state import STATE_VERSION
 from metaopt_hpo.optim.traces import HESSIAN_FREE
 
 Pairs = list[tuple[slice, slice]]

@@ -10,10 +10,11 @@ from torch import Tensor
 from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
 from metaopt_hpo.optim.kernels.choose import choose
 from metaopt_hpo.optim.kernels.describe import is_described
+from metaopt_hpo.optim.kernels.device_tables import capturing
 from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.inputs import StepInputs
 from metaopt_hpo.optim.kernels.native import NativeKernel
-from metaopt_hpo.optim.kernels.triton_step import TritonKernel, TritonStep, capturing, triton_step
+from metaopt_hpo.optim.kernels.triton_step import TritonKernel, TritonStep, triton_step
 from metaopt_hpo.optim.kernels.whole_step import WholeStep, whole_step
 from metaopt_hpo.optim.live import own_blocks
 from metaopt_hpo.optim.meta import advance_beta
@@ -45,8 +46,6 @@ class Stepping(HessianSteps):
             self._kernel = choose(
                 self._compile, self._shared["kernel"], self._param_rules(), self._meta, params
             )
-            if self._stochastic and not isinstance(self._kernel, TritonKernel):
-                raise ValueError("stochastic_rounding needs the triton kernel, which cannot run here")
             self._shared["kernel"] = self.param_groups[0]["kernel"] = self._kernel.name
         if not self._step_at_once(self._kernel, params, captured):
             if captured:
@@ -128,10 +127,9 @@ class Stepping(HessianSteps):
             meta=self._meta,
             gamma=self._gamma,
             bounds=self._bounds,
+            dithered=self._stochastic,
         )
-        if isinstance(kernel, NativeKernel):
-            return whole_step(given)
-        return triton_step(given, stochastic=self._stochastic)
+        return whole_step(given) if isinstance(kernel, NativeKernel) else triton_step(given)
 
     def _step_by_buckets(self, kernel: Kernel, params: list[Tensor]) -> None:
         shared = self._shared
@@ -191,7 +189,9 @@ class Stepping(HessianSteps):
                 key = (number, id(rule), p.device, p.dtype, state["h"].dtype, runner.name, shards)
                 if key not in buckets:
                     ratio = group["lr"] / self.defaults["lr"]
-                    new = Bucket(ratio, group["weight_decay"], group["maximize"], per_weight)
+                    new = Bucket(
+                        ratio, group["weight_decay"], group["maximize"], per_weight, self._stochastic
+                    )
                     new.states = tuple([] for _ in rule.states)
                     buckets[key] = shards, rule, runner, new
                 bucket = buckets[key][3]

@@ -20,6 +20,7 @@ class Bucket:
         decay: κ, decoupled weight decay.
         maximize: whether the step goes up the gradient.
         per_weight: whether every weight has a step size of its own.
+        dithered: whether bfloat16 weights are rounded at random in proportion.
         params, grads: weights and gradients.
         states: for every name in the base rule's ``states``, the list of its tensors.
         traces: h.
@@ -32,6 +33,7 @@ class Bucket:
     decay: float
     maximize: bool
     per_weight: bool = False
+    dithered: bool = False
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     states: tuple[list[Tensor], ...] = ()
@@ -47,6 +49,7 @@ class Bucket:
             self.decay,
             self.maximize,
             self.per_weight,
+            self.dithered,
             [local(x) for x in self.params],
             [local(x) for x in self.grads],
             tuple([local(x) for x in tensors] for tensors in self.states),
@@ -63,6 +66,7 @@ class Bucket:
             self.decay,
             self.maximize,
             self.per_weight,
+            self.dithered,
             [self.params[i] for i in indices],
             [self.grads[i] for i in indices],
             tuple([tensors[i] for i in indices] for tensors in self.states),

@@ -61,7 +61,7 @@ class CompiledKernel:
         self, bucket: Bucket, rule: Rule, alpha: Tensor, gamma: float, scale: Tensor | None, z: Tensor
     ) -> None:
         short = any(h.dtype != computed_in(p) for p, h in zip(bucket.params, bucket.traces, strict=True))
-        if short or bucket.per_weight or not all(p.numel() for p in bucket.params):
+        if short or bucket.per_weight or bucket.dithered or not all(p.numel() for p in bucket.params):
             self._eager.advance(bucket, rule, alpha, gamma, scale, z)
             return
         kept = _snapshot(bucket) if _key(bucket, rule, scale) not in _graphs else None

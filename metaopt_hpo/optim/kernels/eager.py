@@ -12,7 +12,7 @@ from torch import Tensor
 from metaopt_hpo.optim.kernels.bucket import Bucket
 from metaopt_hpo.optim.kernels.describe import describe, is_described, numbers
 from metaopt_hpo.optim.kernels.emit import run
-from metaopt_hpo.optim.kernels.layout import computed_in, dither_, flat, is_dense
+from metaopt_hpo.optim.kernels.layout import WEIGHTS, computed_in, dither_, flat, is_dense
 from metaopt_hpo.optim.rules import Rule, State, direction
 
 PIECE = 65536
@@ -57,7 +57,8 @@ class EagerKernel:
     ) -> None:
         torch._foreach_add_(bucket.steps, 1.0)
         together: dict[tuple[int, float], list[int]] = {}
-        known = not bucket.per_weight and is_described(rule)
+        rounded = bucket.dithered and any(p.dtype == torch.bfloat16 for p in bucket.params)
+        known = not (bucket.per_weight or rounded) and is_described(rule)
         for i, (p, h) in enumerate(zip(bucket.params, bucket.traces, strict=True)):
             g = bucket.grads[i]
             same = p.stride() == h.stride() == g.stride() and is_dense(p) and not (p.is_neg() or g.is_neg())
@@ -104,7 +105,10 @@ def _one_by_one(
         dither_(h, keep * h.to(wide) + delta, t)
     else:
         (h if isinstance(keep, float) and keep == 1.0 else h.mul_(keep)).add_(delta)
-    p.add_(delta)
+    if bucket.dithered and p.dtype == torch.bfloat16:
+        dither_(p, w + delta, t, salt=WEIGHTS)
+    else:
+        p.add_(delta)
     for old, new in zip(state, new_state, strict=True):
         old.copy_(new)
 
@@ -130,7 +134,9 @@ def _pieces(bucket: Bucket) -> list[Bucket]:
 
 def _flat_bucket(bucket: Bucket, columns: list[list[Tensor]]) -> Bucket:
     params, grads, *states, traces = columns
-    return Bucket(bucket.ratio, bucket.decay, bucket.maximize, False, params, grads, tuple(states), traces)
+    return Bucket(
+        bucket.ratio, bucket.decay, bucket.maximize, False, False, params, grads, tuple(states), traces
+    )
 
 
 def _in_place(

@@ -28,6 +28,7 @@ class StepInputs:
         meta: the meta rule.
         gamma: γ.
         bounds: of β, or None.
+        dithered: whether bfloat16 weights are rounded at random in proportion.
     """
 
     params: Sequence[Tensor]
@@ -41,6 +42,7 @@ class StepInputs:
     meta: Rule
     gamma: float
     bounds: tuple[float, float] | None
+    dithered: bool
 
     @property
     def used(self) -> list[int]:

@@ -28,15 +28,20 @@ def flat(x: Tensor) -> Tensor:
     return x.as_strided((x.numel(),), (1,)) if not x.is_contiguous() else x.view(-1)
 
 
-def dither_(short: Tensor, x: Tensor, step: Tensor | float) -> None:
+WEIGHTS = 0x5BD1E995
+"""Salt of the noise by which weights are rounded, so that it differs from that of traces."""
+
+
+def dither_(short: Tensor, x: Tensor, step: Tensor | float, *, salt: int = 0) -> None:
     """Write float32 x into a bfloat16 tensor, to one of the two neighbours at random in proportion.
 
-    On average nothing is lost, where rounding to nearest would drop every increment below 1/512 of the trace.
-    The noise is a hash of step and element, so that runs repeat bit by bit.
+    On average nothing is lost, where rounding to nearest would drop every increment below 1/512 of the value.
+    The noise is a hash of step, element and salt, so that runs repeat bit by bit.
     """
     mask = 0xFFFFFFFF
     count = step.long() if isinstance(step, Tensor) else int(step)
-    noise = torch.arange(x.numel(), device=x.device) * 0x9E3779B1 + count * 0x27D4EB2F & mask
+    seed = (count * 0x27D4EB2F & mask) ^ salt
+    noise = torch.arange(x.numel(), device=x.device) * 0x9E3779B1 + seed & mask
     noise = ((noise ^ (noise >> 16)) * 0x85EBCA6B) & mask
     noise = ((noise ^ (noise >> 13)) * 0xC2B2AE35) & mask
     bits = x.contiguous().view(torch.int32).reshape(-1)

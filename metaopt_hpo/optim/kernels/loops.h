@@ -1,6 +1,6 @@
 /* The step over one contiguous run of weights. native.c includes this file for every triple of weight type W and trace
- * type H (as stored) and state type T (as computed), with NAME, SQRT, EXP, LOAD, STORE for weights and LOAD_H,
- * STORE_H(x, number of the element) for traces defined; rule.h has what the rules compute:
+ * type H (as stored) and state type T (as computed), with NAME, SQRT, EXP, LOAD and
+ * STORE(x, number of the element) for weights, LOAD_H and STORE_H for traces defined; rule.h has what the rules compute:
  *
  *   BASE_POINTERS  T *restrict q0 = ..., of every state       META_POINTERS  the same of the meta rule
  *   BASE_SCALARS   what depends on t and numbers alone         META_SCALARS
@@ -42,7 +42,7 @@ static double NAME(chunk)(const job *j, const int64_t tensor, const int64_t from
         const T delta = -alpha * (BASE_U + decay * w);
         BASE_STORE
         h[i] = STORE_H(keep * trace + delta, (uint32_t)(from + i));
-        p[i] = STORE(w + delta);
+        p[i] = STORE(w + delta, (uint32_t)(from + i));
     }
     return (double)sum;
 }
@@ -122,7 +122,7 @@ static int NAME(weights)(
                 const T delta = -alpha * (BASE_U + decay * w);
                 BASE_STORE
                 h[i] = STORE_H(gamma * (1 - decay * alpha) * trace + delta, (uint32_t)(start + i));
-                p[i] = STORE(w + delta);
+                p[i] = STORE(w + delta, (uint32_t)(start + i));
                 const T z = trace * g;
                 META_LOAD
                 META_OPS

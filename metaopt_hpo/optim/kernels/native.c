@@ -11,7 +11,8 @@
 #include <string.h>
 #include "rule.h"
 
-enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT32_SHORT, BFLOAT16_SHORT }; /* short: with a bfloat16 trace */
+/* short: with a bfloat16 trace; dithered: weights are rounded at random in proportion */
+enum { FLOAT32, FLOAT64, BFLOAT16, FLOAT32_SHORT, BFLOAT16_SHORT, BFLOAT16_DITHERED, BFLOAT16_SHORT_DITHERED };
 enum { CHUNK = 4096, ALONE = 32768, MOST_STATES = 8 };
 
 /* Everything a step needs; arrays have one entry a tensor unless said otherwise. Mirrored in native.py. */
@@ -91,7 +92,7 @@ static inline float exp_f32(const float x) {
 #define W float
 #define H float
 #define LOAD(x) (x)
-#define STORE(x) (x)
+#define STORE(x, i) (x)
 #define LOAD_H(x) (x)
 #define STORE_H(x, i) (x)
 #define SQRT sqrtf
@@ -105,7 +106,7 @@ static inline float exp_f32(const float x) {
 #define W double
 #define H double
 #define LOAD(x) (x)
-#define STORE(x) (x)
+#define STORE(x, i) (x)
 #define LOAD_H(x) (x)
 #define STORE_H(x, i) (x)
 #define SQRT sqrt
@@ -119,7 +120,7 @@ static inline float exp_f32(const float x) {
 #define W uint16_t
 #define H float
 #define LOAD(x) from_bf16(x)
-#define STORE(x) to_bf16(x)
+#define STORE(x, i) to_bf16(x)
 #define LOAD_H(x) (x)
 #define STORE_H(x, i) (x)
 #define SQRT sqrtf
@@ -132,7 +133,7 @@ static inline float exp_f32(const float x) {
 #define W float
 #define H uint16_t
 #define LOAD(x) (x)
-#define STORE(x) (x)
+#define STORE(x, i) (x)
 #define LOAD_H(x) from_bf16(x)
 #define STORE_H(x, i) dither(x, seed, i)
 #define SQRT sqrtf
@@ -144,12 +145,40 @@ static inline float exp_f32(const float x) {
 #define W uint16_t
 #define H uint16_t
 #define LOAD(x) from_bf16(x)
-#define STORE(x) to_bf16(x)
+#define STORE(x, i) to_bf16(x)
 #define LOAD_H(x) from_bf16(x)
 #define STORE_H(x, i) dither(x, seed, i)
 #define SQRT sqrtf
 #define EXP exp_f32
 #define NAME(x) bf16_short_##x
+#include "loops.h"
+
+/* The seed of the weights' noise differs from the traces': two roundings of one step must not go up and down together. */
+#define WEIGHTS 0x5BD1E995u
+
+#define T float
+#define W uint16_t
+#define H float
+#define LOAD(x) from_bf16(x)
+#define STORE(x, i) dither(x, seed ^ WEIGHTS, i)
+#define LOAD_H(x) (x)
+#define STORE_H(x, i) (x)
+#define SQRT sqrtf
+#define EXP exp_f32
+#define NAME(x) bf16_dithered_##x
+#define WEIGHT_BLOCKS
+#include "loops.h"
+
+#define T float
+#define W uint16_t
+#define H uint16_t
+#define LOAD(x) from_bf16(x)
+#define STORE(x, i) dither(x, seed ^ WEIGHTS, i)
+#define LOAD_H(x) from_bf16(x)
+#define STORE_H(x, i) dither(x, seed, i)
+#define SQRT sqrtf
+#define EXP exp_f32
+#define NAME(x) bf16_short_dithered_##x
 #include "loops.h"
 
 static double get(const job *j, const void *x, const int64_t i) {
@@ -182,7 +211,9 @@ void metaopt_advance(job *j) {
             case FLOAT64: j->partial[c] = f64_chunk(j, i, from, n); break;
             case BFLOAT16: j->partial[c] = bf16_chunk(j, i, from, n); break;
             case FLOAT32_SHORT: j->partial[c] = f32_short_chunk(j, i, from, n); break;
-            default: j->partial[c] = bf16_short_chunk(j, i, from, n); break;
+            case BFLOAT16_SHORT: j->partial[c] = bf16_short_chunk(j, i, from, n); break;
+            case BFLOAT16_DITHERED: j->partial[c] = bf16_dithered_chunk(j, i, from, n); break;
+            default: j->partial[c] = bf16_short_dithered_chunk(j, i, from, n); break;
         }
     }
     for (int64_t b = 0; b < j->blocks; b++) j->z[b] = j->extra ? j->extra[b] : 0.0;
@@ -228,7 +259,8 @@ void metaopt_step_weights(job *j) {
         switch (j->type[i]) {
             case FLOAT32: any |= f32_weights(j, i, from, n, t, range); break;
             case FLOAT64: any |= f64_weights(j, i, from, n, t, range); break;
-            default: any |= bf16_weights(j, i, from, n, t, range); break;
+            case BFLOAT16: any |= bf16_weights(j, i, from, n, t, range); break;
+            default: any |= bf16_dithered_weights(j, i, from, n, t, range); break;
         }
         if (range[0] < least) least = range[0];
         if (range[1] > greatest) greatest = range[1];

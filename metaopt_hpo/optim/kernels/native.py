@@ -34,6 +34,8 @@ _TYPES = {
     (torch.bfloat16, torch.bfloat16): 4,
 }
 """Number of a pair of weight and trace dtypes in native.c."""
+_DITHERED = {2: 5, 4: 6}
+"""The same where weights are rounded at random in proportion."""
 MOST_STATES = 8
 _I64, _F64, _PTR = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
@@ -126,6 +128,7 @@ class Arrays:
         blocks: Sequence[int],
         count: int,
         states: int,
+        dithered: bool = False,
     ) -> None:
         sizes = [p.numel() for p in params]
         table = [(i, start) for i, n in enumerate(sizes) for start in range(0, n, chunk)]
@@ -136,9 +139,8 @@ class Arrays:
             self.array(name, _PTR, len(sizes))
         self.array("state", _PTR, len(sizes) * states)
         self.array("n", _I64, len(sizes))[:] = sizes
-        self.array("type", _I64, len(sizes))[:] = [
-            _TYPES[p.dtype, h.dtype] for p, h in zip(params, traces, strict=True)
-        ]
+        types = [_TYPES[p.dtype, h.dtype] for p, h in zip(params, traces, strict=True)]
+        self.array("type", _I64, len(sizes))[:] = [_DITHERED.get(t, t) if dithered else t for t in types]
         self.array("block", _I64, len(sizes))[:] = list(blocks)
         for name in ("ratio", "decay", "sign"):
             self.array(name, _F64, len(sizes))
@@ -229,6 +231,7 @@ class NativeKernel:
         key = (
             alpha.numel(),
             len(rule.states),
+            bucket.dithered,
             tuple(bucket.blocks),
             tuple((p.numel(), p.dtype, h.dtype) for p, h in zip(bucket.params, bucket.traces, strict=True)),
         )
@@ -243,6 +246,7 @@ class NativeKernel:
                 bucket.blocks,
                 alpha.numel(),
                 len(rule.states),
+                bucket.dithered,
             )
             found = self._arrays[key] = arrays, *arrays.give_sums(alpha.numel())
         arrays, own_alpha, own_z = found

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaopt_hpo.optim.kernels.chunks import lay_out
 from metaopt_hpo.optim.kernels.describe import NotDescribed, describe, is_described, numbers
+from metaopt_hpo.optim.kernels.device_tables import DeviceTables, addresses
 from metaopt_hpo.optim.kernels.inputs import StepInputs
 from metaopt_hpo.optim.kernels.layout import computed_in, is_dense
 from metaopt_hpo.optim.kernels.triton_source import FIXED, module
@@ -27,9 +29,6 @@ from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.rules import SGD, Rule
 
 BLOCK = 1024
-SMALL, LARGE, MANY = 4096, 16384, 64_000_000
-"""Elements a program, below and above so many elements in all: few programs leave a GPU idle, very many make the
-second kernel's sums long."""
 WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -47,16 +46,6 @@ def available() -> str:
     return ""
 
 
-def addresses(tensors: Sequence[Tensor]) -> list[int]:
-    """Where tensors lie in memory."""
-    return [x.data_ptr() for x in tensors]
-
-
-def capturing(device: torch.device) -> bool:
-    """Whether what is done on a device now is being recorded into a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Start a kernel; everything that reaches the GPU goes through here."""
     kernel[grid](*args, **constants)
@@ -71,9 +60,8 @@ class TritonKernel:
         raise NotImplementedError("parameters that TritonStep does not take are advanced by plain operations")
 
 
-def triton_step(given: StepInputs, *, stochastic: bool = False) -> TritonStep | None:
-    """The whole step of these parameters, or None where it cannot be done so; bfloat16 weights are rounded at random
-    with ``stochastic``."""
+def triton_step(given: StepInputs) -> TritonStep | None:
+    """The whole step of these parameters, or None where it cannot be done so."""
     params, rules, grads, state, blocks, shared = (
         given.params, given.rules, given.grads, given.state, given.blocks, given.shared,
     )  # fmt: skip
@@ -99,13 +87,13 @@ def triton_step(given: StepInputs, *, stochastic: bool = False) -> TritonStep | 
             return None
         if any(x.dtype != computed_in(p) for x in moving[:-1]):
             return None
-    return TritonStep(given, stochastic)
+    return TritonStep(given)
 
 
 class TritonStep:
     """See :func:`triton_step`, which makes it."""
 
-    def __init__(self, given: StepInputs, stochastic: bool) -> None:
+    def __init__(self, given: StepInputs) -> None:
         params, rules, grads, blocks, meta = given.params, given.rules, given.grads, given.blocks, given.meta
         self._pattern = [g is not None for g in grads]
         used = given.used
@@ -118,95 +106,33 @@ class TritonStep:
         self._looks = _looks(self._params)
         self._kinds = {name: _looks(column) for name, column in self._state.items()}
         self._groups = [given.groups[i] for i in self._active]
-        self._meta, self._gamma, self._bounds, self._stochastic = meta, given.gamma, given.bounds, stochastic
+        self._meta, self._gamma, self._bounds, self._dithered = (
+            meta,
+            given.gamma,
+            given.bounds,
+            given.dithered,
+        )
         self._program = describe(rules[used[0]])
         self._settles = is_described(meta)
         self._module = module(self._program, describe(meta if self._settles else SGD()))
-        self._device = device = given.shared["beta"].device
+        device = given.shared["beta"].device
         self._row = FIXED + len(self._states)
         self._live = given.live
-        self._kept: list[Tensor] = []
-        self._uploaded: dict[str, list[Any]] = {}
-        self._tables: dict[str, Tensor] = {}
+        self._tables = DeviceTables(device)
         own_blocks = [blocks.of[i] for i in self._active]
         self._lay_out(own_blocks, blocks.count)
         self._partial = torch.zeros(self._chunk_count, dtype=torch.float64, device=device)
         self._ticks = torch.zeros(2, dtype=torch.int64, device=device)
 
     def _lay_out(self, own_blocks: list[int], count: int) -> None:
-        """Chunks in the order of tensors, which is that of blocks; for each block its chunks, tensors, live entries."""
-        sizes = [p.numel() for p in self._params]
-        self._chunk = SMALL if sum(sizes) <= MANY else LARGE
-        chunks: list[int] = []
-        order: dict[Any, list[int]] = {}
-        chunk_ends, tensor_ends = [0] * (count + 1), [0] * (count + 1)
-        number = 0
-        for i, (p, h, n) in enumerate(zip(self._params, self._state["h"], sizes, strict=True)):
-            kind = (p.dtype, computed_in(p), h.dtype)
-            for start in range(0, n, self._chunk):
-                chunks += [i, start]
-                order.setdefault(kind, []).append(number)
-                number += 1
-            chunk_ends[own_blocks[i] + 1] = number
-            tensor_ends[own_blocks[i] + 1] = i + 1
-        live_ends, self._live_slots = [0], []
-        entries: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        for group, own in enumerate(self._live):
-            for place, block in enumerate(own):
-                entries[block].append((group, place))
-        for row in entries:
-            self._live_slots += row
-            live_ends.append(len(self._live_slots))
-        for ends in (chunk_ends, tensor_ends):
-            for b in range(count):
-                ends[b + 1] = max(ends[b + 1], ends[b])
-        ranges: list[int] = []
-        for b in range(count):
-            for ends in (chunk_ends, tensor_ends, live_ends):
-                ranges += [ends[b], ends[b + 1]]
-        self._chunk_count, self._count = number, count
-        self._order = list(order)
-        self._put("chunks", chunks, torch.int64)
-        self._put("ranges", ranges, torch.int64)
-        if not self._settles:
-            self._put("lengths", [chunk_ends[b + 1] - chunk_ends[b] for b in range(count)], torch.int64)
-        self._put("sizes", [x for pair in zip(sizes, own_blocks, strict=True) for x in pair], torch.int64)
-        for k, kind in enumerate(self._order):
-            self._put(f"order{k}", order[kind], torch.int64)
-        self._lengths = [len(order[kind]) for kind in self._order]
-
-    def _put(self, name: str, values: list[Any], dtype: torch.dtype) -> Tensor:
-        """A table on the device with these values; it is written only when they have changed."""
-        if self._uploaded.get(name) == values:
-            return self._tables[name]
-        if capturing(self._device):
-            raise RuntimeError(
-                "what a captured step of MetaOptimize reads (lr, weight decay, a rule's numbers, which tensors) "
-                "has changed since its last step outside the graph: take a step, or call refresh(), before capturing"
-            )
-        self._uploaded[name] = list(values)
-        host = self._on_host(values, dtype)
-        table = self._tables.get(name)
-        if table is None or table.numel() != host.numel():
-            table = self._tables[name] = torch.empty(host.numel(), dtype=dtype, device=self._device)
-        table.copy_(host, non_blocking=True)
-        return table
-
-    def _put_addresses(self, name: str, values: list[int]) -> Tensor:
-        """As ``_put``; but a graph has a table of its own, which every replay writes first, for steps outside it may
-        have other gradients."""
-        if not capturing(self._device):
-            return self._put(name, values, torch.int64)
-        host = self._on_host(values, torch.int64)
-        self._kept.append(host)  # a replay copies from it
-        table = torch.empty(host.numel(), dtype=torch.int64, device=self._device)
-        self._kept.append(table)
-        table.copy_(host, non_blocking=True)
-        return table
-
-    def _on_host(self, values: list[Any], dtype: torch.dtype) -> Tensor:
-        host = torch.tensor(values or [0], dtype=dtype, device="cpu")
-        return host.pin_memory() if self._device.type == "cuda" else host
+        found = lay_out(self._params, self._state["h"], own_blocks, count, self._live)
+        self._chunk, self._chunk_count, self._count = found.length, found.chunks, count
+        self._order, self._live_slots = list(found.order), found.live_slots
+        self._lengths = [len(numbered) for numbered in found.order.values()]
+        for name, values in found.tables.items():
+            self._tables.put(name, values, torch.int64)
+        for k, numbered in enumerate(found.order.values()):
+            self._tables.put(f"order{k}", numbered, torch.int64)
 
     def matches(self, rules: Sequence[Rule], grads: Sequence[Tensor | None], state: Any) -> bool:
         """Whether the tables still describe these gradients, the parameters and their state."""
@@ -245,15 +171,15 @@ class TritonStep:
             (group["lr"] / lr, group["weight_decay"], -1.0 if group["maximize"] else 1.0)
             for group in param_groups
         ]
-        self._put("factors", [x for i in self._groups for x in rows[i]], torch.float64)
+        self._tables.put("factors", [x for i in self._groups for x in rows[i]], torch.float64)
         values = [list(numbers(rule).values()) for rule in self._rules]
-        self._put("numbers", [x for row in values for x in row], torch.float64)
+        self._tables.put("numbers", [x for row in values for x in row], torch.float64)
         self._number_count = len(values[0])
         if self._settles:
-            self._put("meta_numbers", list(numbers(self._meta).values()), torch.float64)
+            self._tables.put("meta_numbers", list(numbers(self._meta).values()), torch.float64)
         low, high = self._bounds if self._bounds is not None else (-float("inf"), float("inf"))
-        self._put("common", [self._gamma, shared["meta_lr"], low, high], torch.float64)
-        self._put("live_ratio", [rows[group][0] for group, _ in self._live_slots], torch.float64)
+        self._tables.put("common", [self._gamma, shared["meta_lr"], low, high], torch.float64)
+        self._tables.put("live_ratio", [rows[group][0] for group, _ in self._live_slots], torch.float64)
 
     def run(
         self,
@@ -270,9 +196,9 @@ class TritonStep:
         columns = [self._params, [grads[i] for i in self._active], self._state["h"], self._state["step"]]
         columns += [self._state[name] for name in self._states]
         found = [addresses(column) for column in columns]  # type: ignore[arg-type]
-        rows = self._put_addresses("rows", [x for row in zip(*found, strict=True) for x in row])
+        rows = self._tables.put_addresses("rows", [x for row in zip(*found, strict=True) for x in row])
         starts = addresses([group["step_size"] for group in param_groups])
-        live = self._put_addresses(
+        live = self._tables.put_addresses(
             "live", [starts[group] + place * beta.element_size() for group, place in self._live_slots]
         )
         tables = self._tables
@@ -299,7 +225,7 @@ class TritonStep:
                 T=_type(wide),
                 H=_type(h),
                 DITHER_H=h == torch.bfloat16,
-                ROUND_W=0 if w != torch.bfloat16 else 2 if self._stochastic else 1,
+                ROUND_W=0 if w != torch.bfloat16 else 2 if self._dithered else 1,
                 ROW=self._row,
                 CHUNK=self._chunk,
                 BLOCK=BLOCK,

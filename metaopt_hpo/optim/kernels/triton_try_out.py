@@ -51,7 +51,7 @@ def _compare(base: Rule, meta: Rule, device: torch.device) -> str:
     group = {"lr": 1.0, "weight_decay": 0.1, "maximize": False, "step_size": torch.zeros_like(beta)}
     blocks = Blocks("tensor", of=(0, 1), count=2)
     given = StepInputs(params=params, rules=[base] * 2, grads=grads, state=state, groups=[0, 0], blocks=blocks,
-                       shared=shared, live=[[0, 1]], meta=meta, gamma=0.9, bounds=None)  # fmt: skip
+                       dithered=False, shared=shared, live=[[0, 1]], meta=meta, gamma=0.9, bounds=None)  # fmt: skip
     step = triton_step(given)
     if step is None or not step.matches([base] * 2, grads, state):
         return "it does not take plain tensors"

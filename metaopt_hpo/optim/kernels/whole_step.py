@@ -66,7 +66,9 @@ class WholeStep:
         own_blocks = [blocks.of[i] for i in active]
         chunk, count = int(code.metaopt_chunk()), shared["beta"].numel()
         states = len(rules[active[0]].states)
-        self._arrays = arrays = Arrays(chunk, self._params, self._state["h"], own_blocks, count, states)
+        self._arrays = arrays = Arrays(
+            chunk, self._params, self._state["h"], own_blocks, count, states, given.dithered
+        )
         job = arrays.job
         job.gamma = given.gamma
         values = list(numbers(meta).values())

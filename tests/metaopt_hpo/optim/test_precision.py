@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -140,3 +141,44 @@ def test_a_short_trace_keeps_its_bits_through_a_checkpoint() -> None:
             MetaOptimize(net().parameters(), trace_dtype=bad)
     with pytest.raises(ValueError, match="trace_dtype"):
         MetaOptimize(net().parameters(), trace_dtype=torch.bfloat16, trace="2x2")
+
+
+@pytest.mark.parametrize("kernel", ["eager", "inductor", "auto"])
+@pytest.mark.parametrize(
+    "options", [{}, {"trace_dtype": torch.bfloat16}, {"blocks": "weight"}], ids=["", "short trace", "weight"]
+)
+def test_stochastic_rounding_keeps_small_updates(kernel: str, options: dict[str, Any]) -> None:
+    """Nearest rounding of bfloat16 weights drops every update below 1/512 of the weight."""
+    moved = {}
+    for stochastic in (False, True):
+        p = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
+        opt = MetaOptimize([p], lr=1e-3, base="sgd", meta_lr=0.0, compile=kernel,
+                           stochastic_rounding=stochastic, **options)  # fmt: skip
+        for _ in range(20):
+            p.grad = torch.ones_like(p)
+            opt.step()
+        moved[stochastic] = float((1 - p.detach().float()).mean())
+    assert moved[False] == 0.0
+    assert moved[True] == pytest.approx(0.02, rel=0.1)
+
+
+def test_every_kernel_rounds_by_the_same_noise() -> None:
+    """One optimizer on the C kernel and one on plain operations: weights differ only where the sums do, by an ulp."""
+    ends = []
+    for kernel in ("native", "eager"):
+        model = net().bfloat16()
+        opt = MetaOptimize(
+            model.parameters(), lr=1e-2, meta_lr=0.05, compile=kernel, stochastic_rounding=True
+        )
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=generator).bfloat16()
+            opt.step()
+        ends.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    assert (ends[0] == ends[1]).float().mean() > 0.95
+
+
+def test_stochastic_rounding_is_refused_with_hessian_products() -> None:
+    with pytest.raises(ValueError, match="stochastic_rounding"):
+        MetaOptimize(net().parameters(), stochastic_rounding=True, trace="2x2")

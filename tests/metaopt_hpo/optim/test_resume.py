@@ -145,14 +145,14 @@ def test_loading_into_another_dtype_keeps_float32_state() -> None:
 
 
 def test_a_state_of_an_older_version_loads_and_is_saved_as_todays(monkeypatch: pytest.MonkeyPatch) -> None:
-    from metaopt_hpo.optim import kept_state
+    from metaopt_hpo.optim import shared_state
 
     _, old = model_and_opt()
     state = old.state_dict()
-    monkeypatch.setattr(kept_state, "STATE_VERSION", kept_state.STATE_VERSION + 1)
+    monkeypatch.setattr(shared_state, "STATE_VERSION", shared_state.STATE_VERSION + 1)
     _, opt = model_and_opt()
     opt.load_state_dict(state)
-    assert opt.state_dict()["param_groups"][0]["state_version"] == kept_state.STATE_VERSION
+    assert opt.state_dict()["param_groups"][0]["state_version"] == shared_state.STATE_VERSION
     assert torch.equal(opt.step_sizes(), old.step_sizes())
 
 
