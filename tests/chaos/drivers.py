@@ -12,75 +12,22 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from saying import Announced, AnnouncedProgram, announced, exact, say, work
 from traps import VARIABLE, set_trap
 
-from metaopt_hpo.comparison.objective import Configuration, Report, no_report
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.comparison.training_objective import TrainObjective
-from metaopt_hpo.trials.record import TrialRecord
 
-set_trap()  # here, so that workers have it too
+if TYPE_CHECKING:
+    import numpy as np
 
-
-def exact(records: list[TrialRecord]) -> str:
-    """Records in exact digits, without times and memory."""
-    lines = []
-    for r in records:
-        curve = None if r.curve is None else replace(r.curve, seconds=())
-        lines.append(repr(replace(r, seconds=0.0, memory=0.0, curve=curve)))
-    return "\n".join(lines) + "\n"
-
-
-def say(what: str) -> None:
-    """One line at once, which no other process's line comes into."""
-    sys.stdout.write(what + "\n")
-    sys.stdout.flush()
-
-
-def work(c: Configuration | TrialRecord) -> str:
-    """A run by what is trained in it."""
-    tokens = c.tokens if isinstance(c, Configuration) else c.target_tokens
-    return f"{c.strategy}:{c.size:.0f}:{tokens:.0f}:{c.batch:.0f}:{c.lr!r}:{c.seed}"
-
-
-class Announced(TrainObjective):
-    """Training that says what it begins."""
-
-    def run(self, configuration: Configuration, report: Report = no_report) -> TrialRecord:
-        """As `TrainObjective.run`."""
-        say(f"begun {work(configuration)}")
-        return super().run(configuration, report)
-
-    def run_saved(self, configuration: Configuration, report: Report, checkpoint: Path) -> TrialRecord:
-        """As `TrainObjective.run_saved`."""
-        say(f"begun {work(configuration)}")
-        return super().run_saved(configuration, report, checkpoint)
-
-
-@contextmanager
-def announced(owner: object, name: str, key: Callable[..., str]) -> Iterator[None]:
-    """A function of a module says what it begins, and what it began before as finished: that is kept by then."""
-    inner = getattr(owner, name)
-    last: list[str] = []
-
-    def said(*args: object, **options: object) -> object:
-        for before in last:
-            say(f"finished {before} {before}")
-        last[:] = [key(*args, **options)]
-        say(f"begun {last[0]}")
-        return inner(*args, **options)
-
-    setattr(owner, name, said)
-    try:
-        yield
-        for before in last:
-            say(f"finished {before} {before}")
-    finally:
-        setattr(owner, name, inner)
+    from metaopt_hpo.trials.record import TrialRecord
+    from metaopt_hpo.trials.table import TrialTable
 
 
 def compare(out: Path, methods: tuple[str, ...], workers: int, sizes: tuple[int, ...]) -> str:
@@ -139,26 +86,127 @@ def live(out: Path) -> str:
     return exact(TrialTable.read(out / "live.parquet").records())
 
 
-def gain(out: Path) -> str:
-    """`python -m studies.gain`: searches on a table, kept one by one."""
+def plan(out: Path, workload: str) -> str:
+    """`metaopt-hpo run`: a plan's pilots, its target, and its page; of our workload, or of a program of one's own."""
+    from metaopt_hpo import plan as make
+    from metaopt_hpo.cli import run as command
+    from metaopt_hpo.comparison import command_objective, training_objective
+    from metaopt_hpo.plan import store
+
+    def told(decision: store.Decision, record: TrialRecord | None) -> None:
+        if record is not None:
+            say(f"finished {record.study} {work(record)}")
+
+    command._say = told
+    training_objective.TrainObjective = Announced  # type: ignore[misc]
+    command_objective.CommandObjective = AnnouncedProgram  # type: ignore[misc]
+    options: dict[str, Any] = {"workload": workload, "target": "width=24", "widths": [8, 12, 16]}
+    if workload != "regression":
+        job = out / "job.py"
+        write_text(job, PROGRAM)
+        options |= {"workload": f"{sys.executable} {job} {{width}} {{lr}} {{steps}} {{strategy}} {{out}}"}
+        options |= {"target": 889, "sizes": [169, 301, 465]}
+        options |= {"workload_options": {"sizes": "8:169,12:301,16:465,24:889", "batch": "32"}}
+    file = out / "plan.toml"
+    if not file.exists():
+        make(
+            tokens=2**16, budget="100 % of the target", hardware="cpu", base=[], batch=32.0, lr=(1e-3, 3e-1),
+            **options,
+        ).write(file)  # fmt: skip
+    command.run(file, target=True)
+    found = store.read(out / "plan")
+    assert "</html>" in (out / "plan" / "page.html").read_text(encoding="utf-8")
+    return exact(list(found.records)) + (out / "plan" / store.DECISIONS_FILE).read_text()
+
+
+PROGRAM = """
+import json, math, sys, time
+width, lr, steps, strategy, out = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+best = 0.02 * width ** -0.6
+if strategy == "metaoptimize":
+    lr = best * (0.8 + 0.01 * width)
+    open(out + "/found.json", "w").write(json.dumps({"found_lr": lr}))
+for i in range(1, 9):
+    loss = (2 + 40 * width ** -0.8) * math.exp(0.05 * math.log(lr / best) ** 2) + 3 * (1 - i / 8)
+    print(json.dumps({"step": steps * i // 8, "val_loss": loss}), flush=True)
+    time.sleep(0.1)
+"""
+"""Trains nothing; its loss is a function of what it is given."""
+
+
+def replay(out: Path) -> str:
+    """`metaopt-hpo replay`: keeps nothing before its page, so it begins anew."""
+    import numpy as np
+
+    from metaopt_hpo.comparison.replay import replay as run
+    from metaopt_hpo.comparison.table_objective import TableObjective
+    from metaopt_hpo.report.law_figures import replay_page
+
+    page = out / "replay.html"
+    assert not page.exists() or "</html>" in page.read_text(encoding="utf-8")
+    objective = TableObjective(bowls(np.geomspace(1e-3, 1e-1, 9)))
+    result = run(objective, (4e6, 8e7), methods=("law", "tpe", "random", "asha"), seeds=4, limit=12.0)
+    write_text(page, replay_page(result, "bowls"))
+    return str(result.trace.to_csv(float_format="%.17g")) + page.read_text(encoding="utf-8")
+
+
+def attribute_engine(out: Path) -> str:
+    """`metaopt-hpo attribute --tier 3`: every grid a study of an engine."""
+    from metaopt_hpo.attribution import ExperimentConfig
+    from metaopt_hpo.attribution.engine_runs import run_with_engine
+    from metaopt_hpo.workloads import members
+
+    class Few(ExperimentConfig):
+        """One of its cells: what an experiment may not, a command that is killed must."""
+
+        @property
+        def cells(self) -> tuple[np.ndarray, np.ndarray]:
+            d, b = super().cells
+            return d[:1], b[:1]
+
+    config = Few(
+        tokens=(2048, 4096, 8192, 16384, 65536),
+        batch=(16, 32, 64, 128),
+        seeds=(0, 1, 2),
+        factors=("schedule",),
+        method="pairs",
+        levels=False,
+        base_noise="minibatch",
+    )
+    family = members("regression", [16])
+    with announced(TrainObjective, "run_saved", lambda _, c, *rest: work(c)):
+        ran = run_with_engine("optuna", None, config, objective=TrainObjective(family), points=5, store=out)
+    return repr(ran.grids[0].criteria.tolist())
+
+
+def bowls(rates: np.ndarray) -> TrialTable:
+    """Runs whose loss is a bowl over lr and batch, its middle moving with size."""
     import math
 
     import numpy as np
     import pandas as pd
 
     from metaopt_hpo.trials.table import TrialTable
-    from studies.gain import races
-    from studies.gain.problems import table_problem
 
     rows = []
     for n in (1e6, 2e6, 4e6):
         for d in (4e7, 8e7):
-            for lr in np.geomspace(1e-3, 1e-1, 9):
+            for lr in rates:
                 for b in np.geomspace(1e4, 1e5, 4):
                     x, y = math.log(lr / (0.01 * (n / 1e6) ** -0.4)), math.log(b / 3e4)
                     loss = (2 + (n / 1e6) ** -0.3 + (d / 1e7) ** -0.3) * math.exp(0.03 * x * x + 0.02 * y * y)
                     rows.append({"size": n, "tokens": d, "batch": b, "lr": lr, "loss": loss})
-    problem = table_problem("toy", TrialTable.from_frame(pd.DataFrame(rows)), (4e6, 8e7))
+    return TrialTable.from_frame(pd.DataFrame(rows))
+
+
+def gain(out: Path) -> str:
+    """`python -m studies.gain`: searches on a table, kept one by one."""
+    import numpy as np
+
+    from studies.gain import races
+    from studies.gain.problems import table_problem
+
+    problem = table_problem("toy", bowls(np.geomspace(1e-3, 1e-1, 9)), (4e6, 8e7))
     with announced(races, "run", lambda _, method, problem, seed, limit: f"{method}-{seed}"):
         frame = races.race_all(
             "optuna", [problem], ["law", "tpe", "random"], 6, out / "gain.parquet", limit=8.0
@@ -183,7 +231,8 @@ def attribute(out: Path) -> str:
 
 HEAVY = ("torch", "optuna", "pandas", "pyarrow.parquet", "sqlalchemy", "metaopt_hpo.comparison.protocol",
          "metaopt_hpo.training.run", "metaopt_hpo_optuna.engine", "metaopt_hpo.attribution.tiers",
-         "metaopt_hpo.scaling.fitting")  # fmt: skip
+         "metaopt_hpo.scaling.fitting", "metaopt_hpo.plan.run", "metaopt_hpo.plan.page",
+         "metaopt_hpo.report.law_figures")  # fmt: skip
 """Loaded before a command begins, so that kills meet its work."""
 
 COMMANDS: dict[str, Callable[[Path], str]] = {
@@ -194,6 +243,10 @@ COMMANDS: dict[str, Callable[[Path], str]] = {
     "live-table": live,
     "gain": gain,
     "attribute": attribute,
+    "attribute-engine": attribute_engine,
+    "replay": replay,
+    "run": lambda out: plan(out, "regression"),
+    "run-program": lambda out: plan(out, "program"),
 }
 
 
@@ -222,7 +275,8 @@ def main() -> None:
 
 def command(name: str, out: Path) -> None:
     """Run one as the command line does: a signal ends it with 130, an error of ours with one sentence."""
-    from metaopt_hpo.atomic import write_text
+    from typer import Exit
+
     from metaopt_hpo.cli.interrupts import interruptible
     from metaopt_hpo.errors import MetaOptError
 
@@ -232,7 +286,10 @@ def command(name: str, out: Path) -> None:
     say("at work")
     try:
         with interruptible():
-            write_text(out / "final.txt", COMMANDS[name](out))
+            try:
+                write_text(out / "final.txt", COMMANDS[name](out))
+            except Exit as ended:
+                sys.exit(ended.exit_code)
     except MetaOptError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

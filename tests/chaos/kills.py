@@ -245,8 +245,8 @@ def disturbed(name: str, folder: Path, whole: str, seconds: float, kills: int, s
         before = Counter(known.values())
         again += [(work, before[work]) for (work,) in run.said("begun")]
         found = dict(run.said("finished"))
-        if run.code == 0 and name.startswith("compare"):
-            # every life says first what it found in the store
+        if run.code == 0 and name.startswith(("compare", "run")):
+            # every life says what it found in the store
             tally.lost += len(known.keys() - found.keys())
         known |= found
         if run.code == 0:

@@ -21,12 +21,16 @@ from typing import Any
 VARIABLE = "CHAOS_TRAP"
 MOST = {"fsync": 30, "rename": 20, "commit": 100, "fit": 500}
 """The number of a trap is drawn below it, small ones more often: a life may have few."""
+FITTING = ("gain", "compare-law", "replay")
+"""Commands that fit laws."""
+COMMITTING = ("compare", "compare-one-process", "compare-law", "attribute-engine", "run", "run-program")
+"""Commands whose engine writes to SQLite."""
 
 
 def drawn(name: str, draw: random.Random) -> str:
     """A trap for a command's environment."""
-    fits = "fit" if name in ("gain", "compare-law") else "fsync"
-    kind = draw.choice(("fsync", "rename", fits, "commit" if name.startswith("compare") else "rename"))
+    fits = "fit" if name in FITTING else "fsync"
+    kind = draw.choice(("fsync", "rename", fits, "commit" if name in COMMITTING else "rename"))
     return f"{kind}:{round(MOST[kind] ** draw.random())}"
 
 
