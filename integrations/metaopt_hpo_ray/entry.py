@@ -19,6 +19,15 @@ LR_PATH = "lr_path"
 
 STATES = get_args(TrialState)
 
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("size", "tokens", "batch", "lr", "launched_at"), (int, float)),
+    **dict.fromkeys(("trial", "strategy", "tuning", "state", "reason", "note", "why_launched"), str),
+    **dict.fromkeys(("launched", "cut", "spared"), bool),
+    **dict.fromkeys(("params", "work", "starts", "extra"), dict),
+    "seed": int,
+}
+_EXTRA_TEXTS = ("strategy", "tuning", "workload")
+
 Place = tuple[int, int]
 """Size and planned tokens in quarter octaves."""
 
@@ -129,7 +138,10 @@ class Entry:
         """When it was launched and why; "" where that is not known."""
         if not self.why_launched:
             return ""
-        when = datetime.fromtimestamp(self.launched_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        try:
+            when = datetime.fromtimestamp(self.launched_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        except (ValueError, OverflowError, OSError):  # a damaged journal's
+            return f"launched: {self.why_launched}"
         return f"launched {when}: {self.why_launched}"
 
     def note_lr(self, lr: float) -> None:
@@ -181,16 +193,46 @@ class Entry:
         """The entry `to_state` described.
 
         Raises:
-            KeyError, TypeError, ValueError: not such a state.
+            KeyError, TypeError, ValueError, OverflowError: not such a state.
         """
         values = dict(data)
-        values["points"] = {float(t): tuple(map(float, p)) for t, *p in values["points"]}
+        check_values(values)
+        values["points"] = {float(t): _point(p) for t, *p in values["points"]}
         values["last"] = (float(values["last"][0]), float(values["last"][1]))
         if values["state"] not in STATES:
             raise ValueError(f"state {values['state']!r}")
         return cls(**values)
 
 
+def _point(values: list[Any]) -> tuple[float, float, float, float]:
+    loss, step_size, grad_norm, cost = map(float, values)
+    return loss, step_size, grad_norm, cost
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Raise unless fields of an entry that come from a file are of their kinds.
+
+    Raises:
+        TypeError: one is not.
+        OverflowError: a number is too large.
+    """
+    for name, value in values.items():
+        kind = _KINDS.get(name)
+        if kind is not None and not (
+            isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        ):
+            raise TypeError(f"{name} cannot be {value!r:.60}")
+        if isinstance(value, int):
+            float(value)
+    for name in ("work", "starts", "extra"):
+        for key, value in values.get(name, {}).items():
+            wanted = str if name == "extra" and key in _EXTRA_TEXTS else (int, float)
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise TypeError(f"{key} of {name} cannot be {value!r:.60}")
+            if not isinstance(value, str):
+                float(value)
+
+
 def quarter_octave(value: float) -> int:
-    """Number of the quarter octave a positive number lies in; any other has one of its own."""
-    return round(4 * math.log2(value)) if value > 0 else -(10**6)
+    """Number of the quarter octave a positive, finite number lies in; any other has one of its own."""
+    return round(4 * math.log2(value)) if 0 < value < math.inf else -(10**6)

@@ -10,7 +10,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray.tune.experiment import Trial
@@ -29,7 +28,7 @@ from metaopt_hpo_ray.judge import Judge
 from metaopt_hpo_ray.keeper import own
 from metaopt_hpo_ray.reports import Results
 from metaopt_hpo_ray.shown import show_decisions
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.state import TrialBook, read_state
 from metaopt_hpo_ray.trial_files import read_trials
 
 if TYPE_CHECKING:
@@ -298,8 +297,12 @@ class ScalingLawScheduler(FIFOScheduler):
         write_text(checkpoint_path, json.dumps(state))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Read what `save` wrote."""
-        self.set_state(json.loads(Path(checkpoint_path).read_text(encoding="utf-8")))
+        """Read what `save` wrote.
+
+        Raises:
+            BookError: not a file of ours, or a damaged one.
+        """
+        read_state(checkpoint_path, "ScalingLawScheduler", self.set_state)
 
     # -- safety --------------------------------------------------------------------------------------------
 

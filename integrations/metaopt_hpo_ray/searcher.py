@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +26,7 @@ from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
 from metaopt_hpo_ray.reports import Results, describe, outcome, report
 from metaopt_hpo_ray.result_table import trial_table
-from metaopt_hpo_ray.state import BookError, TrialBook
+from metaopt_hpo_ray.state import TrialBook, read_state
 
 Pair = tuple[float, float]
 
@@ -254,10 +253,10 @@ class ScalingLawSearch(Searcher):
         Raises:
             BookError: not such a state.
         """
+        made, reasons, given = int(state["made"]), dict(state["reasons"]), list(state.get("given", ()))
         self.book.load_state(state["book"])
-        self._made = int(state["made"])
-        self.reasons = dict(state["reasons"])
-        for facts in state.get("given", ())[len(self._given) :]:
+        self._made, self.reasons = made, reasons
+        for facts in given[len(self._given) :]:
             self._give(facts["loss"], {k: v for k, v in facts.items() if k != "loss"})
 
     def save(self, checkpoint_path: str) -> None:
@@ -268,13 +267,9 @@ class ScalingLawSearch(Searcher):
         """Read what `save` wrote.
 
         Raises:
-            BookError: not a file of ours.
+            BookError: not a file of ours, or a damaged one.
         """
-        try:
-            state = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
-            self.set_state(state)
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise BookError(f"{checkpoint_path} is no saved state of ScalingLawSearch: {error!r}") from error
+        read_state(checkpoint_path, "ScalingLawSearch", self.set_state)
 
 
 def read_records(source: Any) -> list[TrialRecord]:

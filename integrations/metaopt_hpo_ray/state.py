@@ -13,11 +13,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
+from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord, TrialState
-from metaopt_hpo_ray.entry import DONE, STATES, Entry, Place
+from metaopt_hpo_ray.entry import DONE, STATES, Entry, Place, check_values
 
 FORMAT = "metaopt-hpo ray journal"
 VERSION = 3
@@ -193,7 +195,7 @@ class TrialBook:
         """
         try:
             self._APPLY[event["k"]](self, event)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BookError(f"not an event of a trial journal: {event!r:.120} ({error!r})") from error
         self.events += 1
         self._packed.pop(event.get("id", ""), None)
@@ -210,18 +212,22 @@ class TrialBook:
 
     def _add(self, event: Event) -> None:
         facts = {k: v for k, v in event.items() if k in _FACTS}
+        check_values({"trial": event["id"], **facts})
         self.entries[event["id"]] = Entry(event["id"], **facts)
 
     def _facts(self, event: Event) -> None:
         entry = self._entry(event)
+        check_values({name: event[name] for name in _FACTS if name in event})
         for name in _FACTS:
             if name in event:
                 setattr(entry, name, event[name])
 
     def _launch(self, event: Event) -> None:
         entry = self._entry(event)
+        said = {"launched_at": event.get("time", math.nan), "why_launched": event.get("reason", "")}
+        check_values(said)
         entry.launched = True
-        entry.launched_at, entry.why_launched = event.get("time", math.nan), event.get("reason", "")
+        entry.launched_at, entry.why_launched = said["launched_at"], said["why_launched"]
 
     def _spare(self, event: Event) -> None:
         entry = self._entry(event)
@@ -239,8 +245,10 @@ class TrialBook:
     def _report(self, event: Event) -> None:
         entry = self._entry(event)
         tokens, loss, process = event["t"], event["loss"], event["p"]
-        spent = entry.spent(process, tokens, event.get("work"))
         extra = event.get("extra")
+        values = {k: event[k] for k in ("step", "norm", "cost", "work") if event.get(k) is not None}
+        check_values({"extra": extra or {}, "work": {"t": tokens, "loss": loss, **values}, "trial": process})
+        spent = entry.spent(process, tokens, event.get("work"))
         if extra and "lr" in extra:
             entry.note_lr(extra["lr"])
         nan = math.nan
@@ -336,7 +344,7 @@ class TrialBook:
             entries = [Entry.from_state(e) for e in rows]
             events = int(state["events"])
             stops = {(int(s), int(t)): int(n) for s, t, n in state.get("stops", ())}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise BookError(f"the saved state of the trials is damaged ({error!r})") from error
         self.become(entries, events, stops)
 
@@ -396,6 +404,37 @@ class TrialBook:
             raise BookError("this is not a journal of trials of metaopt-hpo")
         book._lenient = False
         return book
+
+
+def read_state(path: str | PathLike[str], whose: str, take: Callable[[Any], None]) -> None:
+    """Give `take` what `path` holds in JSON.
+
+    Args:
+        whose: who saved it, for the message.
+
+    Raises:
+        BookError: there is no such file, it is damaged, or it is something else's.
+    """
+    try:
+        take(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise BookError(
+            f"the saved state of {whose}, {path}, cannot be read: {error.strerror or error}"
+        ) from error
+    except (
+        MetaOptError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BookError(
+            f"{path} is no saved state of {whose}, or a damaged one ({reason:.200}); begin without it, or restore the "
+            "file"
+        ) from error
 
 
 def _is_known(value: Any) -> bool:
