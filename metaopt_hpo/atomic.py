@@ -17,6 +17,11 @@ from pathlib import Path
 
 from metaopt_hpo.errors import MetaOptError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 ABANDONED = 3600.0
 """Seconds without a write after which a temporary file is taken to be a killed process's, and removed."""
 
@@ -40,6 +45,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    handle: int | None = None
     try:
         if target.exists() and not target.is_file() and not target.is_dir():
             yield target
@@ -49,7 +55,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
         # made here, so that a folder that takes no file is noticed before the caller's work
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        if fcntl is None:
+            os.close(handle)  # Windows renames no open file
+            handle = None
+        else:
+            _hold(handle)
         yield temporary
         if target.exists():
             shutil.copymode(target, temporary)
@@ -65,6 +76,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -93,8 +106,31 @@ def _remove_abandoned(target: Path) -> None:
     for old in target.parent.glob(f".{_literal(target.name)}.*-*.tmp"):
         with contextlib.suppress(OSError):
             found = old.lstat()
-            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > ABANDONED:
+            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > ABANDONED and not _is_held(old):
                 old.unlink()
+
+
+def _hold(handle: int) -> None:
+    """Mark an open file as being written, for as long as this process has it open."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether its writer lives: by the clock alone, one that was set ahead would make every file old."""
+    if fcntl is None:
+        return False  # Windows removes no open file
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def _literal(name: str) -> str:

@@ -2,7 +2,9 @@
 
 Optuna's heartbeat exists on relational storages inside `Study.optimize` only. A lease is a user attribute of
 the running trial, the time until which it counts as alive, renewed by a thread of its worker; it works on every
-storage, with ask-and-tell too. Workers' clocks must agree to within the lease.
+storage, with ask-and-tell too. Workers' clocks must agree to within the lease. Where this process's own clock jumps
+ahead (it is set, or the machine was asleep), other workers' leases look run out until they renew them: the jump is not
+counted for a while.
 """
 
 from __future__ import annotations
@@ -76,6 +78,29 @@ GRACE = 600.0
 """Seconds from a trial's beginning to its lease: enough to load data and build a model."""
 
 
+class _Now:
+    """The time of day without jumps ahead of the last `GRACE` seconds, which other workers' leases lag behind."""
+
+    def __init__(self) -> None:
+        self._lead = time.time() - time.monotonic()
+        self._jumps: list[tuple[float, float]] = []
+
+    def __call__(self) -> float:
+        wall, steady = time.time(), time.monotonic()
+        jump = wall - steady - self._lead
+        self._lead = wall - steady
+        if jump > JUMP:
+            self._jumps.append((steady, jump))
+        self._jumps = [(when, size) for when, size in self._jumps if steady - when < GRACE]
+        return wall - sum(size for _, size in self._jumps)
+
+
+JUMP = 1.0
+"""Seconds by which the time of day must get ahead of the monotonic clock between two looks to count as a jump."""
+
+_now = _Now()
+
+
 def retry_lost_trials(
     study: Study, trial: FrozenTrial | None = None, *, max_retry: int = 3, grace: float | None = GRACE
 ) -> list[int]:
@@ -110,10 +135,12 @@ def retry_lost_trials(
         raise ValueError(f"max_retry must be at least 0, got {max_retry!r}")
     if grace is not None and not grace > 0:
         raise ValueError(f"grace must be more than 0 seconds, or None, got {grace!r}")
-    now = time.time()
+    now = _now()
     closed = []
     for lost in study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
         expiry = lost.user_attrs.get(LEASE)
+        if not isinstance(expiry, int | float):  # none, or somebody else's
+            expiry = None
         if expiry is None and not _never_began(study, lost, now, grace):
             continue
         if expiry is not None and expiry > now:

@@ -111,3 +111,22 @@ def test_a_killed_writer_and_concurrent_ones_leave_a_whole_file(tmp_path: Path) 
             writer.wait()
     text = file.read_text()
     assert (len(set(text)), len(text)) == (1, 300_000)
+
+
+def test_a_clock_set_ahead_removes_nothing_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "t.txt"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".t.txt.{gone.pid}-00000000.tmp"
+    left.write_text("of a process that has ended")
+    with replacing(file) as slow:
+        slow.write_text("slow")
+        now = time.time() + 10 * atomic.ABANDONED
+        monkeypatch.setattr(atomic.time, "time", lambda: now)
+        write_text(file, "quick")
+        assert not left.exists()
+        assert slow.exists()
+    assert file.read_text() == "slow"
+    assert os.listdir(tmp_path) == ["t.txt"]
