@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from metaopt_hpo.atomic import write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 TAGS = "v[0-9]*"
 
@@ -37,7 +39,7 @@ def build(folder: Path, root: Path = ROOT) -> list[str]:
         '<meta name="color-scheme" content="light dark"><title>metaopt-hpo: versions</title></head>'
         f"<body><main><h1>metaopt-hpo: documentation by version</h1><ul>{rows}</ul></main></body></html>"
     )
-    (folder / "index.html").write_text(page, encoding="utf-8")
+    write_text(folder / "index.html", page)
     return ["latest", *listed]
 
 

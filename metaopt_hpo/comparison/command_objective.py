@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -84,7 +83,6 @@ class CommandObjective:
         else:
             losses = job.losses_at(settings, out)
         look = _Look(self, c, report, folder, losses)
-        began = time.time()
         seconds, attempt = 0.0, 0
         while True:
             ended = program.run(
@@ -105,7 +103,7 @@ class CommandObjective:
             if not again or attempt >= job.retries or (found and not math.isfinite(found.final)):
                 break
             attempt += 1
-        return self._record(c, folder, ended, found, seconds, attempt, began)
+        return self._record(c, folder, ended, found, seconds, attempt)
 
     def _record(
         self,
@@ -115,7 +113,6 @@ class CommandObjective:
         found: reported.Reported | None,
         seconds: float,
         retried: int,
-        began: float,
     ) -> TrialRecord:
         planned = _steps(c) * c.batch
         if ended.code == 0 and found is None:

@@ -60,7 +60,9 @@ class Config(SimpleNamespace):
         run = vars(self).get("_run")
         found = getattr(run, "found_lr", None)
         if found is not None and found > 0:
-            (Path(self.out) / FOUND).write_text(json.dumps({"found_lr": float(found)}), encoding="utf-8")
+            from metaopt_hpo.atomic import write_text
+
+            write_text(Path(self.out) / FOUND, json.dumps({"found_lr": float(found)}))
 
 
 def describe(file: Path) -> dict[str, Any]:

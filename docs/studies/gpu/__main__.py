@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from metaopt_hpo.atomic import replacing, write_text
+
 PARTS = {
     "checks": "every rule, dtype and block kind against plain operations; no wait for the device; a captured step; "
     "nothing compiled anew for decay, shapes or the number of tensors",
@@ -88,7 +90,7 @@ def _run(part: str, seconds: float) -> list[dict[str, Any]]:
 
 
 def _keep(rows: list[dict[str, Any]], path: Path) -> None:
-    path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
     try:
         import pyarrow as pa  # type: ignore[import-untyped]
         import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -98,9 +100,8 @@ def _keep(rows: list[dict[str, Any]], path: Path) -> None:
         )
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
-    pq.write_table(
-        pa.table({name: [row.get(name) for row in rows] for name in names}), path.with_suffix(".parquet")
-    )
+    with replacing(path.with_suffix(".parquet")) as temporary:
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), temporary)
     path.with_suffix(".jsonl").unlink()
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from metaopt_hpo.atomic import write_text
+
 TITLES = {"checks": "Checks", "speed": "Speed of a step", "race": "A short race"}
 
 
@@ -30,7 +32,7 @@ def write(folder: Path) -> None:
         lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
         lines += ["| " + " | ".join(_text(row.get(name)) for name in names) + " |" for row in rows]
         lines.append("")
-    (folder / "gpu.md").write_text("\n".join(lines))
+    write_text(folder / "gpu.md", "\n".join(lines))
     print(f"  {folder / 'gpu.md'}")
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
+from metaopt_hpo.atomic import write_text
 from metaopt_hpo.optim.kernels.build import cache_folder
 from metaopt_hpo.optim.kernels.describe import Program
 from metaopt_hpo.optim.kernels.emit import TRITON, emit
@@ -209,9 +209,7 @@ def module(base: Program, meta: Program) -> Any:
             folder = cache_folder() or Path(tempfile.mkdtemp(prefix="metaopt_hpo-triton-"))
             path = folder / f"{name}.py"
             if not path.is_file() or path.read_text() != text:
-                part = path.with_suffix(f".{os.getpid()}.part")
-                part.write_text(text)
-                os.replace(part, path)
+                write_text(path, text)
             spec = importlib.util.spec_from_file_location(name, path)
             assert spec is not None
             assert spec.loader is not None
