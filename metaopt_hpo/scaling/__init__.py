@@ -13,6 +13,7 @@ from metaopt_hpo.scaling.policy import (
     propose,
     verdict,
 )
+from metaopt_hpo.scaling.schedule_law import ScheduledCurve, ScheduleLaw, fit_schedule_law
 
 __all__ = [
     "Caution",
@@ -24,8 +25,11 @@ __all__ = [
     "LawRefused",
     "Prediction",
     "Proposal",
+    "ScheduleLaw",
+    "ScheduledCurve",
     "Verdict",
     "fit",
+    "fit_schedule_law",
     "forecast",
     "propose",
     "verdict",
