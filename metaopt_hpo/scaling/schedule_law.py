@@ -100,6 +100,12 @@ class ScheduledCurve:
 class ScheduleLaw:
     """The multi-power law of one model and batch; build one with `fit_schedule_law`.
 
+    Examples:
+        >>> from metaopt_hpo.scaling import ScheduleLaw
+        >>> law = ScheduleLaw(2.5, 0.6, 0.5, 500.0, 2.0, 0.6, 0.6, 1e-3)
+        >>> f"{law.end([500, 9000], [3e-4, 3e-4]):.2f}"
+        '2.87'
+
     Attributes:
         floor, scale, alpha: L₀, A, α: the loss at a constant lr over the sum of learning rates.
         drop, rate, beta, gamma: B, C, β, γ: what a fall of the lr gains.
@@ -119,15 +125,20 @@ class ScheduleLaw:
         """Loss at each step of a schedule.
 
         Args:
-            steps: optimizer steps, ascending; between them lr is taken to change evenly.
-            lr: the learning rate at each of them.
+            steps: optimizer steps, ascending.
+            lr: the learning rate at each of them. What it falls between two of them it counts as having fallen at the
+                second, so that a decay wants many.
             before: as in `ScheduledCurve`.
+
+        Returns:
+            One loss a step; infinite where no step with an lr above 0 has been taken.
 
         Examples:
             >>> from metaopt_hpo.scaling.schedule_law import ScheduleLaw
             >>> law = ScheduleLaw(2.5, 0.6, 0.5, 500.0, 2.0, 0.6, 0.6, 1e-3)
-            >>> constant, decayed = law.predict([0, 9000], [3e-4, 3e-4]), law.predict([0, 9000], [3e-4, 3e-5])
-            >>> bool(decayed[-1] < constant[-1] + 0.1)
+            >>> steps = range(500, 9001, 100)
+            >>> constant, linear = [3e-4] * 86, [3e-4 * (1 - step / 10_000) for step in steps]
+            >>> bool(law.predict(steps, linear)[-1] < law.predict(steps, constant)[-1])
             True
         """
         at, rates = _schedule(steps, lr)
@@ -174,7 +185,7 @@ def fit_schedule_law(curves: Sequence[ScheduledCurve], *, prior: ScheduleLaw | N
             "no curve's lr falls, so that nothing says what a decay gains: add one that does, or give prior="
         )
         raise LawRefused("one-schedule", reason)
-    read = [_evenly(c.steps.size) for c in curves]
+    read = [_begun(c)[_evenly(_begun(c).size)] for c in curves]
     paths = [_Path(c.steps, c.lr, c.before, rows) for c, rows in zip(curves, read, strict=True)]
     losses = np.log(np.concatenate([c.loss[rows] for c, rows in zip(curves, read, strict=True)]))
     each = np.concatenate([np.full(rows.size, min(INDEPENDENT / rows.size, 1.0)) for rows in read])
@@ -204,25 +215,23 @@ class _Path:
     """
 
     def __init__(self, steps: Array, lr: Array, before: float, rows: NDArray[np.intp] | None = None) -> None:
-        at, self.lr = steps, lr
-        if steps.size > NODES:  # the reports are kept, what lies between them is summed coarsely
-            keep = _evenly(steps.size)
-            at, lr = steps[keep], lr[keep]
-        areas = 0.5 * (lr[1:] + lr[:-1]) * np.diff(at)
-        at_nodes = before + np.concatenate([[0.0], np.cumsum(areas)])
-        fine = 0.5 * (self.lr[1:] + self.lr[:-1]) * np.diff(steps)
-        self.total = before + np.concatenate([[0.0], np.cumsum(fine)])
-        falls = lr[:-1] - lr[1:]
-        changed = np.flatnonzero(np.abs(falls) > 1e-12 * lr.max())
-        self.falls, self.log_lr = falls[changed], np.log(np.maximum(lr[1:][changed], 1e-9 * lr.max()))
+        keep = _evenly(steps.size)
+        at, rates = steps[keep], lr[keep]
+        self.peak = float(lr.max())
+        sums = before + np.concatenate([[0.0], np.cumsum(0.5 * (rates[1:] + rates[:-1]) * np.diff(at))])
+        self.total = before + np.concatenate([[0.0], np.cumsum(0.5 * (lr[1:] + lr[:-1]) * np.diff(steps))])
+        falls = rates[:-1] - rates[1:]
+        changed = np.flatnonzero(np.abs(falls) > 1e-12 * self.peak)
+        self.falls, self.log_lr = falls[changed], np.log(np.maximum(rates[1:][changed], 1e-9 * self.peak))
         if rows is not None:
             self.total = self.total[rows]
-        self.since = np.maximum(self.total[:, None] - at_nodes[1:][changed][None, :], 0.0)
+        self.since = np.maximum(self.total[:, None] - sums[1:][changed][None, :], 0.0)
 
     def loss(self, theta: Array) -> Array:
         """Loss at each step; θ holds logarithms of `NAMES`."""
         floor, scale, alpha, drop, rate, beta, gamma = np.exp(np.clip(theta, -80.0, 80.0))
-        out = floor + scale * np.maximum(self.total, 1e-300) ** -alpha
+        with np.errstate(divide="ignore"):
+            out = floor + scale * self.total**-alpha
         if self.falls.size:
             log_rate = np.minimum(math.log(rate) - gamma * self.log_lr, 300.0)
             gained = -np.expm1(-beta * np.log1p(np.exp(log_rate) * self.since))
@@ -248,7 +257,7 @@ class _Belief:
     def of(cls, paths: Sequence[_Path], losses: Array, prior: ScheduleLaw | None) -> _Belief:
         if prior is not None:
             return cls(prior.parameters(), np.array([SPREAD.get(n, math.inf) for n in NAMES]))
-        peak = math.log(max(float(p.lr.max()) for p in paths))
+        peak = math.log(max(p.peak for p in paths))
         longest = math.log(max(float(p.total[-1]) for p in paths))
         known = dict(USUAL)
         known["drop"] = (known["drop"][0] + float(losses.min()) - peak, known["drop"][1])
@@ -267,7 +276,7 @@ class _Belief:
         total, z = np.concatenate([p.total for p in paths]), np.exp(losses)
         theta = self.mean.copy()
         theta[4] -= self.longest - math.exp(theta[6]) * self.peak
-        design = np.column_stack([np.ones(total.size), np.maximum(total, 1e-300) ** -math.exp(theta[2])])
+        design = np.column_stack([np.ones(total.size), total ** -math.exp(theta[2])])
         floor, scale = np.linalg.lstsq(design, z, rcond=None)[0]
         least = float(z.min())
         theta[:2] = math.log(max(float(floor), 0.3 * least)), math.log(max(float(scale), 1e-3 * least))
@@ -277,6 +286,11 @@ class _Belief:
             other[5] = math.log(beta)
             out.append(other)
         return out
+
+
+def _begun(curve: ScheduledCurve) -> NDArray[np.intp]:
+    """Reports after the first step with an lr above 0."""
+    return np.flatnonzero((np.cumsum(curve.lr) > 0) & ((curve.steps > curve.steps[0]) | (curve.before > 0)))
 
 
 def _evenly(count: int) -> NDArray[np.intp]:

@@ -118,3 +118,18 @@ def test_a_schedule_of_every_step_of_a_long_run() -> None:
     sparse = np.arange(0, 200_000, 500, dtype=float)
     lr = schedules(every)["cosine"]
     assert TRUTH.end(every, lr) == pytest.approx(TRUTH.end(sparse, schedules(sparse)["cosine"]), rel=1e-3)
+
+
+def test_curves_from_the_first_step() -> None:
+    """A warm-up from 0: nothing has been learned at step 0, whatever the law."""
+    steps = np.arange(0, 12_001, 100, dtype=float)
+    warm = np.minimum(steps / 1000, 1.0)
+    rates = {k: warm * lr for k, lr in schedules(steps).items()}
+    assert np.isinf(TRUTH.predict(steps, rates["constant"])[0])
+    seen = []
+    for k in ("constant", "cosine"):
+        losses = TRUTH.predict(steps, rates[k])
+        losses[0] = 11.0
+        seen.append(ScheduledCurve(steps, losses, rates[k]))
+    law = fit_schedule_law(seen)
+    assert law.end(steps, rates["wsd"]) == pytest.approx(TRUTH.end(steps, rates["wsd"]), rel=3e-3)
