@@ -22,7 +22,7 @@ from metaopt_hpo.plan.planner import STEP_LAW_BATCH
 from metaopt_hpo.plan.recipe import Basis, Published, Range, Recipe
 from metaopt_hpo.plan.run import NARROWEST, WIDEST
 from metaopt_hpo.plan.status import LEAST, predicted_end
-from metaopt_hpo.plan.words import short
+from metaopt_hpo.plan.words import percent, short
 from metaopt_hpo.scaling import library
 from metaopt_hpo.scaling.api import Law, fit
 from metaopt_hpo.scaling.cautions import WRONG
@@ -269,8 +269,8 @@ def _warnings(
     if all(o.found for o in estimate.seen):
         sd = estimate.offset[1]
         out.append(
-            "every rate was found by MetaOptimize; how far such rates lie from a tuned one is not measured here "
-            f"(±{100 * math.expm1(sd):.0f} % is allowed for)"
+            "every pilot found its own lr with MetaOptimize; how far such rates lie from a tuned one is not measured "
+            f"here ({percent(sd)} is allowed for)"
         )
     if done < 3:
         out.append(f"only {done} pilot{'s' if done > 1 else ''} finished: exponents are published ones")

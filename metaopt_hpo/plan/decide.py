@@ -10,6 +10,7 @@ from metaopt_hpo.plan.costs import Cost, Hardware
 from metaopt_hpo.plan.estimate import Estimate
 from metaopt_hpo.plan.knowledge import compute_share
 from metaopt_hpo.plan.model import LAW_LR, SELF_TUNING, Pilot, Plan, Uncertainty
+from metaopt_hpo.plan.words import known
 from metaopt_hpo.trials.record import TrialRecord
 
 STEPS_ASIDE = (0.0, math.log(2.0), -math.log(2.0), 2 * math.log(2.0), -2 * math.log(2.0))
@@ -72,8 +73,8 @@ def choose(plan: Plan, done: Sequence[str], records: Sequence[TrialRecord]) -> C
     if worth == 0:
         return Choice(
             None,
-            f"the next pilots would cost more than they save: lr is known to ±{_percent(now.rate.sd)} and "
-            f"{left[0].name} would leave ±{_percent(_after(left[:1], now))}",
+            f"the next pilots would cost more than they save: the lr is known {known(now.rate.sd)}, "
+            f"and would be known {known(_after(left[:1], now))} after {left[0].name}",
         )
     pilot = left[0]
     next_cost = hardware.cost(pilot.cost.flops, pilot.tokens)
@@ -86,7 +87,7 @@ def choose(plan: Plan, done: Sequence[str], records: Sequence[TrialRecord]) -> C
         )
     chosen, how = _settle(pilot, plan, done, now)
     then = _after([pilot], now)
-    gain = f"lr known to ±{_percent(now.rate.sd)}, ±{_percent(then)} after it"
+    gain = f"the target's lr is known {known(now.rate.sd)} so far, {known(then)} after it"
     return Choice(
         chosen, f"{how}; {gain}, for {pilot.cost.flops / plan.target_cost.flops:.1%} of the target's cost"
     )
@@ -134,9 +135,9 @@ def _settle(pilot: Pilot, plan: Plan, done: Sequence[str], now: Estimate) -> tup
     centre = now.at(pilot.size, pilot.tokens).value
     aside = STEPS_ASIDE[len(beside) % len(STEPS_ASIDE)]
     lr = min(max(centre * math.exp(aside), low), high)
-    where = "at" if aside == 0 else f"a factor {math.exp(abs(aside)):.3g} {'above' if aside > 0 else 'below'}"
-    return replace(pilot, lr=float(f"{lr:.4g}")), f"lr {lr:.3g}, {where} what the law says of this size"
-
-
-def _percent(sd: float) -> str:
-    return f"{math.expm1(sd):.0%}".replace("%", " %")
+    where = (
+        "which is"
+        if aside == 0
+        else f"a factor {math.exp(abs(aside)):.3g} {'above' if aside > 0 else 'below'}"
+    )
+    return replace(pilot, lr=float(f"{lr:.4g}")), f"lr {lr:.3g}, {where} the law's for this size"

@@ -54,8 +54,8 @@ def render(now: Status, more: Sequence[str] = (), *, first: str = "") -> str:
                     rates(now),
                     "rates",
                     alt="Learning rate against size",
-                    summary="Rates that pilots found, the best of their schedule runs, and the law at the target's "
-                    f"tokens with its 90 % interval: lr {now.rate.value:.3g} at {count(t.size)} parameters.",
+                    summary="Learning rates of the pilots, and the law at the target's number of tokens with its 90 % "
+                    f"interval: lr {now.rate.value:.3g} at {count(t.size)} parameters.",
                 ),
             )
         )
@@ -66,19 +66,27 @@ def render(now: Status, more: Sequence[str] = (), *, first: str = "") -> str:
                     losses(now),
                     "losses",
                     alt="Loss against tokens of every run",
-                    summary="Held-out loss of every run; dotted on a schedule. From three pilots on, the bar at the "
-                    "target's tokens is its expected end.",
+                    summary="Held-out loss of every run; runs on a schedule are dotted. The bar at the target's number "
+                    "of tokens is the final loss expected of it (90 % interval), shown from three pilots on.",
                 ),
             )
         )
     rows = [
-        (d.number, d.what, d.pilot or "–", d.reason, "–" if r is None else f"{r.state}, {r.loss:.4f}")
+        (
+            d.number,
+            "end" if d.what == "skip" else d.what,
+            d.pilot or "–",
+            d.reason,
+            "–" if r is None else f"{r.state}, {r.loss:.4f}",
+        )
         for d, r in decisions(now)
     ]
     parts.append(
         sections.section(
             "What was decided, and why",
-            sections.table(("", "decision", "pilot", "reason", "outcome"), rows, numbers_from=5),
+            sections.table(
+                ("number", "decision", "pilot", "reason", "outcome"), rows, numbers_from=5, stack=True
+            ),
         )
     )
     parts.append(
@@ -87,13 +95,19 @@ def render(now: Status, more: Sequence[str] = (), *, first: str = "") -> str:
             sections.table(
                 ("pilot", "parameters", "tokens", "lr by", "lr", "state", "loss", "of the target's cost"),
                 list(pilot_rows(now)),
+                label="Pilots",
+                stack=True,
             ),
         )
     )
     parts += more
     title = f"Plan for {count(t.size)} parameters on {count(t.tokens)} tokens"
     return sections.page(
-        parts, title=title, answer=first or now.answer, kicker=now.plan.workload[:80], sources=SOURCES
+        parts,
+        title=title,
+        answer=first or now.answer,
+        kicker=f"Workload: {now.plan.workload[:80]}",
+        sources=SOURCES,
     )
 
 
@@ -119,7 +133,7 @@ def rates(now: Status) -> go.Figure:
     both = [*grid, *grid[::-1]]
     plot.add_scatter(
         x=both, y=[*(r.high for r in at), *(r.low for r in reversed(at))], fill="toself", fillcolor=BAND,
-        line={"width": 0}, hoverinfo="skip", name="90 %", showlegend=False, mode="lines",
+        line={"width": 1, "color": LAW.colour}, hoverinfo="skip", name="90 %", showlegend=False, mode="lines",
     )  # fmt: skip
     plot.add_scatter(
         x=list(grid), y=[r.value for r in at], mode="lines", name="law at the target's tokens",
@@ -136,8 +150,8 @@ def rates(now: Status) -> go.Figure:
                 marker={"color": look.colour, "symbol": look.symbol, "size": 9},
             )  # fmt: skip
     ys = [math.exp(o.x) for o in law.seen] + [r.low for r in at] + [r.high for r in at]
-    log_axis(plot.update_xaxes, least, t.size, "parameters")
-    log_axis(plot.update_yaxes, min(ys), max(ys), "learning rate")
+    log_axis(plot.update_xaxes, least, t.size, "Parameters")
+    log_axis(plot.update_yaxes, min(ys), max(ys), "Learning rate")
     return plot
 
 
@@ -171,6 +185,6 @@ def losses(now: Status) -> go.Figure:
             name="target, expected", line={"color": LAW.colour, "width": 3},
         )  # fmt: skip
         high = max(high, t.tokens)
-    log_axis(plot.update_xaxes, low if low < high else high / 10, high, "tokens")
-    plot.update_yaxes(title="held-out loss, nats per token")
+    log_axis(plot.update_xaxes, low if low < high else high / 10, high, "Tokens")
+    plot.update_yaxes(title="Held-out loss, nats per token")
     return plot

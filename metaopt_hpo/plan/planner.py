@@ -15,7 +15,7 @@ from metaopt_hpo.plan.lending import base_from
 from metaopt_hpo.plan.members import Member
 from metaopt_hpo.plan.model import LAW_LR, SELF_TUNING, Pilot, Plan, Target, Uncertainty, Vary
 from metaopt_hpo.plan.sequence import MIN_STEPS, Cell, Option, options
-from metaopt_hpo.plan.words import in_words, number, short
+from metaopt_hpo.plan.words import in_words, number, percent, short
 from metaopt_hpo.scaling.base.sources import base_of
 
 BASE = "fitted-step-law"
@@ -230,7 +230,7 @@ class Planner:
                     "no pilot teaches anything of this target: give smaller sizes, or a wider range of lr"
                 )
             best = min(self.options, key=left)
-            reached = ", ".join(f"{n} ±{100 * math.expm1(getattr(best.known, n)):.3g} %" for n in names)
+            reached = ", ".join(f"{n} {percent(getattr(best.known, n))}" for n in names)
             raise PlanError(f"no pilots below the target's cost reach {text}; the best leave {reached}")
         best = min(found, key=lambda o: (o.cost.flops, o.design))
         limit = Budget(kind="flops", amount=best.cost.flops, text=f"{best.cost.flops:.3g} FLOPs for {text}")

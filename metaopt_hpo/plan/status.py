@@ -117,8 +117,8 @@ class Status:
             return f"No pilot is done yet of the plan for {count(t.size)} parameters on {count(t.tokens)} tokens."
         text = (
             f"Train {count(t.size)} parameters on {count(t.tokens)} tokens with lr {rate.value:.3g} "
-            f"(90 %: {rate.low:.3g} to {rate.high:.3g}), from {plural(len(self.folder.pilots), 'pilot')} that cost "
-            f"{self.spent.flops / self.plan.target_cost.flops:.1%} of that run"
+            f"(90 % interval {rate.low:.2g} to {rate.high:.2g}), from {plural(len(self.folder.pilots), 'pilot')} that "
+            f"cost {self.spent.flops / self.plan.target_cost.flops:.1%} of that run"
         )
         if self.folder.target is not None and math.isfinite(self.folder.target.loss):
             return f"{text}; it reached loss {self.folder.target.loss:.4f}."

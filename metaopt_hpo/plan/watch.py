@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.plan.costs import Cost, PlanError
+from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.status import Status, decisions, is_plan, status
+from metaopt_hpo.plan.words import device_time
 from metaopt_hpo.report.words import count
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
@@ -100,17 +101,15 @@ def plan_lines(now: Status) -> Iterator[RenderableType]:
 
 
 def cost_words(now: Status) -> str:
-    """Spent against planned, in every unit that is known."""
-    parts = [f"{now.spent.flops:.3g} of {now.planned.flops:.3g} FLOPs planned"]
-    spent, planned, unit = now.spent, now.planned, now.plan.hardware.currency
-    parts.append(f"{_hours(spent)} of {_hours(planned)} device-hours")
+    """What was spent: of what was planned, of the budget, and in time and money as measured."""
+    spent, planned = now.spent, now.planned
+    share = f" ({spent.flops / planned.flops:.0%} of what is planned)" if planned.flops > 0 else ""
+    parts = [f"spent {spent.flops:.3g} FLOPs{share}, {now.share:.0%} of the budget"]
+    if spent.gpu_hours > 0:
+        parts.append(device_time(spent.gpu_hours))
     if now.plan.hardware.price > 0:
-        parts.append(f"{spent.money:.3g} of {planned.money:.3g} {unit}")
-    return f"spent {', '.join(parts)}; {now.share:.0%} of the budget"
-
-
-def _hours(cost: Cost) -> str:
-    return f"{cost.gpu_hours:.3g}"
+        parts.append(f"{spent.money:.3g} {now.plan.hardware.currency}")
+    return ", ".join(parts)
 
 
 def pilots_table(now: Status) -> Table:

@@ -58,6 +58,27 @@ def cost_in_words(cost: Cost, currency: str) -> str:
     )
 
 
+def known(sd: float) -> str:
+    """How well a quantity is known, from the standard deviation of its logarithm: `to ±22 %`, or a factor.
+
+    Beyond a factor of two a percentage misleads, for it cannot reach 100 % downwards.
+    """
+    return f"to ±{100 * math.expm1(sd):.2g} %" if sd < math.log(2.0) else f"within a factor of {factor(sd)}"
+
+
 def percent(sd: float) -> str:
-    """A standard deviation of a logarithm as people say it: ±22 %, or a factor where it is large."""
-    return f"±{100 * math.expm1(sd):.3g} %" if sd < 0.7 else f"×{math.exp(min(sd, 50.0)):.3g} either way"
+    """The same, short, for a table: `±22 %`, or `×/÷ 3.5`."""
+    return f"±{100 * math.expm1(sd):.3g} %" if sd < math.log(2.0) else f"×/÷ {factor(sd)}"
+
+
+def device_time(hours: float) -> str:
+    """Device time in the unit that fits: `1.4 device-seconds`, `12 device-minutes`, `3 device-hours`."""
+    for unit, scale in (("hours", 1.0), ("minutes", 60.0)):
+        if hours * scale >= 1.0:
+            return f"{hours * scale:.3g} device-{unit}"
+    return f"{3600.0 * hours:.2g} device-seconds"
+
+
+def factor(sd: float) -> str:
+    """`7.4` of a standard deviation of a logarithm."""
+    return f"{math.exp(min(sd, 50.0)):.2g}"

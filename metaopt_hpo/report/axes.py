@@ -32,6 +32,7 @@ def empty_figure() -> go.Figure:
                 "y": 1.02,
                 "yanchor": "bottom",
                 "bgcolor": "rgba(0,0,0,0)",
+                "maxheight": 0.9,  # the page grows a figure whose legend is tall
             },
             "dragmode": False,
             "modebar": {"bgcolor": "rgba(0,0,0,0)"},

@@ -65,7 +65,7 @@ def loss_against_compute(view: LossAgainstCompute) -> Figure:
         for t in line.seeds:
             plot.add_scatter(
                 x=[c / view.run_cost for c in t.cost], y=_finite(t.best), mode="lines",
-                line={"shape": "hv", "width": 1, "color": look.colour, "dash": look.dash}, opacity=0.6,
+                line={"shape": "hv", "width": 0.8, "color": look.colour, "dash": look.dash},
                 name=line.title, meta=f"seed {t.seed}",
                 hovertemplate=f"{line.title}, seed {t.seed}<br>%{{x:.3g}} runs: %{{y:.5g}}<extra></extra>",
             )  # fmt: skip
@@ -78,7 +78,7 @@ def loss_against_compute(view: LossAgainstCompute) -> Figure:
                 hovertemplate=f"{line.title}, median<br>%{{x:.3g}} runs: %{{y:.5g}}<extra></extra>",
             )  # fmt: skip
         else:
-            plot.data[-1].update(mode="lines+markers", opacity=1, line_width=2.6)
+            plot.data[-1].update(mode="lines+markers", line_width=2.6)
             plot.data[-1].update(marker={"symbol": look.symbol, "size": 7, "color": look.colour})
         legend.append(LegendEntry(line.title, look, marker=True, group=line.title))
     plot.add_hline(y=view.reference_best, line={"width": 1.2, "dash": "dot", "color": palette.NEUTRAL.colour})
@@ -107,7 +107,7 @@ def rate_trajectories(view: RateTrajectories) -> Figure:
     for line in view.lines:
         look = palette.of_method(line.method)
         plot.add_scatter(
-            x=list(line.tokens), y=list(line.step_size), mode="lines", opacity=0.85,
+            x=list(line.tokens), y=list(line.step_size), mode="lines",
             line={"width": 1.8, "color": look.colour, "dash": look.dash}, name=line.title, meta=plain(line.trial),
             hovertemplate=f"{line.title}, seed {line.seed}<br>%{{x:.3s}} tokens: %{{y:.2e}}<extra></extra>",
         )  # fmt: skip
@@ -140,7 +140,7 @@ def loss_at_rate(view: LossAtRate) -> Figure:
         plot.add_scatter(
             x=list(c.lr), y=list(c.loss), mode="markers", name=name, meta="trials",
             customdata=[plain(text) for text in c.label],
-            marker={"symbol": look.symbol, "size": 7, "color": palette.faded(look.colour, 0.75)},
+            marker={"symbol": look.symbol, "size": 7, "color": look.colour},
             hovertemplate=f"{name}, %{{customdata}}<br>lr %{{x:.2e}}: %{{y:.5g}}<extra></extra>",
         )  # fmt: skip
         if c.failed_lr:
@@ -178,7 +178,8 @@ def optimal_rate(view: OptimalRate) -> Figure:
     if view.size:
         plot.add_scatter(
             x=[*view.size, *view.size[::-1]], y=[*view.high, *view.low[::-1]], mode="lines", fill="toself",
-            fillcolor=palette.faded(law.colour, 0.18), line={"width": 0}, hoverinfo="skip", meta="band",
+            fillcolor=palette.faded(law.colour, 0.18), line={"width": 1, "color": law.colour}, hoverinfo="skip",
+            meta="band",
         )  # fmt: skip
         plot.add_scatter(
             x=list(view.size), y=list(view.value), mode="lines", line={"width": 2.4, "color": law.colour}, meta="law",
@@ -203,7 +204,7 @@ def optimal_rate(view: OptimalRate) -> Figure:
         if found.lr:
             plot.add_scatter(
                 x=[view.target] * len(found.lr), y=list(found.lr), mode="markers", meta=f"found by {found.method}",
-                marker={"symbol": look.symbol, "size": 9, "color": palette.faded(look.colour, 0.85)},
+                marker={"symbol": look.symbol, "size": 9, "color": look.colour},
                 hovertemplate=f"{found.title} at the target<br>lr %{{y:.2e}}<extra></extra>",
             )  # fmt: skip
             legend.append(LegendEntry(f"found by {found.title}", look, line=False, marker=True))
@@ -287,8 +288,9 @@ def with_legend(plot: go.Figure, entries: Sequence[LegendEntry]) -> go.Figure:
         plot.add_scatter(
             x=[None], y=[None], mode="+".join(["lines"] * e.line + ["markers"] * (e.marker or e.band)) or "markers",
             line={"width": 2.2, "color": e.look.colour, "dash": e.look.dash},
-            marker={"symbol": symbol, "size": 11 if e.band else 8, "color": e.look.colour,
-                    "opacity": 0.35 if e.band else 1},
+            marker={"symbol": symbol, "size": 11 if e.band else 8,
+                    "line": {"width": int(e.band), "color": e.look.colour},
+                    "color": palette.faded(e.look.colour, 0.35 if e.band else 1)},
             name=e.text, legendgroup=e.group or e.text, showlegend=True, hoverinfo="skip", meta=LEGEND,
         )  # fmt: skip
     plot.update_layout(showlegend=bool(entries))

@@ -19,8 +19,8 @@ from metaopt_hpo.atomic import write_text
 from metaopt_hpo.comparison.replay import ReplayResult
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
-from metaopt_hpo.report.palette import NEUTRAL, of_method, of_rank
-from metaopt_hpo.report.words import count
+from metaopt_hpo.report.palette import LAW, NEUTRAL, of_method, of_rank
+from metaopt_hpo.report.words import count, scientific
 from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.grid import CellGrid
 from metaopt_hpo.scaling.sameness import SAME
@@ -79,7 +79,7 @@ def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
         )  # fmt: skip
     log_axis(plot.update_xaxes, *_span(frame["lr"]), "Learning rate")
     plot.update_yaxes(
-        title_text="Loss over the law's least", tickformat=".1%", range=[-0.004, 1.03 * SLICE_TOP]
+        title_text="Loss above the law's minimum", tickformat=".1%", range=[-0.004, 1.03 * SLICE_TOP]
     )
     return plot
 
@@ -138,7 +138,7 @@ def optimum_against(
                 y=edge,
                 fill="toself",
                 fillcolor=BAND,
-                line={"width": 0},
+                line={"width": 1, "color": LAW.colour},
                 hoverinfo="skip",
                 name="interval",
             )
@@ -198,12 +198,12 @@ def residuals(law: Law, table: TrialTable) -> go.Figure:
             x=distance[rows],
             y=miss[rows],
             mode="markers",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 5, "opacity": 0.7},
+            marker={"color": look.colour, "symbol": look.symbol, "size": 5},
             name=f"{count(float(size))} parameters",
         )
     plot.add_hline(y=0, line={"color": NEUTRAL.colour, "width": 1})
     log_axis(plot.update_xaxes, *_span(distance), "lr / optimal lr")
-    plot.update_yaxes(title_text="Measured − law, % of loss")
+    plot.update_yaxes(title_text="Residual, % of loss")
     return plot
 
 
@@ -277,9 +277,7 @@ def replay_curves(result: ReplayResult) -> go.Figure:
         plot.add_scatter(x=cost, y=100 * median, mode="lines", line=line, name=str(method))
     for t in result.thresholds:
         plot.add_hline(y=100 * t, line={"dash": "dot", "width": 1, "color": NEUTRAL.colour})
-    log_axis(
-        plot.update_xaxes, float(cost[0]), float(cost[-1]), "Spent, in runs of the target (pilots included)"
-    )
+    log_axis(plot.update_xaxes, float(cost[0]), float(cost[-1]), "Spent, in target runs, pilots included")
     log_axis(
         plot.update_yaxes, 100 * floor, max(100 * float(result.trace["excess"].max()), 1.0), "Excess loss, %"
     )
@@ -292,16 +290,17 @@ SLICES, RESIDUALS, CALIBRATION = (
     "Calibration on the sizes held out",
 )
 OPTIMUM = (
-    "Lines are the law, the band its interval on the last of them. Markers are the best run of each size and token "
-    "count, open where it lies at the edge of what was tried. Right of the dotted line nothing was fitted."
+    "Lines are the law; the band is the interval of the last line in the legend. Markers are the best run of each size "
+    "and token count, open where that run has the lowest or highest value that was tried. Right of the dotted line the "
+    "law is extrapolated."
 )
 CAPTIONS = {
-    SLICES: "Points are runs, lines the law, each over the least loss the law gives that size and token count; runs "
-    f"more than {SLICE_TOP:.0%} above it are drawn at the top edge.",
-    RESIDUALS: "What the law misses on each run, in percent of loss, against how far the run's lr was from the "
-    "predicted optimum. A pattern here means the law's form does not fit.",
-    CALIBRATION: "How many of the held-out cells fell inside the law's intervals, against the level of the interval; "
-    "below the diagonal the intervals are too short.",
+    SLICES: "Points are runs, lines are the law, both as a difference from the lowest loss that the law predicts for "
+    f"that size and token count; runs more than {SLICE_TOP:.0%} above it are drawn at the top edge.",
+    RESIDUALS: "Residual of each run (measured loss minus the law's, in percent of loss) against its lr, as a "
+    "multiple of the predicted optimum. A pattern here means the law's form does not fit.",
+    CALIBRATION: "Share of held-out cells (one size and token count each) inside the law's intervals, against the "
+    "level of the interval; below the diagonal the intervals are too short.",
 }
 
 
@@ -317,11 +316,12 @@ def law_page(
     found = law.predict(size, tokens)
     answer = (
         f"At {count(size)} parameters and {count(tokens)} tokens, the largest that were tried, the optimal learning "
-        f"rate is {found.lr.value:.2e} ({law.level:.0%} interval {found.lr.low:.2e} to {found.lr.high:.2e})."
+        f"rate is {scientific(found.lr.value)} ({law.level:.0%} interval {scientific(found.lr.low)} to "
+        f"{scientific(found.lr.high)})."
     )
     if found.warnings:
-        codes = ", ".join(dict.fromkeys(w.code for w in found.warnings))
-        answer += f" The law warns about this prediction: {codes}."
+        reasons = "; ".join(dict.fromkeys(w.message for w in found.warnings))
+        answer += f" The law warns about this prediction: {reasons}."
     parts = [
         sections.section(
             heading, sections.figure(plot, f"law-{i}", alt=heading, summary=CAPTIONS.get(heading, OPTIMUM))
@@ -368,6 +368,9 @@ def replay_page(result: ReplayResult, table: str) -> str:
                     replay_curves(result),
                     "replay",
                     alt="Best excess loss so far against what was spent, in target runs, median over seeds",
+                    summary="Excess of the best run so far over the table's best run, against what was spent (1 is the "
+                    "cost of one run of the target); median over seeds. Dotted lines are the thresholds of the table "
+                    "below.",
                 ),
             ),
             sections.section(

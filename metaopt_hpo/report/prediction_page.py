@@ -19,7 +19,7 @@ def prediction_page(registered: Registered) -> str:
         f"{words.loss(r.loss.high)}), trained at lr {words.scientific(r.lr.value, 3)}."
     )
     if r.warnings:
-        answer += f" The law warns about this prediction: {words.listed(r.warnings)}."
+        answer += f" The law attached a warning to it: {words.listed(r.warnings)}."
     return _page(r, None, answer, "A prediction made before the run")
 
 
@@ -32,7 +32,7 @@ def score_page(score: Score) -> str:
         f"({words.loss(r.loss.low)} to {words.loss(r.loss.high)}): the prediction was {abs(score.error):.2%} too "
         f"{'high' if score.error > 0 else 'low'}."
     )
-    return _page(r, score.loss, answer, "A prediction beside what was found")
+    return _page(r, score.loss, answer, "A prediction beside the result")
 
 
 def interval_figure(registered: Registered, found: float | None = None) -> go.Figure:
@@ -64,7 +64,7 @@ def _page(r: Registered, found: float | None, answer: str, title: str) -> str:
     for name, e, said in (
         ("loss", r.loss, words.loss),
         ("lr", r.lr, lambda x: words.scientific(x, 3)),
-        ("batch, tokens a step", r.batch, words.count),
+        ("batch, tokens", r.batch, words.count),
     ):
         rows.append(
             (name, said(e.value), said(e.low), said(e.high), said(found) if found and name == "loss" else "")
@@ -77,7 +77,7 @@ def _page(r: Registered, found: float | None, answer: str, title: str) -> str:
             "rests on",
             f"{r.trials} runs, the largest {words.count(size)} parameters on {words.count(tokens)} tokens",
         ),
-        ("compute, of the largest fitted", f"{r.size * r.tokens / (size * tokens):.3g} times"),
+        ("compute", f"{r.size * r.tokens / (size * tokens):.3g} times the largest fitted"),
         ("warnings", words.listed(r.warnings) if r.warnings else "none"),
         ("law (SHA-256)", r.law),
     )

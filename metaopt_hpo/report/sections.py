@@ -100,6 +100,13 @@ def page(
     return render("sections.html.j2", title=title, answer=answer, kicker=kicker, body=body, sources=sources)
 
 
+NUMBER = re.compile(r"[-+−±×<>≥≤~ ]*\d|[–—]?$|not |inf|nan")
+"""How a cell of a column of numbers begins."""
+
+SHORT = 24
+"""Characters that a cell shows on one line."""
+
+
 def section(title: str, *parts: str) -> str:
     """A section with a heading."""
     return f"<section><h2>{html.escape(title)}</h2>{''.join(parts)}</section>"
@@ -116,20 +123,43 @@ def numbers(text: str) -> str:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[object]], *, numbers_from: int = 1, label: str = "Table"
+    head: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    numbers_from: int = 1,
+    label: str = "Table",
+    stack: bool = False,
 ) -> str:
-    """A table; columns from `numbers_from` on are set as numbers, `label` names it for those who cannot see it."""
+    """A table.
+
+    Args:
+        head: names of the columns.
+        rows: texts or numbers, one for each column.
+        numbers_from: the first column that may be set as numbers, where all its cells begin as numbers do.
+        label: its name for those who cannot see it.
+        stack: on a phone each row becomes a card with the names of its columns, for rows with sentences in them.
+    """
+    right = {
+        i
+        for i in range(numbers_from, len(head))
+        if any(str(row[i]) for row in rows) and all(NUMBER.match(str(row[i])) for row in rows)
+    }
 
     def cell(tag: str, i: int, value: object) -> str:
-        kind = ' class="cell-number"' if i >= numbers_from else ""
-        scope = ' scope="col"' if tag == "th" else ""
-        return f"<{tag}{scope}{kind}>{html.escape(str(value))}</{tag}>"
+        kinds = ["cell-number"] * (i in right) + ["cell-short"] * (len(str(value)) <= SHORT)
+        named = f' class="{" ".join(kinds)}"' if kinds else ""
+        if tag == "th":
+            named += ' scope="col"'
+        elif stack:
+            named += f' data-label="{html.escape(head[i])}"'
+        return f"<{tag}{named}>{html.escape(str(value))}</{tag}>"
 
     top = "".join(cell("th", i, h) for i, h in enumerate(head))
     body = "".join("<tr>" + "".join(cell("td", i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
+    kind = ' class="stack"' if stack else ""
     return (
         f'<div class="box" tabindex="0" role="region" aria-label="{html.escape(label)}">'
-        f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -24,6 +24,9 @@ from metaopt_hpo.theory.verify import RuleCheck
 MARGIN = 0.4
 """How far the lr axis reaches beyond the rule and the exponents without loss."""
 
+LEAST_GAP = 0.01
+"""Least half-width of the axis of parts."""
+
 RULE_ALT = "Exponent of every term of the bound against the exponent of lr, in {}"
 PARTS_ALT = "Parts of the gap with their intervals, by world"
 PATHS_ALT = "Exponent of the optimal lr in tokens along batch paths, against the bound"
@@ -68,14 +71,19 @@ def parts_figure(attribution: Attribution) -> go.Figure:
             x=[p.name for p in parts] + ["total"],
             y=[e.value for e in estimates],
             error_y={
-                "type": "data", "symmetric": False,
+                "type": "data", "symmetric": False, "color": NEUTRAL.colour,
                 "array": [e.high - e.value for e in estimates], "arrayminus": [e.value - e.low for e in estimates],
             },
             name=plain(finding.world),
             marker={"color": of_rank(rank, len(attribution.findings)).colour},
         )  # fmt: skip
     plot.update_layout(barmode="group")
+    shown = [
+        abs(e) for trace in plot.data for e in (*trace.y, *trace.error_y.array, *trace.error_y.arrayminus)
+    ]
     plot.update_yaxes(title_text="Part of the gap", zeroline=True)
+    if max(shown) < LEAST_GAP:  # rounding is no part of anything
+        plot.update_yaxes(range=[-LEAST_GAP, LEAST_GAP])
     return plot
 
 
@@ -97,7 +105,7 @@ def path_figure(attribution: Attribution) -> go.Figure:
                 x=b, y=[e.value for e in along], mode="lines+markers", name=name,
                 line={"dash": dash, "color": colour},
                 error_y={
-                    "type": "data", "symmetric": False, "thickness": 1,
+                    "type": "data", "symmetric": False, "thickness": 1, "color": colour,
                     "array": [e.high - e.value for e in along], "arrayminus": [e.value - e.low for e in along],
                 },
             )  # fmt: skip
@@ -160,7 +168,7 @@ def attribution_section(attribution: Attribution) -> str:
         "The bound is the nonconvex one at fixed momentum, lr ~ B^0.5 D^-0.5 in each of its forms. "
         "Parts sum to the total exactly; intervals are 95 % hierarchical bootstraps."
     )
-    title = f"<h2>Why the law bends, tier {attribution.tier}</h2><p>{html.escape(intro)}</p>"
+    title = f"<h2>Parts of the gap, tier {attribution.tier}</h2><p>{html.escape(intro)}</p>"
     return f'<section class="theory">{title}{"".join(parts)}</section>'
 
 
@@ -210,7 +218,7 @@ def attribution_answer(attribution: Attribution) -> str:
         part = max(finding.decomposition.parts, key=lambda p: abs(p.phi.value))
         found.append(
             f"{finding.world} {_signed(total.value)} ({_signed(total.low)} to {_signed(total.high)}), "
-            f"most of it {part.name}"
+            f"largest part {part.name}"
         )
     return "Gap between the optimal learning rate's exponent and the bound's: " + "; ".join(found) + "."
 

@@ -22,10 +22,10 @@ def loss_curves(view: LossCurves) -> Figure:
         look = palette.of_method(line.method)
         whole = line.state == "complete"
         plot.add_scatter(
-            x=list(line.tokens), y=list(line.loss), mode="lines+markers", opacity=0.75, name=line.title,
+            x=list(line.tokens), y=list(line.loss), mode="lines+markers", name=line.title,
             line={"width": 1.3, "color": look.colour, "dash": look.dash},
             marker={"size": [0] * (len(line.loss) - 1) + [6], "symbol": look.symbol if whole else "x",
-                    "color": look.colour},
+                    "color": look.colour, "opacity": 1},
             meta=plain(f"trial {line.trial}, seed {line.seed}"),
             hovertemplate=(
                 f"{line.title}, {plain(line.state)}, seed {line.seed}, lr {words.scientific(line.lr)}"

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def describe(law: Law) -> str:
     """The law in words and numbers, a few lines."""
-    lines = [f"law from {law.trials} trials, {len(law.domain.sizes)} sizes, {law.cells['size'].size} cells"]
+    lines = [
+        f"law from {law.trials} trials, {len(law.domain.sizes)} sizes, {law.cells['size'].size} cells (size × tokens)"
+    ]
     targets = [("lr*", law.surface.a, law.draws.a, "lr")]
     if law.surface.has_batch:
         targets.append(("batch*", law.surface.b, law.draws.b, "batch"))
@@ -26,19 +28,20 @@ def describe(law: Law) -> str:
     lines.append(f"loss* = {law.floor.formula()}")
     if law.curvature:
         bends = ", ".join(f"{name} {e:.3f}" for name, e in law.curvature.items())
-        lines.append(f"bend of ln lr* in log-log, not extrapolated: {bends}")
-    lines.append(f"one run scatters by {100 * law.noise:.2g} % about the surface")
+        lines.append(f"curvature of ln lr*, measured and not extrapolated: {bends}")
+    lines.append(f"losses of single runs scatter by {100 * law.noise:.2g} % about the law")
     if law.fall is not None:
         lines.append(f"running losses are judged by the curves of {law.fall.runs} finished runs")
     for name, t in law.trust.items():
         if t.cells:
-            few = "" if t.cells >= MIN_SCORED else ", too few to choose by"
-            scored = f"ordered validation on {t.cells} cell{'s' if t.cells > 1 else ''}{few}"
-            if t.scores:  # laws of earlier releases kept none where cells were few
-                scored += f": {100 * t.scores[COPYING.index(t.copying)]:.2g} % excess"
             where = "sizes" if name == "size" else name
+            form = f"its exponents shrunk by {t.copying:.0%}" if t.copying else "unchanged"
+            cells = f"{t.cells} held-out cell{'s' if t.cells > 1 else ''}"
             lines.append(
-                f"beyond the fitted {where} {t.copying:.0%} is copied, the rest extrapolated ({scored})"
+                f"beyond the fitted {where}: the power law, {form}; "
+                + (f"tested on {cells}" if t.cells >= MIN_SCORED else f"hardly tested, only {cells}")
+                # laws of earlier releases kept no score where cells were few
+                + (f", {100 * t.scores[COPYING.index(t.copying)]:.2g} % excess loss" if t.scores else "")
             )
-    lines += [f"caution ({c.code}): {c.message}" for c in law.warnings]
+    lines += [f"warning ({c.code}): {c.message}" for c in law.warnings]
     return "\n".join(lines)

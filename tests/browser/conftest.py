@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from figure_faults import FIGURES
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pages in a browser need playwright")
 axe_api = pytest.importorskip("axe_playwright_python.sync_playwright", reason="contrast checks need axe")
@@ -32,7 +37,8 @@ def faults(browser: object) -> Faults:
     """What is wrong with the page at an address, on a phone, in light and dark: one line a fault.
 
     Errors on the console, anything loaded from elsewhere, a page wider than the screen, and what axe finds serious
-    (contrast, names, regions that a keyboard cannot reach). On paper the page must have its text.
+    (contrast, names, regions that a keyboard cannot reach); in figures, what `FIGURES` finds. On paper the page must
+    have its text.
     """
 
     def find(url: str) -> list[str]:
@@ -58,6 +64,7 @@ def faults(browser: object) -> Faults:
             width = page.evaluate("document.documentElement.scrollWidth")
             if width > PHONE["width"]:
                 found.append(f"{scheme}: {width} px wide on a phone of {PHONE['width']}")
+            found += [f"{scheme}: figure: {e}" for e in page.evaluate(FIGURES)]
             options = {} if scheme == "light" else {"runOnly": ["color-contrast"]}
             result = axe_api.Axe().run(page, context={"exclude": [[".plot svg"]]}, options=options)
             for violation in result.response["violations"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from figure_faults import FIGURES
 from pages import KINDS, write_pages
 
 
@@ -81,3 +82,24 @@ def test_pages_answer_at_once_and_can_be_used_without_a_mouse(
         assert len(rows) > 1
         assert all(len(row) == len(rows[0]) for row in rows)
     context.close()
+
+
+PLANTED = {
+    "text": "e => e.querySelector('.legendtext').style.setProperty('fill', '#999999', 'important')",
+    "js-line": "e => e.querySelector('.scatterlayer .js-line').style.stroke = '#dddddd'",
+    "point": "e => e.querySelector('.points path.point').style.opacity = 0.2",
+    "cut off": "e => e.querySelector('.xtitle').setAttribute('x', -60)",
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_pale_or_cut_figure_is_found(fault: str, made: dict[str, Path], browser: object) -> None:
+    page = browser.new_page()  # type: ignore[attr-defined]
+    page.goto(made["law"].as_uri())
+    page.wait_for_timeout(300)
+    assert page.evaluate(FIGURES) == []
+    page.locator(".plot").first.evaluate(PLANTED[fault])
+    found = page.evaluate(FIGURES)
+    assert len(found) == 1
+    assert fault in found[0]
+    page.close()

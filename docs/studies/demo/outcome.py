@@ -64,7 +64,8 @@ def answer(result: PlanRun, compared: Comparison) -> str:
     plan, others = table[0], table[1:]
     rate = result.lr
     text = (
-        f"Train width {result.plan.target.width} with lr {rate.value:.2g} (90 %: {rate.low:.2g} to {rate.high:.2g}); "
+        f"Train width {result.plan.target.width} with lr {rate.value:.2g} (90 % interval {rate.low:.2g} to "
+        f"{rate.high:.2g}); "
         f"the plan's run, pilots included, cost {plan.runs:.2f} target runs and reached loss {plan.loss:.4f}"
     )
     equal = [r for r in others[::2] if math.isfinite(r.loss)]

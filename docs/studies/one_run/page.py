@@ -66,6 +66,8 @@ def render(table: TrialTable) -> str:
                     landscape(table, [o.case for o in outcome.cases]),
                     "landscape",
                     alt="Loss of tuned schedules against peak lr, and where each single run ended",
+                    summary="Loss of a WSD schedule against its peak lr, one line a case; the star of the same colour "
+                    "is the single MetaOptimize run, at the lr it found.",
                 )
             )
         if title == FROM_STARTS:
@@ -117,13 +119,13 @@ NEAR = 0.02
 
 
 def percent(d: Difference | None) -> str:
-    """`+0.3 % (−0.4 … +1.0)`."""
+    """`+0.3 % (−0.4 to +1.0)`."""
     if d is None:
         return DASH
     mean = f"{100 * math.expm1(d.mean):+.1f} %"
     if not math.isfinite(d.low):
         return f"{mean} (one seed)".replace("-", "−")
-    return f"{mean} ({100 * math.expm1(d.low):+.1f} … {100 * math.expm1(d.high):+.1f})".replace("-", "−")
+    return f"{mean} ({100 * math.expm1(d.low):+.1f} to {100 * math.expm1(d.high):+.1f})".replace("-", "−")
 
 
 def _against_schedules(outcome: StudyOutcome) -> Table:
@@ -187,7 +189,7 @@ def _against_rivals(outcome: StudyOutcome) -> Table:
 
 
 def _from_starts(outcome: StudyOutcome) -> Table:
-    head = ("case", "seeds", "spread, 1e-5 … 3e-2", "spread, 1e-6 … 1e-1", *(scientific(s) for s in STARTS))
+    head = ("case", "seeds", "spread, 1e-5 to 3e-2", "spread, 1e-6 to 1e-1", *(scientific(s) for s in STARTS))
     rows: list[tuple[str, ...]] = [
         (
             s.case.name,
@@ -279,8 +281,8 @@ def landscape(table: TrialTable, cases: Sequence[Case]) -> go.Figure:
                 marker={"color": look.colour, "symbol": "star", "size": 13}, legendgroup=case.name,
                 name=f"{case.name}, one run",
             )  # fmt: skip
-    log_axis(plot.update_xaxes, 5e-4, 6.4e-2, "Peak lr of WSD (stars: step size a single run committed to)")
-    plot.update_yaxes(title_text="Loss over the grid's best − 1", tickformat=".0%", range=[-0.03, 0.25])
+    log_axis(plot.update_xaxes, 5e-4, 6.4e-2, "Peak lr of WSD, or of the single run")
+    plot.update_yaxes(title_text="Loss above the grid's best", tickformat=".0%", range=[-0.03, 0.25])
     return plot
 
 
@@ -294,8 +296,8 @@ def starts_figure(outcome: StudyOutcome) -> go.Figure:
             line={"color": of_rank(rank, len(outcome.starts)).colour},
         )  # fmt: skip
     plot.add_hline(y=0.01, line={"width": 1, "dash": "dot", "color": NEUTRAL.colour})
-    log_axis(plot.update_xaxes, STARTS[0], STARTS[-1], "Start")
-    plot.update_yaxes(title_text="Loss over the best start − 1", tickformat=".1%")
+    log_axis(plot.update_xaxes, STARTS[0], STARTS[-1], "Learning rate at the start")
+    plot.update_yaxes(title_text="Loss above the best start", tickformat=".1%")
     return plot
 
 
@@ -308,7 +310,7 @@ def step_sizes(outcome: StudyOutcome) -> go.Figure:
             line={"color": of_rank(rank, len(outcome.watched)).colour, "width": 1.8},
         )  # fmt: skip
     log_axis(plot.update_yaxes, STARTS[0], STARTS[-1], "Step size")
-    log_axis(plot.update_xaxes, min(w.part[0] for w in outcome.watched), 1.0, "Part of the run")
+    log_axis(plot.update_xaxes, min(w.part[0] for w in outcome.watched), 1.0, "Fraction of the run")
     return plot
 
 
