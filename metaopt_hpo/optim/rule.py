@@ -33,6 +33,7 @@ RESERVED = (
     "maximize",
     "base",
     "beta",
+    "start_lr",
     "meta_lr",
     "step_size",
     "skipped",

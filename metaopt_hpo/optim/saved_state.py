@@ -6,6 +6,7 @@ of its block, so that a block finds its values again by its parameters, in whate
 
 from __future__ import annotations
 
+import math
 from itertools import chain
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from metaopt_hpo.optim import hessian
 from metaopt_hpo.optim.kept_state import KeptState
+from metaopt_hpo.optim.live import LiveStepSizes
 from metaopt_hpo.optim.shared_state import STATE_VERSION
 from metaopt_hpo.optim.traces import HESSIAN_FREE
 
@@ -30,7 +32,7 @@ class SavedState(KeptState):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` returned; a run that goes on from it is bitwise the run that never
-        stopped.
+        stopped, whatever ``lr`` and ``meta_lr`` this optimizer was made with.
 
         Raises:
             ValueError: a state of another optimizer, of a newer version, or of other rules or blocks; then nothing
@@ -81,6 +83,11 @@ class SavedState(KeptState):
             )
         if not bool(torch.isfinite(shared["beta"]).all()):
             raise ValueError("a step size in this state dict is not finite: it is damaged")
+        start = float(shared.get("start_lr", self.defaults["lr"]))  # states before it was kept: as given here
+        if not (start > 0 and math.isfinite(start)):
+            raise ValueError(
+                f"start_lr={start!r} in this state dict is not a positive finite number: it is damaged"
+            )
         for i, (group, own) in enumerate(zip(groups, self.param_groups, strict=False)):
             name = group.get("base", own["base"])
             if name != own["base"] and str(name).partition(" ")[0] != own["base"].partition(" ")[0]:
@@ -170,6 +177,8 @@ class SavedState(KeptState):
                     f"not {tuple(own.shape)}"
                 )
         self._shared["meta_lr"] = float(saved["meta_lr"])
+        self._shared["start_lr"] = self.defaults["lr"] = float(saved.get("start_lr", self.defaults["lr"]))
+        self._live = LiveStepSizes(self.defaults["lr"])
         self._shared["kernel"] = saved.get("kernel", "")
 
     def _restore_precision(self, state_dict: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def start(
     dtype = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
     device = next((p.device for p in params if p.requires_grad), params[0].device)
     beta = torch.full((blocks.count,), math.log(lr), dtype=dtype, device=device)
-    shared: dict[str, Any] = {"meta_lr": meta_lr, "beta": beta}
+    shared: dict[str, Any] = {"start_lr": lr, "meta_lr": meta_lr, "beta": beta}
     shared["meta_step"] = beta.new_zeros(1 if blocks.per_weight else beta.shape)
     for name, value in zip(meta.states, meta.init_state(beta), strict=True):
         shared[f"meta_{name}"] = value

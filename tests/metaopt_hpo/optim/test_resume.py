@@ -170,3 +170,40 @@ def test_a_state_saved_on_one_device_goes_on_on_another() -> None:
     assert other.step_sizes().device.type == "cuda"
     assert other.step_sizes().cpu() == pytest.approx(opt.step_sizes(), rel=1e-5)
     assert torch.allclose(moved.weight.cpu(), model.weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
+@pytest.mark.parametrize("blocks", ["scalar", "weight", "layer"])
+def test_the_saved_start_holds_whatever_the_new_optimizer_was_made_with(blocks: str, kernel: str) -> None:
+    """A group's lr multiplies against the lr of the run that was saved, not against the one given at the resume."""
+
+    def build(lr: float, meta_lr: float) -> tuple[torch.nn.Module, MetaOptimize]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        groups = [
+            {"params": list(model[0].named_parameters(prefix="0"))},
+            {"params": list(model[2].named_parameters(prefix="2")), "lr": 3e-2},
+        ]
+        return model, MetaOptimize(groups, lr=lr, meta_lr=meta_lr, blocks=blocks, compile=kernel)
+
+    def train(model: torch.nn.Module, opt: MetaOptimize, first: int, last: int) -> None:
+        for step in range(first, last):
+            x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
+            opt.zero_grad()
+            (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            opt.step()
+
+    model, opt = build(1e-2, 0.05)
+    train(model, opt, 0, 5)
+    twin, resumed = build(1e-4, 0.5)
+    twin.load_state_dict(model.state_dict())
+    resumed.load_state_dict(opt.state_dict())
+    torch.testing.assert_close(resumed.param_groups[1]["step_size"], opt.param_groups[1]["step_size"])
+    train(model, opt, 5, 10)
+    train(twin, resumed, 5, 10)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+    broken = opt.state_dict()
+    broken["param_groups"][0]["start_lr"] = 0.0
+    with pytest.raises(ValueError, match="start_lr"):
+        resumed.load_state_dict(broken)
