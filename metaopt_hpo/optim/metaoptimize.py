@@ -23,6 +23,7 @@ from metaopt_hpo.optim.kernels.eager import EagerKernel
 from metaopt_hpo.optim.kernels.triton_step import TritonStep
 from metaopt_hpo.optim.kernels.whole_step import WholeStep
 from metaopt_hpo.optim.live import LiveStepSizes
+from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
 from metaopt_hpo.optim.stepping import CAPTURE, Stepping
 from metaopt_hpo.optim.traces import HESSIAN_FREE, TRACES
@@ -260,6 +261,10 @@ class MetaOptimize(Stepping):
         Raises:
             ValueError: a closure that the trace cannot use, or a sparse gradient.
         """
+        return self._take_step(closure)
+
+    @outside_graphs
+    def _take_step(self, closure: Callable[[], Any] | None) -> Any:
         if self._trace != HESSIAN_FREE:
             return self._step_with_hessian(closure)
         loss = None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
-from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.errors import MetaOptWarning, warn
 from metaopt_hpo.optim.host import Later
 
 FAR = math.log(1e6)
@@ -62,9 +61,8 @@ class Watch:
         self._warned = True
         what = "collapsed" if low < self._start - FAR else "exploded"
         value = low if what == "collapsed" else high
-        warnings.warn(
+        warn(
             f"a step size has {what}: it is exp({value:.4g}) and started at exp({self._start:.4g}); "
             "lower meta_lr, or set beta_bounds",
             StepSizeWarning,
-            stacklevel=5,
         )

@@ -7,14 +7,14 @@ here passes the first two on to a run, whose phases, guard and counters come alo
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.errors import MetaOptWarning, warn
+from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.strategies.errors import StrategyError
 
 RUN = "run"
@@ -159,6 +159,7 @@ class RunOptimizer(torch.optim.Optimizer):
         )
         self._publish()
 
+    @outside_graphs
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of the run; returns what the closure returned."""
         value = None
@@ -172,11 +173,10 @@ class RunOptimizer(torch.optim.Optimizer):
         self.loss = None
         if loss is None and not self._missed and getattr(self.lr_run, "guard", None) is not None:
             self._missed = True
-            warnings.warn(
+            warn(
                 "no loss reaches this run, so that its guard is off and its step size is not corrected by the loss: "
                 "write run.as_optimizer().loss = loss before each optimizer.step(), or ask for guard=False",
                 NoLoss,
-                stacklevel=3,
             )
         self.lr_run.step(None if loss is None else loss.detach())
         self._publish()
@@ -251,11 +251,10 @@ class RunOptimizer(torch.optim.Optimizer):
         if all(a == b or (a != a and b != b) for a, b in zip(written, self._shown, strict=True)):
             return
         self._warned = True
-        warnings.warn(
+        warn(
             f"lr of this run was set to {float(written[0]):.4g} from outside, by a scheduler perhaps; the run sets its "
             "own and goes on with that: leave the scheduler out, or give run.as_scheduler() where one is asked for",
             LRSetTwice,
-            stacklevel=3,
         )
 
 

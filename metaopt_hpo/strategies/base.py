@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -14,7 +13,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from metaopt_hpo.errors import warn
 from metaopt_hpo.optim import host
+from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.strategies.as_optimizer import RunOptimizer, RunScheduler
 from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.errors import StrategyError as StrategyError
@@ -70,6 +71,7 @@ class LRRun:
         """What a forward pass runs in; only strategies that need a graph need it."""
         return nullcontext()
 
+    @outside_graphs
     def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """Take one optimizer step with the gradients now in `.grad`, then clear them.
 
@@ -95,11 +97,10 @@ class LRRun:
     def _say_if_past_horizon(self) -> None:
         """One warning where a run with a planned end goes past it."""
         if self.steps_taken == self.horizon and self.ends_low:
-            warnings.warn(
+            warn(
                 f"this run was planned for {self.horizon} steps and goes on at the last, lowest step size; give the "
                 "horizon you mean to train for",
                 RunWarning,
-                stacklevel=4,
             )
 
     def _before_step(self, step: int, loss: Tensor | None) -> None:
@@ -116,10 +117,9 @@ class LRRun:
         grads = [p.grad for g in self.optimizer.param_groups for p in g["params"] if p.grad is not None]
         if not grads:
             if self.steps_taken == 0:
-                warnings.warn(
+                warn(
                     "no parameter has a gradient at the first step: call loss.backward() before run.step(loss)",
                     RunWarning,
-                    stacklevel=5,
                 )
             return
         if any(g.layout is not torch.strided for g in grads):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metaopt_hpo.errors import warn
 from metaopt_hpo.optim import MetaOptimize
+from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.optim.traces import HESSIAN_FREE
 from metaopt_hpo.strategies.balance import (
     PRIOR_NORMALISED,
@@ -101,6 +102,7 @@ class MetaOptimizeRun(LRRun):
         # fused attention has no second derivative
         return sdpa_kernel(SDPBackend.MATH) if self.needs_graph else nullcontext()
 
+    @outside_graphs
     def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """See `LRRun.step`; a step on which the guard brings the run back takes no update."""
         if isinstance(loss, int | float):  # from `.item()`
@@ -130,11 +132,10 @@ class MetaOptimizeRun(LRRun):
 
     def _say_if_given_up(self, returns: int) -> None:
         if returns == MOST + 1:
-            warnings.warn(
+            warn(
                 f"the loss is not finite or does not come back after {returns} returns to the last good weights at "
                 "ever smaller step sizes; the learning rate is not the reason: look at the data",
                 RunWarning,
-                stacklevel=3,
             )
 
     def _step_with_graph(self, loss: Tensor | None, scaler: torch.amp.GradScaler | None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-
-from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.errors import MetaOptWarning, warn
 from metaopt_hpo.optim.rules import AdamW, Lion, RMSprop, Rule
 from metaopt_hpo.strategies.any_optimizer import Given
 from metaopt_hpo.strategies.torch_rules import TorchRMSprop
@@ -30,9 +28,8 @@ def say_if_untried(rule: Rule, called: str = "") -> None:
     if type(rule) in TRIED or name in _said or (isinstance(rule, Given) and not called):
         return
     _said.add(name)
-    warnings.warn(
+    warn(
         f"metaoptimize over {name} has not been compared with tuned runs, as over AdamW, RMSprop and Lion: compare one "
         "run with a tuned lr before you rely on it",
         UntriedBase,
-        stacklevel=4,
     )

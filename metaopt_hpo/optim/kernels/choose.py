@@ -6,11 +6,11 @@ torch operations otherwise. Where a kernel cannot be had, one warning says why a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from metaopt_hpo.errors import warn
 from metaopt_hpo.optim.kernels.bucket import Kernel
 from metaopt_hpo.optim.kernels.build import BuildError
 from metaopt_hpo.optim.kernels.compiled import CompiledKernel, KernelWarning
@@ -102,8 +102,7 @@ def _warn(name: str, reason: str) -> None:
     if (name, reason) in _warned:
         return
     _warned.add((name, reason))
-    warnings.warn(
+    warn(
         f"the {name} kernel of MetaOptimize cannot run: {reason}; plain torch operations take its place",
         KernelWarning,
-        stacklevel=5,
     )

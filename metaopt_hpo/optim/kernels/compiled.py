@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import types
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.errors import MetaOptWarning, warn
 from metaopt_hpo.optim.kernels.bucket import Bucket
 from metaopt_hpo.optim.kernels.describe import numbers, with_numbers
 from metaopt_hpo.optim.kernels.eager import EagerKernel, gradient, one_tensor
@@ -161,11 +160,10 @@ def _say(rule: Rule, error: Exception) -> None:
         return
     _warned.add(name)
     reason = str(error).strip().split("\n")[0][:200]
-    warnings.warn(
+    warn(
         f"the inductor kernel of MetaOptimize cannot compile {name}: {type(error).__name__}: {reason}; plain torch "
         "operations take its place",
         KernelWarning,
-        stacklevel=6,
     )
 
 

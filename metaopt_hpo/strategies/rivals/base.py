@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.strategies.base import (
     LRRun,
     LRStrategy,
@@ -124,6 +125,7 @@ class RivalRun(LRRun):
             group.setdefault("initial_lr", group["lr"])
         self.train()
 
+    @outside_graphs
     def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """See `LRRun.step`.
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from metaopt_hpo.optim import MetaOptimize
+from metaopt_hpo import wrap
+from metaopt_hpo.optim import MetaOptimize, StepSizeWarning
+from metaopt_hpo.strategies import make
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
@@ -86,3 +88,55 @@ def test_accelerate_accumulates_and_resumes(tmp_path: Path) -> None:
     assert torch.equal(parts[1].weight, again[1].weight)
     assert torch.equal(parts[2].optimizer.step_sizes(), again[2].optimizer.step_sizes())
     assert float(parts[2].optimizer.state[parts[1].weight]["step"]) == 6
+
+
+class TestATrainingStepThatIsCompiledWhole:
+    """torch.compile over forward, backward and optimizer: the graph breaks at the step."""
+
+    @pytest.mark.parametrize("how", ["optimizer", "wrapped", "run"])
+    def test_it_is_the_plain_run(self, how: str) -> None:
+        def trained(compiled: bool) -> torch.Tensor:
+            torch.manual_seed(0)
+            torch._dynamo.reset()
+            model = nn.Linear(6, 1)
+            if how == "optimizer":
+                optimizer = MetaOptimize(model.parameters(), lr=1e-2, meta_lr=0.05)
+                step = lambda loss: optimizer.step()  # noqa: E731
+            elif how == "wrapped":
+                run = wrap(torch.optim.AdamW(model.parameters()), 20, model=model)
+                optimizer, step = run.optimizer, run.step
+            else:
+                own = make("metaoptimize").build(model, 20).as_optimizer()
+                optimizer = own
+
+                def step(loss: torch.Tensor) -> None:
+                    own.loss = loss
+                    own.step()
+
+            def training_step(x: torch.Tensor) -> torch.Tensor:
+                loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+                loss.backward()
+                step(loss)
+                optimizer.zero_grad()
+                return loss
+
+            take = torch.compile(training_step, backend="eager") if compiled else training_step
+            for i in range(20):
+                take(torch.randn(8, 6, generator=torch.Generator().manual_seed(i)))
+            return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+        torch.testing.assert_close(trained(True), trained(False))
+
+
+def test_a_warning_names_the_line_of_the_loop_that_steps() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = MetaOptimize([p], lr=1e-2, meta_lr=30.0)
+
+    def loop() -> None:
+        for i in range(200):
+            p.grad = torch.ones(3) * (1 if i % 2 else -1)
+            optimizer.step()
+
+    with pytest.warns(StepSizeWarning) as seen:
+        loop()
+    assert seen[0].filename == __file__
