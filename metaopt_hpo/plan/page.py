@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.plan import decide
 from metaopt_hpo.plan.status import LEAST, Status, decisions, predicted_end, status
+from metaopt_hpo.plan.status_words import cost_words, pilot_rows
 from metaopt_hpo.plan.store import STORE_FILE
-from metaopt_hpo.plan.watch import cost_words, pilot_rows
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import LAW, of_method, of_rank
