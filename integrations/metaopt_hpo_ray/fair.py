@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from metaopt_hpo.strategies.registry import get
+from metaopt_hpo.strategies.registry import get, tuning_of
 from metaopt_hpo_ray.strategy import build_strategy
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def is_late(strategy: str) -> bool:
     """True where the running losses of a strategy, with its defaults, do not compare with others'."""
     try:
         return get(strategy)().comparable_from > 0
-    except Exception:  # none of ours
-        return False
+    except Exception:  # none of ours, or one with an option that has no default
+        return tuning_of(strategy) == "self"
 
 
 class Fair(TrialScheduler):
@@ -87,7 +87,8 @@ class Fair(TrialScheduler):
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """The group's decision; one whose report says that it finds its own lr, alone among others, goes on."""
-        if not self._members.get(trial.trial_id) and is_late(str(result.get("strategy", ""))):
+        finds = result.get("tuning") == "self" or is_late(str(result.get("strategy", "")))
+        if finds and not self._members.get(trial.trial_id):
             return TrialScheduler.CONTINUE
         scheduler, view = self._of(tune_controller, trial)
         return str(scheduler.on_trial_result(view, trial, result))

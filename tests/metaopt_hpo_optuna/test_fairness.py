@@ -33,6 +33,11 @@ THIRD_PARTY = "somebody-elses"
 SELF = [*(n for n in available() if get(n).tunes_lr), THIRD_PARTY]
 
 
+def over_their_bases(names: list[str]) -> list[tuple[str, str]]:
+    """Each strategy over each base rule it accepts."""
+    return [(n, base) for n in names for base in (() if n == THIRD_PARTY else get(n).bases) or ("adamw",)]
+
+
 @pytest.fixture(autouse=True)
 def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     class SomebodyElses(LRStrategy):
@@ -57,14 +62,16 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {
 }
 
 
-def answers(study: Study, strategy: str, losses: list[float]) -> list[bool]:
+def answers(study: Study, strategy: str, losses: list[float], base: str = "adamw") -> list[bool]:
     """What the pruner says of a trial after each report."""
     trial = study.ask()
     link = TrialLink(trial)
     link.describe({"size": SIZE, "tokens": TOKENS, "batch": BATCH, "lr": 0.1})
     cls = get(strategy)
     link.describe_strategy(
-        strategy, tuning="self" if cls.tunes_lr else "external", comparable_from=cls().comparable_from
+        strategy,
+        tuning="self" if cls.tunes_lr else "external",
+        comparable_from=cls(base=base).comparable_from,
     )
     link.begin()
     said = []
@@ -80,24 +87,27 @@ def answers(study: Study, strategy: str, losses: list[float]) -> list[bool]:
 
 @pytest.mark.filterwarnings("ignore:.*experimental.*")
 @pytest.mark.parametrize("pruner", PRUNERS)
-@pytest.mark.parametrize("strategy", [*SELF, "wsd"])
-def test_no_pruner_stops_a_run_for_starting_low_or_settling_late(pruner: str, strategy: str) -> None:
+@pytest.mark.parametrize(("strategy", "base"), over_their_bases([*SELF, "wsd"]))
+def test_no_pruner_stops_a_run_for_starting_low_or_settling_late(
+    pruner: str, strategy: str, base: str
+) -> None:
     study = optuna.create_study(pruner=PRUNERS[pruner]())
     for i in range(6):
         answers(study, "cosine", [3.0 - 0.3 * k + 0.001 * i for k in range(len(GRID))])
-    assert not any(answers(study, strategy, [9.0 - 0.9 * k for k in range(len(GRID))]))
+    assert not any(answers(study, strategy, [9.0 - 0.9 * k for k in range(len(GRID))], base))
 
 
 def test_those_that_tune_their_own_are_all_there() -> None:
     assert {"metaoptimize", "adamg", "prodigy", "prodigy-schedule-free", THIRD_PARTY} <= set(SELF)
 
 
-def test_a_tuned_run_is_still_stopped_and_like_runs_compare() -> None:
-    study = optuna.create_study(pruner=P.MedianPruner())
-    for strategy in ("cosine", "metaoptimize"):
+@pytest.mark.parametrize("strategy", available())
+def test_a_tuned_run_is_still_stopped_and_like_runs_compare(strategy: str) -> None:
+    for _, base in over_their_bases([strategy]):
+        study = optuna.create_study(pruner=P.MedianPruner())
         for _ in range(6):
-            answers(study, strategy, [3.0 - 0.3 * k for k in range(len(GRID))])
-        assert any(answers(study, strategy, [9.0] * len(GRID)))
+            answers(study, strategy, [3.0 - 0.3 * k for k in range(len(GRID))], base)
+        assert any(answers(study, strategy, [9.0] * len(GRID), base))
 
 
 def test_runs_that_start_low_do_not_raise_the_bar_for_tuned_ones() -> None:

@@ -42,6 +42,8 @@ class StubCluster:
         self._events: list[tuple[float, int, Trial, int]] = []
         self._order = 0
         self._running = 0
+        self._next: dict[str, int] = {}
+        """Report that a paused trial makes when it goes on."""
 
     # -- what a scheduler may ask of a controller ------------------------------------------------------------
 
@@ -96,7 +98,7 @@ class StubCluster:
             trial.set_status(Trial.RUNNING)
             self._running += 1
             self.started.append(trial.trial_id)
-            self._schedule(trial, 0)
+            self._schedule(trial, self._next.pop(trial.trial_id, 0))
 
     def _schedule(self, trial: Trial, point: int) -> None:
         curve = self._curve(trial)
@@ -116,6 +118,10 @@ class StubCluster:
         trial.run_metadata.last_result = result
         if decision == TrialScheduler.STOP or point + 1 == len(curve):
             self._finish(trial)
+        elif decision == TrialScheduler.PAUSE:
+            trial.set_status(Trial.PAUSED)
+            self._running -= 1
+            self._next[trial.trial_id] = point + 1
         else:
             self._schedule(trial, point + 1)
 
