@@ -27,11 +27,11 @@ HELD_OUT_WINDOWS = 256
 
 
 class Job(Protocol):
-    """A model, its loss on the batch of a step, and a held-out loss."""
+    """A model, its loss on the batch of a step, and the held-out losses, one an example (a window of text)."""
 
     def model(self, seed: int) -> nn.Module: ...
     def loss(self, model: nn.Module, step: int, seed: int) -> Tensor: ...
-    def held_out(self, model: nn.Module) -> float: ...
+    def held_out(self, model: nn.Module) -> Tensor: ...
 
 
 def job(name: str) -> Job:
@@ -90,13 +90,14 @@ class Text:
         starts = torch.randint(len(self.train) - CONTEXT - 1, (SEQUENCES,), generator=generator)
         return _next_byte(model, self.train[starts[:, None] + torch.arange(CONTEXT + 1)].long())
 
-    def held_out(self, model: nn.Module) -> float:
-        parts = self.held.split(64)
-        return sum(float(_next_byte(model, p)) * len(p) for p in parts) / len(self.held)
+    def held_out(self, model: nn.Module) -> Tensor:
+        parts = [_next_byte(model, p, "none").view(len(p), -1).mean(1) for p in self.held.split(64)]
+        return torch.cat(parts)
 
 
-def _next_byte(model: nn.Module, windows: Tensor) -> Tensor:
-    return F.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+def _next_byte(model: nn.Module, windows: Tensor, reduction: str = "mean") -> Tensor:
+    logits = model(windows[:, :-1]).flatten(0, 1)
+    return F.cross_entropy(logits, windows[:, 1:].flatten(), reduction=reduction)
 
 
 class Classified:
@@ -114,9 +115,9 @@ class Classified:
         i = order[k * self.batch : (k + 1) * self.batch]
         return F.cross_entropy(model(self.x[i]), self.y[i])
 
-    def held_out(self, model: nn.Module) -> float:
+    def held_out(self, model: nn.Module) -> Tensor:
         parts = zip(self.held_x.split(500), self.held_y.split(500), strict=True)
-        return sum(F.cross_entropy(model(x), y, reduction="sum").item() for x, y in parts) / len(self.held_x)
+        return torch.cat([F.cross_entropy(model(x), y, reduction="none") for x, y in parts])
 
 
 class Digits(Classified):

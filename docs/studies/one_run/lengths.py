@@ -94,7 +94,7 @@ def train(data: Job, strategy: LRStrategy, steps: int, seed: int) -> dict[str, f
             found = float(run.step_sizes().log().mean().exp())
     model.eval()
     with torch.no_grad():
-        held = data.held_out(model)
+        held = float(data.held_out(model).mean())
     return {
         "held_out": held,
         "training": sum(end) / len(end),
