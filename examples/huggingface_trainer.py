@@ -56,15 +56,26 @@ def train(model: GPT2LMHeadModel, lr: float = 5e-5, **options: Any) -> float:
         return float(trainer.evaluate()["eval_loss"])
 
 
-def main() -> tuple[float, float]:
-    """Return the held-out loss of (ours, the better of the two AdamW runs) after printing all."""
-    default, larger = train(network()), train(network(), lr=1e-3)
+def with_adamw(lr: float = 5e-5) -> float:
+    """Trainer's own optimizer, at its default lr or another."""
+    model = network()
+    return train(model, lr=lr)
+
+
+def with_wrap() -> tuple[float, float]:
+    """The same optimizer, its lr found."""
     model = network()
     run = wrap(torch.optim.AdamW(model.parameters()), horizon=STEPS, model=model)  # its lr is found
-    ours = train(model, optimizers=run.as_optimizers())
+    return train(model, optimizers=run.as_optimizers()), float(run.found_lr)
+
+
+def main() -> tuple[float, float]:
+    """Return the held-out loss of (ours, the better of the two AdamW runs) after printing all."""
+    default, larger = with_adamw(), with_adamw(lr=1e-3)
+    ours, lr = with_wrap()
     print(
         f"loss after {STEPS} steps: Trainer's default {default:.4f}, at lr 1e-3 {larger:.4f}; "
-        f"wrapped {ours:.4f}, which found lr {float(run.found_lr):.1e}"
+        f"wrapped {ours:.4f}, which found lr {lr:.1e}"
     )
     return ours, min(default, larger)
 

@@ -34,8 +34,7 @@ class Wrapped(Student):
     """The same, its lr found: monitors see the live step size, checkpoints resume it exactly."""
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters())
-        self.run = wrap(optimizer, self.trainer.estimated_stepping_batches, self)
+        self.run = wrap(torch.optim.AdamW(self.parameters()), self.trainer.estimated_stepping_batches, self)
         return self.run.as_optimizer()
 
 

@@ -1,6 +1,7 @@
 """An Optuna objective whose learning rate is found in one trial, beside TPE's search for it.
 
-Runs in some seconds. Three lines differ from an objective that suggests lr: no `suggest_float`, the wrap, the step.
+Runs in some seconds. Three lines are new in an objective that suggests lr, the import, the wrap and the step;
+`trial.set_user_attr("found_lr", run.found_lr)` would keep what was found.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def searched(trial: optuna.Trial) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for step in range(STEPS):
-        loss_of(model, step).backward()
+        loss = loss_of(model, step)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
@@ -51,7 +53,6 @@ def found(trial: optuna.Trial) -> float:
         loss = loss_of(model, step)
         loss.backward()
         run.step(loss)  # in the place of optimizer.step(), zero_grad() and the scheduler
-    trial.set_user_attr("found_lr", run.found_lr)
     return held_out(model)
 
 
@@ -64,8 +65,7 @@ def main() -> tuple[float, float]:
     one.optimize(found, n_trials=1)
     print(
         f"held-out loss: AdamW with a cosine, best of {TRIALS} trials of TPE {search.best_value:.4f} at lr "
-        f"{search.best_params['lr']:.1e}; one wrapped trial {one.best_value:.4f}, which found lr "
-        f"{one.best_trial.user_attrs['found_lr']:.1e}"
+        f"{search.best_params['lr']:.1e}; one wrapped trial {one.best_value:.4f}"
     )
     return one.best_value, search.best_value
 

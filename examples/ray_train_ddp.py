@@ -4,6 +4,7 @@
 
 Tune runs one light function a trial; it starts a `TorchTrainer`, whose workers train together. Rank 0's held-out
 loss counts, rank 0 saves, and all ranks stop together. With GPUs set `use_gpu=True` and the resources they need.
+One trial finds its own lr; beside it AdamW runs at torch's default lr, or at the one that is given.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from metaopt_hpo.workloads import TextLM
-from metaopt_hpo_ray import TrialRun, build_strategy, strategy_space, trial_table, tuner_configs
+from metaopt_hpo_ray import TrialRun, build_strategy, trial_table, tuner_configs
 
 WORKERS = 2
 
@@ -65,11 +66,12 @@ def trial(config: dict[str, Any]) -> None:
     ).fit()
 
 
-def main() -> None:
+def main() -> tuple[float, float]:
+    """Return the loss of (ours, AdamW's) after printing both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--storage", default=str(Path("results/ray-ddp").resolve()))
-    parser.add_argument("--tokens", type=int, default=2**15)
-    parser.add_argument("--lr", type=float, nargs="+", default=[3e-3, 1e-2])
+    parser.add_argument("--tokens", type=int, default=2**17)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of the plain trial")
     args = parser.parse_args()
     torch.set_num_threads(1)
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
@@ -80,8 +82,8 @@ def main() -> None:
         "batch": 1024,
         "seed": 0,
         "storage": args.storage,
-        **strategy_space({"wsd": {"lr": 1e-2}}),
-        "lr": tune.grid_search(args.lr),
+        "strategy": tune.grid_search(["metaoptimize", "constant"]),
+        "lr": tune.sample_from(lambda spec: args.lr if spec.config["strategy"] == "constant" else None),
     }
     configs = tuner_configs(
         param_space=space, name="ddp", storage_path=args.storage, max_concurrent_trials=1, max_failures=1
@@ -89,7 +91,13 @@ def main() -> None:
     # the trial itself only waits for its workers
     tuner = tune.Tuner(tune.with_resources(trial, {"cpu": 0.5}), **configs)
     table = trial_table(tuner.fit())
-    print(table.frame[["size", "lr", "state", "tokens", "loss"]].to_string(index=False))
+    print(
+        table.frame[["size", "strategy", "lr", "found_lr", "state", "tokens", "loss"]].to_string(index=False)
+    )
+    found = table.frame.strategy == "metaoptimize"
+    ours, theirs = (float(table.frame[rows].loss.min()) for rows in (found, ~found))
+    print(f"loss after {args.tokens} tokens: AdamW {theirs:.3f}; metaoptimize, without an lr, {ours:.3f}")
+    return ours, theirs
 
 
 if __name__ == "__main__":

