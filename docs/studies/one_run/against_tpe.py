@@ -206,9 +206,9 @@ def _read(out: Path) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """A line a job: paired differences of held-out and training loss in per cent, mean and standard error."""
     lines = [
-        "| job | steps | seeds | one run, held-out | search, held-out | held-out, paired | training, paired "
-        "| the search's cost in runs |",
-        "|---|---|---|---|---|---|---|---|",
+        "| job | steps | seeds | one run, held-out | search, held-out | held-out, paired | better in "
+        "| chosen on the other half, paired | training, paired | the search's cost in runs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (steps, _) in JOBS.items():
         rows = table[(table.job == name) & (table.steps == steps)]
@@ -217,22 +217,27 @@ def markdown(table: pd.DataFrame) -> str:
         if both.empty:
             continue
         ours, theirs = ours.loc[both], theirs.loc[both]
-        differences = [_difference(ours[loss], theirs[loss]) for loss in ("held_out", "training")]
+        differences = [difference(ours[loss], theirs[loss]) for loss in ("held_out", "training")]
+        fair = theirs.unbiased.dropna() if "unbiased" in theirs else theirs.held_out[:0]
+        unbiased = difference(ours.held_out.loc[fair.index], fair) if len(fair) else "–"
+        if 0 < len(fair) < len(both):
+            unbiased += f" (of {len(fair)})"
+        better = f"{(ours.held_out < theirs.held_out).sum()} of {len(both)}"
         kind = NAMES[name.rstrip("0123456789")]
         lines.append(
             f"| {kind} ({name}) | {steps:,} | {len(both)} | {ours.held_out.mean():.4f} | {theirs.held_out.mean():.4f} "
-            f"| {differences[0]} | {differences[1]} | {(theirs.spent / steps).mean():.1f} |"
+            f"| {differences[0]} | {better} | {unbiased} | {differences[1]} | {(theirs.spent / steps).mean():.1f} |"
         )
     return "\n".join(lines)
 
 
-def _difference(ours: pd.Series[float], theirs: pd.Series[float]) -> str:
+def difference(ours: pd.Series[float], theirs: pd.Series[float]) -> str:
     """Mean of the paired differences of two columns of losses in per cent of the mean of the search's."""
     if max(ours.mean(), theirs.mean()) < NOTHING:
         return f"both below {NOTHING:g}"
-    difference = 100 * (ours - theirs) / theirs.mean()
-    error = difference.std() / len(difference) ** 0.5
-    return f"{difference.mean():+.1f} %" + (f" ± {error:.1f}" if len(difference) > 1 else "")
+    percent = 100 * (ours - theirs) / theirs.mean()
+    error = percent.std() / len(percent) ** 0.5
+    return f"{percent.mean():+.1f} %" + (f" ± {error:.1f}" if len(percent) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import typer
 from metaopt_hpo.atomic import replacing
 from metaopt_hpo.strategies import LRStrategy, make
 from studies import run as commands
-from studies.one_run.against_tpe import JOBS, OURS, train
+from studies.one_run.against_tpe import JOBS, OURS, difference, train
 from studies.one_run.length_jobs import job
 
 KEPT = Path(__file__).parent / "fixed_lrs.parquet"
@@ -72,8 +72,7 @@ def markdown(table: pd.DataFrame) -> str:
     ]
     for name in settings():
         theirs, ours = held[name].dropna(), held[OURS]
-        difference = 100 * (ours - theirs).dropna() / theirs.mean()
-        paired = "–" if name == OURS else f"{difference.mean():+.1f} % ± {difference.sem():.1f}"
+        paired = "–" if name == OURS else difference(ours.loc[theirs.index], theirs)
         lines.append(
             f"| {name} | {len(theirs)} | {theirs.mean():.4f} | {theirs.median():.4f} "
             f"| {training[name].mean():.1e} | {paired} |"
