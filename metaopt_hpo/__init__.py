@@ -11,8 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metaopt_hpo.comparison.design import ComparisonPlan
     from metaopt_hpo.comparison.outcome import judge
-    from metaopt_hpo.comparison.protocol import Comparison, ComparisonPlan, compare
+    from metaopt_hpo.comparison.protocol import compare
+    from metaopt_hpo.comparison.results import Comparison
     from metaopt_hpo.errors import MetaOptError, MetaOptWarning
     from metaopt_hpo.optim import MetaOptimize
     from metaopt_hpo.plan.api import Plan, plan
@@ -31,8 +33,8 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 _HOMES = {
-    "Comparison": "comparison.protocol",
-    "ComparisonPlan": "comparison.protocol",
+    "Comparison": "comparison.results",
+    "ComparisonPlan": "comparison.design",
     "Law": "scaling",
     "LawRefused": "scaling",
     "MetaOptError": "errors",

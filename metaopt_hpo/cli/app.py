@@ -100,13 +100,13 @@ def compare(
     Example: metaopt-hpo compare text-lm --methods grid,metaoptimize --steps 512 --out results/small
     """
     from metaopt_hpo.cli.progress import ComparisonProgress
-    from metaopt_hpo.comparison.protocol import Plan
+    from metaopt_hpo.comparison.design import ComparisonPlan
     from metaopt_hpo.comparison.protocol import compare as run_comparison
 
     objective, sizes, batch = _workload(workload, widths, device)
     low, high = _range("--lr", lr)
     names = tuple(m.strip() for m in methods.split(",") if m.strip())
-    plan = Plan(
+    plan = ComparisonPlan(
         workload=workload,
         methods=names,
         seeds=tuple(range(seeds)),
@@ -141,7 +141,7 @@ def report(
 
     Example: metaopt-hpo report results/compare
     """
-    from metaopt_hpo.comparison.protocol import CompareError
+    from metaopt_hpo.comparison.results import CompareError
 
     try:
         _write_report(folder)

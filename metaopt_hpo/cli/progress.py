@@ -9,8 +9,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from metaopt_hpo.comparison.design import ComparisonPlan
 from metaopt_hpo.comparison.objective import Configuration, Objective
-from metaopt_hpo.comparison.protocol import Plan
 from metaopt_hpo.trials.record import TrialRecord
 
 
@@ -23,7 +23,7 @@ class ComparisonProgress:
         console: where to write (default: standard error, so that results can be piped).
     """
 
-    def __init__(self, plan: Plan, objective: Objective, console: Console | None = None) -> None:
+    def __init__(self, plan: ComparisonPlan, objective: Objective, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._total = expected_cost(plan, objective)
         self._done = 0.0
@@ -68,7 +68,7 @@ class ComparisonProgress:
             self._bar.update(self._task, completed=min(self._done, self._total))
 
 
-def expected_cost(plan: Plan, objective: Objective) -> float:
+def expected_cost(plan: ComparisonPlan, objective: Objective) -> float:
     """FLOPs the plan may spend: every method's budget, a law's pilots inside its own."""
 
     def run(size: float) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from metaopt_hpo import markup
 from metaopt_hpo.comparison.claims import Claim, claim, percent, runs
 from metaopt_hpo.comparison.methods import Kind, method
-from metaopt_hpo.comparison.protocol import PILOT, Comparison
+from metaopt_hpo.comparison.results import PILOT, Comparison
 from metaopt_hpo.comparison.statistics import Difference, paired_difference
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling import Law, LawRefused, Prediction, fit

@@ -9,7 +9,7 @@ import numpy as np
 
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.outcome import Outcome
-from metaopt_hpo.comparison.protocol import PILOT
+from metaopt_hpo.comparison.results import PILOT
 from metaopt_hpo.report import words
 from metaopt_hpo.scaling import Prediction
 from metaopt_hpo.trials.record import TrialRecord

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 
 from metaopt_hpo.attribution.outcome import Attribution
 from metaopt_hpo.comparison.outcome import Outcome, judge
-from metaopt_hpo.comparison.protocol import Comparison
 from metaopt_hpo.comparison.replay import ReplayResult
+from metaopt_hpo.comparison.results import Comparison
 from metaopt_hpo.report import (
     cost_views,
     figures,

@@ -17,9 +17,10 @@ from typing import Any
 from markupsafe import Markup
 
 from metaopt_hpo.atomic import WriteError, write_text
+from metaopt_hpo.comparison.design import ComparisonPlan
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.outcome import Outcome, judge, percent
-from metaopt_hpo.comparison.protocol import PLAN_FILE, STORE_FILE, TABLE_FILE, Comparison, Plan
+from metaopt_hpo.comparison.results import PLAN_FILE, STORE_FILE, TABLE_FILE, Comparison
 from metaopt_hpo.comparison.statistics import Difference
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.report import (
@@ -152,7 +153,7 @@ def render(outcome: Outcome) -> str:
     )
 
 
-def _sources(plan: Plan) -> list[Source]:
+def _sources(plan: ComparisonPlan) -> list[Source]:
     """The files of the comparison, which lie beside its report, and what its methods come from."""
     store = {
         "optuna": (

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.outcome import MATCH, Outcome, Trajectory
-from metaopt_hpo.comparison.protocol import PILOT
+from metaopt_hpo.comparison.results import PILOT
 from metaopt_hpo.comparison.statistics import Difference
 from metaopt_hpo.report import words
 from metaopt_hpo.trials.record import TrialRecord

@@ -15,8 +15,8 @@ from metaopt_hpo.attribution import ExperimentConfig, GridResult, WorldRuns, att
 from metaopt_hpo.attribution.levels import factorial
 from metaopt_hpo.attribution.outcome import Attribution
 from metaopt_hpo.cli.laws import write_page
-from metaopt_hpo.comparison.protocol import Comparison
 from metaopt_hpo.comparison.replay import replay
+from metaopt_hpo.comparison.results import Comparison
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.plan.page import write_page as write_plan
 from metaopt_hpo.plan.run import run as run_plan

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 def compare(out: Path, methods: tuple[str, ...], workers: int, sizes: tuple[int, ...]) -> str:
     """`metaopt-hpo compare`: searches in one process or several."""
-    from metaopt_hpo.comparison.protocol import Plan
+    from metaopt_hpo.comparison.design import ComparisonPlan
     from metaopt_hpo.comparison.protocol import compare as run
     from metaopt_hpo.workloads import members
 
     family = members("regression", list(sizes))
-    plan = Plan(
+    plan = ComparisonPlan(
         workload="regression",
         methods=methods,
         seeds=(0,),

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import ray_processes
 
+from metaopt_hpo.comparison.design import ComparisonPlan
 from metaopt_hpo.comparison.engine import EngineError, SearchTask, get_engine
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError, Report, no_report
-from metaopt_hpo.comparison.protocol import Plan, compare
+from metaopt_hpo.comparison.protocol import compare
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
@@ -192,7 +193,7 @@ def test_searches_in_several_processes_share_one_cluster(cluster: str, tmp_path:
     table = TrialTable.from_records(
         [TrialRecord(size=n, tokens=8, batch=1, lr=lr, loss=v, trial=f"{n}-{lr}") for n, lr, v in losses]
     )
-    plan = Plan(
+    plan = ComparisonPlan(
         workload="table",
         methods=("grid",),
         seeds=(0, 1),

@@ -16,7 +16,8 @@ from torch import nn
 
 from metaopt_hpo import LawRefused, MetaOptimize, TrialTable, judge
 from metaopt_hpo.comparison import engine, protocol
-from metaopt_hpo.comparison.protocol import Plan, compare
+from metaopt_hpo.comparison.design import ComparisonPlan
+from metaopt_hpo.comparison.protocol import compare
 from metaopt_hpo.optim.rules import Rule
 from metaopt_hpo.report import render, sections
 from metaopt_hpo.report.axes import empty_figure
@@ -117,7 +118,7 @@ def test_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # -- an engine, and a figure ----------------------------------------------------------------------------------
 
-PLAN = Plan(
+PLAN = ComparisonPlan(
     workload="parabola",
     methods=("grid", "metaoptimize"),
     seeds=(0, 1),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from metaopt_hpo.comparison.protocol import Comparison
+    from metaopt_hpo.comparison.results import Comparison
     from metaopt_hpo.plan.run import PlanRun
     from metaopt_hpo.trials.record import TrialRecord
 
@@ -66,7 +66,8 @@ def demo(
 
 
 def _compare(result: PlanRun, out: Path, runs: int, workers: int | None) -> Comparison:
-    from metaopt_hpo.comparison.protocol import Plan, compare
+    from metaopt_hpo.comparison.design import ComparisonPlan
+    from metaopt_hpo.comparison.protocol import compare
     from metaopt_hpo.comparison.training_objective import TrainObjective
     from metaopt_hpo.report import report_from_folder
     from metaopt_hpo.workloads import members
@@ -75,7 +76,7 @@ def _compare(result: PlanRun, out: Path, runs: int, workers: int | None) -> Comp
     assert target.width is not None
     compared = compare(
         TrainObjective(members("text-lm", [target.width])),
-        Plan(
+        ComparisonPlan(
             workload="text-lm",
             methods=("grid", "tpe"),
             seeds=(0,),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from metaopt_hpo.comparison.methods import method
-from metaopt_hpo.comparison.protocol import Comparison
+from metaopt_hpo.comparison.results import Comparison
 from metaopt_hpo.plan.run import PlanRun
 from metaopt_hpo.report import sections
 from metaopt_hpo.trials.record import TrialRecord

@@ -15,7 +15,7 @@ import pandas as pd
 import typer
 
 from metaopt_hpo.comparison.outcome import Outcome, judge, percent
-from metaopt_hpo.comparison.protocol import Comparison
+from metaopt_hpo.comparison.results import Comparison
 from metaopt_hpo.comparison.statistics import paired_difference
 from metaopt_hpo.errors import MetaOptError
 from studies.gain.summary import KEYS, THRESHOLDS, markdown, summary

@@ -38,7 +38,7 @@ def race(
 
     Example: python -m studies.race --width 64 --steps 256 --pilots 16,24,32 --seeds 1 --runs 3
     """
-    from metaopt_hpo.comparison.protocol import Plan as Comparing
+    from metaopt_hpo.comparison.design import ComparisonPlan as Comparing
     from metaopt_hpo.comparison.protocol import compare
     from metaopt_hpo.comparison.training_objective import TrainObjective
     from metaopt_hpo.plan.api import plan

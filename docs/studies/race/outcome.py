@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from metaopt_hpo.comparison.methods import method
-from metaopt_hpo.comparison.protocol import TABLE_FILE
+from metaopt_hpo.comparison.results import TABLE_FILE
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.plan import store
 from metaopt_hpo.trials.record import TrialRecord

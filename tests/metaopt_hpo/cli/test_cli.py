@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from metaopt_hpo import cli
-from metaopt_hpo.comparison.protocol import Comparison
+from metaopt_hpo.comparison.results import Comparison
 
 TINY = ["--widths", "8,16,24,32", "--steps", "16", "--seeds", "1", "--runs", "2", "--pilot-runs", "3"]
 PILOTS_TINY = ["--widths", "8,16,24,64", "--steps", "16", "--seeds", "1", "--runs", "3", "--pilot-runs", "3"]

@@ -10,7 +10,8 @@ import pytest
 from metaopt_hpo.comparison import protocol
 from metaopt_hpo.comparison.claims import claim, runs
 from metaopt_hpo.comparison.outcome import MATCH, OutcomeError, judge, percent
-from metaopt_hpo.comparison.protocol import Comparison, compare
+from metaopt_hpo.comparison.protocol import compare
+from metaopt_hpo.comparison.results import Comparison
 from metaopt_hpo.comparison.statistics import Difference
 from metaopt_hpo.trials.schema import TableWarning
 from metaopt_hpo.trials.table import TrialTable

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from metaopt_hpo.comparison import protocol
+from metaopt_hpo.comparison.design import ComparisonPlan
 from metaopt_hpo.comparison.objective import ObjectiveUnavailable
-from metaopt_hpo.comparison.protocol import CompareError, Comparison, Plan, compare
+from metaopt_hpo.comparison.protocol import compare
+from metaopt_hpo.comparison.results import CompareError, Comparison
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import DictEngine, Parabola
 
-PLAN = Plan(
+PLAN = ComparisonPlan(
     workload="parabola",
     methods=("grid", "metaoptimize", "law"),
     seeds=(0, 1, 2),
@@ -130,7 +132,7 @@ def test_a_plan_that_cannot_be_meant_is_refused(change: dict[str, object], word:
 
 
 def test_plan_round_trips_through_json() -> None:
-    assert Plan.from_json(json.loads(json.dumps(PLAN.to_json()))) == PLAN
+    assert ComparisonPlan.from_json(json.loads(json.dumps(PLAN.to_json()))) == PLAN
 
 
 JUNK = [None, -1, "x", [], {}, [None], True, 1e308, float("nan"), "5", 10**400]
@@ -162,3 +164,9 @@ def test_a_damaged_plan_is_one_sentence(junk: object, tmp_path: Path, engine: Di
         file.write_text(text)
         with pytest.raises(CompareError):
             Comparison.read(tmp_path)
+
+
+def test_a_plan_of_pilots_is_no_plan_of_a_comparison(tmp_path: Path) -> None:
+    with pytest.raises(CompareError, match="takes a ComparisonPlan, got dict"):
+        compare(Parabola(), {"methods": ("grid",)}, tmp_path)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from metaopt_hpo.comparison.design import ComparisonPlan
 from metaopt_hpo.comparison.methods import grid_points
 from metaopt_hpo.comparison.outcome import Outcome, judge
-from metaopt_hpo.comparison.protocol import PILOT, Comparison, Plan
+from metaopt_hpo.comparison.results import PILOT, Comparison
 from metaopt_hpo.trials.record import Curve, TrialRecord, token_grid
 from metaopt_hpo.trials.table import TrialTable
 
@@ -119,7 +120,7 @@ def make_comparison(
     machine: dict[str, str] | None = None,
 ) -> Comparison:
     """A comparison of the synthetic world, or of the given records."""
-    plan = Plan(
+    plan = ComparisonPlan(
         workload=workload,
         methods=tuple(methods),
         seeds=tuple(seeds),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from metaopt_hpo.comparison.methods import available_methods
 from metaopt_hpo.comparison.outcome import Outcome
-from metaopt_hpo.comparison.protocol import PILOT
+from metaopt_hpo.comparison.results import PILOT
 from metaopt_hpo.report import axes, cost_views, figures, law_views, palette, search_views, words
 
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from metaopt_hpo.comparison.engine import ENTRY_POINT_GROUP, get_engine
 from metaopt_hpo.comparison.methods import available_methods, method
 from metaopt_hpo.comparison.outcome import Outcome, OutcomeError, judge, percent
-from metaopt_hpo.comparison.protocol import PLAN_FILE, TABLE_FILE, CompareError, Comparison
+from metaopt_hpo.comparison.results import PLAN_FILE, TABLE_FILE, CompareError, Comparison
 from metaopt_hpo.report import (
     ReportError,
     behind,
