@@ -111,10 +111,6 @@ class Judge:
         """The trial waits no longer: it was launched, or has ended."""
         self._held.discard(trial)
 
-    def is_held(self, trial: str) -> bool:
-        """True while the trial waits."""
-        return trial in self._held
-
     @property
     def held(self) -> int:
         """How many trials wait."""

@@ -201,12 +201,6 @@ def number(value: Any) -> float | None:
         return None
 
 
-def is_finite(value: Any) -> bool:
-    """True for a finite number."""
-    found = number(value)
-    return found is not None and math.isfinite(found)
-
-
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: scalars of NumPy and torch as plain ones."""
     if value is None or isinstance(value, str | bool | int | float):

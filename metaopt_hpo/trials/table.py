@@ -297,10 +297,6 @@ class TrialTable:
         """Training FLOPs of all trials together, failed, pruned and diverged ones included."""
         return math.fsum(self.costs().to_numpy())
 
-    def params_frame(self) -> pd.DataFrame:
-        """The hyperparameters as columns, one row a trial, NaN where a trial has none of that name."""
-        return pd.DataFrame([json.loads(p) for p in self.frame["params"]], index=self.frame.index)
-
     # -- writing --------------------------------------------------------------------------------------------
 
     def write(self, path: str | os.PathLike[str]) -> Path:

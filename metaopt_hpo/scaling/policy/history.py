@@ -102,10 +102,6 @@ class History:
         """Exactly these trials (with their sizes) are being let finish now."""
         self._spared = dict(spared)
 
-    def spared_ended(self, key: Any) -> None:
-        """It has ended, however it did."""
-        self._spared.pop(key, None)
-
     # -- what decisions ask ----------------------------------------------------------------------------------
 
     def losses(self, size: float, tokens: float, batch: float = 0.0) -> list[float]:
