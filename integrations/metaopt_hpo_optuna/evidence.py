@@ -39,7 +39,7 @@ class Evidence:
         source_studies: studies whose trials count as well, read again when they have grown.
         allow_weak: fit from two sizes too.
         need: completed trials with a size below which no law is fitted; by default the policy's own.
-        base: what proposals borrow strength from (`metaopt_hpo.scaling.base`).
+        base: what proposals and laws borrow strength from (`metaopt_hpo.scaling.base`).
     """
 
     def __init__(
@@ -122,13 +122,11 @@ class Evidence:
             ValueError: a multi-objective study, or a source whose direction contradicts the study's.
         """
         from metaopt_hpo.scaling.policy import Refits
-        from metaopt_hpo.scaling.policy.refits import START
 
         with self._lock:
             known = self._read(study, at_ask)
-            need = START if self._need is None else self._need
             if known.refits is None:
-                known.refits = Refits(need=need, allow_weak=self._allow_weak)
+                known.refits = Refits(need=self._need, allow_weak=self._allow_weak, base=self.base)
             known.fitted = known.refits.in_force(known.history, [k.history for k in known.sources])
             return known
 

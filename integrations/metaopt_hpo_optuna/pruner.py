@@ -16,6 +16,7 @@ from metaopt_hpo_optuna.fields import REASON, SPARED, Fields, reports_of
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
+    from metaopt_hpo.scaling.base.sources import BaseLike
     from metaopt_hpo.scaling.policy import Decision, History, Run
 
 
@@ -47,10 +48,12 @@ class ScalingLawPruner(BasePruner):
         source_studies: further studies to learn from, of smaller models or of an earlier search.
         wrapped: pruner for what the law cannot judge, asked as `fairness` says; None keeps such trials.
         n_startup_trials: completed trials with a size, those of the sources included, before which nothing is
-            pruned (default 6; the law itself also refuses fewer than three sizes).
+            pruned (default 6; the law itself also refuses fewer than three sizes; with a base 3, of any sizes).
         n_warmup_tokens: tokens of a trial before which it is not pruned by the law (default 0).
         min_size: trials from this size on are judged by the law; default the largest size with evidence, and
             smaller ones once ten have finished there.
+        base: tables or laws of like models to borrow strength from, as in `metaopt_hpo.fit`: a few trials of one size
+            are then enough for a law.
 
     Raises:
         ValueError: an argument out of range; later, a multi-objective study, or a source whose direction
@@ -77,6 +80,7 @@ class ScalingLawPruner(BasePruner):
         n_startup_trials: int | None = None,
         n_warmup_tokens: float = 0,
         min_size: float | None = None,
+        base: BaseLike | Sequence[BaseLike] | None = None,
     ) -> None:
         if n_startup_trials is not None and n_startup_trials < 0:
             raise ValueError(f"n_startup_trials must be at least 0, got {n_startup_trials!r}")
@@ -91,7 +95,8 @@ class ScalingLawPruner(BasePruner):
             )
         if wrapped is not None and not isinstance(wrapped, BasePruner):
             raise ValueError(f"wrapped must be an optuna pruner or None, got {type(wrapped).__name__}")
-        self._evidence = Evidence(Fields(size, tokens, batch, lr), source_studies, need=n_startup_trials)
+        names = Fields(size, tokens, batch, lr)
+        self._evidence = Evidence(names, source_studies, need=n_startup_trials, base=base)
         self._wrapped = wrapped
         self._n_warmup_tokens = n_warmup_tokens
         self._min_size = min_size

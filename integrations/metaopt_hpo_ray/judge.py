@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from metaopt_hpo.scaling import Law
+from metaopt_hpo.scaling.base.sources import BaseLike
 from metaopt_hpo.scaling.forecast import distribution
 from metaopt_hpo.scaling.policy import STOP_BELOW, Decision, Fitted, History, Refits, Rule, Run, decide
 from metaopt_hpo.trials.record import TrialRecord
@@ -42,6 +43,7 @@ class Judge:
             runs fall.
         background: fit ahead in a thread. False fits where a law is asked for.
         seed: of the fit's bootstrap.
+        base: what every law borrows strength from.
     """
 
     def __init__(
@@ -55,10 +57,11 @@ class Judge:
         grace: float = 0.0,
         background: bool = True,
         seed: int = 0,
+        base: BaseLike | Sequence[BaseLike] | None = None,
     ) -> None:
         self.book = book
         self._evidence = [History.of(evidence)] if evidence else []
-        self._refits = Refits(seed=seed, background=background, first=law)
+        self._refits = Refits(seed=seed, background=background, first=law, base=base)
         self._rule = Rule(stop_below=stop_below, grace=grace)
         self.version = 0
         """How many laws there have been: the decision log names the one that was asked."""
@@ -321,4 +324,5 @@ def replace_first(refits: Refits, law: Law) -> Refits:
         seed=refits.seed,
         background=refits.background,
         first=law,
+        base=refits.base,
     )

@@ -34,6 +34,8 @@ from metaopt_hpo_ray.trial_files import read_trials
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
+    from metaopt_hpo.scaling.base.sources import BaseLike
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -70,6 +72,8 @@ class ScalingLawScheduler(FIFOScheduler):
             TUNE_MAX_PENDING_TRIALS_PG where it is set, else 8). An autoscaler adds nodes for no more.
         background: fit in a thread. False fits inside the hook, which makes a run repeatable.
         seed: of the fits.
+        base: tables or laws of like models to borrow strength from, as in `metaopt_hpo.fit`: three trials of any sizes
+            are then enough for a law.
 
     Raises:
         ValueError: an argument out of range; the message names it.
@@ -101,6 +105,7 @@ class ScalingLawScheduler(FIFOScheduler):
         ahead: int | None = None,
         background: bool = True,
         seed: int = 0,
+        base: BaseLike | Sequence[BaseLike] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         _check_mode(mode)
@@ -130,6 +135,7 @@ class ScalingLawScheduler(FIFOScheduler):
             grace=grace,
             background=background,
             seed=seed,
+            base=base,
         )
         self._decisions = Decisions(
             self.book,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from metaopt_hpo import markup
+from metaopt_hpo.scaling.cautions import excess_of
 from metaopt_hpo.scaling.estimates import LARGEST, Estimate, no_answer, normal_quantile, positive
 
 if TYPE_CHECKING:
@@ -125,6 +126,33 @@ def distribution(
     if not (abs(mean) < LARGEST and variance >= 0.0):  # also where either is NaN
         raise no_answer(size, tokens)
     return mean, math.sqrt(variance + law.noise**2), excess
+
+
+def possible_excess(law: Law, size: float, tokens: float, lr: float, batch: float) -> list[float]:
+    """Excess of a configuration in ln loss, for each draw of where the optimum may be (`law.alternatives`)."""
+    if law.alternatives is None:
+        return [log_loss(law, size, tokens, lr, batch)[2]]
+    x, y, *_ = law.at(size, tokens)
+    dx, dy = law.alternatives.distances(law.axes.design(*law.anchor(size, tokens)))
+    u, v = math.log(lr) - x - dx, (math.log(batch) - y - dy) * law.surface.has_batch
+    return [float(e) for e in excess_of(law.surface, u, v, given=law.open_valley)]
+
+
+def possible_ends(
+    law: Law, size: float, tokens: float, lr: float, batch: float, curve: CurveLike | None
+) -> list[tuple[float, float]]:
+    """(mean, standard deviation) of the final ln loss for each of them."""
+    place = law.at(size, tokens)
+    seen = None if curve is None else last_point(curve)
+    out = []
+    for excess in possible_excess(law, size, tokens, lr, batch):
+        mean, variance = place.f + excess, place.var_f
+        if seen is not None and seen[0] >= tokens:
+            mean, variance = seen[1], 0.0
+        elif seen is not None:
+            mean, variance = _with_curve(law, (size, tokens, lr, batch), seen, mean, variance)
+        out.append((mean, math.sqrt(variance + law.noise**2)))
+    return out
 
 
 def chance_below(loss: float, mean: float, sd: float) -> float:

@@ -15,7 +15,8 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from metaopt_hpo.trials.record import token_grid
+from metaopt_hpo.trials.record import TrialRecord, token_grid
+from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_optuna import ScalingLawPruner, StudyWarning
 
 TOKENS = 2**16
@@ -447,3 +448,18 @@ def test_after_five_stops_in_a_row_one_trial_is_let_finish() -> None:
         else:
             study.tell(trial, hopeless[-1])
     assert stopped == [True] * 5 + [False] + [True] * 2
+
+
+def test_with_a_base_three_trials_of_one_size_are_enough() -> None:
+    smaller = TrialTable.from_records(
+        TrialRecord(size=s, tokens=TOKENS, batch=512, lr=lr, loss=final_loss(s, lr), trial=f"{s}-{lr}")
+        for s in (2.5e3, 5e3, 1e4)
+        for lr in (3e-3, 1e-2, 2e-2, 5e-2, 0.2)
+    )
+    hopeless = [5 * loss_at(LARGE, 1.0, t) for t in GRID]
+    stopped = []
+    for base in (None, smaller):
+        study = optuna.create_study(pruner=ScalingLawPruner(base=base))
+        fill(study, sizes=(SMALL[1],), lrs=(1e-2, 2e-2, 5e-2))
+        stopped.append(any(decide(study, begin(study, 1.0), hopeless)))
+    assert stopped == [False, True]

@@ -434,3 +434,13 @@ def test_by_name_with_the_default_columns_and_no_option_is_dropped() -> None:
 def test_without_a_keeper_it_warns_that_restore_is_not_covered() -> None:
     with pytest.warns(TuneWarning, match=r"Tuner\.restore"):
         ScalingLawScheduler().set_search_properties("loss", "min")
+
+
+def test_with_a_base_two_sizes_are_a_law() -> None:
+    scheduler = kept(pilot_sizes=1, base=TrialTable.from_records(evidence()))
+    cluster = StubCluster(scheduler, curve_of, slots=64)
+    for i in range(8):
+        size = 1e6 if i % 2 else 8e6
+        cluster.add(stub_trial(f"t{i}", size=size, tokens=2e7, batch=1e4, lr=10 ** (-4 + 0.3 * i)))
+    cluster.run()
+    assert scheduler.law is not None

@@ -52,7 +52,10 @@ def of_world(world: World, seed: int) -> Outcome:
     except LawRefused as refused:
         return Outcome(world.name, np.nan, frozenset({f"refused ({refused.code})"}))
     p = law.predict(world.counted(world.target[0]), world.target[1])
-    excess = float(np.expm1(world.excess(*world.target, p.lr.value, p.batch.value)))
+    excess = world.excess(*world.target, p.lr.value, p.batch.value)
+    if not law.surface.has_batch:  # it says that it knows no best batch: lr is compared at its own
+        excess -= world.best_at(*world.target, p.batch.value)
+    excess = float(np.expm1(excess))
     return Outcome(world.name, excess, frozenset(w.code for w in p.warnings) & frozenset(WRONG))
 
 

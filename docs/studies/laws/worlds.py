@@ -88,6 +88,11 @@ class World:
         x, y = self.optimum(size, tokens)
         return self._bowl(size, float(np.log(lr)) - x, float(np.log(batch)) - y)
 
+    def best_at(self, size: float, tokens: float, batch: float) -> float:
+        """The least of `excess` at this batch."""
+        v = float(np.log(batch)) - self.optimum(size, tokens)[1]
+        return min(self._bowl(size, float(u), v) for u in np.linspace(-6.0, 6.0, 2401))
+
     def _bowl(self, size: float, u: float, v: float) -> float:
         h = self.curvature * self.growth ** float(np.log(size / 1e8))
         bowl = 0.5 * u * u - 0.35 * u * v + 0.4 * v * v + 0.1 * u**3 * (u > 0) + self.quartic * u**4

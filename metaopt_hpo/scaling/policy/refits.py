@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import threading
 from collections import OrderedDict
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from metaopt_hpo.scaling import ending
+from metaopt_hpo.scaling.base.population import Base
+from metaopt_hpo.scaling.base.sources import BaseLike, base_of
 from metaopt_hpo.scaling.cells import main_strategy
 from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.fitting import fit
@@ -35,6 +38,9 @@ EXACT = 20
 
 START = 6
 """Completed trials before the first fit: two of each of three sizes; fewer show no law."""
+
+START_WITH_BASE = 3
+"""The same with a base, whose exponents and curvature are known: three runs of one cell show where its optimum lies."""
 
 DRAWS = 60
 """Bootstrap draws of a law behind decisions; intervals for people take more."""
@@ -82,23 +88,28 @@ class Refits:
     """The law in force for one search.
 
     Args:
-        need: completed trials, those of earlier searches included, below which no law is fitted.
+        need: completed trials, those of earlier searches included, below which no law is fitted (default 6, with a base
+            3).
         allow_weak: fit from two sizes too.
         seed: of the bootstrap.
         background: fit ahead in a thread. False fits where the law is asked for.
         first: a law to begin with, until one can be fitted.
+        base: what every law borrows strength from, as in `metaopt_hpo.fit`.
     """
 
     def __init__(
         self,
         *,
-        need: int = START,
+        need: int | None = None,
         allow_weak: bool = False,
         seed: int = 0,
         background: bool = True,
         first: Law | None = None,
+        base: BaseLike | Sequence[BaseLike] | None = None,
     ) -> None:
-        self.need = max(need, 1)
+        usual = START if base is None else START_WITH_BASE
+        self.need = max(usual if need is None else need, 1)
+        self.base = None if base is None else base_of(base)
         self.allow_weak = allow_weak
         self.seed = seed
         self.background = background
@@ -125,7 +136,7 @@ class Refits:
         key = (len(records), step(len(own.finished)), own.late, *(o.late for o in others))
         if len(records) >= self.need and key != self._prepared:
             self._prepared = key
-            prepare(records, self.allow_weak, self.seed)
+            prepare(records, self.allow_weak, self.seed, self.base)
 
     def _find(self, own: History, others: Sequence[History], ready: int, coming: int) -> Fitted:
         if self.background:
@@ -138,7 +149,7 @@ class Refits:
     def _fit(self, records: list[TrialRecord]) -> Fitted:
         if len(records) < self.need:
             return Fitted(refusal=f"{len(records)} of the {self.need} completed trials a law needs first")
-        return fit_once(records, self.allow_weak, self.seed)
+        return fit_once(records, self.allow_weak, self.seed, self.base)
 
 
 def _first(own: History, others: Sequence[History], count: int) -> list[TrialRecord]:
@@ -155,9 +166,11 @@ def _first(own: History, others: Sequence[History], count: int) -> list[TrialRec
 class _Fit:
     """A law that is being fitted, or has been."""
 
-    def __init__(self, records: Sequence[TrialRecord], allow_weak: bool, seed: int) -> None:
+    def __init__(
+        self, records: Sequence[TrialRecord], allow_weak: bool, seed: int, base: Base | None
+    ) -> None:
         self._records: Sequence[TrialRecord] | None = records
-        self._options = allow_weak, seed
+        self._options = allow_weak, seed, base
         self._lock = threading.Lock()
         self._result = Fitted()
         self._given_up = False
@@ -191,24 +204,32 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def fit_once(records: Sequence[TrialRecord], allow_weak: bool = False, seed: int = 0) -> Fitted:
+def fit_once(
+    records: Sequence[TrialRecord], allow_weak: bool = False, seed: int = 0, base: Base | None = None
+) -> Fitted:
     """The law of these trials; equal trials are fitted once in a process."""
-    return _entry(records, allow_weak, seed)[0].result()
+    return _entry(records, allow_weak, seed, base)[0].result()
 
 
-def prepare(records: Sequence[TrialRecord], allow_weak: bool = False, seed: int = 0) -> None:
+def prepare(
+    records: Sequence[TrialRecord], allow_weak: bool = False, seed: int = 0, base: Base | None = None
+) -> None:
     """Begin to fit the law of these trials in a thread, so that `fit_once` finds it."""
-    entry, new = _entry(records, allow_weak, seed)
+    entry, new = _entry(records, allow_weak, seed, base)
     if new:
         ending.start(entry.result, "metaopt-law")
 
 
-def _entry(records: Sequence[TrialRecord], allow_weak: bool, seed: int) -> tuple[_Fit, bool]:
+def _entry(
+    records: Sequence[TrialRecord], allow_weak: bool, seed: int, base: Base | None
+) -> tuple[_Fit, bool]:
     key = digest(records) + bytes([allow_weak]) + seed.to_bytes(8, "little")
+    if base is not None:
+        key += hashlib.sha256(json.dumps(base.to_dict(), sort_keys=True).encode()).digest()
     with _lock:
         new = key not in _fits
         if new:
-            _fits[key] = _Fit(list(records), allow_weak, seed)
+            _fits[key] = _Fit(list(records), allow_weak, seed, base)
             while len(_fits) > KEPT:
                 _fits.popitem(last=False)
         _fits.move_to_end(key)
@@ -229,12 +250,12 @@ def digest(records: Sequence[TrialRecord]) -> bytes:
     return whole.digest()
 
 
-def _fit(records: Sequence[TrialRecord], allow_weak: bool, seed: int) -> Fitted:
+def _fit(records: Sequence[TrialRecord], allow_weak: bool, seed: int, base: Base | None) -> Fitted:
     strategy = main_strategy([r.strategy for r in records if not r.self_tuning])
     try:
         # remarks about the table are in law.warnings, and catching warnings in a thread would disturb the others
         table = TrialTable.from_records(records, warn=False)
-        return Fitted(fit(table, allow_weak=allow_weak, draws=DRAWS, seed=seed), strategy, "")
+        return Fitted(fit(table, allow_weak=allow_weak, base=base, draws=DRAWS, seed=seed), strategy, "")
     except LawRefused as refused:
         return Fitted(None, strategy, refused.reason)
     except Exception as error:  # a fit that fails must not end a search

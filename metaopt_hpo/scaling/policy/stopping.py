@@ -12,12 +12,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 from metaopt_hpo import markup
+from metaopt_hpo.scaling.alternatives import DRAWS
 from metaopt_hpo.scaling.estimates import positive
-from metaopt_hpo.scaling.forecast import DRIFT, CurveLike, chance_below, distribution, last_point
+from metaopt_hpo.scaling.forecast import (
+    DRIFT,
+    CurveLike,
+    chance_below,
+    distribution,
+    last_point,
+    possible_ends,
+    possible_excess,
+)
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.policy.history import History, Run
 from metaopt_hpo.scaling.policy.refits import Fitted
 from metaopt_hpo.scaling.sameness import at_least
+
+WEIGHED = ("unsure-optimum",)
+"""Codes of the cautions that say by how much a law may be off, so that a run can be judged all the same. A law that may
+have the wrong shape (`bend`) is not asked: where a shape changes, losses change too (`text-lm`, docs/studies/laws)."""
 
 Action = Literal["launch", "keep", "stop", "abstain"]
 
@@ -82,7 +95,9 @@ def verdict(
 ) -> Verdict:
     """Launch or keep a run that may win, stop one that cannot, abstain where the law does not know.
 
-    It does not know far outside its trials, nor where it carries a caution that it may be wrong (`Place.doubts`).
+    It does not know far outside its trials, nor where it carries a caution that it may be wrong (`Place.doubts`). Where
+    too few trials leave its optimum unsure, the chance of winning is that over all optima they leave open
+    (`scaling.alternatives`), and a run that wins under hardly any of them is stopped.
 
     Args:
         law: a fitted law.
@@ -107,23 +122,38 @@ def verdict(
     if factor > TRUST_FACTOR:
         return Verdict("abstain", 0.5, f"{factor:.3g} times outside the fitted sizes or tokens")
     doubts = law.at(size, tokens).doubts
-    if doubts:
-        return Verdict("abstain", 0.5, f"the law may be wrong here ({doubts[0].code}): {doubts[0].message}")
+    unknown = next((d for d in doubts if d.code not in WEIGHED or law.alternatives is None), None)
+    if unknown is not None:
+        return Verdict("abstain", 0.5, f"the law may be wrong here ({unknown.code}): {unknown.message}")
+    if doubts and incumbent is not None and incumbent < (least := law.predict(size, tokens).loss.low):
+        # doubted already, and its level is refuted
+        reason = f"a run reached {incumbent:.4g}, below what the law holds possible here ({least:.4g})"
+        return Verdict("abstain", 0.5, f"the law may be wrong here ({doubts[0].code}), and {reason}")
     if incumbent is None and curve is not None:
         # nobody has finished here: stop only what would end above all the law holds possible for the best
         incumbent = law.predict(size, tokens, batch).loss.high
+    config = size, tokens, lr, batch
     if incumbent is None:
-        own = math.log1p(MARGIN)
-        sd = math.sqrt(max(excess, 0.0) * 0.5 * own + law.noise**2)
-        p = 0.5 * math.erfc((excess - own) / (sd * math.sqrt(2.0)))
+        p = _within_margin(law, excess)
+        if doubts:
+            p = sum(_within_margin(law, e) for e in possible_excess(law, *config)) / DRAWS
         goal = f"within {MARGIN:.0%} of the best at this size"
     else:
         p = chance_below(incumbent, mean, sd)
+        if doubts:
+            p = sum(chance_below(incumbent, m, s) for m, s in possible_ends(law, *config, curve)) / DRAWS
         goal = f"a loss below {incumbent:.4g}"
     if p < stop_below:
         return Verdict("stop", p, f"{p:.1%} chance of {goal}; {math.exp(mean):.4g} expected")
     action: Action = "launch" if curve is None else "keep"
     return Verdict(action, p, f"{p:.0%} chance of {goal}; {math.exp(mean):.4g} expected")
+
+
+def _within_margin(law: Law, excess: float) -> float:
+    """Chance of coming within `MARGIN` of the best, by the expected excess."""
+    own = math.log1p(MARGIN)
+    sd = math.sqrt(max(excess, 0.0) * 0.5 * own + law.noise**2)
+    return 0.5 * math.erfc((excess - own) / (sd * math.sqrt(2.0)))
 
 
 def comparable(strategy: str, own_from: float, other: str, other_from: float, fraction: float) -> bool:
