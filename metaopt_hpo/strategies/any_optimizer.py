@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +26,9 @@ from metaopt_hpo.strategies.snapshot import Snapshot
 
 TRIAL_STEPS, TRIAL_WIDTH, PART = 5, 4, 0.25
 """Steps of the trial, longest side of its tensors, and the part of the fixed lr that is compared."""
+
+HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+"""Where torch keeps what is to be called before and after each step."""
 
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Relative difference that rounding may make; 5 % in half precision."""
@@ -63,7 +68,8 @@ class Directions:
         moving = [p for p in params if p.grad is not None]
         before = [p.detach().clone() for p in moving]
         _set_lr(self._optimizer, self._lr)
-        self._step(self._optimizer)
+        with _without_hooks(self._optimizer):  # the run calls them, around the update that counts
+            self._step(self._optimizer)
         found = {}
         for p, old in zip(moving, before, strict=True):
             kept = torch.promote_types(p.dtype, torch.float32)
@@ -101,6 +107,16 @@ class Directions:
                 own = self._optimizer.state[p].get(name)
                 if isinstance(saved, Tensor) and isinstance(own, Tensor) and own.dtype != saved.dtype:
                     self._optimizer.state[p][name] = saved.to(own.device, copy=True)  # torch has cast it
+
+
+@contextmanager
+def _without_hooks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    kept = {name: getattr(optimizer, name) for name in HOOKS}
+    vars(optimizer).update({name: OrderedDict() for name in HOOKS})
+    try:
+        yield
+    finally:
+        vars(optimizer).update(kept)
 
 
 def step_at(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -186,9 +202,10 @@ def _small(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         for kept in optimizer.state.get(p, {}).values():  # made before the first step
             if isinstance(kept, Tensor) and kept.shape == p.shape:
                 memo[id(kept)] = kept[part].clone()
-    given = {k: v for k, v in vars(optimizer).items() if k != "step"}  # a scheduler has put itself before it
+    # a scheduler has put itself before the step, and hooks are for steps of the run
+    given = {k: v for k, v in vars(optimizer).items() if k != "step" and k not in HOOKS}
     other: torch.optim.Optimizer = object.__new__(type(optimizer))
-    other.__dict__.update(copy.deepcopy(given, memo))
+    other.__dict__.update(copy.deepcopy(given, memo), **{name: OrderedDict() for name in HOOKS})
     return other
 
 

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from metaopt_hpo.errors import MetaOptWarning, warn
 from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.strategies.errors import StrategyError
+from metaopt_hpo.strategies.packed import packed, unpacked
 
 RUN = "run"
 """Entry of the first saved group that holds the run's own state, as text: checkpoint formats take it whole."""
 
 LARGE = "run_tensors"
-"""Entry with those of its tensors that have more than `FEW` numbers."""
-
-FEW = 1024
+"""Entry with those of its tensors that are too large for text."""
 
 
 class SteppedRun(Protocol):
@@ -207,7 +206,7 @@ class RunOptimizer(torch.optim.Optimizer):
         inner = self.lr_run.optimizer.state_dict()
         groups = [dict(group) for group in inner["param_groups"]]
         large: list[Tensor] = []
-        groups[0][RUN] = json.dumps(_plain(self.lr_run.small_state(), large))
+        groups[0][RUN] = json.dumps(packed(self.lr_run.small_state(), large))
         if large:
             groups[0][LARGE] = large
         return {"state": inner["state"], "param_groups": groups}
@@ -224,7 +223,7 @@ class RunOptimizer(torch.optim.Optimizer):
                 "this is not the state of a run as an optimizer; load the checkpoint with the optimizer it was saved "
                 "with"
             )
-        saved = _tensors(json.loads(groups[0].pop(RUN)), groups[0].pop(LARGE, []))
+        saved = unpacked(json.loads(groups[0].pop(RUN)), groups[0].pop(LARGE, []))
         self.lr_run.load_state_dict({**saved, "optimizer": {**state_dict, "param_groups": groups}})
         self._publish()
 
@@ -285,31 +284,3 @@ class RunScheduler(torch.optim.lr_scheduler.LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict()`."""
         self.last_epoch = int(state_dict["last_epoch"])
-
-
-def _plain(value: Any, large: list[Tensor]) -> Any:
-    """Nested state as JSON can hold it; tensors as their dtype, shape and numbers, or their place in `large`."""
-    if isinstance(value, Tensor):
-        if value.numel() > FEW:
-            large.append(value)
-            return {"large": len(large) - 1}
-        dtype = str(value.dtype).removeprefix("torch.")
-        return {"dtype": dtype, "shape": list(value.shape), "values": value.flatten().tolist()}
-    if isinstance(value, dict):
-        return {k: _plain(v, large) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v, large) for v in value]
-    return value
-
-
-def _tensors(value: Any, large: list[Tensor]) -> Any:
-    """The inverse of `_plain`."""
-    if isinstance(value, dict):
-        if value.keys() == {"large"}:
-            return large[value["large"]]
-        if value.keys() == {"dtype", "shape", "values"}:
-            return torch.tensor(value["values"], dtype=getattr(torch, value["dtype"])).reshape(value["shape"])
-        return {k: _tensors(v, large) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_tensors(v, large) for v in value]
-    return value

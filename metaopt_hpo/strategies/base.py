@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import numbers
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -17,14 +15,13 @@ from metaopt_hpo.errors import warn
 from metaopt_hpo.optim import host
 from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.strategies.as_optimizer import RunOptimizer, RunScheduler
+from metaopt_hpo.strategies.checks import check_positive, close_to, one_of
 from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.errors import StrategyError as StrategyError
+from metaopt_hpo.strategies.groups import DECAY
 
-NORM_TYPES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.LocalResponseNorm)
-
-DECAY = {"sgd": 5e-4, "sgdm": 5e-4, "lion": 0.3}
-"""Weight decay by base rule, 0.1 for all others. SGD: Zagoruyko & Komodakis 2016 (arXiv 1605.07146); Lion: three to ten
-times AdamW's, as its learning rates are as many times smaller (Chen et al. 2023, arXiv 2302.06675)."""
+OF_AN_OPTIMIZER = ("zero_grad", "param_groups", "state", "defaults", "add_param_group")
+"""What is looked for where a run is taken for a torch optimizer."""
 
 
 class LRRun:
@@ -56,6 +53,14 @@ class LRRun:
         self.listens_to: nn.Module | None = None
         """Module whose outputs may hold the loss that a framework's loop does not pass on; None: nobody listens."""
         self._as_optimizer: RunOptimizer | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name in OF_AN_OPTIMIZER:
+            raise AttributeError(
+                f"a run has no {name}: give run.as_optimizer() to whoever asks for an optimizer; in a loop of your own "
+                "run.step(loss) is all, and clears the gradients"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def ends_low(self) -> bool:
@@ -293,83 +298,3 @@ class LRStrategy:
                     f"{close_to(key, known)}"
                 )
         return cls(**options)
-
-
-def close_to(word: object, known: Iterable[str]) -> str:
-    """ " (did you mean 'adamw'?)" where a known word is close to this one, else nothing."""
-    near = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def one_of(words: Iterable[str]) -> str:
-    """Quoted words as a sentence names them: 'a', 'b' or 'c'."""
-    *first, last = map(repr, words)
-    return f"{', '.join(first)} or {last}" if first else last
-
-
-def check_positive(config: object, *names: str) -> None:
-    """Raise ValueError for the first named field that is not a finite positive number."""
-    for name in names:
-        value = getattr(config, name)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or value <= 0
-        ):
-            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
-
-
-def check_fraction(config: object, *names: str) -> None:
-    """Raise ValueError for the first named field outside [0, 1]."""
-    for name in names:
-        value = getattr(config, name)
-        if not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise ValueError(f"{name} is a fraction of the run and must lie in [0, 1], got {value!r}")
-
-
-def check_horizon(horizon: int) -> int:
-    """Return the horizon as an int, or raise ValueError."""
-    whole = isinstance(horizon, numbers.Real) and not isinstance(horizon, bool) and math.isfinite(horizon)
-    if not whole or int(horizon) != horizon or horizon < 1:
-        raise ValueError(
-            f"horizon must be a positive whole number of optimizer steps, got {horizon!r}; with gradient accumulation "
-            "count optimizer steps, math.ceil(batches / accumulation); where it is not known, give the steps you mean "
-            "to take: past them the last step size stays in force"
-        )
-    return int(horizon)
-
-
-def decay_groups(model: nn.Module | Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into a decayed and an exempt group.
-
-    Exempt are biases and all tensors of fewer than two dimensions, normalisation layers and embeddings
-    (`nn.Embedding` and parameters named `pos*`). Empty groups are left out.
-
-    Returns:
-        Parameter groups for an optimizer: `{"params", "weight_decay"}`, decayed first; `params` are
-        (name, parameter) pairs where a module gave names, which block-wise step sizes need.
-
-    Raises:
-        ValueError: nothing to train.
-    """
-    decayed: list[Any] = []
-    exempt: list[Any] = []
-    if isinstance(model, nn.Module):
-        seen: set[int] = set()
-        for prefix, module in model.named_modules():
-            special = isinstance(module, (*NORM_TYPES, nn.Embedding, nn.EmbeddingBag))
-            for name, p in module.named_parameters(recurse=False):
-                if not p.requires_grad or id(p) in seen:
-                    continue
-                seen.add(id(p))
-                is_exempt = special or p.ndim < 2 or name.startswith("pos") or name.endswith("bias")
-                (exempt if is_exempt else decayed).append((f"{prefix}.{name}" if prefix else name, p))
-    else:
-        for p in model:
-            if p.requires_grad:
-                (exempt if p.ndim < 2 else decayed).append(p)
-    if not decayed and not exempt:
-        raise ValueError("the model has no parameter with requires_grad=True; there is nothing to train")
-    groups = [(decayed, weight_decay), (exempt, 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]

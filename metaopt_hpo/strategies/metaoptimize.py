@@ -14,14 +14,9 @@ from metaopt_hpo.optim.blocks import BlockSpec
 from metaopt_hpo.optim.rules import BASE_RULES, Rule, base_rule
 from metaopt_hpo.optim.traces import HESSIAN_FREE, TRACES
 from metaopt_hpo.strategies.balance import PRIOR
-from metaopt_hpo.strategies.base import (
-    LRRun,
-    LRStrategy,
-    check_fraction,
-    check_horizon,
-    check_positive,
-    decay_groups,
-)
+from metaopt_hpo.strategies.base import LRRun, LRStrategy
+from metaopt_hpo.strategies.checks import check_fraction, check_horizon, check_positive
+from metaopt_hpo.strategies.groups import decay_groups
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
 from metaopt_hpo.strategies.registry import register
 from metaopt_hpo.strategies.shared_meta import SharedAdam

@@ -23,6 +23,7 @@ from metaopt_hpo.strategies.balance import (
     trace_product,
 )
 from metaopt_hpo.strategies.base import LRRun, StrategyError
+from metaopt_hpo.strategies.checks import scalar
 from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.guard import MOST, Guard
 from metaopt_hpo.strategies.plateau import Plateau
@@ -105,14 +106,7 @@ class MetaOptimizeRun(LRRun):
     @outside_graphs
     def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """See `LRRun.step`; a step on which the guard brings the run back takes no update."""
-        if isinstance(loss, int | float):  # from `.item()`
-            loss = torch.tensor(float(loss), device=self.optimizer.param_groups[0]["params"][0].device)
-        if loss is not None and loss.ndim and loss.numel() == 1:
-            loss = loss.reshape(())
-        if loss is not None and loss.ndim:
-            raise StrategyError(
-                f"the loss has shape {tuple(loss.shape)}: give one number, its mean, to run.step()"
-            )
+        loss = scalar(loss, self.optimizer.param_groups[0]["params"][0].device)
         if self.guard is not None and loss is not None and self.guard.refuses(loss):
             self._say_if_past_horizon()
             self.optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.strategies.base import LRRun, StrategyError, check_horizon
+from metaopt_hpo.strategies.base import LRRun, StrategyError
+from metaopt_hpo.strategies.checks import check_horizon
 from metaopt_hpo.strategies.registry import make
 from metaopt_hpo.strategies.schedules import Schedule
 from metaopt_hpo.strategies.wrap import wrap

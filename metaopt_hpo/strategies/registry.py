@@ -8,7 +8,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from metaopt_hpo.strategies.base import LRStrategy, StrategyError, close_to
+from metaopt_hpo.strategies.base import LRStrategy, StrategyError
+from metaopt_hpo.strategies.checks import close_to
 from metaopt_hpo.trials.record import Tuning
 
 ENTRY_POINT_GROUP = "metaopt_hpo.strategies"

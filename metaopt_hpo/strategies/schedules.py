@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from metaopt_hpo.optim import MetaOptimize
 from metaopt_hpo.optim.rules import BASE_RULES
-from metaopt_hpo.strategies.base import LRRun, LRStrategy, check_fraction, check_horizon, decay_groups
+from metaopt_hpo.strategies.base import LRRun, LRStrategy
+from metaopt_hpo.strategies.checks import check_fraction, check_horizon
+from metaopt_hpo.strategies.groups import decay_groups
 from metaopt_hpo.strategies.registry import register
 
 

@@ -7,29 +7,28 @@ optimizer has it, and whatever clipping the loop does. Only the learning rate is
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.optim.metaoptimize import MetaOptimize
-from metaopt_hpo.optim.rules import SGD, AdamW, Lion, Rule
+from metaopt_hpo.errors import warn
+from metaopt_hpo.optim.rules import AdamW, Rule
 from metaopt_hpo.optim.traces import HESSIAN_FREE
-from metaopt_hpo.strategies.any_optimizer import Directions, Given
-from metaopt_hpo.strategies.base import LRRun, LRStrategy, StrategyError, check_horizon, close_to
+from metaopt_hpo.strategies.any_optimizer import HOOKS, Directions
+from metaopt_hpo.strategies.as_optimizer import LRSetTwice
+from metaopt_hpo.strategies.base import LRRun, StrategyError
+from metaopt_hpo.strategies.checks import check_horizon, close_to
 from metaopt_hpo.strategies.errors import WrapError as WrapError
 from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
-from metaopt_hpo.strategies.torch_rules import AMSGrad, TorchMomentum, TorchRMSprop
+from metaopt_hpo.strategies.recipe import read
 from metaopt_hpo.strategies.unfinished import watch
 from metaopt_hpo.strategies.untried import say_if_untried
-
-TAKEN = "torch.optim.Optimizer: AdamW, Adam, SGD, RMSprop, Lion, and any other whose update is in proportion to its lr"
 
 FROM_OPTIMIZER = ("base", "betas", "weight_decay", "lr", "rule")
 """Options of the strategy that the optimizer has already decided."""
@@ -82,7 +81,7 @@ def wrap(
         True
     """
     horizon = check_horizon(horizon)
-    recipe = _read(optimizer)
+    recipe = read(optimizer)
     for name in options:
         if name in FROM_OPTIMIZER:
             raise WrapError(f"{name} is read from the optimizer; set it there instead of in wrap()")
@@ -108,6 +107,7 @@ def wrap(
         [p for group in built.param_groups for p in group["params"]] if model is None else model
     )
     run = WrappedRun(strategy, built, horizon, trained)
+    run.take_over(optimizer)
     if recipe.directions is not None:
         run.follow(recipe.directions)
     optimizer._metaopt_hpo_wrapped = True  # type: ignore[attr-defined]
@@ -150,6 +150,14 @@ class WrappedRun(MetaOptimizeRun):
     """A run of `wrap`; L2 decay (Adam's and SGD's) is added to the gradients for the update alone."""
 
     _source: Directions | None = None
+    _wrapped: torch.optim.Optimizer | None = None
+    _left: list[float]
+    """lr of the wrapped optimizer's groups as they were left; empty once it was said that somebody else sets it."""
+
+    def take_over(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer whose hooks are called around the run's updates."""
+        self._wrapped = optimizer
+        self._left = _lrs(optimizer)
 
     def follow(self, source: Directions) -> None:
         """Take the directions from an optimizer instead of a rule."""
@@ -159,8 +167,11 @@ class WrappedRun(MetaOptimizeRun):
 
     def _before_update(self, step: int) -> None:
         watch(self)
+        self._say_if_lr_was_set()
+        self._call(HOOKS[0])
         if self._source is not None:
             self._directions = self._source.ask(self.optimizer.param_groups)
+            self._note_lr()
         super()._before_update(step)
         if self._source is not None:
             self.optimizer.set_state("u", self._directions)
@@ -174,166 +185,36 @@ class WrappedRun(MetaOptimizeRun):
         super()._load_extra_state(state)
         if self._source is not None:
             self._source.load_state_dict(state["source"])
+            self._note_lr()
 
     def _optimizer_step(self, loss: Tensor | None) -> None:
         with _l2_added(self.optimizer.param_groups):
             self.optimizer.step()
+        self._call(HOOKS[1])
 
+    def _call(self, hooks: str) -> None:
+        for hook in list(getattr(self._wrapped, hooks, {}).values()):
+            hook(self._wrapped, (), {})
 
-class Recipe(NamedTuple):
-    """What an optimizer says about a run, but for the learning rate."""
+    def _note_lr(self) -> None:
+        """The optimizer was asked, or its state restored, at another lr."""
+        if self._wrapped is not None and self._left:
+            self._left = _lrs(self._wrapped)
 
-    lr: float
-    rule: Rule
-    groups: list[dict[str, Any]]
-    directions: Directions | None
-    """Of an optimizer that no rule is known for."""
-
-
-def _read(optimizer: Any) -> Recipe:
-    _refuse_the_wrong_thing(optimizer)
-    reader = _reader(optimizer)
-    if any(_has_moved(state) for state in optimizer.state.values()):
-        raise WrapError(
-            "this optimizer has taken steps, whose momentum would be lost; wrap it before its first step"
-        )
-    lrs = [float(group["lr"]) for group in optimizer.param_groups]
-    lr = next((x for x in lrs if x > 0), 0.0)
-    if not (lr > 0 and all(math.isfinite(x) and x >= 0 for x in lrs)):
-        raise WrapError(
-            f"the optimizer's learning rates are {lrs}; at least one must be positive, to start from"
-        )
-    readings = [reader(group) for group in optimizer.param_groups]
-    groups = []
-    for group, reading, own in zip(optimizer.param_groups, readings, lrs, strict=True):
-        names = group.get("param_names")
-        decay = float(group.get("weight_decay", 0.0))
-        groups.append(
-            {
-                "params": list(group["params"])
-                if names is None
-                else list(zip(names, group["params"], strict=True)),
-                "base": reading.rule,
-                "lr": own,
-                "lr_multiplier": own / lr,
-                "weight_decay": 0.0 if reading.l2 or reader is _any else decay,
-                "l2": decay if reading.l2 else 0.0,
-                "maximize": bool(group.get("maximize", getattr(optimizer, "maximize", False))),
-            }
-        )
-    if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
-        raise WrapError("no parameter of the optimizer has requires_grad=True; there is nothing to train")
-    if any(p.is_meta for group in optimizer.param_groups for p in group["params"]):
-        raise WrapError(
-            "the model is on the meta device and has no weights yet; wrap after to_empty() and loading"
-        )
-    return Recipe(lr, readings[0].rule, groups, Directions(optimizer) if reader is _any else None)
-
-
-def _refuse_the_wrong_thing(optimizer: Any) -> None:
-    twice = getattr(optimizer, "_metaopt_hpo_wrapped", False) is True
-    if twice or isinstance(optimizer, LRRun | MetaOptimize) or hasattr(optimizer, "lr_run"):
-        raise WrapError("this optimizer's learning rate is found already; wrap() takes a plain one, once")
-    if isinstance(optimizer, LRStrategy) or (
-        isinstance(optimizer, type) and issubclass(optimizer, LRStrategy)
-    ):
-        raise WrapError(
-            "wrap() takes a torch optimizer and this is a strategy: call its build(model, horizon) instead"
+    def _say_if_lr_was_set(self) -> None:
+        if self._wrapped is None or not self._left or _lrs(self._wrapped) == self._left:
+            return
+        self._left = []
+        warn(
+            f"lr of the wrapped optimizer was set to {_lrs(self._wrapped)[0]:.4g}, by a scheduler perhaps; the run "
+            "sets its own and goes on with that: leave the scheduler out",
+            LRSetTwice,
         )
 
 
-class _Reading(NamedTuple):
-    rule: Rule
-    l2: bool
-    """Whether weight decay is added to the gradient."""
-
-
-def _reader(optimizer: Any) -> Callable[[dict[str, Any]], _Reading]:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise WrapError(f"{type(optimizer).__qualname__} is no torch optimizer; what can be wrapped: {TAKEN}")
-    kind = type(optimizer)
-    if isinstance(vars(optimizer).get("optimizer"), torch.optim.Optimizer):
-        raise WrapError(
-            f"{kind.__qualname__} is a shell around another optimizer: wrap that one first, and give "
-            "run.as_optimizer() to whatever makes the shell (accelerator.prepare)"
-        )
-    known: dict[type, Callable[[dict[str, Any]], _Reading]] = {
-        torch.optim.AdamW: _adamw,
-        torch.optim.Adam: _adam,
-        torch.optim.SGD: _sgd,
-        torch.optim.RMSprop: _rmsprop,
-    }
-    for cls, reader in known.items():
-        if kind is cls or (issubclass(kind, cls) and _steps_like(kind, cls)):
-            return reader
-    if kind.__name__ == "Lion" and all("betas" in group for group in optimizer.param_groups):
-        other = any(group.get(name) for group in optimizer.param_groups for name in LION_OPTIONS)
-        if not other and not getattr(optimizer, "decoupled_wd", False):
-            return _lion
-    return _any
-
-
-def _has_moved(state: dict[str, Any]) -> bool:
-    """Whether the state of a parameter is that of steps taken; Adagrad's is made beforehand."""
-    return bool(state) and not ("step" in state and float(state["step"]) == 0)
-
-
-def _steps_like(kind: type, cls: type) -> bool:
-    """Whether a class derived from a known one leaves alone what a step is made of."""
-    return not any(
-        name in vars(c) for c in kind.__mro__[: kind.__mro__.index(cls)] for name in ("step", "_init_group")
-    )
-
-
-LION_OPTIONS = ("cautious", "cautious_factor", "fixed_decay", "use_gc", "adanorm")
-"""Options of other packages' Lion that the rule here does not have."""
-
-
-def _any(group: dict[str, Any]) -> _Reading:
-    _refuse_options(group, "this optimizer", "differentiable")
-    if "d" in group or "d0" in group:
-        raise WrapError(
-            "this optimizer sets its own learning rate (its groups have a distance d): step it as it is"
-        )
-    return _Reading(Given(), False)
-
-
-def _refuse_options(group: dict[str, Any], kind: str, *names: str) -> None:
-    for name in names:
-        if group.get(name):
-            raise WrapError(
-                f"{name}={group[name]!r} of {kind} is not supported by MetaOptimize; leave it out"
-            )
-
-
-def _adam(group: dict[str, Any]) -> _Reading:
-    _refuse_options(group, "Adam", "differentiable")
-    betas, eps = tuple(map(float, group["betas"])), float(group["eps"])
-    rule = AMSGrad if group.get("amsgrad") else AdamW
-    return _Reading(rule(betas=(betas[0], betas[1]), eps=eps), not group.get("decoupled_weight_decay", False))
-
-
-def _adamw(group: dict[str, Any]) -> _Reading:
-    return _adam(group)._replace(l2=False)
-
-
-def _sgd(group: dict[str, Any]) -> _Reading:
-    _refuse_options(group, "SGD", "differentiable")
-    momentum = float(group["momentum"])
-    if momentum == 0:
-        return _Reading(SGD(), True)
-    return _Reading(TorchMomentum(momentum, float(group["dampening"]), bool(group["nesterov"])), True)
-
-
-def _rmsprop(group: dict[str, Any]) -> _Reading:
-    _refuse_options(group, "RMSprop", "differentiable")
-    alpha, eps, momentum = (float(group[name]) for name in ("alpha", "eps", "momentum"))
-    return _Reading(TorchRMSprop(alpha, eps, momentum, bool(group["centered"])), True)
-
-
-def _lion(group: dict[str, Any]) -> _Reading:
-    betas = tuple(map(float, group["betas"]))
-    return _Reading(Lion(betas=(betas[0], betas[1])), not group.get("weight_decouple", True))
+def _lrs(optimizer: torch.optim.Optimizer) -> list[float]:
+    """lr of each group, where reading it waits for no device."""
+    return [float(g["lr"]) for g in optimizer.param_groups if not getattr(g["lr"], "is_cuda", False)]
 
 
 @contextmanager

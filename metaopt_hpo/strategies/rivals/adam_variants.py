@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.strategies.base import LRRun, check_positive
+from metaopt_hpo.strategies.base import LRRun
+from metaopt_hpo.strategies.checks import check_positive
 from metaopt_hpo.strategies.registry import register
 from metaopt_hpo.strategies.rivals.base import RivalRun, ScheduledRival
 

@@ -12,14 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from metaopt_hpo.optim.outside_graphs import outside_graphs
-from metaopt_hpo.strategies.base import (
-    LRRun,
-    LRStrategy,
-    StrategyError,
-    check_fraction,
-    check_horizon,
-    decay_groups,
-)
+from metaopt_hpo.strategies.base import LRRun, LRStrategy, StrategyError
+from metaopt_hpo.strategies.checks import check_fraction, check_horizon
+from metaopt_hpo.strategies.groups import decay_groups
 from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
 
 SCHEDULES = ("constant", "cosine", "linear")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from metaopt_hpo.optim.presets import Hypergradient
 from metaopt_hpo.optim.rules import AdamW
-from metaopt_hpo.strategies.base import LRRun, check_positive
+from metaopt_hpo.strategies.base import LRRun
+from metaopt_hpo.strategies.checks import check_positive
 from metaopt_hpo.strategies.registry import register
 from metaopt_hpo.strategies.rivals.base import Rival, RivalRun
 

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.strategies.base import LRRun, StrategyError, check_positive
+from metaopt_hpo.strategies.base import LRRun, StrategyError
+from metaopt_hpo.strategies.checks import check_positive
 from metaopt_hpo.strategies.processes import mean_over_processes
 from metaopt_hpo.strategies.registry import register
 from metaopt_hpo.strategies.rivals.base import RivalRun, ScheduledRival

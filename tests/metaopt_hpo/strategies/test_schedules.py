@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from metaopt_hpo.strategies import StrategyError, make
-from metaopt_hpo.strategies.base import decay_groups
+from metaopt_hpo.strategies.groups import decay_groups
 
 NAMES = ("constant", "cosine", "linear", "wsd")
 

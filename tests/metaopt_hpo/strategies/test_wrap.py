@@ -1,5 +1,6 @@
 """wrap(): the recipe of an existing optimizer stays exactly, and only its learning rate is found."""
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from torch import nn
 import metaopt_hpo
 from metaopt_hpo import MetaOptimize
 from metaopt_hpo.strategies import StrategyError, make
+from metaopt_hpo.strategies.as_optimizer import LRSetTwice
 from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.wrap import wrap
 
@@ -169,6 +171,10 @@ def test_what_it_is_and_where_it_is_found() -> None:
     assert run.max_grad_norm is None
 
 
+class NoLR(torch.optim.Optimizer):
+    """As transformers' Adafactor comes, and as an optimizer that knows no lr."""
+
+
 def adamw(**options: Any) -> torch.optim.Optimizer:
     return O.AdamW(net().parameters(), **options)
 
@@ -209,6 +215,9 @@ def frozen() -> torch.optim.Optimizer:
         (lambda: adamw(lr=0.0), "at least one must be positive"),
         (lambda: Lion(net().parameters(), fixed_decay=True, weight_decay=0.1), "not in proportion"),
         (lambda: None, "is no torch optimizer"),
+        (lambda: torch.optim.Adafactor(net().parameters()), "Adafactor scales its lr with the weights"),
+        (lambda: NoLR(net().parameters(), {}), "sets its own learning rate"),
+        (lambda: NoLR(net().parameters(), {"lr": None, "relative_step": True}), "sets its own learning rate"),
     ],
 )
 def test_what_it_refuses_in_one_sentence(what: Callable[[], Any], says: str) -> None:
@@ -305,21 +314,125 @@ def test_what_is_called_by_mistake_is_named() -> None:
         other.step()
 
 
-def test_a_scheduler_made_before_or_after_changes_nothing() -> None:
-    ends = []
-    for when in ("never", "before", "after"):
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # torch's own counting of steps
+@pytest.mark.parametrize("when", ["before", "after", "before, and stepped"])
+@pytest.mark.parametrize("schedule", [lambda step: 1 / 3, lambda step: min(1.0, step / 10)])
+def test_a_scheduler_of_the_wrapped_optimizer_changes_nothing_and_is_named_once(
+    when: str, schedule: Callable[[int], float]
+) -> None:
+    ends, said = [], []
+    for made in ("never", when):
         model = net()
         optimizer = O.AdamW(model.parameters())
-        if when == "before":
-            torch.optim.lr_scheduler.ConstantLR(optimizer)
+        if made.startswith("before"):
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)  # has lowered lr, to 0 perhaps
         run = wrap(optimizer, 20, model)
-        if when == "after":
-            torch.optim.lr_scheduler.ConstantLR(optimizer)
-        take(run, model, 20)
+        if made == "after":
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for loss in losses(model, 20):
+                loss.backward()
+                run.step(loss)
+                if made.endswith("stepped"):
+                    scheduler.step()
+        said.append([w for w in caught if w.category is LRSetTwice])
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    # a scheduler's warm-up had changed lr, where the search starts, before it was wrapped
-    assert torch.equal(ends[0], ends[2])
-    assert ends[1].isfinite().all()
+    assert torch.equal(ends[0], ends[1]), "the search starts at the lr that the optimizer was made with"
+    assert said[0] == []
+    constant = schedule(0) == schedule(1)
+    assert len(said[1]) == (0 if when == "before" or (constant and when.endswith("stepped")) else 1)
+
+
+@pytest.mark.parametrize("kind", [O.AdamW, O.NAdam])  # one that is computed here, and one that is asked
+def test_hooks_of_the_optimizer_are_called_around_each_update_and_not_in_the_trial(kind: Any) -> None:
+    model = net()
+    optimizer = kind(model.parameters())
+    called: list[str] = []
+    before, after = [], []
+
+    def pre(given: Any, args: Any, kwargs: Any) -> None:
+        assert given is optimizer
+        called.append("pre")
+        before.append(model[0].weight.detach().clone())
+
+    def post(given: Any, args: Any, kwargs: Any) -> None:
+        called.append("post")
+        after.append(model[0].weight.detach().clone())
+
+    optimizer.register_step_pre_hook(pre)
+    run = wrap(optimizer, 20, model)
+    optimizer.register_step_post_hook(post)
+    take(run, model, 20)
+    assert called == ["pre", "post"] * 20
+    assert all(torch.equal(a, b) for a, b in zip(after, before[1:], strict=False)), "nothing moves in between"
+    assert not torch.equal(before[0], after[0])
+
+
+@pytest.mark.parametrize("name", ["zero_grad", "param_groups", "state"])
+def test_a_run_that_is_taken_for_an_optimizer_says_what_to_give_instead(name: str) -> None:
+    run = wrap(adamw(), 10)
+    with pytest.raises(AttributeError, match=r"give run\.as_optimizer"):
+        getattr(run, name)
+    assert not hasattr(run, "anything_else")
+
+
+def test_weights_without_numbers_are_nothing_to_train_and_do_no_harm_beside_others() -> None:
+    empty = nn.Parameter(torch.zeros(0, 4))
+    with pytest.raises(StrategyError, match="nothing to train"):
+        wrap(O.AdamW([empty]), 10)
+    model = net()
+    run = wrap(O.AdamW([*model.parameters(), empty]), 50)
+    first = next(iter(losses(net(), 1))).item()
+    for loss in losses(model, 50):
+        (loss + empty.sum()).backward()
+        run.step(loss)
+    assert loss.item() < first
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"foreach": True},
+        {"fused": True},
+        {"capturable": True},
+        {"lr": torch.tensor(1e-3, dtype=torch.float64)},
+    ],
+)
+def test_how_torch_computes_a_step_makes_no_difference(options: dict[str, Any]) -> None:
+    ends = []
+    for given in ({}, options):
+        model = net()
+        take(wrap(O.AdamW(model.parameters(), **given), 40, model), model, 40)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 8, 20, 27, 45, 69, 71, 99])
+def test_resumed_in_any_phase_it_goes_on_bitwise(cut: int) -> None:
+    def begun() -> tuple[nn.Module, Any]:
+        model = net()
+        return model, wrap(O.RMSprop(model.parameters(), momentum=0.5, centered=True), 100, model)
+
+    model, run = begun()
+    batches = list(range(100))
+    for step in batches[:cut]:
+        one_step(model, run, step)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(run.state_dict())
+    again, other = begun()
+    again.load_state_dict(weights)
+    other.load_state_dict(state)
+    for m, r in ((model, run), (again, other)):
+        for step in batches[cut:]:
+            one_step(m, r, step)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def one_step(model: nn.Module, run: Any, step: int) -> None:
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+    loss = (model(x) - x[:, :2].abs()).square().mean()
+    loss.backward()
+    run.step(loss)
 
 
 def test_a_shell_around_an_optimizer_is_named() -> None:

@@ -1,0 +1,73 @@
+"""Checks of options and horizons: what is wrong, and what is allowed, in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from metaopt_hpo.strategies.errors import StrategyError
+
+
+def close_to(word: object, known: Iterable[str]) -> str:
+    """ " (did you mean 'adamw'?)" where a known word is close to this one, else nothing."""
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def one_of(words: Iterable[str]) -> str:
+    """Quoted words as a sentence names them: 'a', 'b' or 'c'."""
+    *first, last = map(repr, words)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raise ValueError for the first named field that is not a finite positive number."""
+    for name in names:
+        value = getattr(config, name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+            or value <= 0
+        ):
+            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+
+
+def check_fraction(config: object, *names: str) -> None:
+    """Raise ValueError for the first named field outside [0, 1]."""
+    for name in names:
+        value = getattr(config, name)
+        if not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise ValueError(f"{name} is a fraction of the run and must lie in [0, 1], got {value!r}")
+
+
+def check_horizon(horizon: int) -> int:
+    """Return the horizon as an int, or raise ValueError."""
+    whole = isinstance(horizon, numbers.Real) and not isinstance(horizon, bool) and math.isfinite(horizon)
+    if not whole or int(horizon) != horizon or horizon < 1:
+        raise ValueError(
+            f"horizon must be a positive whole number of optimizer steps, got {horizon!r}; with gradient accumulation "
+            "count optimizer steps, math.ceil(batches / accumulation); where it is not known, give the steps you mean "
+            "to take: past them the last step size stays in force"
+        )
+    return int(horizon)
+
+
+def scalar(loss: Tensor | float | None, device: torch.device) -> Tensor | None:
+    """A loss as a 0-d tensor, from whatever a loop has: one number, `.item()`, or a tensor of one number.
+
+    Raises:
+        StrategyError: several numbers.
+    """
+    if isinstance(loss, int | float):
+        return torch.tensor(float(loss), device=device)
+    if loss is not None and loss.numel() != 1:
+        raise StrategyError(
+            f"the loss has shape {tuple(loss.shape)}: give one number, its mean, to run.step()"
+        )
+    return loss.reshape(()) if loss is not None and loss.ndim else loss
