@@ -8,15 +8,22 @@ import torch
 from torch import nn
 
 from metaopt_hpo.strategies import make
-from metaopt_hpo.strategies.balance import PRIOR_NORMALISED, PROPORTION, Balance, measurement, shrunk
+from metaopt_hpo.strategies.balance import (
+    LEARNED_AT,
+    PRIOR_NORMALISED,
+    PROPORTION,
+    Balance,
+    measurement,
+    shrunk,
+)
 
 
 def measured(jitter: float, fall: float, *, noise: float = 0.0, last: float = 1.0) -> tuple[float, float]:
     """`Balance.factor` of a run whose loss is last + fall·ln(T / t) + H, with 2H = `jitter`."""
     generator = torch.Generator().manual_seed(0)
-    balance = measurement(1000, 0.2, 0.12)
-    for step in range(320):
-        loss = torch.tensor(last + fall * math.log(1000 / (step + 1)) + jitter / 2)
+    balance = measurement(LEARNED_AT, 0.2, 0.12)
+    for step in range(LEARNED_AT * 32 // 100):
+        loss = torch.tensor(last + fall * math.log(LEARNED_AT / (step + 1)) + jitter / 2)
         loss = loss + noise * torch.randn((), generator=generator)
         product = torch.tensor(jitter) if balance.wants_product(step) else None
         balance.see(step, loss, torch.tensor(1e-3), product)
@@ -32,9 +39,9 @@ def test_the_factor_is_the_balance_over_the_proportion(want: float) -> None:
 
 
 def test_noise_widens_the_spread_and_leaves_the_step_size_where_it_is() -> None:
-    quiet, loud = (measured(0.1, 0.3, noise=n) for n in (0.01, 0.3))
+    quiet, loud = (measured(0.1, 0.3, noise=n) for n in (0.01, 1.0))
     assert quiet[1] < loud[1]
-    assert abs(math.log(shrunk(*loud))) < abs(math.log(shrunk(*quiet)))
+    assert abs(math.log(shrunk(quiet[0], loud[1]))) < abs(math.log(shrunk(*quiet)))
     assert shrunk(*measured(0.1, 0.3, noise=100.0)) == 1.0
 
 
@@ -43,6 +50,19 @@ def test_nothing_is_concluded_without_progress_or_where_the_data_are_learned_by_
     assert measured(1e-3, 1.0, last=1e-3)[0] > 1
     assert measured(1e-3, 0.05, last=-0.06) == (1.0, math.inf)  # 3 % of the first loss
     assert Balance((1, 2), (2, 3), 1.0).factor() == (1.0, math.inf)
+
+
+def test_a_run_shorter_than_those_it_was_learned_on_believes_its_measurement_less() -> None:
+    moved = []
+    for horizon in (LEARNED_AT // 4, LEARNED_AT // 2, LEARNED_AT):
+        balance = measurement(horizon, 0.2, 0.12)
+        for step in range(horizon * 32 // 100):
+            loss = torch.tensor(1.0 + 0.05 * math.log(horizon / (step + 1)) + 0.05)
+            product = torch.tensor(0.1) if balance.wants_product(step) else None
+            balance.see(step, loss, torch.tensor(1e-3), product)
+        moved.append(abs(math.log(shrunk(*balance.factor()))))
+    assert moved[0] < 0.3 * moved[2]
+    assert moved[0] < moved[1] < moved[2]
 
 
 def noisy_run(horizon: int = 600, stop: int | None = None, run=None, model=None, **options: object):  # type: ignore[no-untyped-def]
