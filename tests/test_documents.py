@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from markdown.extensions.toc import slugify
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,8 +59,19 @@ def test_the_readme_shows_running_code_at_once_and_fits_a_screen_or_two() -> Non
     assert len(text.split()) <= 900
 
 
+def anchors(path: Path) -> set[str]:
+    """Anchors of a page's headings, as the site makes them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {slugify(re.sub(r"[`*]", "", h), "-") for h in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
 def test_links_and_pictures_exist() -> None:
     for path in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
-            if "://" not in target:
-                assert (path.parent / target).exists(), f"{path.name} points to {target}"
+        for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            if "://" in target:
+                continue
+            name, _, anchor = target.partition("#")
+            found = path.parent / name if name else path
+            assert found.exists(), f"{path.name} points to {target}"
+            if anchor:
+                assert anchor in anchors(found), f"{path.name} points to {target}"

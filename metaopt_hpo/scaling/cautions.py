@@ -182,7 +182,7 @@ def unsure(surface: Surface, sx: float, sy: float, rho: float) -> tuple[Caution,
     if expected <= COSTLY:
         return ()
     message = (
-        f"the optimum is so unsure here that the predicted configuration loses {100 * expected:.2g} % to the best "
-        f"on average, by the law's own draws (limit {100 * COSTLY:.2g} %)"
+        f"the optimum is so uncertain here that the predicted configuration is expected to lose {100 * expected:.2g} % "
+        f"against the best (limit {100 * COSTLY:.2g} %)"
     )
     return (Caution("unsure-optimum", message),)

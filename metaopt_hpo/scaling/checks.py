@@ -94,7 +94,10 @@ def refusals(cells: Cells, *, weak: bool) -> list[Caution]:
     if max(levels) < 2:
         raise LawRefused("one-lr", "every cell holds a single lr: vary lr at each size to locate its optimum")
     if max(levels) < 3:
-        raise LawRefused("one-lr", "no cell holds three different lr, so the bowl's shape cannot be seen")
+        raise LawRefused(
+            "one-lr",
+            "no cell holds three different lr, so the optimum cannot be located: vary lr at each size",
+        )
     if cells.n < MIN_TRIALS:
         raise LawRefused(
             "few-trials", f"{cells.n} usable trials are too few for a law (at least {MIN_TRIALS})"
@@ -118,9 +121,7 @@ def refusals(cells: Cells, *, weak: bool) -> list[Caution]:
             out.append(Caution("edge", reason))
     at_edge = sum(s != 0 for s in sides)
     if at_edge and not any(c.code == "edge" for c in out):
-        message = (
-            f"{at_edge} of {len(sides)} cells have their best run at the grid's edge; they count as censored"
-        )
+        message = f"{at_edge} of {len(sides)} cells have their best run at the grid's edge; there only a bound on the optimum is known"
         out.append(Caution("some-edges", message))
     return out
 

@@ -12,7 +12,7 @@ from metaopt_hpo.errors import MetaOptError
 
 
 class LawRefused(MetaOptError):
-    """The table cannot bear a law; `reason` says why and what would mend it.
+    """There is too little data for a law; `reason` says why and how to fix it.
 
     Attributes:
         code: stable name of the reason ("few-sizes", "one-lr", "edge", "no-minimum", "few-trials", "loss").

@@ -91,8 +91,8 @@ def flat_bowl(cells: Cells, axes: Axes, solution: Solution) -> list[Caution]:
     if float(s.h[0]) >= SEEN * math.sqrt(max(variance, 0.0)):
         return []
     message = (
-        f"the losses hardly depend on lr: the bowl's curvature, {float(s.h[0]):.2g}, is less than {SEEN:g} "
-        "standard errors from none, so that any lr may be as good: widen the range of lr, or add seeds"
+        f"the losses hardly depend on lr: their curvature in ln lr, {float(s.h[0]):.2g}, is less than {SEEN:g} "
+        "standard errors above zero, so any lr may be as good: widen the range of lr, or add seeds"
     )
     return [Caution("flat-bowl", message)]
 
