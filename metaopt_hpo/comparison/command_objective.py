@@ -118,7 +118,7 @@ class CommandObjective:
         if ended.code == 0 and found is None:
             called = f" of the name {self.job.metric!r}" if self.job.metric else ""
             raise ObjectiveError(
-                f"job {self.name!r} ended well and no loss{called} was found in what it printed "
+                f"job {self.name!r} exited with 0, and no loss{called} was found in what it printed "
                 f"({folder / program.STDOUT}) or wrote ({folder / OUT}); "
                 'print lines such as {"step": 100, "loss": 3.2}, or say where they are'
             )

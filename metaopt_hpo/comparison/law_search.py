@@ -66,7 +66,7 @@ class TargetSearch:
         try:
             law = fit(table, allow_weak=True, seed=task.seed)
         except LawRefused as error:
-            raise EngineError(f"method 'law': the smaller models bear no law: {error.reason}") from error
+            raise EngineError(f"method 'law': the smaller models give no law: {error.reason}") from error
         self._evidence = runs_of(table)
         self._bowl = bowl_of(self._evidence, law)
         self._target = (float(task.size), float(task.tokens))

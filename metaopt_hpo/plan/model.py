@@ -198,7 +198,7 @@ class Plan:
         names = [p.name for p in self.pilots]
         if len(set(names)) != len(names):
             twice = next(n for n in names if names.count(n) > 1)
-            raise ValueError(f"pilots must have names of their own, and {twice!r} is there twice")
+            raise ValueError(f"pilots must have different names, and {twice!r} stands twice")
         for p in self.pilots:
             if p.size > self.target.size or (p.size == self.target.size and p.tokens >= self.target.tokens):
                 raise ValueError(

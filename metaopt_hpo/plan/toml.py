@@ -85,7 +85,7 @@ def from_toml(kind: type[T], text: str, *, source: str = "plan.toml") -> T:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(
-            f"{source} is no TOML: {str(error)[:1].lower()}{str(error)[1:]}; put that right"
+            f"{source} is no TOML: {str(error)[:1].lower()}{str(error)[1:]}; correct it"
         ) from None
     version = data.get("version", VERSION)
     if isinstance(version, int) and version > VERSION:

@@ -325,7 +325,7 @@ def test_a_law_along_tied_tokens_is_validated_along_them() -> None:
     assert "missed-size" not in {c.code for c in steady.warnings}
     assert "missed-size" in {c.code for c in turned.warnings}
     assert turned.trust["size"].copying == 0.0
-    assert "ordered validation on 1 cell" in turned.describe()
+    assert "only 1 held-out cell" in turned.describe()
     question = {"lr": 1e-3, "batch": 1e5, "incumbent": 2.0}
     assert "missed-size" in turned.verdict(size=6.4e7, tokens=6.4e9, **question).reason
 
