@@ -85,7 +85,7 @@ def compare(
             help="Schedule whose peak lr the external methods search: wsd, cosine, linear, constant."
         ),
     ] = "wsd",
-    engine: Annotated[str, typer.Option(help="Who schedules the trials.")] = "optuna",
+    engine: Annotated[str, typer.Option(help="Engine that runs the trials: optuna or ray.")] = "optuna",
     workers: Annotated[
         int | None, typer.Option(help="Searches run at once, one thread each. [default: CPUs]", min=1)
     ] = None,

@@ -42,7 +42,7 @@ def inspect(
     take_finished: TakeFinished = False,
     implausible: Implausible = False,
 ) -> None:
-    """Say what a table or an export is, what it maps to, what is missing, and how to fit it.
+    """Say what a table or export is, which column holds what, what is missing, and how to fit it.
 
     Exits with 0 where the table can be read as it stands, with 1 where something is missing.
 

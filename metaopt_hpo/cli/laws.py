@@ -53,7 +53,7 @@ def fit(
     use: Annotated[
         str,
         typer.Option(
-            help="Whose lr counts: fixed (schedules), plateau (what adaptive runs settled on) or all."
+            help="Which runs to fit: fixed (on a schedule), plateau (with an lr that they found themselves) or all."
         ),
     ] = "fixed",
     strategy: Annotated[str | None, typer.Option(help="Only trials of this strategy.")] = None,
@@ -61,7 +61,7 @@ def fit(
         list[str] | None, typer.Option(help="A hyperparameter that moves the optimum too, e.g. weight_decay.")
     ] = None,
     prior: Annotated[
-        str | None, typer.Option(help="A fitted law of the library, or a law's JSON file, to lean on.")
+        str | None, typer.Option(help="A fitted law of the library, or a law's JSON file, used as a prior.")
     ] = None,
     base: Annotated[
         list[str] | None,
@@ -82,7 +82,7 @@ def fit(
             help="Fit sizes below this one only, and say how well the law predicts the others, e.g. 180M.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap behind the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap behind the intervals.")] = 0,
 ) -> None:
     """Fit a law across sizes to a table of trials.
 

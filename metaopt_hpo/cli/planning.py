@@ -43,7 +43,9 @@ def plan(
             "losses=out.jsonl, metric, timeout …, or a placeholder of your own.",
         ),
     ] = None,
-    schedule: Annotated[str, typer.Option(help="Of the target: wsd, linear, cosine, constant.")] = "wsd",
+    schedule: Annotated[
+        str, typer.Option(help="Schedule of the target: wsd, linear, cosine, constant.")
+    ] = "wsd",
     batch: Annotated[
         float | None,
         typer.Option(
@@ -72,8 +74,10 @@ def plan(
             "several times, or 'none'. [default: fitted-step-law for targets above 10M]"
         ),
     ] = None,
-    price: Annotated[float | None, typer.Option(help="Of one device for an hour.")] = None,
-    currency: Annotated[str | None, typer.Option(help="Of the price, e.g. EUR. [default: USD]")] = None,
+    price: Annotated[float | None, typer.Option(help="Price of one device for an hour.")] = None,
+    currency: Annotated[
+        str | None, typer.Option(help="Currency of the price, e.g. EUR. [default: USD]")
+    ] = None,
     utilisation: Annotated[
         float | None, typer.Option(help="Share of the peak FLOP/s that training reaches, e.g. 0.4.")
     ] = None,
@@ -161,7 +165,7 @@ def recipe(
     ] = None,
     sequence_length: Annotated[int, typer.Option(help="Tokens of a sequence.", min=1)] = 2048,
     devices: Annotated[
-        int | None, typer.Option(help="That train together. [default: the plan's]", min=1)
+        int | None, typer.Option(help="Devices that train together. [default: the plan's]", min=1)
     ] = None,
     per_device: Annotated[int, typer.Option(help="Sequences that a device takes at once.", min=1)] = 8,
     out: Annotated[

@@ -16,7 +16,7 @@ def register(
     batch: Annotated[float | None, typer.Option(help="Tokens per step, if it is given.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write the prediction here too, as HTML.")] = None,
 ) -> None:
-    """Write a prediction down before the run, with its date, interval and what it rests on.
+    """Record a prediction before the run: date, intervals, and the law and trials behind it.
 
     Example: metaopt-hpo register law.json --size 7e9 --tokens 1.4e12 --out 7b.json
     """
@@ -39,7 +39,7 @@ def check(
     loss: Annotated[float, typer.Option(help="Held-out loss of the run, in the trials' unit.")],
     page: Annotated[Path | None, typer.Option(help="Write the score here too, as HTML.")] = None,
 ) -> None:
-    """Score a registered prediction against the loss that was found.
+    """Score a registered prediction against the loss of the run.
 
     Example: metaopt-hpo check 7b.json --loss 1.934
     """

@@ -56,7 +56,7 @@ Units = Annotated[
 SequenceLength = Annotated[float | None, typer.Option(help="Tokens in a sequence.")]
 Wandb = Annotated[bool, typer.Option("--wandb", help="The same as --format wandb.", hidden=True)]
 Format = Annotated[
-    str | None, typer.Option("--format", help="Whose export it is, where that is not seen from it.")
+    str | None, typer.Option("--format", help="Tool that wrote the export, where the path does not show it.")
 ]
 Decimal = Annotated[
     str | None, typer.Option(help="comma or point: the sign before decimals, where the table leaves it open.")
@@ -69,7 +69,7 @@ TakeFinished = Annotated[
 ]
 Implausible = Annotated[
     bool,
-    typer.Option("--allow-implausible", help="Warn of numbers that no run has instead of refusing them."),
+    typer.Option("--allow-implausible", help="Warn about implausible numbers instead of refusing them."),
 ]
 
 

@@ -21,7 +21,7 @@ def run(
         Path | None, typer.Option(help="Folder of the results. [default: the plan's name without .toml]")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="Who schedules the runs: optuna (one machine) or ray.")
+        str, typer.Option(help="Engine that runs the trials: optuna (one machine) or ray.")
     ] = "optuna",
     target: Annotated[
         bool, typer.Option("--target", help="Run the target too, on its schedule at the law's lr.")
@@ -36,10 +36,10 @@ def run(
     ] = None,
     page: Annotated[bool, typer.Option(help="Write page.html at the end.")] = True,
 ) -> None:
-    """Run a plan's pilots while they pay, then the target if it is wanted.
+    """Run a plan's pilots while they save more than they cost, then with --target the target.
 
-    Interrupt with Ctrl-C at any time and start the same command again: nothing finished is run twice, and the same is
-    decided. Follow it with: metaopt-hpo watch FOLDER
+    Interrupt with Ctrl-C at any time and start the same command again: nothing finished is run twice, and the
+    decisions are the same. Follow it with: metaopt-hpo watch FOLDER
 
     Example: metaopt-hpo run plan.toml --target
     """
@@ -98,9 +98,9 @@ def watch(
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,
     page: Annotated[bool, typer.Option("--page", help="Keep page.html up to date too.")] = False,
 ) -> None:
-    """Follow a plan: pilots, the law so far, what was decided and why, the running loss against its band, cost.
+    """Follow a plan: pilots, the law so far, decisions and reasons, the running loss beside what is expected, cost.
 
-    Nothing is written to what is watched, but for the page where it is asked for. Plain text where it is piped.
+    Writes nothing, except the page if you ask for it. Plain text when piped.
 
     Example: metaopt-hpo watch plan --once
     """

@@ -121,7 +121,9 @@ def refusals(cells: Cells, *, weak: bool) -> list[Caution]:
             out.append(Caution("edge", reason))
     at_edge = sum(s != 0 for s in sides)
     if at_edge and not any(c.code == "edge" for c in out):
-        message = f"{at_edge} of {len(sides)} cells have their best run at the grid's edge, which only bounds the optimum"
+        message = (
+            f"{at_edge} of {len(sides)} cells have their best run at the grid's edge, a bound on the optimum"
+        )
         out.append(Caution("some-edges", message))
     return out
 

@@ -156,8 +156,8 @@ def fixed_lr(optimizer: torch.optim.Optimizer) -> float:
                 "RMSprop, or a Lion"
             ) from error
     raise WrapError(
-        f"{kind} cannot be wrapped: its update is not in proportion to its lr, so that no lr can be found for it "
-        "(methods that set their own lr or average their weights are such); wrap AdamW, Adam, SGD, RMSprop or a Lion"
+        f"{kind} cannot be wrapped: its update is not in proportion to its lr, as of methods that set their own lr "
+        "or average their weights, so no lr can be found for it; wrap AdamW, Adam, SGD, RMSprop or a Lion"
     )
 
 

@@ -90,5 +90,5 @@ def test_evidence_that_bears_no_law_is_an_error() -> None:
     with pytest.raises(EngineError, match="pilot sizes"):
         TargetSearch(task(Bowl(), evidence=()))
     one = task(Bowl())
-    with pytest.raises(EngineError, match="bear no law"):
+    with pytest.raises(EngineError, match="give no law"):
         TargetSearch(task(Bowl(), evidence=one.evidence[:2]))
