@@ -19,4 +19,5 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str
 
 def said(text: str, *, caption: str) -> str:
     """A caption and lines of text as they stand."""
-    return f"<div><strong>{escape(caption)}</strong><pre>{escape(text)}</pre></div>"
+    lines = f'<pre style="white-space: pre-wrap">{escape(text)}</pre>'
+    return f"<div><strong>{escape(caption)}</strong>{lines}</div>"

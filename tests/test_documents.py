@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,27 @@ def test_python_blocks_run_in_order(path: Path, tmp_path: Path, monkeypatch: pyt
         [sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+SHELL = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_plans_of_documents_are_made_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from metaopt_hpo.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    job = next(b for b in blocks(ROOT / "docs" / "your-job.md") if "my_job.py" in b)
+    exec(job, {})
+    text = "\n".join(d.read_text(encoding="utf-8") for d in DOCUMENTS)
+    shell = "\n".join(SHELL.findall(text)).replace("\\\n", " ")
+    lines = [line for line in shell.splitlines() if line.startswith("metaopt-hpo plan ")]
+    assert len(lines) >= 3
+    for line in lines:
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, f"{line}: {done.output}{done.exception}"
 
 
 def test_the_readme_shows_running_code_at_once_and_fits_a_screen_or_two() -> None:

@@ -107,7 +107,7 @@ def _range(values: pd.Series) -> str:
 
     filled = values.dropna()
     if pd.api.types.is_numeric_dtype(filled) and len(filled):
-        return f"{filled.min():.6g} … {filled.max():.6g}, {filled.nunique()} different"
+        return f"{filled.min():.6g} to {filled.max():.6g}, {filled.nunique()} different"
     return f"{shown(sorted({str(v) for v in filled}), 4)}"
 
 
@@ -187,7 +187,7 @@ def _summary(table: TrialTable) -> str:
     curves = int(frame["curve_tokens"].notna().sum())
     text = f"{len(table)} runs ({states}), {len(sizes)} sizes: {shown([said(s) for s in sizes])}"
     text += (
-        f"\nlr {frame['lr'].min():.3g} … {frame['lr'].max():.3g}; {curves} runs have a curve"
+        f"\nlr {frame['lr'].min():.3g} to {frame['lr'].max():.3g}; {curves} runs have a curve"
         if len(table)
         else ""
     )

@@ -276,7 +276,7 @@ def laws(
         if law.loss:
             typer.echo("loss* = " + " + ".join(_formula(t) for t in law.loss))
         for axis, (low, high) in law.domain.items():
-            typer.echo(f"fitted on {axis} {low:.3g} … {high:.3g}")
+            typer.echo(f"fitted on {axis} {low:.3g} to {high:.3g}")
         if law.note:
             typer.echo(law.note)
     for table, e in law.errors.items():
@@ -327,7 +327,7 @@ def _show(
         unit = UNITS.get(name, "")
         if name == "batch" and sequence_length:
             unit += f" ({e.value / sequence_length:.4g} sequences)"
-        line = f"{name:<6} {e.value:.4g}   {law.level:.0%} interval {e.low:.4g} … {e.high:.4g}   {unit}"
+        line = f"{name:<6} {e.value:.4g}   {law.level:.0%} interval {e.low:.4g} to {e.high:.4g}   {unit}"
         typer.echo(line.rstrip())
     for warning in found.warnings:
         typer.echo(f"warning [{warning.code}] {command_line(warning.message)}", err=True)

@@ -24,7 +24,7 @@ def register(
 
     found = preregistration.register(Law.from_json(law), size=size, tokens=tokens, batch=batch, path=out)
     typer.echo(
-        f"loss {found.loss.value:.4f} ({found.level:.0%} interval {found.loss.low:.4f} … {found.loss.high:.4f})"
+        f"loss {found.loss.value:.4f} ({found.level:.0%} interval {found.loss.low:.4f} to {found.loss.high:.4f})"
     )
     typer.echo(f"lr {found.lr.value:.4g}, batch {found.batch.value:.4g} tokens; written to {out}")
     if page is not None:

@@ -72,18 +72,21 @@ def run(
     rate = result.lr
     share = result.plan.budget.spent(result.spent, result.plan.target_cost)
     typer.echo(
-        f"lr of the target: {rate.value:.3g} [{rate.low:.3g}, {rate.high:.3g}] at 90 %, from "
-        f"{len(result.pilots)} pilots; "
-        f"{result.spent.flops / result.plan.target_cost.flops:.1%} of the target's FLOPs, "
-        f"{share:.3g} of a budget of {result.plan.budget.amount:.3g}; {time.monotonic() - began:.0f} s"
+        f"lr of the target: {rate.value:.3g} (90 % interval {rate.low:.2g} to {rate.high:.2g}), from "
+        f"{len(result.pilots)} pilots; they cost {result.spent.flops / result.plan.target_cost.flops:.1%} of the "
+        f"target's FLOPs, {share / result.plan.budget.amount:.0%} of the budget; {time.monotonic() - began:.0f} s"
     )
     if result.target is not None:
         typer.echo(f"target: loss {result.target.loss:.4f}, {result.target.state}")
 
 
 def _say(decision: Decision, record: TrialRecord | None) -> None:
+    from metaopt_hpo.plan.words import decided
+
     if record is None:
-        typer.echo(f"{decision.number:>3}  {decision.what} {decision.pilot}: {decision.reason}", err=True)
+        typer.echo(
+            f"{decision.number:>3}  {decided(decision.what, decision.pilot)}: {decision.reason}", err=True
+        )
         return
     found = f", found lr {record.found_lr:.3g}" if record.found_lr > 0 else ""
     why = f" ({record.reason})" if record.reason else ""

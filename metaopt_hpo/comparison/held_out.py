@@ -29,7 +29,7 @@ def predicted_and_found(law: Law, table: TrialTable) -> str:
                 f"{p.batch.value:.3g}",
                 f"{grid.best_batch:.3g}",
                 f"{100 * excess[-1]:.2f} %",
-                f"{p.loss.value:.4f} ({p.loss.low:.4f} … {p.loss.high:.4f})",
+                f"{p.loss.value:.4f} ({p.loss.low:.4f} to {p.loss.high:.4f})",
                 f"{grid.best:.4f}{'' if inside[-1] else ', outside'}",
             )
         )

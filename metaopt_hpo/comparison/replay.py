@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from metaopt_hpo import markup
 from metaopt_hpo.comparison.law_search import LawSearchTask, law_search
 from metaopt_hpo.comparison.searchers import Bounds, get_searcher
 from metaopt_hpo.comparison.table_objective import TableObjective
@@ -79,6 +80,20 @@ class ReplayResult:
                     }
                 )
         return pd.DataFrame(out)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                r["method"],
+                r["within"],
+                *(f"{r[k]:.3g}" for k in ("median", "mean", "p90")),
+                f"{r['reached']:.0%}",
+            )
+            for r in self.summary().to_dict("records")
+        ]
+        head = ("method", "within", "median", "mean", "90th percentile", "seeds that reached it")
+        note = f"In target runs, pilots included; the whole grid is {self.grid_size} runs."
+        return markup.table(head, rows, caption="Cost to come near the best run", note=note)
 
 
 def replay(

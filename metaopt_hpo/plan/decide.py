@@ -10,7 +10,7 @@ from metaopt_hpo.plan.costs import Cost, Hardware
 from metaopt_hpo.plan.estimate import Estimate
 from metaopt_hpo.plan.knowledge import compute_share
 from metaopt_hpo.plan.model import LAW_LR, SELF_TUNING, Pilot, Plan, Uncertainty
-from metaopt_hpo.plan.words import known
+from metaopt_hpo.plan.words import in_words, known
 from metaopt_hpo.trials.record import TrialRecord
 
 STEPS_ASIDE = (0.0, math.log(2.0), -math.log(2.0), 2 * math.log(2.0), -2 * math.log(2.0))
@@ -82,8 +82,8 @@ def choose(plan: Plan, done: Sequence[str], records: Sequence[TrialRecord]) -> C
     if total > plan.budget.amount * (1 + SLACK):
         return Choice(
             None,
-            f"{pilot.name} would bring what was spent to {total:.3g} of a budget of {plan.budget.amount:.3g} "
-            f"({plan.budget.text or plan.budget.kind})",
+            f"{pilot.name} would exceed the budget: {in_words(total, plan.budget)} in all, of "
+            f"{plan.budget.text or in_words(plan.budget.amount, plan.budget)}",
         )
     chosen, how = _settle(pilot, plan, done, now)
     then = _after([pilot], now)

@@ -14,6 +14,7 @@ from metaopt_hpo.plan import decide
 from metaopt_hpo.plan.status import LEAST, Status, decisions, predicted_end, status
 from metaopt_hpo.plan.status_words import cost_words, pilot_rows
 from metaopt_hpo.plan.store import STORE_FILE
+from metaopt_hpo.plan.words import decided
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import LAW, of_method, of_rank
@@ -74,7 +75,7 @@ def render(now: Status, more: Sequence[str] = (), *, first: str = "") -> str:
     rows = [
         (
             d.number,
-            "end" if d.what == "skip" else d.what,
+            decided(d.what),
             d.pilot or "–",
             d.reason,
             "–" if r is None else f"{r.state}, {r.loss:.4f}",

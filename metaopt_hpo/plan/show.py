@@ -85,7 +85,7 @@ def page_part(
     after: Sequence[str],
 ) -> str:
     """A title, sentences, a table, sentences; in the notebook's own colours."""
-    cell = "padding:2px 8px;text-align:left"
+    cell = "padding:2px 8px;text-align:left;white-space:nowrap"
     header = "".join(f'<th style="{cell}">{escape(c)}</th>' for c in columns)
     lines = "".join(
         "<tr>" + "".join(f'<td style="{cell}">{escape(c)}</td>' for c in row) + "</tr>" for row in body

@@ -17,6 +17,7 @@ from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.status import Status, decisions, is_plan, status
 from metaopt_hpo.plan.status_words import cost_words, pilot_rows
+from metaopt_hpo.plan.words import decided
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -96,7 +97,9 @@ def plan_lines(now: Status) -> Iterator[RenderableType]:
     yield Text("What was decided, and why", style="bold")
     for decision, record in decisions(now):
         ended = "" if record is None else f" → {record.state}, loss {record.loss:.4f}"
-        yield Text(f"{decision.number:>3}  {decision.what} {decision.pilot}: {decision.reason}{ended}")
+        yield Text(
+            f"{decision.number:>3}  {decided(decision.what, decision.pilot)}: {decision.reason}{ended}"
+        )
 
 
 def pilots_table(now: Status) -> Table:

@@ -58,6 +58,11 @@ def cost_in_words(cost: Cost, currency: str) -> str:
     )
 
 
+def decided(what: str, pilot: str = "") -> str:
+    """A decision in a word or two: `run w4`, `target`, or `end` where no pilot is run any more."""
+    return " ".join(["end" if what == "skip" else what, pilot]).strip()
+
+
 def known(sd: float) -> str:
     """How well a quantity is known, from the standard deviation of its logarithm: `to ±22 %`, or a factor.
 

@@ -358,7 +358,7 @@ def replay_page(result: ReplayResult, table: str) -> str:
         (r["method"], r["within"], *(f"{r[k]:.2f}" for k in ("median", "mean", "p90")), f"{r['reached']:.0%}")
         for r in summary.to_dict("records")
     ]
-    head = ("method", "within", "median", "mean", "90th percentile", "reached")
+    head = ("method", "within", "median", "mean", "90th percentile", "seeds that reached it")
     size, tokens = result.target
     return sections.page(
         [

@@ -93,7 +93,7 @@ class Score:
         size, tokens = r.largest
         return (
             f"registered {r.made}: loss {r.loss.value:.4f} "
-            f"({r.level:.0%} interval {r.loss.low:.4f} … {r.loss.high:.4f}), "
+            f"({r.level:.0%} interval {r.loss.low:.4f} to {r.loss.high:.4f}), "
             f"{r.size * r.tokens / (size * tokens):.3g} times the compute of the largest fitted cell\n"
             f"found {self.loss:.4f}: the prediction was {abs(self.error):.2%} "
             f"too {'high' if self.error > 0 else 'low'}, "

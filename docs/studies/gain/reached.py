@@ -54,7 +54,7 @@ def budget_table(outcome: Outcome) -> str:
             first = percent(m.first_versus_reference)
         rates = sorted(t.lr for t in m.trajectories)
         mean = math.fsum(m.best) / len(m.best)
-        lines.append(f"| {m.title} | {mean:.4f} | {whole} | {first} | {rates[0]:.3g} … {rates[-1]:.3g} |")
+        lines.append(f"| {m.title} | {mean:.4f} | {whole} | {first} | {rates[0]:.3g} to {rates[-1]:.3g} |")
     return "\n".join(lines)
 
 

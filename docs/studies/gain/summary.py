@@ -73,10 +73,10 @@ def markdown(found: pd.DataFrame, within: float = 0.0025, limit: float = LIMIT) 
         for m in names:
             values = [by[m][k] for k in ("median", "median_low", "median_high")] if m in by else []
             text = [f"{v:.1f}" if v < limit else f"> {limit:.0f}" for v in values]
-            cells.append(f"{text[0]} ({text[1]} … {text[2]})" if text else "–")
+            cells.append(f"{text[0]} ({text[1]} to {text[2]})" if text else "–")
         for m in ours:
             r = by.get(m, {"ratio": math.nan})
             known = not math.isnan(r["ratio"])
-            cells.append(f"{r['ratio']:.2g} ({r['low']:.2g} … {r['high']:.2g})" if known else "–")
+            cells.append(f"{r['ratio']:.2g} ({r['low']:.2g} to {r['high']:.2g})" if known else "–")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

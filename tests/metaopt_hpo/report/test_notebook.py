@@ -15,6 +15,7 @@ import pytest
 
 from metaopt_hpo import plot
 from metaopt_hpo.comparison.outcome import Outcome
+from metaopt_hpo.comparison.replay import ReplayResult
 from metaopt_hpo.report.behind import LEGEND
 from metaopt_hpo.report.notebook import OF_LAW, OF_OUTCOME
 from metaopt_hpo.scaling import library, preregistration
@@ -27,6 +28,7 @@ matplotlib.use("Agg")
 
 PRUNED = TrialRecord(size=1e6, tokens=1e8, batch=1e4, lr=1e-2, loss=9.0, state="pruned")
 EVIL = "<script>alert(1)</script>"
+TRACE = pd.DataFrame({"method": [EVIL], "seed": [0], "cost": [3.0], "excess": [0.001]})
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,7 @@ def test_every_result_has_a_rich_repr_that_is_sound_and_escaped(
         dataclasses.replace(verdict, reason=EVIL),
         outcome,
         verify_rule("lr ~ D^-0.5", LMOBound(1, 1, 1)),
+        ReplayResult((4e8, 4e10), TRACE, 24, (0.0025,), 40.0),
     ]
     for result in shown:
         text = result._repr_html_()
