@@ -1,5 +1,6 @@
 """Every strategy over every base it accepts, at every length: it ends, learns, and its state does not grow."""
 
+import gc
 import math
 from typing import Any
 
@@ -56,6 +57,12 @@ def weight_of(state: Any) -> int:
     return 8
 
 
+def alive() -> int:
+    """Objects in memory."""
+    gc.collect()
+    return len(gc.get_objects())
+
+
 def test_every_strategy_names_its_bases() -> None:
     assert {name for name, _ in PAIRS} == set(BUILT_IN)
     for name in BUILT_IN:
@@ -94,8 +101,10 @@ def test_soak(name: str, base: str, horizon: int) -> None:
     before = steps(model, run, 0)
     steps(model, run, 500)
     early = weight_of(run.state_dict())
+    objects = alive()
     assert steps(model, run, horizon) < before
     assert weight_of(run.state_dict()) <= early + FIXED
+    assert alive() < objects + horizon // 10, "nothing is kept for a step"
 
 
 @pytest.mark.filterwarnings("ignore::metaopt_hpo.errors.MetaOptWarning")

@@ -21,6 +21,8 @@ from metaopt_hpo.strategies.schedules import Constant
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in registry.BUILT_IN:
+        get(name)  # a module registers once a process: what it does in a copy would be lost
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
