@@ -84,8 +84,7 @@ class Nursery:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
-            text=True,
-            bufsize=1,
+            bufsize=0,  # what it says is waited for by select, which sees nothing that has been read ahead
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -93,7 +92,7 @@ class Nursery:
 
     def bear(self, *request: str) -> int:
         """Begin a command: its pid. The one before must have ended."""
-        self._say.write(json.dumps(request) + "\n")
+        self._say.write(json.dumps(request).encode() + b"\n")
         return int(self._hear.readline())
 
     def heard(self, seconds: float) -> int | None:
