@@ -130,7 +130,7 @@ def positive(name: str, value: float) -> float:
         return value
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be a positive, finite number, got {value!r}")

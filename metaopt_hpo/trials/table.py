@@ -134,9 +134,9 @@ class TrialTable:
             elif col.kind == "params":
                 data[col.name] = objects([schema.params_to_json(r.params) for r in rows])
             elif col.kind == "number":
-                data[col.name] = np.array([getattr(r, col.name) for r in rows], dtype=float)
+                data[col.name] = _numbers(rows, col.name, "float64")
             elif col.kind == "integer":
-                data[col.name] = np.array([getattr(r, col.name) for r in rows], dtype="int64")
+                data[col.name] = _numbers(rows, col.name, "int64")
             else:
                 data[col.name] = objects([getattr(r, col.name) for r in rows])
         notes: list[Note] = []
@@ -302,3 +302,22 @@ class TrialTable:
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write `.parquet` (schema version inside) or `.csv`; the file appears whole or not at all."""
         return write_frame(self.frame, Path(path))
+
+
+def _numbers(rows: Sequence[TrialRecord], name: str, kind: str) -> np.ndarray:
+    """A field of every record as an array.
+
+    Raises:
+        TableError: one holds no such number.
+    """
+    values = [getattr(r, name) for r in rows]
+    try:
+        return np.array(values, dtype=kind)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    for r, value in zip(rows, values, strict=True):
+        try:
+            np.array(value, dtype=kind).item()
+        except (TypeError, ValueError, OverflowError):
+            raise TableError(f"{name} of trial {r.trial!r} must be a number, got {value!r:.60}") from None
+    raise TableError(f"{name} must be a number in every record")

@@ -73,8 +73,18 @@ class Runs:
 
     @classmethod
     def of(cls, rows: Iterable[tuple[float, float, float, float, float]]) -> Runs:
-        """From (size, tokens, batch, lr, loss) of each run."""
-        return cls(*np.array(list(rows), dtype=float).reshape(-1, 5).T)
+        """From (size, tokens, batch, lr, loss) of each run; one whose size or tokens are no such is left out."""
+        listed = list(rows)
+        try:
+            values = np.array(listed, dtype=float)
+        except OverflowError:
+            values = np.array([[_as_float(v) for v in row] for row in listed])
+        runs = cls(*values.reshape(-1, 5).T)
+        placed = _positive(runs.size) & _positive(runs.tokens)
+        runs = runs if placed.all() else runs.where(placed)
+        nowhere = ~(_positive(runs.batch) & _positive(runs.lr))
+        runs.batch[nowhere], runs.lr[nowhere] = np.nan, np.nan
+        return runs
 
     def __add__(self, other: Runs) -> Runs:
         """These runs, then those."""
@@ -103,11 +113,23 @@ class Runs:
 
     def done(self) -> Runs:
         """The runs with a positive, finite loss."""
-        return self.where(np.isfinite(self.loss) & (self.loss > 0))
+        return self.where(_positive(self.loss) & _positive(self.lr) & _positive(self.batch))
 
     def where(self, mask: NDArray[np.bool_]) -> Runs:
         """The runs marked."""
         return Runs(self.size[mask], self.tokens[mask], self.batch[mask], self.lr[mask], self.loss[mask])
+
+
+def _as_float(value: float) -> float:
+    """A number as a float; one beyond all floats is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _positive(values: Array) -> NDArray[np.bool_]:
+    return (values > 0) & np.isfinite(values)
 
 
 @dataclass(frozen=True)
@@ -172,7 +194,9 @@ class Box:
     @property
     def spread(self) -> float:
         """Standard deviation of ln lr over the box; of one octave at least."""
-        return max(math.log(self.lr[1] / self.lr[0]), math.log(2.0)) / math.sqrt(12.0)
+        ratio = self.lr[1] / self.lr[0]
+        width = math.log(ratio) if ratio < math.inf else math.log(self.lr[1]) - math.log(self.lr[0])
+        return max(width, math.log(2.0)) / math.sqrt(12.0)
 
     def clip(self, x: float, y: float) -> tuple[float, float]:
         """(lr, batch) inside, from logarithms."""
@@ -186,7 +210,7 @@ class Box:
             low, high = (math.log(b) for b in bounds)
             width = high - low
             away = (value - low) % (2 * width) if width > 0 else 0.0
-            out.append(math.exp(low + min(away, 2 * width - away)))
+            out.append(min(max(math.exp(low + min(away, 2 * width - away)), bounds[0]), bounds[1]))
         return out[0], out[1]
 
     def part(self, x: float, y: float, reach: float, u: float, v: float) -> tuple[float, float]:
@@ -194,12 +218,21 @@ class Box:
         out = []
         for value, bounds, w in ((x, self.lr, u), (y, self.batch, v)):
             low, high = max(value - reach, math.log(bounds[0])), min(value + reach, math.log(bounds[1]))
-            out.append(math.exp(low + w * (high - low)))
+            out.append(min(max(math.exp(low + w * (high - low)), bounds[0]), bounds[1]))
         return out[0], out[1]
 
     def at(self, u: float, v: float) -> tuple[float, float]:
         """(lr, batch) at fractions of the log range."""
-        return tuple(float(b[0] * (b[1] / b[0]) ** w) for b, w in ((self.lr, u), (self.batch, v)))  # type: ignore[return-value]
+        return _between(self.lr, u), _between(self.batch, v)
+
+
+def _between(bounds: Bounds, w: float) -> float:
+    low, high = bounds
+    if high / low < math.inf:
+        value = low * (high / low) ** w
+    else:
+        value = math.exp(min((1 - w) * math.log(low) + w * math.log(high), math.log(high)))
+    return min(max(value, low), high)
 
 
 def spread_points(n: int, seed: int) -> Array:

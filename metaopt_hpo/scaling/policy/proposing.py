@@ -84,16 +84,33 @@ class Context:
         return self.base if self.base is None or isinstance(self.base, Base) else base_of(self.base)
 
     def __post_init__(self) -> None:
-        for pair in (self.target, *self.candidates):
-            positive("size", pair[0])
-            positive("tokens", pair[1])
+        pairs = tuple(
+            (positive("size", n), positive("tokens", d)) for n, d in (self.target, *self.candidates)
+        )
+        object.__setattr__(self, "target", pairs[0])
+        object.__setattr__(self, "candidates", pairs[1:])
         for name in ("lr", "batch"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high < math.inf:
+            low, high = (positive(name, bound) for bound in getattr(self, name))
+            if low > high:
                 raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {(low, high)!r}")
+            object.__setattr__(self, name, (low, high))
+        object.__setattr__(self, "budget", _budget(self.budget))
         object.__setattr__(self, "base", self.known)  # a table is fitted once
         if not self.candidates:
             raise ValueError("candidates must hold at least one (size, tokens)")
+
+
+def _budget(value: float) -> float:
+    """FLOPs, of which there may be none left, or more than a float holds."""
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise ValueError(f"budget must be a number of FLOPs, got {value!r}")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
