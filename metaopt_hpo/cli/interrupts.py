@@ -14,6 +14,9 @@ from types import FrameType
 INTERRUPTED = 130
 """Exit code that commands give an interrupt: 128 and the number of SIGINT."""
 
+AGAIN = 0.05
+"""Seconds after which a signal is sent again that came where Python drops exceptions: it is past that by then."""
+
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -24,6 +27,9 @@ def interruptible() -> Iterator[None]:
     A command sees KeyboardInterrupt and exits with 130, which becomes 128 and the number of the signal that came. A
     second signal ends the process at once: everything finished is on the disk by then, and workers end with it. A
     signal that was ignored before, as by nohup, stays ignored. While the interpreter ends, a signal does so at once.
+
+    Python drops an exception that comes up in a finalizer or a weak reference's callback: a signal that arrives there is
+    sent again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,6 +44,15 @@ def interruptible() -> Iterator[None]:
         came.append(number)
         raise KeyboardInterrupt
 
+    def dropped(unraisable: sys.UnraisableHookArgs) -> None:
+        if came and isinstance(unraisable.exc_value, KeyboardInterrupt):
+            again = threading.Timer(AGAIN, os.kill, (os.getpid(), came.pop()))
+            again.daemon = True
+            again.start()
+        else:
+            hook(unraisable)
+
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
     before = {s: signal.getsignal(s) for s in ENDING}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -51,6 +66,7 @@ def interruptible() -> Iterator[None]:
             sys.exit(128 + came[0])
         raise
     finally:
+        sys.unraisablehook = hook
         if not came:  # else the process is ending, and a second signal must end it at once even then
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -76,3 +76,35 @@ with interruptible():
     assert process.wait(30) == -signal.SIGINT
     assert process.stderr is not None
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_comes_in_a_finalizer_is_not_dropped(name: str) -> None:
+    """Python ignores exceptions there, and prints them."""
+    code = f"""
+import os, signal, weakref
+class Thing: pass
+def gone(_):
+    os.kill(os.getpid(), signal.{name})
+    sum(range(1000))
+thing = Thing()
+kept = weakref.ref(thing, gone)
+""" + COMMAND.replace('print("ready", flush=True)', "del thing")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "0"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("kept\n", "")
+    assert done.returncode == 128 + getattr(signal, name)
+
+
+def test_other_errors_in_finalizers_are_said_as_ever() -> None:
+    code = """
+class Thing:
+    def __del__(self): raise ValueError("of its own")
+thing = Thing()
+""" + COMMAND.replace("time.sleep(60)", "del thing")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "0"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "of its own" in done.stderr
+    assert done.returncode == 0
