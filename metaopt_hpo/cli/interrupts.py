@@ -28,8 +28,8 @@ def interruptible() -> Iterator[None]:
     second signal ends the process at once: everything finished is on the disk by then, and workers end with it. A
     signal that was ignored before, as by nohup, stays ignored. While the interpreter ends, a signal does so at once.
 
-    Python drops an exception that comes up in a finalizer or a weak reference's callback: a signal that arrives there is
-    sent again.
+    Python drops an exception that comes up in a finalizer or a weak reference's callback: a signal that arrives there
+    is sent again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

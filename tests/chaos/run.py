@@ -14,9 +14,6 @@ from damage import Counted, arguments, checkpoints, laws, tables, trials
 from drivers import COMMANDS
 from kills import Tally, disturbed, undisturbed
 
-ENOUGH = 12
-"""Kills of a command before commands that take less time are killed more often."""
-
 
 def main() -> None:
     """Kill, damage, count."""
@@ -42,8 +39,7 @@ def main() -> None:
             print(f"{name}: {wholes[name][1]:.1f} s undisturbed", flush=True)
         seeds = itertools.count(options.seed + len(kept))
         while options.kills > 0 and sum(t.kills for t in tallies.values()) < options.kills:
-            # enough of each, and then most of those that take least
-            name = min(tallies, key=lambda n: (max(tallies[n].kills - ENOUGH, 0) > 0, tallies[n].seconds))
+            name = min(tallies, key=lambda n: tallies[n].kills)  # as many of each
             found = disturbed(name, Path(folder) / name, *wholes[name], kills=6, seed=next(seeds))
             tallies[name].add(found)
             if options.kept:
