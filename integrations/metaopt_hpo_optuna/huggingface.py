@@ -159,6 +159,6 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
             found.append(
                 (int(json.loads(state.read_text(encoding="utf-8"))["global_step"]), str(state.parent))
             )
-        except (ValueError, KeyError, TypeError, OSError):
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
             continue
     return max(found)[1] if found else None

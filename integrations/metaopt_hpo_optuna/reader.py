@@ -132,7 +132,7 @@ def _is_journal(file: Path) -> bool:
     try:
         with file.open(encoding="utf-8") as stream:
             first = json.loads(stream.readline())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "op_code" in first
 

@@ -462,6 +462,6 @@ def _parse(line: str) -> dict[str, Any] | None:
     """A line's object; None where it is damaged."""
     try:
         found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

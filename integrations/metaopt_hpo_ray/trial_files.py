@@ -82,5 +82,5 @@ def _close(book: TrialBook, key: str, results: Results, sign: float, last: dict[
 def read_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None

@@ -151,9 +151,13 @@ def _grid_of(
     """The pilot's grid; kept beside the pieces, so that resuming in slices pays for one pilot."""
     path = None if whole is None or not config.piece else whole.with_suffix(GRID_SUFFIX)
     if path is not None and path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["fingerprint"] == mark:
-            return np.array(known["lr"])
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+            lr = np.array(known["lr"], dtype=float)
+            if known["fingerprint"] == mark and lr.ndim == 2 and (np.isfinite(lr) & (lr > 0)).all():
+                return lr
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            pass  # damaged: it is found again
     lr = pilot_grid(world, settings, config)
     if path is not None:
         write_text(path, json.dumps({"fingerprint": mark, "lr": lr.tolist()}))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from metaopt_hpo.atomic import replacing
 from metaopt_hpo.attribution.estimand import AttributionError
 from metaopt_hpo.attribution.levels import CRITERIA, Setting
 from metaopt_hpo.attribution.stepping import GridResult
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def as_kept(result: GridResult) -> GridResult:
@@ -48,7 +52,7 @@ def save_grid(result: GridResult, path: Path, fingerprint: str) -> None:
         {"fingerprint": fingerprint, "world": result.world, "settings": settings_json}
     )
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def load_grid(path: Path, fingerprint: str | None = None) -> GridResult | None:
@@ -57,22 +61,30 @@ def load_grid(path: Path, fingerprint: str | None = None) -> GridResult | None:
     Raises:
         AttributionError: the file is not a grid of this experiment.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path, page_checksum_verification=True)
+        meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        if fingerprint is not None and meta.get("fingerprint", fingerprint) != fingerprint:
+            return None
+        if not {"fingerprint", "world", "settings"} <= meta.keys():
+            raise AttributionError(
+                f"{path} holds no grid of this experiment; delete it or choose another folder"
+            )
+        return _grid(table.to_pandas(), meta)
+    except AttributionError:
+        raise
+    except Exception as error:  # whatever a damaged Parquet file makes of itself
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise AttributionError(
-            f"{path} cannot be read as Parquet; delete it to run its grid again"
+            f"{path} cannot be read as a grid in Parquet ({reason:.100}); delete it to run its grid again"
         ) from error
-    meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    if not {"fingerprint", "world", "settings"} <= meta.keys():
-        raise AttributionError(f"{path} holds no grid of this experiment; delete it or choose another folder")
-    if fingerprint is not None and meta["fingerprint"] != fingerprint:
-        return None
+
+
+def _grid(frame: pd.DataFrame, meta: Mapping[str, str]) -> GridResult:
+    """The grid of a table that `save_grid` wrote."""
     settings = tuple(Setting(**s) for s in json.loads(meta["settings"]))
-    frame = table.to_pandas()
     seeds = tuple(int(s) for s in frame["seed"].unique())
     cells = len(frame[["tokens", "batch"]].drop_duplicates())
     shape = (cells, len(settings), -1, len(seeds))
@@ -80,6 +92,9 @@ def load_grid(path: Path, fingerprint: str | None = None) -> GridResult | None:
         n: frame[n].to_numpy(dtype=float).reshape(shape)
         for n in (*CRITERIA, "growth", "tokens", "batch", "lr")
     }
+    for name in ("tokens", "batch", "lr"):
+        if not (np.isfinite(at[name]) & (at[name] > 0)).all():
+            raise ValueError(f"{name} must be positive")
     return GridResult(
         meta["world"],
         at["tokens"][:, 0, 0, 0],

@@ -61,7 +61,7 @@ class CommandObjective:
         if checkpoint.exists():
             try:
                 folder = Path(json.loads(checkpoint.read_text(encoding="utf-8"))["folder"])
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 folder = None
         if folder is None or not folder.is_dir():
             folder = self._new_folder(configuration)
@@ -155,9 +155,10 @@ class CommandObjective:
         """What a run of MetaOptimize settled on, where the job runner wrote it."""
         try:
             said = json.loads((folder / OUT / job_runner.FOUND).read_text(encoding="utf-8"))
-            return float(said["found_lr"])
-        except (OSError, ValueError, KeyError, TypeError):
+            found = float(said["found_lr"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return math.nan
+        return found if 0 < found < math.inf else math.nan
 
     def _settings(self, c: Configuration, out: Path) -> dict[str, Any]:
         return self.job.settings(

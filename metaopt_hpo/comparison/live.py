@@ -142,7 +142,7 @@ class LiveReplay:
         try:
             state = json.loads(saved.read_text(encoding="utf-8"))
             run, at = state["run"], int(state["at"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ObjectiveError(f"{saved} is not the place of a replayed run ({error!r})") from error
         if run != self._identity():
             raise ObjectiveError(

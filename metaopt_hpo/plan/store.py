@@ -135,5 +135,5 @@ def _decisions(path: Path) -> list[Decision]:
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return [Decision(**{k: v for k, v in row.items() if k in known}) for row in rows]
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise PlanError(f"{path} is damaged ({error}); remove it: the next run writes it anew") from None

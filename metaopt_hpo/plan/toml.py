@@ -83,7 +83,9 @@ def from_toml(kind: type[T], text: str, *, source: str = "plan.toml") -> T:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise PlanError(f"{source} is nested too deeply for a plan; put that right") from None
+    except ValueError as error:
         raise PlanError(
             f"{source} is no TOML: {str(error)[:1].lower()}{str(error)[1:]}; correct it"
         ) from None

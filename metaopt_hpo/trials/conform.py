@@ -281,7 +281,7 @@ def _curve_values(value: Any, name: str) -> tuple[float, ...] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as e:
+        except (ValueError, RecursionError) as e:
             raise TableError(f"column {name!r} must hold lists of numbers, got {value[:40]!r}") from e
     if not isinstance(value, (list, tuple, np.ndarray)):
         raise TableError(f"column {name!r} must hold lists of numbers, got {type(value).__name__}")
@@ -295,7 +295,7 @@ def _params_text(value: Any) -> str:
         return "{}"
     try:
         parsed = json.loads(value)
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:
         raise TableError(f"column 'params' must hold JSON objects, got {value[:40]!r}") from e
     if not isinstance(parsed, dict):
         raise TableError(f"column 'params' must hold JSON objects, got {value[:40]!r}")

@@ -68,9 +68,11 @@ def chunks(path: Path, *, as_text: Collection[str] = ()) -> Iterator[pd.DataFram
                 skipinitialspace=True,
             )
         elif kind == ".parquet":
-            yield from _parquet_chunks(path)
+            with sound(path):
+                yield from _parquet_chunks(path)
         elif kind == ".feather":
-            yield pd.read_feather(path)
+            with sound(path):
+                yield pd.read_feather(path)
         elif kind in JSON_LINES:
             yield from pd.read_json(path, lines=True, chunksize=CHUNK_ROWS, dtype=False)
         elif kind == ".json":
@@ -114,6 +116,16 @@ def readable(path: Any) -> Iterator[None]:
     ) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise TableError(f"cannot read {str(path)!r} as a table: {reason}") from e
+
+
+@contextmanager
+def sound(path: Path) -> Iterator[None]:
+    """Say in one sentence that a binary file's description of itself is damaged: it raises whatever it likes."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, NotImplementedError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise TableError(f"cannot read {str(path)!r} as a table: it is damaged ({reason:.100})") from e
 
 
 @contextmanager
@@ -242,7 +254,7 @@ def text_layout(path: Path) -> TextLayout:
 
 
 def _parquet_chunks(path: Path) -> Iterator[pd.DataFrame]:
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(path, page_checksum_verification=True)
     meta = file.schema_arrow.metadata or {}
     if VERSION_KEY in meta:
         version = meta[VERSION_KEY].decode(errors="replace")
@@ -263,7 +275,7 @@ def write_frame(frame: pd.DataFrame, path: Path) -> Path:
         with replacing(path) as temporary:
             if path.suffix == ".parquet":
                 data = pa.Table.from_pandas(_plain(frame), schema=_arrow_schema(), preserve_index=False)
-                pq.write_table(data, temporary, compression="zstd")
+                pq.write_table(data, temporary, compression="zstd", write_page_checksum=True)
             else:
                 text = frame.copy()
                 for name in CURVE_COLUMNS:

@@ -52,7 +52,7 @@ def as_mapping(value: Any, column: str, row: int) -> Mapping[str, Any]:
         return {}
     try:
         found = json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         try:
             found = ast.literal_eval(_NOT_FINITE.sub("None", value))
         except (ValueError, SyntaxError, MemoryError, RecursionError):

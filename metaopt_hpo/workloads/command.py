@@ -301,8 +301,8 @@ def file_job(path: str | os.PathLike[str], *, name: str = "", **options: Any) ->
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise JobError(f"job {file} cannot be read: {error.strerror}") from None
-    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
-        raise JobError(f"job {file} is not Python: {error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise JobError(f"job {file} is not Python: {error or type(error).__name__}") from None
     defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     defined |= {
         t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
@@ -322,12 +322,16 @@ def file_job(path: str | os.PathLike[str], *, name: str = "", **options: Any) ->
         raise JobError(
             f"job {file} does not say its batch; write BATCH = tokens per optimizer step, or give batch="
         )
+    try:
+        tokens = float(batch)
+    except (TypeError, ValueError, OverflowError):
+        raise JobError(f"job {file} must say its BATCH as a number, got {batch!r:.60}") from None
     return Job(
         name=name or file.stem,
-        sizes=_ascending(said["sizes"]),
-        batch=float(batch),
+        sizes=_ascending(said.get("sizes")),
+        batch=tokens,
         file=file,
-        knob=said.get("knob") or "width",
+        knob=str(said.get("knob") or "width"),
         own_flops="flops" in defined,
         **options,
     )
@@ -353,12 +357,12 @@ def parse_sizes(text: str) -> dict[str, float]:
     return out
 
 
-def _ascending(sizes: Mapping[Any, Any]) -> dict[str, float]:
+def _ascending(sizes: Any) -> dict[str, float]:
     try:
         return {str(k): float(v) for k, v in sorted(sizes.items(), key=lambda kv: float(kv[1]))}
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, OverflowError):
         raise JobError(
-            f"sizes map the size's knob to parameters, e.g. {{128: 393216}}; got {sizes!r}"
+            f"sizes map the size's knob to parameters, e.g. {{128: 393216}}; got {sizes!r:.100}"
         ) from None
 
 

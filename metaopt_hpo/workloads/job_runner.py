@@ -24,6 +24,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -74,13 +75,14 @@ def describe(file: Path) -> dict[str, Any]:
                 [sys.executable, "-P", __file__, str(file.resolve()), "--describe", str(answer)],
                 capture_output=True,
                 text=True,
+                errors="replace",
                 timeout=ASK_SECONDS,
                 check=False,
                 stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired:
             return {"error": f"sizes() took longer than {ASK_SECONDS:g} s"}
-        if answer.exists():
+        with suppress(OSError, ValueError):  # it may have ended before it answered, or while it did
             found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
             return found
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -96,14 +98,18 @@ def flops(file: Path, config: dict[str, Any]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder) / "config.json", Path(folder) / "answer.json"
         asked.write_text(json.dumps(config), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-P", __file__, str(file.resolve()), "--flops", str(asked), str(answer)],
-            capture_output=True,
-            text=True,
-            timeout=ASK_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", __file__, str(file.resolve()), "--flops", str(asked), str(answer)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=ASK_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"flops() of {file} took longer than {ASK_SECONDS:g} s") from None
         if not answer.exists():
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise ValueError(f"flops() of {file} failed: {lines[-1].strip() if lines else done.returncode}")

@@ -150,7 +150,7 @@ def _mapping(text: str) -> dict[str, Any] | None:
     for read in (json.loads, _literal):
         try:
             row = read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
         if isinstance(row, dict):
             return flatten({str(k): v for k, v in row.items()})
@@ -185,14 +185,17 @@ def _written(path: Path) -> Iterator[dict[str, Any]]:
 def _csv(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     text = path.read_bytes().decode("utf-8", errors="replace")
     complete = text[: text.rfind("\n") + 1]  # the last line may be half written
-    for row in csv.DictReader(io.StringIO(complete), delimiter=delimiter):
-        yield {k: v for k, v in row.items() if k is not None and v not in (None, "")}
+    try:
+        for row in csv.DictReader(io.StringIO(complete), delimiter=delimiter):
+            yield {k: v for k, v in row.items() if k is not None and v not in (None, "")}
+    except csv.Error:  # no table from here on
+        return
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except ValueError:
+    except (ValueError, RecursionError):
         yield from _printed(path)
         return
     if isinstance(data, dict):
@@ -258,7 +261,7 @@ def _tokens(row: Mapping[str, Any], batch: float) -> float | None:
             for name, value in row.items():
                 if wanted in (parts(name)[1], normalise(name)):
                     number = _number(value)
-                    if number is not None and math.isfinite(number) and number >= 0:
+                    if number is not None and number >= 0 and math.isfinite(number * unit):
                         return number * unit
     return None
 
@@ -268,5 +271,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         return None

@@ -20,7 +20,7 @@ from typing import Any
 from metaopt_hpo.errors import MetaOptError
 
 SECONDS = 30
-"""After which an input counts as hanging."""
+"""Of the processor, after which an input counts as hanging."""
 
 JUNK: tuple[Any, ...] = (
     None, True, -1, 0, 1e308, -1e308, 1e-320, 10**400, "x", "", [], {}, [None], {"a": 1},
@@ -68,13 +68,13 @@ def limited() -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"no answer in {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def checkpoints(seed: int, count: int = 400) -> Counted:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from damage import Counted, arguments, checkpoints, laws, tables, trials
+from damage_plans import losses, plans, predictions
 from drivers import COMMANDS
 from kills import Tally, disturbed, undisturbed
 
@@ -58,7 +59,7 @@ def main() -> None:
     print(row("all", every))
     print("\n| damaged | tried | wrong | one sentence, or right |\n|---|---|---|---|")
     wrong = 0
-    for what in (checkpoints, laws, tables, arguments, trials):
+    for what in (checkpoints, laws, tables, arguments, trials, plans, predictions, losses):
         counted: Counted = what(options.seed)
         wrong += counted.wrong
         print(

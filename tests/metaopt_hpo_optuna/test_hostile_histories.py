@@ -83,8 +83,12 @@ def sound(n: float, k: int) -> FrozenTrial:
     )
 
 
-def answers(study: optuna.Study, asked: FrozenTrial, reports: dict[int, float]) -> tuple[float, bool]:
+def answers(worker: optuna.Study, asked: FrozenTrial, reports: dict[int, float]) -> tuple[float, bool]:
     """What a worker would do with a trial; nothing of it is kept."""
+    # a study holds what it read at its last ask
+    study = optuna.load_study(
+        study_name="s", storage=worker._storage, sampler=worker.sampler, pruner=worker.pruner
+    )
     trial = study._storage.get_trial(asked._trial_id)
     for name, value in MINE.items():
         trial.set_user_attr(name, value)

@@ -100,7 +100,7 @@ def _rows(source: Path, notes: list[Note]) -> Iterator[dict[str, Any]]:
 def _object(text: str) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -51,7 +51,7 @@ def _step(file: Path) -> float:
 def _load(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as e:
+    except (ValueError, RecursionError, OSError) as e:
         raise TableError(f"cannot read {str(file)!r} as JSON: {e}") from e
     if not isinstance(found, dict):
         raise TableError(f"{str(file)!r} holds no trainer's state")

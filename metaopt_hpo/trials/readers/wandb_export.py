@@ -93,7 +93,7 @@ def _runs(file: Path) -> list[dict[str, Any]]:
             data: Any = [json.loads(line) for line in files.text_of(file).splitlines() if line.strip()]
         else:
             data = files.load_json(file)
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError, EOFError) as e:
+    except (ValueError, RecursionError, OSError, EOFError) as e:
         raise TableError(f"cannot read {str(file)!r} as JSON: {e}") from e
     if isinstance(data, dict):
         data = data.get("runs", [data])

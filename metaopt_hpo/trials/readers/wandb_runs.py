@@ -81,7 +81,7 @@ def _items(items: Any) -> dict[str, Any]:
         path = list(item.nested_key) or [item.key]
         try:
             value = json.loads(item.value_json)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         place = out
         for part in path[:-1]:

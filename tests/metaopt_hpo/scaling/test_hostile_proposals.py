@@ -97,7 +97,7 @@ drawn = (rows, st.lists(states, max_size=24), contexts, st.integers(0, 3))
 
 
 @given(*drawn)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=QUIET)
 def test_a_proposal_is_sound_or_one_sentence(a: list[Any], b: list[Any], c: dict[str, Any], d: int) -> None:
     check(a, b, c, d)
 
