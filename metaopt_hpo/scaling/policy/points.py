@@ -229,7 +229,7 @@ class Box:
 def _between(bounds: Bounds, w: float) -> float:
     low, high = bounds
     if high / low < math.inf:
-        value = low * (high / low) ** w
+        value = float(low * (high / low) ** w)
     else:
         value = math.exp(min((1 - w) * math.log(low) + w * math.log(high), math.log(high)))
     return min(max(value, low), high)
