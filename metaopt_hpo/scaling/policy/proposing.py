@@ -185,7 +185,9 @@ def propose_at(runs: Runs, cell: tuple[float, float], context: Context, *, bowl:
     box = Box(context.lr, context.batch)
     pilot = not at_least(cell[0] * cell[1], context.target[0] * context.target[1])
     point = (pilot_point if pilot else target_point)(runs, cell, box, bowl, context.seed)
-    if not (math.isfinite(point[0]) and math.isfinite(point[1])):  # so far from all runs that the bowl says nothing
+    if not (
+        math.isfinite(point[0]) and math.isfinite(point[1])
+    ):  # so far from all runs that the bowl says nothing
         point = pilot_point(runs, cell, box, None, context.seed)
     return Config(cell[0], cell[1], point[1], point[0])
 
