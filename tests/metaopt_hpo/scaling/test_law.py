@@ -120,7 +120,11 @@ def test_no_verdict_where_the_law_may_be_wrong(law: Law) -> None:
     unknown = dataclasses.replace(law.alternatives, lr=anywhere)
     lost = dataclasses.replace(law, alternatives=unknown)
     assert "unsure-optimum" in {c.code for c in lost.predict(*TARGET).warnings}
-    assert lost.verdict(**bad).action == lost.verdict(**inside).action == "abstain"
+    # how unsure it is of the optimum is known: what wins under none of it is stopped, and only that
+    assert lost.verdict(**bad).action == lost.verdict(**inside).action == "stop"
+    maybe = bad | {"lr": float(p.lr) * math.exp(1.5), "incumbent": p.loss.value}
+    assert law.verdict(**maybe).action == "stop"
+    assert lost.verdict(**maybe).action == "launch"
 
 
 def test_a_forecast_moves_from_the_law_to_the_curve(law: Law) -> None:
