@@ -80,9 +80,10 @@ class Estimate:
 class Prediction:
     """The best configuration at one size and number of tokens, as far as the law knows.
 
-    `lr` and `batch` (tokens per step) minimise the law's loss; `loss` is what it expects there. `spread`
-    holds the standard deviations of (ln lr, ln batch) and their correlation, for samplers. `divergence` is the chance
-    that a run at that lr diverges, by where runs of the table did (0 where none did); lr is set with it in mind.
+    `lr` and `batch` (tokens per step) minimise the law's loss; `loss` is what it expects there, with the interval of
+    one run's loss. `spread` holds the standard deviations of (ln lr, ln batch) and their correlation, for samplers.
+    `divergence` is the chance that a run at that lr diverges, by where runs of the table did (0 where none did); lr is
+    set with it in mind.
 
     Examples:
         >>> from metaopt_hpo.scaling import library

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from metaopt_hpo.scaling.cells import Cells
+from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, log_loss_of_draws, refit_floors
 from metaopt_hpo.scaling.ordered import splits
 from metaopt_hpo.scaling.solver import Solution
@@ -25,6 +26,10 @@ LEVEL_ERROR = 2e-3
 
 About what is left of sizes in fits to all of the two tables measured here (0.1 to 0.4 %)."""
 
+DOUBLING_ERROR = LEVEL_ERROR
+"""Standard deviation (ln loss) by which the floor leaves its law over each doubling beyond the fitted range: further
+sizes scatter as the fitted ones do, and the steps between them add up as a random walk."""
+
 PSEUDO_LEVELS = 3.0
 """Held-out levels that `LEVEL_ERROR` counts for against those that ordered validation measured."""
 
@@ -32,6 +37,19 @@ CALIBRATION_DRAWS = 30
 
 DRAW_STEPS = 12
 """Iterations of a draw's fit, which begins at the point estimate."""
+
+
+def own_error(floor: Floor, domain: Domain, size: float, tokens: float) -> float:
+    """Standard deviation of a cell's ln loss about the floor beside the draws'.
+
+    Its own, its size's and its tokens', and how far the whole floor may have wandered beyond what was fitted.
+    """
+    variance = floor.scatter**2 + len(floor.names) * LEVEL_ERROR**2
+    for name, value in (("size", size), ("tokens", tokens)):
+        if name in floor.names:
+            low, high = getattr(domain, name)
+            variance += DOUBLING_ERROR**2 * max(math.log2(value / high), math.log2(low / value), 0.0)
+    return math.sqrt(variance)
 
 
 @dataclass(frozen=True)

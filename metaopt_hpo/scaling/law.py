@@ -22,7 +22,7 @@ from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.edge import Edge, edge_cautions
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, normal_quantile, positive
 from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
-from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
+from metaopt_hpo.scaling.floor_error import own_error
 from metaopt_hpo.scaling.ordered import Trust
 from metaopt_hpo.scaling.running import Fall
 from metaopt_hpo.scaling.surface import Array, Axes, Surface, margin_of
@@ -189,7 +189,8 @@ class Law:
         shift, chance = self._below_edge(row, self.margin(float(dx.var())), x, y)
         value = min(lr.value * math.exp(shift), lr.high)
         lr = Estimate(value, min(lr.low, value), lr.high)
-        loss = self._estimate(f + excess, df, self.widen["loss"], self._floor_scatter())
+        own = math.hypot(own_error(self.floor, self.domain, size, tokens), self.noise)
+        loss = self._estimate(f + excess, df, self.widen["loss"], own)
         sx, sy, rho = spread_of(dx * self.widen["lr"], dy * self.widen["batch"])
         answer = math.log(value), y
         doubts = doubts_of(self, size, tokens, answer, given=given is not None, extra=extra)
@@ -279,10 +280,6 @@ class Law:
                 f"extra holds {unknown[0]!r}, which is no coordinate of this law; there are: {known}"
             )
 
-    def _floor_scatter(self) -> float:
-        """Standard deviation of ln loss beside the draws': a new cell's own, its size's and its tokens'."""
-        return math.hypot(self.floor.scatter, LEVEL_ERROR * math.sqrt(len(self.floor.names)))
-
     @cached_property
     def scalars(self) -> Scalars:
         """The bowl as plain floats, for calls of microseconds."""
@@ -311,7 +308,7 @@ class Law:
         x, y = float(row @ self.surface.a), float(row @ self.surface.b)
         dx, dy = self.optimum_draws(size, tokens)
         df = self._floor_draws(size, tokens)
-        var_f = (df.std() * self.widen["loss"]) ** 2 + self._floor_scatter() ** 2
+        var_f = (df.std() * self.widen["loss"]) ** 2 + own_error(self.floor, self.domain, size, tokens) ** 2
         var_y = float(dy.var()) if self.surface.has_batch else 0.0
         f = float(self.floor.log_loss(size, tokens))
         answer = x + self._below_edge(row, self.margin(float(dx.var())), x, y)[0], y

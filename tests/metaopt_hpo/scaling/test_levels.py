@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaopt_hpo.scaling import Estimate, Law, fit
+from metaopt_hpo.scaling.floor_error import DOUBLING_ERROR, own_error
 from metaopt_hpo.trials.table import TrialTable
 
 LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95, 0.99)
@@ -83,3 +85,16 @@ def test_intervals_cover_at_their_level(level: float, tables: int) -> None:
         inside.append(truth in law.predict(1e9, 2e10).lr)
     error = math.sqrt(level * (1 - level) / len(inside))
     assert np.mean(inside) >= level - 2 * error
+
+
+def test_each_doubling_beyond_the_fitted_sizes_leaves_the_loss_less_sure(
+    make_table: Callable[..., TrialTable],
+) -> None:
+    law = fit(make_table(noise=2e-3), draws=20)
+    size, tokens = law.domain.size[1], law.domain.tokens[1]
+    inside = own_error(law.floor, law.domain, size, tokens)
+    grown = [own_error(law.floor, law.domain, 2**k * size, tokens) ** 2 - inside**2 for k in (1, 2, 4)]
+    assert grown == pytest.approx([k * DOUBLING_ERROR**2 for k in (1, 2, 4)])
+    # the interval is one run's, so that its noise counts
+    p = law.predict(size, tokens)
+    assert math.log(p.loss.high / p.loss.value) > 1.6 * law.noise
