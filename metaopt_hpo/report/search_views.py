@@ -45,6 +45,11 @@ class MethodRow:
     """Why the method has no result; empty where it has one."""
 
     @property
+    def matched(self) -> bool:
+        """Whether the reference's best was reached, on most seeds, at a known cost; the template asks."""
+        return math.isfinite(self.match_cost)
+
+    @property
     def decided(self) -> str:
         """What the interval of the difference says, in a word."""
         if self.difference is None or self.difference.pairs < 2:
