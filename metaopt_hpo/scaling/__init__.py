@@ -11,6 +11,7 @@ from metaopt_hpo.scaling.policy import (
     Proposal,
     Verdict,
     propose,
+    propose_batch,
     verdict,
 )
 from metaopt_hpo.scaling.schedule_law import ScheduledCurve, ScheduleLaw, fit_schedule_law
@@ -32,5 +33,6 @@ __all__ = [
     "fit_schedule_law",
     "forecast",
     "propose",
+    "propose_batch",
     "verdict",
 ]

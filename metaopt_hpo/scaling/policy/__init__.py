@@ -12,6 +12,7 @@ from metaopt_hpo.scaling.policy.proposing import (
     next_cell,
     propose,
     propose_at,
+    propose_batch,
     propose_next,
     runs_of,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "next_cell",
     "propose",
     "propose_at",
+    "propose_batch",
     "propose_next",
     "runs_of",
     "verdict",

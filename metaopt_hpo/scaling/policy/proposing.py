@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.base.sources import BaseLike, base_of
 from metaopt_hpo.scaling.estimates import positive
@@ -56,6 +57,10 @@ class Context:
         batch: (low, high) bounds; equal where the batch is fixed.
         budget: FLOPs left (default unlimited).
         running: configurations under way, not to be proposed twice.
+        seconds: wall-clock seconds left until a deadline (default none). Only what can finish is proposed, and a pilot
+            only where the target can still be run after it.
+        speed: FLOPs a second of one worker; needed with `seconds`.
+        workers: runs that may be under way at once (default 1): with a deadline, so many times its FLOPs may be spent.
         base: tables or laws of like models to borrow strength from, as in `fit`: the first run is then near their
             optimum, and fewer pilots are bought.
         seed: of the search; one for all its proposals.
@@ -75,6 +80,9 @@ class Context:
     batch: tuple[float, float]
     budget: float = math.inf
     running: tuple[Config, ...] = ()
+    seconds: float = math.inf
+    speed: float | None = None
+    workers: int = 1
     base: BaseLike | Sequence[BaseLike] | None = None
     seed: int = 0
 
@@ -82,6 +90,11 @@ class Context:
     def known(self) -> Base | None:
         """The base as a population's mean."""
         return self.base if self.base is None or isinstance(self.base, Base) else base_of(self.base)
+
+    @property
+    def longest(self) -> float:
+        """FLOPs that one worker can spend until the deadline."""
+        return math.inf if self.speed is None else self.seconds * self.speed
 
     def __post_init__(self) -> None:
         pairs = tuple(
@@ -95,6 +108,16 @@ class Context:
                 raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {(low, high)!r}")
             object.__setattr__(self, name, (low, high))
         object.__setattr__(self, "budget", _budget(self.budget))
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers!r}")
+        if self.speed is not None:
+            positive("speed", self.speed)
+        if self.seconds != math.inf:
+            positive("seconds", self.seconds)
+            if self.speed is None:
+                raise ValueError(
+                    "seconds needs speed, the FLOPs a second of one worker, to say what can finish"
+                )
         object.__setattr__(self, "base", self.known)  # a table is fitted once
         if not self.candidates:
             raise ValueError("candidates must hold at least one (size, tokens)")
@@ -151,6 +174,35 @@ def propose(table: TrialTable | None, context: Context, *, law: Law | None = Non
     return propose_next(runs_of(table, context.running), context, law=law)
 
 
+def propose_batch(
+    table: TrialTable | None, context: Context, count: int | None = None, *, law: Law | None = None
+) -> list[Proposal]:
+    """What several workers run next: each proposal knows of those before it, and none is made twice.
+
+    Args:
+        table: trials so far, as in `propose`.
+        context: what may be chosen; runs under way among them.
+        count: how many (default `context.workers` less what is under way).
+        law: as in `propose`.
+
+    Examples:
+        >>> from metaopt_hpo.scaling import Context, propose_batch
+        >>> small = ((1e7, 2e8), (1e8, 2e9))
+        >>> context = Context(
+        ...     target=(1e9, 2e10), candidates=small, lr=(1e-4, 1e-2), batch=(2**16, 2**20), workers=3
+        ... )
+        >>> len({p.config.lr for p in propose_batch(None, context)})
+        3
+    """
+    count = max(context.workers - len(context.running), 0) if count is None else count
+    out: list[Proposal] = []
+    for _ in range(count):
+        out.append(propose(table, context, law=law))
+        left = context.budget - out[-1].config.cost
+        context = replace(context, running=(*context.running, out[-1].config), budget=max(left, 0.0))
+    return out
+
+
 def runs_of(table: TrialTable | None, running: tuple[Config, ...] = ()) -> Runs:
     """The runs of a table and those under way."""
     rows: list[tuple[float, float, float, float, float]] = []
@@ -198,16 +250,21 @@ def next_cell(runs: Runs, context: Context, *, bowl: Bowl | None = None) -> tupl
     A function of the number of runs in each cell, and of how sharp the bowl is: in a flat one a run is good further
     from the optimum, and pilots save less. Once the target has been run it is run again.
     """
-    if runs.at(context.target).n:
+    cost, longest = context.target[0] * context.target[1], context.longest / 6.0
+    if runs.at(context.target).n and cost <= longest:
         return context.target
     box = Box(context.lr, context.batch)
-    cost = context.target[0] * context.target[1]
-    spare = min(context.budget / 6.0 - cost, cost)
+    together = min(context.budget / 6.0, context.workers * longest)
+    reachable = cost <= longest
+    spare = min(together - cost, longest - cost, cost) if reachable else min(together, longest)
     pilots = tuple(
         c
         for c in dict.fromkeys(context.candidates)
         if not _same_cell(c, context.target) and c[0] * c[1] <= spare
     )
+    if not reachable and not pilots:
+        message = f"nothing can finish within {context.seconds:g} s at {context.speed:g} FLOPs a second"
+        raise MetaOptError(f"{message}: give more time, or smaller candidates")
     base = context.known
     known = None
     if base is not None:
@@ -221,7 +278,10 @@ def next_cell(runs: Runs, context: Context, *, bowl: Bowl | None = None) -> tupl
         curvature=curvature if bowl is None else bowl.curvature,
         known=known,
     )
-    return design.best_pilot(pilots, two=box.two) or context.target
+    best = design.best_pilot(pilots, two=box.two)
+    if best is None and not reachable:  # the nearest to the target that can finish teaches most about it
+        best = max(pilots, key=lambda c: c[0] * c[1])
+    return best or context.target
 
 
 def _same_cell(a: tuple[float, float], b: tuple[float, float]) -> bool:
