@@ -1,0 +1,165 @@
+"""Plain tables of three sizes, asked at 2.5 times the largest: how often the law is wrong, and what its doubt does.
+
+    python -m studies.laws.usual
+
+One batch, one number of tokens, 5 or 8 learning rates a size; curvature, noise, the scatter of optima and the step
+between sizes are those of published tables. Every table is drawn twice: by a power law of size, and with a bend in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.scaling import Law, LawRefused, fit
+from metaopt_hpo.scaling.cautions import COSTLY, WRONG, excess_of
+from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.trials.table import TrialTable
+
+LEAST, TOKENS, BATCH = 1e8, 1e10, 5e5
+FURTHER = 2.5
+"""Size of the target over the largest of the table."""
+
+SLOPE, BEND = -0.45, 0.06
+"""d ln lr* / d ln size, and half of its second derivative in a table with a bend."""
+
+RANGE = 1.7
+"""ln units from the middle of the grid to its ends; the middle is off by `OFF`, one standard deviation."""
+
+OFF = 0.3
+RUNS, FINISHED = 15, 3
+"""Runs at the target, of which so many have finished and the others ask whether to stop."""
+
+
+@dataclass(frozen=True)
+class Usual:
+    """One table and what is true of it."""
+
+    step: float
+    curvature: float
+    noise: float
+    rates: int
+    scatter: float
+    seed: int
+    bend: float
+
+    @property
+    def target(self) -> float:
+        return LEAST * self.step**2 * FURTHER
+
+    def optimum(self, size: float) -> float:
+        """ln lr*."""
+        n = float(np.log(size / LEAST))
+        return float(np.log(3e-3)) + SLOPE * n + self.bend * n * n
+
+    def excess(self, u: Array) -> Array:
+        """ln loss over the best, u ln units from the optimum: steeper above than below."""
+        return np.asarray(self.curvature * (0.5 * u * u + 0.1 * u**3 * (u > 0)))
+
+    def table(self) -> TrialTable:
+        key = [self.seed, int(10 * self.step), int(1e3 * self.curvature), int(1e4 * self.noise), self.rates,
+               int(100 * self.scatter)]  # fmt: skip
+        rng = np.random.default_rng(key)
+        rows = []
+        for size in (LEAST * self.step**k for k in range(3)):
+            best = self.optimum(size) + self.scatter * rng.standard_normal()
+            middle = self.optimum(size) + OFF * rng.standard_normal()
+            x = middle + np.linspace(-RANGE, RANGE, self.rates)
+            loss = floor(size) * np.exp(self.excess(x - best) + self.noise * rng.standard_normal(self.rates))
+            rows += [
+                {"size": size, "tokens": TOKENS, "batch": BATCH, "lr": float(np.exp(a)), "loss": float(b)}
+                for a, b in zip(x, loss, strict=True)
+            ]
+        return TrialTable.from_frame(pd.DataFrame(rows), implausible="warn")
+
+
+def floor(size: float) -> float:
+    """The loss at the best lr."""
+    return float(1.7 + 0.6 * (size / LEAST) ** -0.3)
+
+
+def tables(bend: float, seeds: int = 2) -> Iterator[Usual]:
+    """All combinations."""
+    for step, h, noise, rates, scatter, seed in itertools.product(
+        (2.0, 4.0), (0.01, 0.02, 0.05, 0.1), (0.0, 1e-3, 3e-3), (5, 8), (0.0, 0.07, 0.15), range(seeds)
+    ):
+        yield Usual(step, h, noise, rates, scatter, seed, bend)
+
+
+def chance(law: Law, size: float) -> float:
+    """The law's own chance of being wrong at a size: its alternatives whose optimum costs more than the limit."""
+    p = law.predict(size, TOKENS)
+    row = law.axes.design(size, TOKENS)
+    x, y = law.surface.centre(row)
+    if law.alternatives is None:
+        return 0.0
+    dx, dy = law.alternatives.distances(row)
+    lost = excess_of(
+        law.surface,
+        np.log(p.lr.value) - float(x) - dx,
+        np.log(p.batch.value) - float(y) - dy,
+        given=law.open_valley,
+    )
+    return float((lost > COSTLY).mean())
+
+
+def judge(bend: float) -> tuple[str, Counter[tuple[str, str, str]]]:
+    """A row of the first table, and the verdicts for the second."""
+    verdicts: Counter[tuple[str, str, str]] = Counter()
+    count = wrong = quiet = doubted = 0
+    chances = 0.0
+    rng = np.random.default_rng(0)
+    for usual in tables(bend):
+        try:
+            law = fit(usual.table(), draws=60, allow_weak=True)
+        except LawRefused:
+            continue
+        p = law.predict(usual.target, TOKENS)
+        codes = {w.code for w in p.warnings} & set(WRONG)
+        u = np.array([np.log(p.lr.value) - usual.optimum(usual.target)])
+        bad = bool(usual.excess(u)[0] > COSTLY)
+        count, wrong, quiet = count + 1, wrong + bad, quiet + (bad and not codes)
+        doubted, chances = doubted + (not bad and bool(codes)), chances + chance(law, usual.target)
+        kind = "none" if not codes else "unsure optimum" if codes == {"unsure-optimum"} else "other"
+        x = rng.uniform(-2, 2, RUNS)
+        loss = floor(usual.target) * np.exp(usual.excess(x) + usual.noise * rng.standard_normal(RUNS))
+        best = float(loss[:FINISHED].min())
+        for a, end in zip(x[FINISHED:], loss[FINISHED:], strict=True):
+            lr = float(np.exp(usual.optimum(usual.target) + a))
+            v = law.verdict(size=usual.target, tokens=TOKENS, lr=lr, batch=BATCH, incumbent=best)
+            verdicts[kind, "better" if end < best else "worse", v.action] += 1
+    name = "a bend in every table" if bend else "a power law"
+    return f"| {name} | {count} | {wrong} | {quiet} | {chances:.1f} | {doubted} |", verdicts
+
+
+def main() -> None:
+    warnings.simplefilter("ignore", MetaOptWarning)
+    found = {bend: judge(bend) for bend in (0.0, BEND)}
+    print(
+        "| truth | laws | wrong | of them without a warning | sum of their own chances | right and doubted |"
+    )
+    print("|---|---|---|---|---|---|")
+    for row, _ in found.values():
+        print(row)
+    print(
+        "\n| truth | doubt | runs that end worse, stopped | runs that end better, stopped |\n|---|---|---|---|"
+    )
+    for bend, (_, verdicts) in found.items():
+        for kind in ("none", "unsure optimum", "other"):
+            cells = []
+            for end in ("worse", "better"):
+                total = sum(n for (k, e, _), n in verdicts.items() if (k, e) == (kind, end))
+                stopped = verdicts[kind, end, "stop"]
+                cells.append(f"{stopped} of {total} ({stopped / max(total, 1):.0%})")
+            print(f"| {'bend' if bend else 'power law'} | {kind} | {cells[0]} | {cells[1]} |")
+
+
+if __name__ == "__main__":
+    main()
