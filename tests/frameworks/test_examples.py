@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def test_ours_is_not_worse_than_the_plain_alternative(
 ) -> None:
     pytest.importorskip(needs)
     monkeypatch.syspath_prepend(EXAMPLES)  # processes that it starts import it by name
+    monkeypatch.delitem(sys.modules, name, raising=False)  # another test's module of the same name
     module = importlib.import_module(name)
     if name == "optuna_quickstart":
         pytest.importorskip("optuna")
