@@ -24,6 +24,9 @@ from metaopt_hpo.workloads import TextLM
 from metaopt_hpo_ray import TrialRun, build_strategy, trial_table, tuner_configs
 
 WORKERS = 2
+CPUS = 0.25
+"""Of each worker and of the trial that waits for them, so that workers which are started again find room on two CPUs
+while the first are being put away. Give a worker with a GPU what it needs."""
 
 
 def worker(config: dict[str, Any]) -> None:
@@ -56,7 +59,7 @@ def trial(config: dict[str, Any]) -> None:
     TorchTrainer(
         worker,
         train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=WORKERS, resources_per_worker={"CPU": 0.5}),
+        scaling_config=ScalingConfig(num_workers=WORKERS, resources_per_worker={"CPU": CPUS}),
         run_config=RunConfig(
             name=name,  # a retried trial finds its checkpoints under the same name
             storage_path=config["storage"],
@@ -89,7 +92,7 @@ def main() -> tuple[float, float]:
         param_space=space, name="ddp", storage_path=args.storage, max_concurrent_trials=1, max_failures=1
     )
     # the trial itself only waits for its workers
-    tuner = tune.Tuner(tune.with_resources(trial, {"cpu": 0.5}), **configs)
+    tuner = tune.Tuner(tune.with_resources(trial, {"cpu": CPUS}), **configs)
     table = trial_table(tuner.fit())
     print(
         table.frame[["size", "strategy", "lr", "found_lr", "state", "tokens", "loss"]].to_string(index=False)
