@@ -51,10 +51,9 @@ RULE_SPREAD = 0.15
 """Standard deviation of the logarithm of `PROPORTION` over models."""
 
 UNLEARNED = 0.7
-"""What is added to it (in squares) for every e-fold by which a run is shorter than `LEARNED_AT`. On text-lm at 512
-steps (`make ladder`) the measured factor was 0.43 to 0.81 where 1.3 to 1.7 would have been right, an error of 0.5 to
-1.4 in its logarithm: such a run is still on the steep part of its curve, and how little it has fallen early says
-nothing of what a larger step size brings later."""
+"""What is added to it (in squares) for every e-fold by which a run is shorter than `LEARNED_AT`. Such a run is still on
+the steep part of its curve, and how little it has fallen early says nothing of what a larger step size brings later.
+Chosen on text-lm at 512 and 1,024 steps (`docs/studies/ladder` has the losses before and after)."""
 
 INTERPOLATING = 0.05
 """Below this fraction of the first loss the training data are being learned by heart, and S says nothing of use."""
