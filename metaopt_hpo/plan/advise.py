@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.plan import decide
+from metaopt_hpo.plan.band import LEAST, predicted_end
 from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.estimate import Z90, Estimate
 from metaopt_hpo.plan.knowledge import TIMESCALE_SPREAD
@@ -21,7 +22,6 @@ from metaopt_hpo.plan.model import Plan
 from metaopt_hpo.plan.planner import STEP_LAW_BATCH
 from metaopt_hpo.plan.recipe import Basis, Published, Range, Recipe
 from metaopt_hpo.plan.run import NARROWEST, WIDEST
-from metaopt_hpo.plan.status import LEAST, predicted_end
 from metaopt_hpo.plan.words import percent, short
 from metaopt_hpo.scaling import library
 from metaopt_hpo.scaling.api import Law, fit

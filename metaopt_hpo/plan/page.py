@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.plan import decide
-from metaopt_hpo.plan.status import LEAST, Status, decisions, predicted_end, status
+from metaopt_hpo.plan.band import LEAST, predicted_end
+from metaopt_hpo.plan.status import Status, decisions, status
 from metaopt_hpo.plan.status_words import cost_words, pilot_rows
 from metaopt_hpo.plan.store import STORE_FILE
 from metaopt_hpo.plan.words import decided

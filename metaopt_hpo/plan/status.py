@@ -8,38 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.plan import decide, store
+from metaopt_hpo.plan.band import Band, band
 from metaopt_hpo.plan.costs import Cost
-from metaopt_hpo.plan.estimate import Z90, Rate
+from metaopt_hpo.plan.estimate import Rate
 from metaopt_hpo.plan.model import Plan
 from metaopt_hpo.plan.store import Decision, Folder
 from metaopt_hpo.report.words import count, plural
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-
-LEAST = 3
-"""Finished pilots from which a loss is predicted."""
-
-SLOPE, SLOPE_SPREAD = -0.06, 0.05
-"""Prior of ∂ ln loss / ∂ ln size and / ∂ ln tokens, and its standard deviation: what small language models show."""
-
-MODEL_ERROR = 0.01
-"""Standard deviation, ln loss, of a prediction beside what its fit leaves."""
-
-
-@dataclass(frozen=True)
-class Band:
-    """Where a loss is expected, at 90 %."""
-
-    low: float
-    high: float
-
-    def holds(self, loss: float) -> bool:
-        """Whether a loss lies within."""
-        return self.low <= loss <= self.high
 
 
 @dataclass(frozen=True)
@@ -50,7 +28,7 @@ class Running:
         name: of the pilot, or "target".
         share: of its tokens that it has seen.
         loss: the last one reported.
-        band: where that is expected; None where too few pilots are done.
+        band: where that is expected; None where too few pilots are done, or the run has hardly begun.
     """
 
     name: str
@@ -175,56 +153,6 @@ def _under_way(folder: Folder) -> tuple[list[TrialRecord], str]:
 def _running(record: TrialRecord, pilots: Sequence[TrialRecord]) -> Running:
     share = record.tokens / record.planned_tokens if record.planned_tokens > 0 else math.nan
     return Running(record.study, share, record.loss, band(record, pilots))
-
-
-def band(record: TrialRecord, pilots: Sequence[TrialRecord]) -> Band | None:
-    """Where the loss of a run is expected at the tokens it has seen, from other runs' ends and curves.
-
-    The end: ln loss linear in ln size and ln tokens, with a prior on the slopes. On the way: the ratio of a loss at
-    the same share of a run to its end, as the other runs had it.
-    """
-    ends = [r for r in pilots if r.state == "complete" and r.loss > 0 and r.study != record.study]
-    share = record.tokens / record.planned_tokens if record.planned_tokens > 0 else math.nan
-    if len(ends) < LEAST or not 0 < share <= 1:
-        return None
-    predicted, sd = predicted_end(ends, record.size, record.planned_tokens)
-    ratios = [math.log(v) for r in ends if (v := _ratio(r, share)) is not None]
-    if share < 1 and len(ratios) < LEAST:
-        return None
-    way = float(np.median(ratios)) if share < 1 else 0.0
-    spread = float(np.std(ratios)) if share < 1 else 0.0
-    centre, half = predicted + way, Z90 * math.hypot(sd, spread)
-    return Band(math.exp(centre - half), math.exp(centre + half))
-
-
-def predicted_end(ends: Sequence[TrialRecord], size: float, tokens: float) -> tuple[float, float]:
-    """ln loss at the end of a run, and its standard deviation."""
-    rows = np.array([[1.0, math.log(r.size / size), math.log(r.planned_tokens / tokens)] for r in ends])
-    z = np.log([r.loss for r in ends])
-    noise = 0.02
-    prior = np.diag([1e-6, 1 / SLOPE_SPREAD**2, 1 / SLOPE_SPREAD**2])
-    mean = np.array([float(z.mean()), SLOPE, SLOPE])
-    for _ in range(2):
-        precision = rows.T @ rows / noise**2 + prior
-        w = np.linalg.solve(precision, rows.T @ z / noise**2 + prior @ mean)
-        left = z - rows @ w
-        noise = math.sqrt((3 * 0.02**2 + float(left @ left)) / (3 + len(ends)))
-    sd = math.sqrt(float(np.linalg.inv(precision)[0, 0]) + noise**2 + MODEL_ERROR**2)
-    return float(w[0]), sd
-
-
-def _ratio(r: TrialRecord, share: float) -> float | None:
-    """Loss at a share of a run over the loss at its end."""
-    curve = r.curve
-    if curve is None or len(curve.tokens) < 2:
-        return None
-    at = share * r.planned_tokens
-    inside = [(t, v) for t, v in zip(curve.tokens, curve.loss, strict=True) if t > 0 and v > 0]
-    if not inside or at < inside[0][0] * 0.999:
-        return None
-    x = np.log([t for t, _ in inside])
-    y = np.log([v for _, v in inside])
-    return math.exp(float(np.interp(math.log(at), x, y)) - math.log(r.loss))
 
 
 def decisions(status: Status) -> list[tuple[Decision, TrialRecord | None]]:

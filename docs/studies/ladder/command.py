@@ -34,11 +34,11 @@ def ladder(
         if report_only
         else runs.collect(list(runs.design(seeds)), out, minutes=minutes, progress=_say)
     )
-    from studies.ladder import judge
+    from studies.ladder import bands, judge
 
     found = judge.cells(table)
     typer.echo(f"{len(table)} runs in {out}, {len(found)} complete cells\n")
-    typer.echo("\n\n".join(s.markdown() for s in (judge.found(found), judge.worth(found))))
+    typer.echo("\n\n".join(s.markdown() for s in (judge.found(found), judge.worth(found), bands.held(found))))
 
 
 def _say(done: int, every: int, record: TrialRecord) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from rich.console import Console
 
 from metaopt_hpo.plan import store
 from metaopt_hpo.plan.api import Plan
+from metaopt_hpo.plan.band import band
 from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.page import PAGE_FILE, render, write_page
 from metaopt_hpo.plan.run import run
-from metaopt_hpo.plan.status import Running, band, status
+from metaopt_hpo.plan.status import Running, status
 from metaopt_hpo.plan.watch import follow
 from metaopt_hpo.trials.record import Curve, TrialRecord
 
@@ -108,6 +110,25 @@ def test_a_run_that_leaves_its_band_says_so() -> None:
     assert "next has left its band" in bad.remark
     assert "above" in bad.remark
     assert band(inside, done[:2]) is None
+
+
+def test_a_larger_model_that_falls_further_stays_in_its_band_all_the_way() -> None:
+    """All sizes begin at the same loss, so the ratio of a loss on the way to the loss at the end grows with size."""
+
+    def way(size: float, share: float) -> float:
+        return 2.0 * (size / 1e4) ** (-0.08 * share) * share**-0.15
+
+    tokens = (1e3, 2e3, 4e3, 8e3)
+    done = [
+        replace(record(s, way(s, 1.0)), curve=Curve(tokens, tuple(way(s, t / 8e3) for t in tokens)))
+        for s in (1e4, 2e4, 4e4, 8e4)
+    ]
+    for share in (0.125, 0.25, 0.5, 1.0):
+        run = replace(record(1.28e6, way(1.28e6, share), share, name="next"), tokens=8e3 * share)
+        found = band(run, done)
+        assert found is not None
+        assert found.holds(run.loss), share
+        assert not found.holds(1.2 * run.loss), share
 
 
 def test_a_hostile_name_is_text_on_the_page(make_plan: Make, tmp_path: Path) -> None:

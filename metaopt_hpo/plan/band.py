@@ -1,0 +1,104 @@
+"""Where the loss of a run is expected, at its end and on the way, from other runs' ends and curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from metaopt_hpo.plan.estimate import Z90
+from metaopt_hpo.trials.record import TrialRecord
+
+LEAST = 3
+"""Finished pilots from which a loss is predicted."""
+
+FIRST = 1 / 32
+"""Share of a run before which nothing is expected of it: warm-ups and first reports differ too much."""
+
+SLOPE, SLOPE_SPREAD = -0.06, 0.05
+"""Prior of ∂ ln loss / ∂ ln size and / ∂ ln tokens at the end of runs, and its standard deviation: what small language
+models show."""
+
+WAY_SPREAD = 0.1
+"""The same standard deviation on the way, where the slope in size may have either sign."""
+
+NOISE = 0.02
+"""Scatter of ln loss about the plane that a few pilots are taken to have, with the weight of three runs."""
+
+MODEL_ERROR, WAY_ERROR = 0.01, 0.025
+"""Standard deviation, ln loss, of a prediction beside what its fit leaves: at the end, and on the way, where the lr at
+that moment counts too. Bands with these cover 90 % of the ladder's runs (`python -m studies.ladder --report-only`)."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where a loss is expected, at 90 %."""
+
+    low: float
+    high: float
+
+    def holds(self, loss: float) -> bool:
+        """Whether a loss lies within."""
+        return self.low <= loss <= self.high
+
+
+def band(record: TrialRecord, pilots: Sequence[TrialRecord]) -> Band | None:
+    """Where the loss of a run is expected at the tokens it has seen.
+
+    ln loss of the other runs, at the same share of each, is linear in ln size and ln tokens, with a prior on the
+    slopes. A ratio of the loss on the way to the loss at the end would not do: it grows with size.
+
+    Returns:
+        None with too few runs, or in the first thirty-second part of a run.
+    """
+    done = [r for r in pilots if r.state == "complete" and r.loss > 0 and r.study != record.study]
+    share = record.tokens / record.planned_tokens if record.planned_tokens > 0 else math.nan
+    if not FIRST <= share <= 1:
+        return None
+    if share == 1:
+        seen = [(r, r.loss) for r in done]
+    else:
+        seen = [(r, loss) for r in done if (loss := _loss_at(r, share)) is not None]
+    if len(seen) < LEAST:
+        return None
+    spread, error = (SLOPE_SPREAD, MODEL_ERROR) if share == 1 else (WAY_SPREAD, WAY_ERROR)
+    centre, sd = _plane(seen, record.size, record.planned_tokens, spread, error)
+    return Band(math.exp(centre - Z90 * sd), math.exp(centre + Z90 * sd))
+
+
+def predicted_end(ends: Sequence[TrialRecord], size: float, tokens: float) -> tuple[float, float]:
+    """ln loss at the end of a run, and its standard deviation."""
+    return _plane([(r, r.loss) for r in ends], size, tokens, SLOPE_SPREAD, MODEL_ERROR)
+
+
+def _plane(
+    seen: Sequence[tuple[TrialRecord, float]], size: float, tokens: float, spread: float, error: float
+) -> tuple[float, float]:
+    """ln loss at (size, tokens) of the plane through (run, loss), and its standard deviation."""
+    rows = np.array([[1.0, math.log(r.size / size), math.log(r.planned_tokens / tokens)] for r, _ in seen])
+    z = np.log([loss for _, loss in seen])
+    noise = NOISE
+    prior = np.diag([1e-6, 1 / spread**2, 1 / spread**2])
+    mean = np.array([float(z.mean()), SLOPE, SLOPE])
+    for _ in range(2):
+        precision = rows.T @ rows / noise**2 + prior
+        w = np.linalg.solve(precision, rows.T @ z / noise**2 + prior @ mean)
+        left = z - rows @ w
+        noise = math.sqrt((3 * NOISE**2 + float(left @ left)) / (3 + len(seen)))
+    return float(w[0]), math.sqrt(float(np.linalg.inv(precision)[0, 0]) + noise**2 + error**2)
+
+
+def _loss_at(r: TrialRecord, share: float) -> float | None:
+    """Loss at a share of a run, interpolated in logarithms; None before its first report."""
+    curve = r.curve
+    if curve is None:
+        return None
+    at = share * r.planned_tokens
+    inside = [(t, v) for t, v in zip(curve.tokens, curve.loss, strict=True) if t > 0 and v > 0]
+    if len(inside) < 2 or at < inside[0][0] * 0.999:
+        return None
+    x = np.log([t for t, _ in inside])
+    y = np.log([v for _, v in inside])
+    return math.exp(float(np.interp(math.log(at), x, y)))
