@@ -7,8 +7,9 @@ import fit` imports no torch and `from metaopt_hpo import MetaOptimize` no panda
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from metaopt_hpo._version import __version__
 
 if TYPE_CHECKING:
     from metaopt_hpo.comparison.design import ComparisonPlan
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
     from metaopt_hpo.training import TrainingRun, model_size
     from metaopt_hpo.trials.record import TrialRecord, token_grid
     from metaopt_hpo.trials.table import TrialTable
-
-try:
-    __version__ = version("metaopt-hpo")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
 
 _HOMES = {
     "Comparison": "comparison.results",

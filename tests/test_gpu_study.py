@@ -38,7 +38,7 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_was_not_measured(tmp_path: Path) -> None:
-    from studies.gpu import page
+    from studies.gpu import kept, page
 
     row = {"card": "none", "torch": "2", "python": "3", "check": "a", "ok": True, "why": ""}
     (tmp_path / "gpu_checks.jsonl").write_text(json.dumps(row) + "\n")
@@ -46,4 +46,4 @@ def test_the_page_says_what_was_not_measured(tmp_path: Path) -> None:
     text = (tmp_path / "gpu.md").read_text()
     assert "| a | yes |" in text
     assert text.count("Not measured.") == 2
-    assert page.read(tmp_path / "gpu_checks") == [row]  # from Parquet now
+    assert kept.read(tmp_path / "gpu_checks") == [row]  # from Parquet now

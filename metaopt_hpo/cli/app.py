@@ -42,7 +42,7 @@ def _options(
     ] = False,
 ) -> None:
     if version:
-        from metaopt_hpo import __version__
+        from metaopt_hpo._version import __version__
 
         typer.echo(__version__)
         raise typer.Exit

@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from metaopt_hpo import __version__
+from metaopt_hpo._version import __version__
 from metaopt_hpo.report import words as text_of
 from metaopt_hpo.report.behind import Numbers, behind
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,10 @@ from metaopt_hpo.strategies.base import LRRun, StrategyError
 from metaopt_hpo.strategies.checks import scalar
 from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.guard import MOST, Guard
+from metaopt_hpo.strategies.metaoptimize_options import MetaOptimizeOptions
 from metaopt_hpo.strategies.plateau import Plateau
 from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
 from metaopt_hpo.strategies.start import relative_step
-
-if TYPE_CHECKING:
-    from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 
 GUARD_WINDOWS = 100
 """Windows of the guard in a run; one is at least `LEAST_WINDOW` steps."""
@@ -52,7 +50,7 @@ class MetaOptimizeRun(LRRun):
 
     def __init__(
         self,
-        strategy: MetaOptimizeStrategy,
+        strategy: MetaOptimizeOptions,
         optimizer: MetaOptimize,
         horizon: int,
         model: nn.Module | list[nn.Parameter],

@@ -9,7 +9,6 @@ Needs torch ≥ 2.6 with Triton, and numpy; pyarrow only to write Parquet (witho
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from metaopt_hpo.atomic import replacing, write_text
+from studies.gpu.kept import keep
 
 PARTS = {
     "checks": "every rule, dtype and block kind against plain operations; no wait for the device; a captured step; "
@@ -58,7 +57,7 @@ def main() -> int:
             write(given.out)
             continue
         rows = _run(part, given.minutes * 60)
-        _keep(rows, given.out / f"gpu_{part}")
+        keep(rows, given.out / f"gpu_{part}")
         failed += sum(row.get("ok") is False for row in rows)
     return 1 if failed else 0
 
@@ -87,22 +86,6 @@ def _run(part: str, seconds: float) -> list[dict[str, Any]]:
         rows.append(about | row)
         print("  " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     return rows
-
-
-def _keep(rows: list[dict[str, Any]], path: Path) -> None:
-    write_text(path.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    except ImportError:
-        print(
-            f"pyarrow is not installed: {path.with_suffix('.jsonl')} is kept, `page` makes Parquet of it elsewhere"
-        )
-        return
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with replacing(path.with_suffix(".parquet")) as temporary:
-        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), temporary)
-    path.with_suffix(".jsonl").unlink()
 
 
 if __name__ == "__main__":

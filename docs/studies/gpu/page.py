@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from metaopt_hpo.atomic import write_text
+from studies.gpu.kept import read
 
 TITLES = {"checks": "Checks", "speed": "Speed of a step", "race": "A short race"}
 
@@ -34,23 +34,6 @@ def write(folder: Path) -> None:
         lines.append("")
     write_text(folder / "gpu.md", "\n".join(lines))
     print(f"  {folder / 'gpu.md'}")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of one part, or none."""
-    text, table = path.with_suffix(".jsonl"), path.with_suffix(".parquet")
-    if text.is_file():
-        rows: list[dict[str, Any]] = [json.loads(line) for line in text.read_text().splitlines()]
-        from studies.gpu.__main__ import _keep
-
-        _keep(rows, path)
-        return rows
-    if not table.is_file():
-        return []
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    found: list[dict[str, Any]] = pq.read_table(table).to_pylist()
-    return found
 
 
 def _text(value: Any) -> str:
