@@ -18,7 +18,7 @@ from ray.tune.search.sample import Domain, Function
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.scaling import Config, Context, Law
 from metaopt_hpo.scaling.base.sources import BaseLike, base_of
-from metaopt_hpo.scaling.fitting import MIN_SIZES
+from metaopt_hpo.scaling.build import MIN_SIZES
 from metaopt_hpo.scaling.policy import propose_next
 from metaopt_hpo.scaling.policy.points import Runs
 from metaopt_hpo.trials.record import TrialRecord

@@ -19,7 +19,7 @@ from metaopt_hpo import markup
 from metaopt_hpo.comparison.law_search import LawSearchTask, law_search
 from metaopt_hpo.comparison.searchers import Bounds, get_searcher
 from metaopt_hpo.comparison.table_objective import TableObjective
-from metaopt_hpo.scaling.grid import CellGrid
+from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.scaling.policy import Config
 
 METHODS = ("grid", "random", "tpe", "gp", "asha", "hyperband", "law")

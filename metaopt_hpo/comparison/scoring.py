@@ -11,8 +11,8 @@ from scipy.optimize import minimize
 
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.scaling import Law, library
-from metaopt_hpo.scaling.grid import CellGrid
-from metaopt_hpo.scaling.pointfit import PointFit
+from metaopt_hpo.scaling.fitting.grid import CellGrid
+from metaopt_hpo.scaling.fitting.pointfit import PointFit
 from metaopt_hpo.trials.table import TrialTable
 
 Centre = Callable[[float, float], tuple[float, float]]

@@ -15,7 +15,7 @@ import numpy as np
 
 from metaopt_hpo.comparison.live import LiveReplay
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError, Report, no_report
-from metaopt_hpo.scaling.grid import CellGrid
+from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 

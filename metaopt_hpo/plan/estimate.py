@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from metaopt_hpo.plan.knowledge import FOUND_OFFSET, FOUND_SCATTER
-from metaopt_hpo.scaling.pointfit import SLOPE_PRIOR
+from metaopt_hpo.scaling.fitting.pointfit import SLOPE_PRIOR
+from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, RUN_ERROR, Array
 from metaopt_hpo.scaling.policy.design import SLOPE_SPREAD
-from metaopt_hpo.scaling.surface import CELL_SCATTER, RUN_ERROR, Array
 from metaopt_hpo.trials.record import TrialRecord
 
 BELIEF = 4.0

@@ -23,9 +23,9 @@ import numpy as np
 
 from metaopt_hpo.plan.model import SELF_TUNING, Uncertainty
 from metaopt_hpo.scaling.base.population import FLOOR_SPREAD, Base
-from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
+from metaopt_hpo.scaling.fitting.floor_error import LEVEL_ERROR
+from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, RUN_ERROR, Array
 from metaopt_hpo.scaling.policy.design import SLOPE_SPREAD
-from metaopt_hpo.scaling.surface import CELL_SCATTER, RUN_ERROR, Array
 
 FOUND_SCATTER = 0.4
 """Standard deviation, ln units, of a rate that MetaOptimize found about its cell's tuned optimum, beside the offset

@@ -22,7 +22,7 @@ from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import LAW, NEUTRAL, of_method, of_rank
 from metaopt_hpo.report.words import count, scientific
 from metaopt_hpo.scaling import Law
-from metaopt_hpo.scaling.grid import CellGrid
+from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.scaling.sameness import SAME
 from metaopt_hpo.trials.table import TrialTable
 

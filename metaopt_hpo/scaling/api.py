@@ -7,10 +7,10 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Self
 
 from metaopt_hpo import markup
-from metaopt_hpo.scaling import fitting, law
+from metaopt_hpo.scaling import build, law
 from metaopt_hpo.scaling.base.sources import BaseLike
-from metaopt_hpo.scaling.cells import Use
 from metaopt_hpo.scaling.describe import describe
+from metaopt_hpo.scaling.fitting.cells import Use
 from metaopt_hpo.scaling.forecast import CurveLike, Forecast, forecast
 from metaopt_hpo.scaling.policy import Verdict, verdict
 
@@ -59,8 +59,8 @@ class Law(law.Law):
         return verdict(self, size=size, tokens=tokens, lr=lr, batch=batch, incumbent=incumbent, curve=curve)
 
     def refit(self, table: TrialTable) -> Law:
-        """The law after more trials, in a fraction of the time: see `scaling.fitting.refit`."""
-        return Law.of(fitting.refit(self, table))
+        """The law after more trials, in a fraction of the time: see `scaling.build.refit`."""
+        return Law.of(build.refit(self, table))
 
     def _repr_html_(self) -> str:
         """For notebooks: what `describe` says; `metaopt_hpo.plot(law)` draws it."""
@@ -119,7 +119,7 @@ def fit(
         '4e-03'
     """
     return Law.of(
-        fitting.fit(
+        build.fit(
             table,
             allow_weak=allow_weak,
             prior=prior,

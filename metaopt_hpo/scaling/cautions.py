@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from metaopt_hpo.scaling.alternatives import Alternatives
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.estimates import Caution
+from metaopt_hpo.scaling.fitting.alternatives import Alternatives
+from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface
 from metaopt_hpo.scaling.sameness import SAME
-from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
 
 class Fitted(Protocol):

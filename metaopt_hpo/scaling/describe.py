@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from metaopt_hpo.scaling.checks import exponent_interval
-from metaopt_hpo.scaling.ordered import COPYING, MIN_SCORED
+from metaopt_hpo.scaling.fitting.checks import exponent_interval
+from metaopt_hpo.scaling.fitting.ordered import COPYING, MIN_SCORED
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law

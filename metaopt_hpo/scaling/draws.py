@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.forms.surface import Array
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.edge import Edge, fit_edge
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.fitting.oddities import exploded
+from metaopt_hpo.scaling.forms.edge import Edge, fit_edge
+from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.scaling.law import Law
-from metaopt_hpo.scaling.oddities import exploded
-from metaopt_hpo.scaling.surface import Array
 from metaopt_hpo.trials.table import TrialTable
 
 

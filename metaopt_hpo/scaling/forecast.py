@@ -2,7 +2,7 @@
 
 A running loss is never compared with another run's loss at other tokens: large batches win late, and early ranks
 mislead. Where the table holds curves, what finished runs of like lr and batch still fell from the same part of
-their way (`scaling.running`) turns it into a second opinion on the end, weighed against the law's by their
+their way (`scaling.fitting.running`) turns it into a second opinion on the end, weighed against the law's by their
 variances. Without curves the run is compared with the law *at the same tokens and batch*; its offset there carries over
 to its end in part, less and less sure with ln(T/t). Where neither curves nor the law say what tokens do to the
 loss, a run is taken to fall as runs usually do, with so wide a margin that only a hopeless one is seen as such.

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from metaopt_hpo.scaling import storage
-from metaopt_hpo.scaling.alternatives import Alternatives
 from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
-from metaopt_hpo.scaling.edge import Edge, edge_cautions
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, normal_quantile, positive
-from metaopt_hpo.scaling.floor import Floor, log_loss_of_draws
-from metaopt_hpo.scaling.floor_error import own_error
-from metaopt_hpo.scaling.ordered import Trust
-from metaopt_hpo.scaling.running import Fall
-from metaopt_hpo.scaling.surface import Array, Axes, Surface, margin_of
+from metaopt_hpo.scaling.fitting.alternatives import Alternatives
+from metaopt_hpo.scaling.fitting.floor_error import own_error
+from metaopt_hpo.scaling.fitting.ordered import Trust
+from metaopt_hpo.scaling.fitting.running import Fall
+from metaopt_hpo.scaling.forms.edge import Edge, edge_cautions
+from metaopt_hpo.scaling.forms.floor import Floor, log_loss_of_draws
+from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface, margin_of
 
 CACHED = 4096
 """Places and predictions that a law keeps: a search asks for the same ones again and again."""
@@ -67,7 +67,7 @@ class Law:
         domain: what the fitted trials covered.
         warnings: cautions about the table and the fit.
         level: coverage of the intervals (0.9).
-        surface, axes, floor: the fitted parts (see `scaling.surface`, `scaling.floor`).
+        surface, axes, floor: the fitted parts (see `scaling.forms.surface`, `scaling.forms.floor`).
         noise: robust standard deviation of ln loss of one run about the surface.
     """
 
@@ -87,7 +87,7 @@ class Law:
     )
     """Standard deviation, ln units, of a cell's best run about the law: part of the intervals, not of the law."""
     trust: dict[str, Trust] = field(default_factory=dict)
-    """By axis, how much of an extrapolated way is copied from the range's edge (`scaling.ordered`)."""
+    """By axis, how much of an extrapolated way is copied from the range's edge (`scaling.fitting.ordered`)."""
     curvature: dict[str, Estimate] = field(default_factory=dict)
     """Second-order coefficients of ln lr* in the axes' logarithms, from a separate fit; the law itself is linear."""
     warnings: tuple[Caution, ...] = ()

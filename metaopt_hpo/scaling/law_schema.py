@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from metaopt_hpo.scaling.ordered import COPYING
+from metaopt_hpo.scaling.fitting.ordered import COPYING
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -201,7 +201,7 @@ class ShapePart(_Part):
 
 
 class AlternativesPart(_Part):
-    """Draws of what else explains the cells (`scaling.alternatives`)."""
+    """Draws of what else explains the cells (`scaling.fitting.alternatives`)."""
 
     shapes: list[ShapePart]
     lr: Annotated[list[list[Curving]], Field(min_length=1)]
@@ -214,7 +214,7 @@ class AlternativesPart(_Part):
 
 
 class EdgePart(_Part):
-    """A fitted edge of stability (`scaling.edge`)."""
+    """A fitted edge of stability (`scaling.forms.edge`)."""
 
     mean: list[Log]
     covariance: list[list[Curving]]

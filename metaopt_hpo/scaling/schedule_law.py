@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 
 from metaopt_hpo.scaling.estimates import LawRefused
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.forms.surface import Array
 
 NODES = 600
 """Points of a schedule, and reports of a curve, that are computed with, evenly."""

@@ -15,16 +15,16 @@ from pydantic_core import from_json
 
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.scaling.alternatives import Alternatives, Shape
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
-from metaopt_hpo.scaling.edge import Edge
 from metaopt_hpo.scaling.estimates import Caution, Estimate
-from metaopt_hpo.scaling.floor import Floor
+from metaopt_hpo.scaling.fitting.alternatives import Alternatives, Shape
+from metaopt_hpo.scaling.fitting.ordered import Trust
+from metaopt_hpo.scaling.fitting.running import Fall
+from metaopt_hpo.scaling.forms.edge import Edge
+from metaopt_hpo.scaling.forms.floor import Floor
+from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface
 from metaopt_hpo.scaling.law_schema import check
-from metaopt_hpo.scaling.ordered import Trust
-from metaopt_hpo.scaling.running import Fall
-from metaopt_hpo.scaling.surface import Array, Axes, Surface
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

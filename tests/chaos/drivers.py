@@ -231,7 +231,7 @@ def attribute(out: Path) -> str:
 
 HEAVY = ("torch", "optuna", "pandas", "pyarrow.parquet", "sqlalchemy", "metaopt_hpo.comparison.protocol",
          "metaopt_hpo.training.run", "metaopt_hpo_optuna.engine", "metaopt_hpo.attribution.tiers",
-         "metaopt_hpo.scaling.fitting", "metaopt_hpo.plan.run", "metaopt_hpo.plan.page",
+         "metaopt_hpo.scaling.build", "metaopt_hpo.plan.run", "metaopt_hpo.plan.page",
          "metaopt_hpo.report.law_figures")  # fmt: skip
 """Loaded before a command begins, so that kills meet its work."""
 

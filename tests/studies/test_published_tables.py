@@ -13,8 +13,8 @@ from metaopt_hpo.comparison.scoring import cells_of, choose, copying, of_law, pu
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, LawRefused, fit, fit_schedule_law, library
-from metaopt_hpo.scaling.floor import PRIOR
-from metaopt_hpo.scaling.floor_error import LEVEL_ERROR
+from metaopt_hpo.scaling.fitting.floor_error import LEVEL_ERROR
+from metaopt_hpo.scaling.forms.floor import PRIOR
 from studies import benchmarks
 from studies.benchmarks import Split
 from studies.laws.floor_accuracy import Z_90, Floors

@@ -12,7 +12,7 @@ import numpy as np
 from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.comparison.race import Race
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.scaling.grid import CellGrid
+from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.scaling.policy.design import Cell
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable

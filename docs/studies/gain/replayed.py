@@ -15,8 +15,8 @@ import numpy as np
 
 from metaopt_hpo.comparison.objective import Configuration, Report, no_report
 from metaopt_hpo.comparison.table_objective import TableObjective
-from metaopt_hpo.scaling.grid import CellGrid
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.fitting.grid import CellGrid
+from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 

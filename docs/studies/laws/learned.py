@@ -15,12 +15,12 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.checks import choose_axes
-from metaopt_hpo.scaling.ordered import Centre
-from metaopt_hpo.scaling.pointfit import slope_prior, start_surface
-from metaopt_hpo.scaling.solver import solve
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.fitting.checks import choose_axes
+from metaopt_hpo.scaling.fitting.ordered import Centre
+from metaopt_hpo.scaling.fitting.pointfit import slope_prior, start_surface
+from metaopt_hpo.scaling.fitting.solver import solve
+from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.trials.table import TrialTable
 
 MAX_RUNS = 3000

@@ -20,7 +20,7 @@ import pandas as pd
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, LawRefused, fit
 from metaopt_hpo.scaling.cautions import COSTLY, WRONG, excess_of
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.trials.table import TrialTable
 
 LEAST, TOKENS, BATCH = 1e8, 1e10, 5e5

@@ -6,11 +6,11 @@ import numpy as np
 from scipy import stats
 
 from metaopt_hpo.scaling.base.population import AXES, Base
-from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.checks import refusals
 from metaopt_hpo.scaling.estimates import Caution, LawRefused
-from metaopt_hpo.scaling.pointfit import PointFit, point_fit, scale_centre
-from metaopt_hpo.scaling.surface import CELL_SCATTER, RUN_ERROR
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.fitting.checks import refusals
+from metaopt_hpo.scaling.fitting.pointfit import PointFit, point_fit, scale_centre
+from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, RUN_ERROR
 
 UNLIKE = 0.01
 """Probability, under the base, of exponents as far from its own as those found; below it the base is not used."""

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from metaopt_hpo.scaling.floor import PRIOR, Floor
-from metaopt_hpo.scaling.solver import CurvaturePrior
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.forms.floor import PRIOR, Floor
+from metaopt_hpo.scaling.forms.surface import Array, CurvaturePrior
 
 AXES = ("size", "tokens")
 

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from metaopt_hpo.scaling.base.population import AXES, Base, mean_of
-from metaopt_hpo.scaling.cells import from_table
-from metaopt_hpo.scaling.checks import choose_axes
-from metaopt_hpo.scaling.floor import Floor, fit_floor
+from metaopt_hpo.scaling.fitting.cells import from_table
+from metaopt_hpo.scaling.fitting.checks import choose_axes
+from metaopt_hpo.scaling.fitting.floor_fit import fit_floor
+from metaopt_hpo.scaling.fitting.pointfit import PointFit, point_fit
+from metaopt_hpo.scaling.forms.floor import Floor
+from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.library_files import fitted
-from metaopt_hpo.scaling.pointfit import PointFit, point_fit
-from metaopt_hpo.scaling.surface import Array
 from metaopt_hpo.trials.table import TrialTable
 
 BaseLike = Law | TrialTable | Base | str

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from metaopt_hpo.scaling.surface import CELL_SCATTER, RUN_ERROR, Array
+from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, RUN_ERROR, Array
 
 Cell = tuple[float, float]
 """Size and tokens."""

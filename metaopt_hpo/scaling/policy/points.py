@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from metaopt_hpo.scaling.base.conflict import disagreement
 from metaopt_hpo.scaling.base.population import Base
-from metaopt_hpo.scaling.cells import make_cells, thin
 from metaopt_hpo.scaling.estimates import LawRefused
-from metaopt_hpo.scaling.pointfit import PointFit, base_fit, point_fit
+from metaopt_hpo.scaling.fitting.cells import make_cells, thin
+from metaopt_hpo.scaling.fitting.pointfit import PointFit, base_fit, point_fit
+from metaopt_hpo.scaling.forms.surface import Array, Surface, margin_of
 from metaopt_hpo.scaling.policy.design import Cell, Design
 from metaopt_hpo.scaling.sameness import all_same, group, same
-from metaopt_hpo.scaling.surface import Array, Surface, margin_of
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law

@@ -22,9 +22,9 @@ import numpy as np
 from metaopt_hpo.scaling import ending
 from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.base.sources import BaseLike, base_of
-from metaopt_hpo.scaling.cells import main_strategy
+from metaopt_hpo.scaling.build import fit
 from metaopt_hpo.scaling.estimates import LawRefused
-from metaopt_hpo.scaling.fitting import fit
+from metaopt_hpo.scaling.fitting.cells import main_strategy
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.policy.history import History
 from metaopt_hpo.trials.record import TrialRecord

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from metaopt_hpo import markup
-from metaopt_hpo.scaling.alternatives import DRAWS
 from metaopt_hpo.scaling.estimates import positive
+from metaopt_hpo.scaling.fitting.alternatives import DRAWS
 from metaopt_hpo.scaling.forecast import (
     DRIFT,
     CurveLike,
@@ -97,7 +97,7 @@ def verdict(
 
     It does not know far outside its trials, nor where it carries a caution that it may be wrong (`Place.doubts`). Where
     too few trials leave its optimum unsure, the chance of winning is that over all optima they leave open
-    (`scaling.alternatives`), and a run that wins under hardly any of them is stopped.
+    (`scaling.fitting.alternatives`), and a run that wins under hardly any of them is stopped.
 
     Args:
         law: a fitted law.

@@ -36,7 +36,7 @@ tempfile._get_default_tempdir = none
 HEAVY = (
     "pandas",
     "scipy.optimize",
-    "metaopt_hpo.scaling.fitting",
+    "metaopt_hpo.scaling.build",
     "metaopt_hpo.cli.inspect",
     "metaopt_hpo.trials.table",
 )

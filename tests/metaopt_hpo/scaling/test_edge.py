@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metaopt_hpo.scaling import Law, fit
-from metaopt_hpo.scaling.edge import fit_edge
+from metaopt_hpo.scaling.forms.edge import fit_edge
 from metaopt_hpo.trials.table import TrialTable
 from studies.laws.worlds import TARGET, World
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from metaopt_hpo.scaling import Law, LawRefused, fit
-from metaopt_hpo.scaling.cells import from_table, thin
-from metaopt_hpo.scaling.fitting import fit_cells
+from metaopt_hpo.scaling.build import fit_cells
+from metaopt_hpo.scaling.fitting.cells import from_table, thin
 from metaopt_hpo.scaling.sameness import group
 from metaopt_hpo.trials.table import TrialTable
 

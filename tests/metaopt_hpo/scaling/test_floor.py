@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, log_loss_of_draws, recentre, refit_floors
-from metaopt_hpo.scaling.floor_error import LEVEL_ERROR, draw_doubt, draw_floors
-from metaopt_hpo.scaling.floor_solver import FloorBatch, prior_of
+from metaopt_hpo.scaling.fitting.floor_error import LEVEL_ERROR, draw_doubt, draw_floors
+from metaopt_hpo.scaling.fitting.floor_fit import fit_floor, refit_floors
+from metaopt_hpo.scaling.fitting.floor_solver import FloorBatch, prior_of
+from metaopt_hpo.scaling.forms.floor import PRIOR, Floor, log_loss_of_draws, recentre
 
 BOTH = ("size", "tokens")
 SIZES, TOKENS = np.geomspace(4e7, 6e8, 4), np.geomspace(4e9, 2e11, 6)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from metaopt_hpo.scaling.grid import CellGrid
+from metaopt_hpo.scaling.fitting.grid import CellGrid
 
 
 @pytest.fixture

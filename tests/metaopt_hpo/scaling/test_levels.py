@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaopt_hpo.scaling import Estimate, Law, fit
-from metaopt_hpo.scaling.floor_error import DOUBLING_ERROR, own_error
+from metaopt_hpo.scaling.fitting.floor_error import DOUBLING_ERROR, own_error
 from metaopt_hpo.trials.table import TrialTable
 
 LEVELS = (0.5, 0.68, 0.8, 0.9, 0.95, 0.99)

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from metaopt_hpo.scaling import Law, fit
-from metaopt_hpo.scaling.cells import from_table
-from metaopt_hpo.scaling.running import KNOTS, measure_fall
+from metaopt_hpo.scaling.fitting.cells import from_table
+from metaopt_hpo.scaling.fitting.running import KNOTS, measure_fall
 from metaopt_hpo.trials.table import TrialTable
 
 TOKENS = 1e10

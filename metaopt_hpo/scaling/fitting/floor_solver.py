@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt_hpo.scaling import ending
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.forms.surface import Array
 
 FIRST_DAMPING = 1e-2
 LEAST_DAMPING = 1e-9

@@ -4,8 +4,8 @@
     ln lr* = a₀ + a·t,   ln B* = b₀ + b·t,   t = (ln N/N₀, ln D/D₀, …)
 
 The cubic term lets too large an lr hurt more than too small a one; past its inflection the bowl goes on as a
-straight line, so that one minimum stays one. The floor F is another room's (`scaling.floor`). Working in ln L makes
-everything but the floor's scale independent of the loss's unit.
+straight line, so that one minimum stays one. The floor F is another room's (`scaling.forms.floor`). Working in ln L
+makes everything but the floor's scale independent of the loss's unit.
 """
 
 from __future__ import annotations
@@ -143,6 +143,23 @@ class Surface:
         u = (math.sqrt(max(root, 0.0)) - h11) / (6.0 * self.skew)
         turn = self.turn
         return max(u, turn) if turn < 0 else min(u, turn)
+
+
+@dataclass(frozen=True)
+class CurvaturePrior:
+    """Gaussian prior on the surface's linear part, and what is known of the noise before any run.
+
+    Attributes:
+        value: mean of (h₁₁, h₁₂, h₂₂, c), or of (h₁₁, c) where the batch is no part of the surface.
+        precision: inverse covariance of the same.
+        noise: standard deviation (ln loss) of a run about the surface.
+        runs: how many runs' residuals `noise` is worth.
+    """
+
+    value: Array
+    precision: Array
+    noise: float
+    runs: float
 
 
 def margin_of(surface: Surface, variance: float) -> float:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from metaopt_hpo.scaling.base.population import AXES, Base
-from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.checks import batch_varies, check_bowl, choose_axes
+from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import LawRefused
-from metaopt_hpo.scaling.law import Law
-from metaopt_hpo.scaling.oddities import exploded
-from metaopt_hpo.scaling.solver import Prior, Solution, solve
-from metaopt_hpo.scaling.surface import Array, Axes, Surface
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.fitting.checks import batch_varies, check_bowl, choose_axes
+from metaopt_hpo.scaling.fitting.oddities import exploded
+from metaopt_hpo.scaling.fitting.solver import Prior, Solution, solve
+from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface
 
 EXTRA_SPREAD = 0.3
 """Prior standard deviation of an exponent in a further coordinate, which size often confounds."""
@@ -27,6 +28,19 @@ SLOPE_PRIOR = {"lr": {"size": -0.4, "tokens": 0.0}, "batch": {"size": 0.0, "toke
 
 SLOPE_SPREAD = {"lr": {"size": 0.4, "tokens": 0.4}, "batch": {"size": 0.4, "tokens": 0.3}}
 """Weak prior on the exponents (mean and standard deviation over published laws): matters for tiny tables only."""
+
+
+class Known(Protocol):
+    """What a prior law says: its optimum's coefficients, and draws of them."""
+
+    @property
+    def axes(self) -> Axes: ...
+    @property
+    def surface(self) -> Surface: ...
+    @property
+    def draws(self) -> Draws: ...
+    @property
+    def widen(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class PointFit:
         return float(x), float(y)
 
 
-def point_fit(cells: Cells, prior: Law | None = None, base: Base | None = None) -> PointFit:
+def point_fit(cells: Cells, prior: Known | None = None, base: Base | None = None) -> PointFit:
     """The optimum without intervals: milliseconds, for searches and validation.
 
     Args:
@@ -97,7 +111,7 @@ def solve_sound(
     return sound, solved(sound, first.surface)
 
 
-def point_fitter(prior: Law | None, base: Base | None = None) -> Callable[[Cells], PointFit | None]:
+def point_fitter(prior: Known | None, base: Base | None = None) -> Callable[[Cells], PointFit | None]:
     """`point_fit` for ordered validation: None where the cells cannot bear a fit."""
 
     def fit(cells: Cells) -> PointFit | None:
@@ -161,7 +175,7 @@ def _regressed(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
     return Surface(a, b, np.array([0.02, 0.0, 0.02]), 0.0, has_batch)
 
 
-def slope_prior(axes: Axes, start: Surface, prior: Law | None, base: Base | None = None) -> Prior:
+def slope_prior(axes: Axes, start: Surface, prior: Known | None, base: Base | None = None) -> Prior:
     """Gaussian prior on the centre's coefficients: weak, tighter where a prior law or a base knows them."""
     value: list[float] = []
     precision: list[float] = []

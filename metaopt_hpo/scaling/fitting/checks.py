@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, LawRefused
-from metaopt_hpo.scaling.surface import Array, Axes, Surface, coordinate
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface, coordinate
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.base.population import Base

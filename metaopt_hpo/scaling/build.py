@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metaopt_hpo.scaling.alternatives import weigh
 from metaopt_hpo.scaling.base.conflict import disagreement
 from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.base.sources import BaseLike, base_of
-from metaopt_hpo.scaling.cells import Cells, Use, from_table
-from metaopt_hpo.scaling.checks import MIN_SIZES as MIN_SIZES  # integrations say how many sizes are needed
-from metaopt_hpo.scaling.checks import (
+from metaopt_hpo.scaling.domain import Domain
+from metaopt_hpo.scaling.draws import Draws
+from metaopt_hpo.scaling.edge_runs import edge_of
+from metaopt_hpo.scaling.estimates import Caution, LawRefused
+from metaopt_hpo.scaling.fitting.alternatives import weigh
+from metaopt_hpo.scaling.fitting.cells import Cells, Use, from_table
+from metaopt_hpo.scaling.fitting.checks import (
+    MIN_SIZES as MIN_SIZES,  # integrations say how many sizes are needed
+)
+from metaopt_hpo.scaling.fitting.checks import (
     OPEN_VALLEY,
     axis_cautions,
     batch_varies,
@@ -24,26 +30,23 @@ from metaopt_hpo.scaling.checks import (
     in_open_valley,
     refusals,
 )
-from metaopt_hpo.scaling.domain import Domain
-from metaopt_hpo.scaling.draws import Draws
-from metaopt_hpo.scaling.edge_runs import edge_of
-from metaopt_hpo.scaling.estimates import Caution, LawRefused
-from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, recentre
-from metaopt_hpo.scaling.floor_error import loss_factor
-from metaopt_hpo.scaling.law import Law
-from metaopt_hpo.scaling.oddities import flat_bowl, mixed_units, strays
-from metaopt_hpo.scaling.ordered import measure_trust, validation_cautions
-from metaopt_hpo.scaling.pointfit import point_fitter, slope_prior, solve_sound, start_surface
-from metaopt_hpo.scaling.running import measure_fall
-from metaopt_hpo.scaling.solver import Solution
-from metaopt_hpo.scaling.surface import Array
-from metaopt_hpo.scaling.uncertainty import (
+from metaopt_hpo.scaling.fitting.floor_error import loss_factor
+from metaopt_hpo.scaling.fitting.floor_fit import fit_floor
+from metaopt_hpo.scaling.fitting.oddities import flat_bowl, mixed_units, strays
+from metaopt_hpo.scaling.fitting.ordered import measure_trust, validation_cautions
+from metaopt_hpo.scaling.fitting.pointfit import point_fitter, slope_prior, solve_sound, start_surface
+from metaopt_hpo.scaling.fitting.running import measure_fall
+from metaopt_hpo.scaling.fitting.solver import Solution
+from metaopt_hpo.scaling.fitting.uncertainty import (
     bootstrap,
     curvature_cautions,
     measure_curvature,
     measure_scatter,
     small_sample,
 )
+from metaopt_hpo.scaling.forms.floor import PRIOR, Floor, recentre
+from metaopt_hpo.scaling.forms.surface import Array
+from metaopt_hpo.scaling.law import Law
 
 if TYPE_CHECKING:
     from metaopt_hpo.trials.table import TrialTable

@@ -9,15 +9,15 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate
-from metaopt_hpo.scaling.floor import PRIOR as FLOOR_PRIOR
-from metaopt_hpo.scaling.floor import Floor
-from metaopt_hpo.scaling.floor_error import draw_doubt, draw_floors
-from metaopt_hpo.scaling.ordered import cell_grid
-from metaopt_hpo.scaling.solver import LEAST_CURVATURE, CurvaturePrior, Prior, Solution, solve
-from metaopt_hpo.scaling.surface import CELL_SCATTER, Array, Axes, Surface
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.fitting.floor_error import draw_doubt, draw_floors
+from metaopt_hpo.scaling.fitting.ordered import cell_grid
+from metaopt_hpo.scaling.fitting.solver import LEAST_CURVATURE, Prior, Solution, solve
+from metaopt_hpo.scaling.forms.floor import PRIOR as FLOOR_PRIOR
+from metaopt_hpo.scaling.forms.floor import Floor
+from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, Array, Axes, CurvaturePrior, Surface
 
 CURVATURE_SPREAD = 0.1
 

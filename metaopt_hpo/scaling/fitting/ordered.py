@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.estimates import LARGEST, Caution
-from metaopt_hpo.scaling.grid import CellGrid
-from metaopt_hpo.scaling.surface import Array, Surface
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.fitting.grid import CellGrid
+from metaopt_hpo.scaling.forms.surface import Array, Surface
 
 COPYING = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Candidates: 0 extrapolates, 1 copies the optimum of the range's edge."""

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.domain import Domain
-from metaopt_hpo.scaling.floor import PRIOR, Floor, fit_floor, log_loss_of_draws, refit_floors
-from metaopt_hpo.scaling.ordered import splits
-from metaopt_hpo.scaling.solver import Solution
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.fitting.floor_fit import fit_floor, refit_floors
+from metaopt_hpo.scaling.fitting.ordered import splits
+from metaopt_hpo.scaling.fitting.solver import Solution
+from metaopt_hpo.scaling.forms.floor import PRIOR, Floor, log_loss_of_draws
+from metaopt_hpo.scaling.forms.surface import Array
 
 LEVEL_ERROR = 2e-3
 """Standard deviation (ln loss) of a whole size, or of a number of tokens, about a smooth floor.

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import QhullError
 
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.forms.surface import Array
 
 
 class CellGrid:

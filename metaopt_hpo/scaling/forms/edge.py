@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special
 
 from metaopt_hpo.scaling.estimates import Caution
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.forms.surface import Array
 
 PRIOR = {"edge": (1.5, 1.5), "moves": (0.0, 0.2), "sharpness": (math.log(6.0), 0.7), "luck": (-4.5, 1.5)}
 """Mean and standard deviation of: the edge above the optimum (ln units of lr), what it moves by beside the optimum for

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from metaopt_hpo.scaling import ending
-from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.surface import Array, Surface
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.forms.surface import Array, CurvaturePrior, Surface
 
 NEAR_QUANTILE = 0.1
 """Runs whose excess over their cell's best is below this quantile have full weight; it falls as 1/excess above.
@@ -30,23 +30,6 @@ SKEW_SPREAD = 0.5
 LEAST_CURVATURE = 0.2
 """Part of the curvature known beforehand below which no fit of few runs may fall: a surface without a minimum says that
 the runs are few, not that there is none."""
-
-
-@dataclass(frozen=True)
-class CurvaturePrior:
-    """Gaussian prior on the surface's linear part, and what is known of the noise before any run.
-
-    Attributes:
-        value: mean of (h₁₁, h₁₂, h₂₂, c), or of (h₁₁, c) where the batch is no part of the surface.
-        precision: inverse covariance of the same.
-        noise: standard deviation (ln loss) of a run about the surface.
-        runs: how many runs' residuals `noise` is worth.
-    """
-
-    value: Array
-    precision: Array
-    noise: float
-    runs: float
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metaopt_hpo.scaling.cells import Cells
-from metaopt_hpo.scaling.solver import Prior, Solution, nearness
-from metaopt_hpo.scaling.surface import Array, Axes
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.fitting.solver import Prior, Solution, nearness
+from metaopt_hpo.scaling.forms.surface import Array, Axes
 
 SCATTERS = (0.01, 0.03, 0.07, 0.15, 0.3, 0.6)
 """Standard deviations of cells' optima about their law, ln units: tables measured so far have 0.03 to 0.15."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metaopt_hpo.scaling.surface import Array
+from metaopt_hpo.scaling.forms.surface import Array
 
 if TYPE_CHECKING:
-    from metaopt_hpo.scaling.cells import Cells
-    from metaopt_hpo.scaling.surface import Axes, Surface
+    from metaopt_hpo.scaling.fitting.cells import Cells
+    from metaopt_hpo.scaling.forms.surface import Axes, Surface
     from metaopt_hpo.trials.table import TrialTable
 
 KNOTS = np.arange(0.0, 6.1, 0.5) * math.log(2.0)

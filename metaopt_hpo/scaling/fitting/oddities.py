@@ -7,10 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from metaopt_hpo.scaling.cells import Cells
 from metaopt_hpo.scaling.estimates import Caution
-from metaopt_hpo.scaling.solver import Solution, nearness
-from metaopt_hpo.scaling.surface import Array, Axes, Surface
+from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.fitting.solver import Solution, nearness
+from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface
 
 STRAY = 10.0
 """Standard deviations of a run above the surface from which it counts as exploded: noise has no such tail."""
