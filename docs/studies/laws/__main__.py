@@ -31,7 +31,7 @@ from studies.laws.accuracy import (
 )
 from studies.laws.borrowing import borrowing_section, leaning_section
 from studies.laws.doubt import doubt_section
-from studies.laws.floor_accuracy import floor_section
+from studies.laws.floor_accuracy import floor_section, growth_section
 from studies.laws.schedules import schedule_section
 from studies.section import Section
 
@@ -134,6 +134,7 @@ def main(
             lambda: leaning_section(data),
             lambda: doubt_section(data),
             lambda: floor_section(data),
+            lambda: growth_section(data),
             *([lambda: learned_section([*splits, *benchmarks.live_splits()])] if learned else []),
             lambda: schedule_section(data),
             lambda: width_section(data),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt_hpo.scaling.fitting.cells import from_table
-from metaopt_hpo.scaling.fitting.floor_error import LEVEL_ERROR, draw_doubt, draw_floors
+from metaopt_hpo.scaling.fitting.floor_error import DOUBLING_ERROR, LEVELS, draw_doubt, draw_floors
 from metaopt_hpo.scaling.fitting.floor_fit import fit_floor
 from metaopt_hpo.scaling.fitting.pointfit import point_fit
 from metaopt_hpo.scaling.forms.floor import PRIOR, log_loss_of_draws
@@ -33,14 +33,21 @@ def _prior(exponent: tuple[float, float], power: tuple[float, float]) -> Prior:
 
 
 PRIORS: Mapping[str, tuple[Prior, float]] = {
-    "halfway between the published forms (used)": (PRIOR, LEVEL_ERROR),
-    "the same, whole sizes and tokens off by 0.1 %": (PRIOR, 1e-3),
-    "the same, by 0.3 %": (PRIOR, 3e-3),
-    "exponents near 0.25, γ near 0.5": (_prior((math.log(0.25), 0.5), (-0.7, 0.7)), LEVEL_ERROR),
-    "Hoffmann et al.'s exponents and γ": (_prior((math.log(0.31), 0.5), (0.0, 0.3)), LEVEL_ERROR),
-    "Kaplan et al.'s exponents and γ": (_prior((math.log(0.085), 0.5), (math.log(0.095), 0.3)), LEVEL_ERROR),
+    "halfway between the published forms (used)": (PRIOR, 1.0),
+    "the same, whole sizes and tokens off by half as much": (PRIOR, 0.5),
+    "the same, by one and a half times as much": (PRIOR, 1.5),
+    "the same, exponents as wide as the published forms": (
+        {**PRIOR, "exponent": (PRIOR["exponent"][0], 0.65)},
+        1.0,
+    ),
+    "exponents near 0.25, γ near 0.5": (_prior((math.log(0.25), 0.5), (-0.7, 0.7)), 1.0),
+    "Hoffmann et al.'s exponents and γ": (_prior((math.log(0.31), 0.5), (0.0, 0.3)), 1.0),
+    "Kaplan et al.'s exponents and γ": (_prior((math.log(0.085), 0.5), (math.log(0.095), 0.3)), 1.0),
 }
-"""Priors compared, and the error of a whole size or number of tokens: one row of the section each."""
+"""Priors compared, and the factor on the error of whole sizes and numbers of tokens: one row of the section each."""
+
+GROWTHS = (0.0, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3)
+"""Standard deviations (ln loss) of a doubling beyond the range, of which one table's designs choose."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +89,85 @@ class Floors:
                     yield shape, chosen
 
     def errors(
-        self, chosen: NDArray[np.bool_], prior: Prior, level: float, rng: np.random.Generator
+        self, chosen: NDArray[np.bool_], prior: Prior, scale: float, rng: np.random.Generator
     ) -> Array:
-        """(cells left out × 2): ln loss minus the prediction of a floor fitted to `chosen`, and its spread."""
+        """(cells left out × 4): ln loss minus the prediction of a floor fitted to `chosen`, its variance without what
+        grows with distance, and the doublings beyond the fitted sizes and numbers of tokens."""
         size, tokens, z, weight = (v[chosen] for v in (self.size, self.tokens, self.log_loss, self.weight))
         floor = fit_floor(NAMES, np.log(size), np.log(tokens), z, weight, noise=self.noise, prior=prior)
-        doubts = [draw_doubt(floor, size, tokens, rng, prior=prior, level=level) for _ in range(DRAWS)]
+        doubts = [draw_doubt(floor, size, tokens, rng, prior=prior, scale=scale) for _ in range(DRAWS)]
         draws = draw_floors(floor, size, tokens, z, weight, doubts)
-        own = floor.scatter**2 + len(NAMES) * level**2
+        own = floor.scatter**2 + scale**2 * math.fsum(v**2 for v in LEVELS.values())
         rows = []
         for j in np.flatnonzero(~chosen):
             at = float(self.size[j]), float(self.tokens[j])
-            mean = float(floor.log_loss(*at))
-            spread = math.sqrt(float(np.var(log_loss_of_draws(draws, floor, *at))) + own)
-            rows.append((float(self.log_loss[j]) - mean, spread))
+            variance = float(np.var(log_loss_of_draws(draws, floor, *at))) + own
+            away = (_doublings(at[0], size), _doublings(at[1], tokens))
+            rows.append((float(self.log_loss[j]) - float(floor.log_loss(*at)), variance, *away))
         return np.array(rows)
+
+
+def _doublings(value: float, fitted: Array) -> float:
+    return max(math.log2(value / fitted.max()), math.log2(fitted.min() / value), 0.0)
+
+
+def spread_of(rows: Array, growth: tuple[float, float]) -> Array:
+    """Standard deviations of `Floors.errors`, where a doubling of size and of tokens adds `growth`."""
+    return np.asarray(np.sqrt(rows[:, 1] + growth[0] ** 2 * rows[:, 2] + growth[1] ** 2 * rows[:, 3]))
+
+
+def growth_section(data: Path) -> Section:
+    """By how much errors grow with each doubling: what one table's designs say, tried on the other table's."""
+    section = Section(
+        "How errors of the loss grow with distance",
+        [
+            "learned on",
+            "a doubling of size, %",
+            "of tokens, %",
+            "tried on",
+            "90 % covers",
+            "box",
+            "L",
+            "triangle",
+        ],
+    )
+    tables = {"OpenEuroLLM": benchmarks.openeurollm(data), "Step Law": benchmarks.steplaw(data)}
+    rng = np.random.default_rng(0)
+    found = {name: _of_designs(Floors.of(table), PRIOR, 1.0, rng) for name, table in tables.items()}
+    used = (DOUBLING_ERROR["size"], DOUBLING_ERROR["tokens"])
+    pairs = [
+        (name, max(itertools.product(GROWTHS, GROWTHS), key=lambda g, rows=rows: _likelihood(rows, g)))
+        for name, rows in found.items()
+    ]
+    for (name, growth), other in zip(pairs, reversed(found), strict=True):
+        section.rows.append([name, *_growth_row(growth, other, found[other])])
+    for name, rows in found.items():
+        section.rows.append(["both (used)", *_growth_row(used, name, rows)])
+    section.note = "Each design counts once in the likelihood, however many cells it leaves out."
+    return section
+
+
+def _of_designs(
+    floors: Floors, prior: Prior, scale: float, rng: np.random.Generator
+) -> list[tuple[str, Array]]:
+    return [(shape, floors.errors(chosen, prior, scale, rng)) for shape, chosen in floors.designs()]
+
+
+def _likelihood(found: list[tuple[str, Array]], growth: tuple[float, float]) -> float:
+    total = 0.0
+    for _, rows in found:
+        spread = spread_of(rows, growth)
+        total -= float(np.mean(0.5 * (rows[:, 0] / spread) ** 2 + np.log(spread)))
+    return total
+
+
+def _growth_row(growth: tuple[float, float], name: str, found: list[tuple[str, Array]]) -> list[str]:
+    covers: dict[str, list[Array]] = {"box": [], "L": [], "triangle": []}
+    for shape, rows in found:
+        covers[shape].append(np.abs(rows[:, 0]) < Z_90 * spread_of(rows, growth))
+    shares = [f"{np.concatenate(c).mean():.0%}" for c in covers.values()]
+    every = np.concatenate([c for parts in covers.values() for c in parts])
+    return [f"{100 * growth[0]:.1f}", f"{100 * growth[1]:.1f}", name, f"{every.mean():.0%}", *shares]
 
 
 def floor_section(data: Path) -> Section:
@@ -105,13 +176,14 @@ def floor_section(data: Path) -> Section:
     section = Section("The loss beyond small designs", header)
     tables = {"OpenEuroLLM": benchmarks.openeurollm(data), "Step Law": benchmarks.steplaw(data)}
     floors = {name: Floors.of(table) for name, table in tables.items()}
-    for (label, (prior, level)), (name, f) in itertools.product(PRIORS.items(), floors.items()):
+    used = (DOUBLING_ERROR["size"], DOUBLING_ERROR["tokens"])
+    for (label, (prior, scale)), (name, f) in itertools.product(PRIORS.items(), floors.items()):
         rng = np.random.default_rng(0)
         found: dict[str, list[Array]] = {"box": [], "L": [], "triangle": []}
-        for shape, chosen in f.designs():
-            found[shape].append(f.errors(chosen, prior, level, rng))
+        for shape, rows in _of_designs(f, prior, scale, rng):
+            found[shape].append(rows)
         every = np.concatenate([e for errors in found.values() for e in errors])
-        error, spread = every.T
+        error, spread = every[:, 0], spread_of(every, used)
         by_shape = [f"{_rms(np.concatenate(e)[:, 0]):.2f}" for e in found.values()]
         covered = float(np.mean(np.abs(error) < Z_90 * spread))
         mean = f"{-100 * error.mean():+.2f} ({_rms(error):.2f})"

@@ -122,7 +122,7 @@ def test_no_verdict_where_the_law_may_be_wrong(law: Law) -> None:
     assert "unsure-optimum" in {c.code for c in lost.predict(*TARGET).warnings}
     # how unsure it is of the optimum is known: what wins under none of it is stopped, and only that
     assert lost.verdict(**bad).action == lost.verdict(**inside).action == "stop"
-    maybe = bad | {"lr": float(p.lr) * math.exp(1.5), "incumbent": p.loss.value}
+    maybe = bad | {"lr": float(p.lr) * math.exp(1.8), "incumbent": p.loss.value}
     assert law.verdict(**maybe).action == "stop"
     assert lost.verdict(**maybe).action == "launch"
 

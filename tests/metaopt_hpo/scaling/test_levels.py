@@ -93,8 +93,12 @@ def test_each_doubling_beyond_the_fitted_sizes_leaves_the_loss_less_sure(
     law = fit(make_table(noise=2e-3), draws=20)
     size, tokens = law.domain.size[1], law.domain.tokens[1]
     inside = own_error(law.floor, law.domain, size, tokens)
-    grown = [own_error(law.floor, law.domain, 2**k * size, tokens) ** 2 - inside**2 for k in (1, 2, 4)]
-    assert grown == pytest.approx([k * DOUBLING_ERROR**2 for k in (1, 2, 4)])
+    for axis, at in (
+        ("size", lambda k: (2**k * size, tokens)),
+        ("tokens", lambda k: (size, 2**k * tokens)),
+    ):
+        grown = [own_error(law.floor, law.domain, *at(k)) ** 2 - inside**2 for k in (1, 2, 4)]
+        assert grown == pytest.approx([k * DOUBLING_ERROR[axis] ** 2 for k in (1, 2, 4)])
     # the interval is one run's, so that its noise counts
     p = law.predict(size, tokens)
     assert math.log(p.loss.high / p.loss.value) > 1.6 * law.noise
