@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training.distributed import from_rank_0
+from metaopt_hpo.training.ending import RunStopped
 from metaopt_hpo.training.framework_run import FrameworkRun
-from metaopt_hpo.training.run import RunStopped
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna.fields import CHECKPOINT, FLOPS_PER_TOKEN, REASON, REPEATS
 from metaopt_hpo_optuna.places import inherited, owner, run_name

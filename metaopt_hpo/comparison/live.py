@@ -101,7 +101,7 @@ class LiveTraining:
 
     def advance(self, tokens: float) -> Point:
         """Train on; see `LiveRun.advance`."""
-        from metaopt_hpo.training.run import RunStopped
+        from metaopt_hpo.training.ending import RunStopped
 
         try:
             while self._run.tokens < tokens and next(self._steps, self) is not self:

@@ -85,7 +85,8 @@ class TrainObjective:
 
     def _train(self, configuration: Configuration, report: Report, **options: Any) -> TrialRecord:
         from metaopt_hpo.strategies import make
-        from metaopt_hpo.training.run import RunStopped, TrainingRun
+        from metaopt_hpo.training.ending import RunStopped
+        from metaopt_hpo.training.run import TrainingRun
         from metaopt_hpo.workloads.base import WorkloadError, train
 
         class ReportingRun(TrainingRun):

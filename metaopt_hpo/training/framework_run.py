@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training.distributed import from_rank_0, is_distributed, min_over_ranks, rank
-from metaopt_hpo.training.run import EXPLODED, LEAST_GAIN, NoProgress, RunDiverged, TrainingRun
+from metaopt_hpo.training.ending import EXPLODED, LEAST_GAIN, NoProgress, RunDiverged, exploded
+from metaopt_hpo.training.run import TrainingRun
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord, TrialState, report_grid
 
 WHOLE = 0.99
@@ -31,11 +32,6 @@ EARLY = 0.25
 
 Point = tuple[float, float, float, float, float]
 """Tokens seen, metric, step size, gradient norm and seconds of one report, as a framework's checkpoint keeps it."""
-
-
-def exploded(loss: float, initial: float) -> bool:
-    """Whether a held-out loss says that the run has diverged: not finite, or far above the untrained model's."""
-    return not math.isfinite(loss) or loss > EXPLODED * initial > 0
 
 
 def stand_in_loss(initial: float, seen: Iterable[float], others: Iterable[float] = ()) -> float | None:

@@ -18,46 +18,21 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from metaopt_hpo.errors import MetaOptError, MetaOptWarning
-from metaopt_hpo.optim.host import Later
 from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training import checkpoint as checkpoints
+from metaopt_hpo.training.ending import (
+    FiniteLosses,
+    NoProgress,
+    RunDiverged,
+    RunStopped,
+    no_progress,
+    why_diverged,
+)
+from metaopt_hpo.training.gradients import NOISE_EVERY, backward
 from metaopt_hpo.training.live import Listener
 from metaopt_hpo.training.recorder import Recorder, peak_memory
 from metaopt_hpo.training.size import unique_count
 from metaopt_hpo.trials.record import TrialRecord, TrialState, report_grid, token_grid
-
-BAD_STEPS = 10
-"""Consecutive steps with a non-finite training loss after which a run has diverged: one may be an overflow
-that loss scaling or the optimizer skips."""
-
-EXPLODED = 2.0
-"""A held-out loss above this multiple of the untrained model's has diverged."""
-
-LEAST_GAIN = 0.01
-"""A complete run whose held-out loss fell by less than this fraction has made no progress …"""
-
-LEAST_STEPS = 20
-"""… unless it was shorter than this, which nobody expects to learn."""
-
-NOISE_EVERY = 8
-"""Every how many steps the loop is asked for two half-batches, to estimate gradient noise."""
-
-
-class NoProgress(MetaOptWarning):
-    """A complete run ends where it began."""
-
-
-class RunStopped(MetaOptError):
-    """The run was told to stop before its planned tokens; `reason` says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class RunDiverged(RunStopped):
-    """The loss became non-finite or exploded."""
 
 
 class TrainingRun:
@@ -181,12 +156,8 @@ class TrainingRun:
         self._unique_tokens = unique_count(self.target_tokens, unique_tokens, epochs)
         self._listeners = list(listeners)
         self._next_point = 0
-        self._bad_steps: Tensor | None = None
-        self._seen: Later | None = None
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._device = device
-        # reading a flag back stalls a GPU, and costs nothing on the CPU
-        self._check_every = 1 if device.type == "cpu" else 50
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._finite = FiniteLosses(self._device)
 
     # -- the loop's side -----------------------------------------------------------------------------------
 
@@ -262,7 +233,12 @@ class TrainingRun:
         """
         if not losses:
             raise ValueError("step needs at least one loss: run.step(loss)")
-        loss = torch.stack(losses).mean() if self.lr_run.needs_graph else self._backward(losses)
+        if self.lr_run.needs_graph:
+            loss = torch.stack(losses).mean()
+        else:
+            loss = backward(
+                losses, self.model, scaler=self._scaler, noise=self.recorder.noise, batch=self.batch
+            )
         self.lr_run.step(loss, scaler=self._scaler)
         loss = loss.detach()
         self.recorder.cost += self._flops_per_token * self.batch
@@ -279,39 +255,10 @@ class TrainingRun:
         if point is not None:
             self._report(point, done)
 
-    def _backward(self, losses: tuple[Tensor, ...]) -> Tensor:
-        parts = len(losses)
-        total = torch.zeros_like(losses[0])
-        small = None
-        for loss in losses:
-            part = loss / parts if parts > 1 else loss
-            (part if self._scaler is None else self._scaler.scale(part)).backward()
-            total = total + part.detach()
-            if parts > 1 and small is None:
-                small = self._squared_norm() * parts**2
-        if small is not None:
-            self.recorder.noise.update(small, self._squared_norm(), self.batch / parts, self.batch)
-        return total
-
-    def _squared_norm(self) -> Tensor:
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
-        # a product with the scale on the device, for get_scale() waits for it
-        return (norm if self._scaler is None else norm / self._scaler.scale(torch.ones_like(norm))) ** 2
-
     def _watch(self, loss: Tensor) -> None:
-        finite = torch.isfinite(loss)
-        if self._bad_steps is None:
-            self._bad_steps = torch.zeros((), dtype=torch.int64, device=loss.device)
-        self._bad_steps = torch.where(finite, torch.zeros_like(self._bad_steps), self._bad_steps + 1)
-        if self.steps_taken % self._check_every:
-            return
-        seen, self._seen = self._seen, Later(self._bad_steps.reshape(1))
-        if not self._seen.late:  # on a GPU what was sent at the last check is read, which has long arrived
-            seen = self._seen
-        bad = 0 if seen is None else int(seen.values()[0])
-        if bad >= BAD_STEPS:
-            self._diverge(f"training loss was not finite for {bad} steps in a row")
+        reason = self._finite.see(self.steps_taken, loss)
+        if reason is not None:
+            self._diverge(reason)
 
     def _measure(self, point: int) -> None:
         self.loss = self._held_out()
@@ -327,13 +274,9 @@ class TrainingRun:
 
     def _report(self, point: int, done: bool) -> None:
         self._measure(point)
-        if not math.isfinite(self.loss):
-            self._diverge(f"held-out loss is {self.loss} after {point} tokens")
-        if self.loss > EXPLODED * self.initial_loss > 0:
-            self._diverge(
-                f"held-out loss {self.loss:.4g} after {point} tokens is more than {EXPLODED:g} times "
-                f"that of the untrained model ({self.initial_loss:.4g})"
-            )
+        lost = why_diverged(self.loss, self.initial_loss, point)
+        if lost is not None:
+            self._diverge(lost)
         if done:
             self.state = "complete"
             self._say_if_nothing_was_learned()
@@ -346,13 +289,10 @@ class TrainingRun:
             raise RunStopped(reason)
 
     def _say_if_nothing_was_learned(self) -> None:
-        gain = self.initial_loss - self.loss
-        if self.horizon < LEAST_STEPS or not gain <= LEAST_GAIN * abs(self.initial_loss):
+        said = no_progress(self.loss, self.initial_loss, self.horizon)
+        if said is None:
             return
-        self.reason = (
-            f"made no progress: held-out loss {self.loss:.4g} after {self.horizon} steps, {self.initial_loss:.4g} "
-            "before the first"
-        )
+        self.reason = said
         warnings.warn(
             f"the run under strategy {self.strategy.name!r} (base {self.strategy.base!r}) {self.reason}; try another "
             "base or lr, and see whether the model can learn at all with plain AdamW",
@@ -445,7 +385,7 @@ class TrainingRun:
                 "reports": self._reports,
                 "state": self.state,
                 "batch": self.batch,
-                "bad_steps": 0 if self._bad_steps is None else int(self._bad_steps),
+                "bad_steps": self._finite.state(),
             },
             "random": checkpoints.random_state(),
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
@@ -470,7 +410,7 @@ class TrainingRun:
         self.recorder.load_state_dict(state["recorder"])
         self.initial_loss, self.loss = float(counters["initial_loss"]), float(counters["loss"])
         self._reports, self.state = int(counters["reports"]), counters["state"]
-        self._bad_steps = torch.tensor(counters["bad_steps"], dtype=torch.int64, device=self._device)
+        self._finite.load_state(counters["bad_steps"])
         self._next_point = sum(t <= self.tokens for t in self._grid)
         checkpoints.set_random_state(state["random"])
         if self._scaler is not None and state.get("scaler"):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies.base import LRStrategy
-from metaopt_hpo.training.run import RunStopped, TrainingRun
+from metaopt_hpo.training.ending import RunStopped
+from metaopt_hpo.training.run import TrainingRun
 
 
 class WorkloadError(MetaOptError):

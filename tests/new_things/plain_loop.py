@@ -12,8 +12,8 @@ from typing import Any
 
 from metaopt_hpo import Law, LawRefused, TrialRecord, TrialTable, fit
 from metaopt_hpo.atomic import write_text
+from metaopt_hpo.training.ending import RunStopped
 from metaopt_hpo.training.framework_run import FrameworkRun
-from metaopt_hpo.training.run import RunStopped
 
 
 class Study:

@@ -14,7 +14,8 @@ import torch
 
 from metaopt_hpo.strategies import make
 from metaopt_hpo.training import CheckpointError, checkpoint
-from metaopt_hpo.training.run import RunDiverged, TrainingRun
+from metaopt_hpo.training.ending import RunDiverged
+from metaopt_hpo.training.run import TrainingRun
 
 
 def test_round_trip_and_random_state(tmp_path: Path) -> None:

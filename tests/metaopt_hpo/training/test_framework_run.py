@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies import available, get, make
-from metaopt_hpo.training.framework_run import FrameworkRun, ReportedRun, exploded, stand_in_loss
+from metaopt_hpo.training.ending import exploded
+from metaopt_hpo.training.framework_run import FrameworkRun, ReportedRun, stand_in_loss
 from metaopt_hpo.trials.record import TrialRecord
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
@@ -139,7 +140,7 @@ def test_every_strategy_says_from_where_its_loss_is_comparable(name: str) -> Non
         ([2.3, 1.2, 2.2, 2.4], False),
     ],
 )
-@pytest.mark.filterwarnings("ignore::metaopt_hpo.training.run.NoProgress")
+@pytest.mark.filterwarnings("ignore::metaopt_hpo.training.NoProgress")
 def test_a_complete_run_that_learned_nothing_says_so(losses: list[float], says: bool) -> None:
     run = Told(strategy="metaoptimize")
     for tokens, loss in zip((200, 400, 700, 1000), losses, strict=True):

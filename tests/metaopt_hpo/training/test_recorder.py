@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from metaopt_hpo.training.recorder import NoiseScale, Recorder
+from metaopt_hpo.training.gradients import NoiseScale
+from metaopt_hpo.training.recorder import Recorder
 
 
 def test_noise_scale_recovers_a_planted_one() -> None:
