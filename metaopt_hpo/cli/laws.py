@@ -138,27 +138,13 @@ def fit(
 
 def write_page(law: Law, trials: TrialTable, page: Path, title: str, held: TrialTable | None = None) -> Path:
     """Write a law's figures as a page."""
-    from metaopt_hpo.report import law_figures
-
-    figures = [(law_figures.SLICES, law_figures.surface_slices(law, trials))]
-    for what, label in (("lr", "learning rate"), ("batch", "batch")):
-        if what == "lr" or law.surface.has_batch:
-            figures += [
-                (
-                    f"Where the optimal {label} moves with {axis}",
-                    law_figures.optimum_against(law, trials, what, axis=axis),
-                )
-                for axis in law.axes.scale_names[: 1 if law.path is not None else 2]
-            ]
-    figures.append((law_figures.RESIDUALS, law_figures.residuals(law, trials)))
-    if held is not None:
-        figures.append((law_figures.CALIBRATION, law_figures.calibration(law, held)))
+    from metaopt_hpo.report.law_page import figures_of, law_page
     from metaopt_hpo.report.sections import Source
 
     rests = (
         f"{len(trials)} trials of {title.removeprefix('Law fitted to ')}; metaopt-hpo fit makes the law again"
     )
-    return law_figures.law_page(title, law, figures, page, [Source(rests)])
+    return law_page(title, law, figures_of(law, trials, held), page, [Source(rests)])
 
 
 def _base(source: str) -> Law | TrialTable | str:

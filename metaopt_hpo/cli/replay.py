@@ -93,7 +93,7 @@ def replay(
         )
     if page is not None:
         from metaopt_hpo.atomic import write_text
-        from metaopt_hpo.report.law_figures import replay_page
+        from metaopt_hpo.report.replay_page import replay_page
 
         write_text(page, replay_page(result, Path(table).name))
         typer.echo(f"curves written to {page}")

@@ -1,26 +1,21 @@
-"""Figures of a law: slices of its surface, its optimum against scale, residuals, calibration, and replayed searches.
+"""Figures of a law: slices of its surface, its optimum against scale, residuals and calibration.
 
 Each takes plain results and returns a Plotly figure; data about which a figure can be tested (points, bands) are its
-traces. `law_page` puts them on one page that needs no network.
+traces. `law_page` puts them on one page.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from metaopt_hpo.atomic import write_text
-from metaopt_hpo.comparison.replay import ReplayResult
-from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
-from metaopt_hpo.report.palette import LAW, NEUTRAL, of_method, of_rank
-from metaopt_hpo.report.words import count, scientific
+from metaopt_hpo.report.palette import LAW, NEUTRAL, of_rank
+from metaopt_hpo.report.words import count
 from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.scaling.sameness import SAME
@@ -255,134 +250,6 @@ def calibration(law: Law, table: TrialTable) -> go.Figure:
     plot.update_xaxes(title_text="Level of the interval", range=[0, 1])
     plot.update_yaxes(title_text="Share of held-out cells inside", range=[0, 1.02])
     return plot
-
-
-def replay_curves(result: ReplayResult) -> go.Figure:
-    """Best excess so far against what was spent: median over seeds for each method."""
-    plot = empty_figure()
-    cost = np.geomspace(0.5, max(float(result.trace["cost"].max()), 2.0), 120)
-    floor = 1e-4
-    for method, by_method in result.trace.groupby("method", sort=False):
-        curves = []
-        for _, g in by_method.groupby("seed"):
-            index = np.searchsorted(g["cost"].to_numpy(), cost, side="right") - 1
-            reached = np.where(index >= 0, g["excess"].to_numpy()[np.maximum(index, 0)], np.nan)
-            curves.append(np.maximum(reached, floor))
-        stacked = np.array(curves)
-        known = np.isfinite(stacked).mean(axis=0) >= 0.5
-        median = np.full(cost.size, np.nan)
-        median[known] = np.nanmedian(stacked[:, known], axis=0)
-        look = of_method(str(method))
-        line = {"color": look.colour, "dash": look.dash, "shape": "hv"}
-        plot.add_scatter(x=cost, y=100 * median, mode="lines", line=line, name=str(method))
-    for t in result.thresholds:
-        plot.add_hline(y=100 * t, line={"dash": "dot", "width": 1, "color": NEUTRAL.colour})
-    log_axis(plot.update_xaxes, float(cost[0]), float(cost[-1]), "Spent, in target runs, pilots included")
-    log_axis(
-        plot.update_yaxes, 100 * floor, max(100 * float(result.trace["excess"].max()), 1.0), "Excess loss, %"
-    )
-    return plot
-
-
-SLICES, RESIDUALS, CALIBRATION = (
-    "Loss against learning rate",
-    "Residuals",
-    "Calibration on the sizes held out",
-)
-OPTIMUM = (
-    "Lines are the law; the band is the interval of the last line in the legend. Markers are the best run of each size "
-    "and token count, open where that run has the lowest or highest value that was tried. Right of the dotted line the "
-    "law is extrapolated."
-)
-CAPTIONS = {
-    SLICES: "Points are runs, lines are the law, both as a difference from the lowest loss that the law predicts for "
-    f"that size and token count; runs more than {SLICE_TOP:.0%} above it are drawn at the top edge.",
-    RESIDUALS: "Residual of each run (measured loss minus the law's, in percent of loss) against its lr, as a "
-    "multiple of the predicted optimum. A pattern here means the law's form does not fit.",
-    CALIBRATION: "Share of held-out cells (one size and token count each) inside the law's intervals, against the "
-    "level of the interval; below the diagonal the intervals are too short.",
-}
-
-
-def law_page(
-    title: str,
-    law: Law,
-    figures: Sequence[tuple[str, go.Figure]],
-    path: str | Path,
-    sources: Sequence[sections.Source] = (),
-) -> Path:
-    """One self-contained HTML page: what the law says in a sentence, in words, and in figures with their headings."""
-    size, tokens = law.domain.size[1], law.domain.tokens[1]
-    found = law.predict(size, tokens)
-    answer = (
-        f"At {count(size)} parameters and {count(tokens)} tokens, the largest that were tried, the optimal learning "
-        f"rate is {scientific(found.lr.value)} ({law.level:.0%} interval {scientific(found.lr.low)} to "
-        f"{scientific(found.lr.high)})."
-    )
-    if found.warnings:
-        reasons = "; ".join(dict.fromkeys(w.message for w in found.warnings))
-        answer += f" The law warns about this prediction: {reasons}."
-    parts = [
-        sections.section(
-            heading, sections.figure(plot, f"law-{i}", alt=heading, summary=CAPTIONS.get(heading, OPTIMUM))
-        )
-        for i, (heading, plot) in enumerate(figures)
-    ]
-    words = sections.section("The law in numbers", sections.numbers(law.describe()))
-    out = Path(path)
-    write_text(
-        out,
-        sections.page(
-            [*parts, words], title=title, answer=answer, kicker="A law across model sizes", sources=sources
-        ),
-    )
-    return out
-
-
-def replay_page(result: ReplayResult, table: str) -> str:
-    """A replay as a page: which method came near the best first, the curves, and the table behind them."""
-    summary = result.summary()
-    within = f"{result.thresholds[len(result.thresholds) // 2]:.2%}"
-    rows = summary[summary["within"] == within].sort_values("median", kind="stable")
-    best = rows.iloc[0]
-    if best["reached"] < 0.5:
-        answer = f"No method came within {within} of the best run in half of its searches."
-    else:
-        others = "; ".join(f"{r['method']} {r['median']:.1f}" for r in rows.iloc[1:].to_dict("records"))
-        answer = (
-            f"{best['method']} came within {within} of the best run after {best['median']:.1f} target runs (median"
-            + (f"; {others}" if others else "")
-            + f"); the whole grid is {result.grid_size} runs."
-        )
-    cells = [
-        (r["method"], r["within"], *(f"{r[k]:.2f}" for k in ("median", "mean", "p90")), f"{r['reached']:.0%}")
-        for r in summary.to_dict("records")
-    ]
-    head = ("method", "within", "median", "mean", "90th percentile", "seeds that reached it")
-    size, tokens = result.target
-    return sections.page(
-        [
-            sections.section(
-                "Excess loss against what was spent",
-                sections.figure(
-                    replay_curves(result),
-                    "replay",
-                    alt="Best excess loss so far against what was spent, in target runs, median over seeds",
-                    summary="Excess of the best run so far over the table's best run, against what was spent (1 is the "
-                    "cost of one run of the target); median over seeds. Dotted lines are the thresholds of the table "
-                    "below.",
-                ),
-            ),
-            sections.section(
-                "Target runs to come near the best, pilots included",
-                sections.table(head, cells, numbers_from=2, label="Target runs to come near the best"),
-            ),
-        ],
-        title=f"Search methods replayed on {table}",
-        answer=answer,
-        sources=[sections.Source(f"Every loss is a run of {table}; metaopt-hpo replay searches it again")],
-        kicker=f"Target: {count(size)} parameters, {count(tokens)} tokens",
-    )
 
 
 def _complete(table: TrialTable) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from metaopt_hpo.report import (
     law_figures,
     law_views,
     prediction_page,
+    replay_page,
     search_views,
     theory_figures,
     trial_figures,
@@ -115,7 +116,7 @@ def _figure(result: object, what: str, table: TrialTable | None) -> go.Figure:
     if isinstance(result, TrialTable):
         return losses(result)
     if isinstance(result, ReplayResult):
-        return law_figures.replay_curves(result)
+        return replay_page.replay_curves(result)
     if isinstance(result, RuleCheck):
         return theory_figures.rule_figure(result)
     if isinstance(result, Score):

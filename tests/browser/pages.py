@@ -21,8 +21,8 @@ from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.plan.page import write_page as write_plan
 from metaopt_hpo.plan.run import run as run_plan
 from metaopt_hpo.report import write_report
-from metaopt_hpo.report.law_figures import replay_page
 from metaopt_hpo.report.prediction_page import prediction_page, score_page
+from metaopt_hpo.report.replay_page import replay_page
 from metaopt_hpo.report.theory_figures import attribution_page, rule_page
 from metaopt_hpo.scaling import fit, preregistration
 from metaopt_hpo.theory import LMOBound, verify_rule

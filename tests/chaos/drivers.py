@@ -140,7 +140,7 @@ def replay(out: Path) -> str:
 
     from metaopt_hpo.comparison.replay import replay as run
     from metaopt_hpo.comparison.table_objective import TableObjective
-    from metaopt_hpo.report.law_figures import replay_page
+    from metaopt_hpo.report.replay_page import replay_page
 
     page = out / "replay.html"
     assert not page.exists() or "</html>" in page.read_text(encoding="utf-8")
@@ -232,7 +232,7 @@ def attribute(out: Path) -> str:
 HEAVY = ("torch", "optuna", "pandas", "pyarrow.parquet", "sqlalchemy", "metaopt_hpo.comparison.protocol",
          "metaopt_hpo.training.run", "metaopt_hpo_optuna.engine", "metaopt_hpo.attribution.tiers",
          "metaopt_hpo.scaling.build", "metaopt_hpo.plan.run", "metaopt_hpo.plan.page",
-         "metaopt_hpo.report.law_figures")  # fmt: skip
+         "metaopt_hpo.report.replay_page")  # fmt: skip
 """Loaded before a command begins, so that kills meet its work."""
 
 COMMANDS: dict[str, Callable[[Path], str]] = {

@@ -13,6 +13,8 @@ import pytest
 from metaopt_hpo.comparison.replay import replay
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.report import law_figures as figures
+from metaopt_hpo.report.law_page import law_page
+from metaopt_hpo.report.replay_page import replay_curves
 from metaopt_hpo.scaling import Law, fit
 from metaopt_hpo.trials.table import TrialTable
 
@@ -113,7 +115,7 @@ def test_calibration_rises(law: Law, table: TrialTable) -> None:
 
 def test_replay_curves_fall(table: TrialTable) -> None:
     result = replay(TableObjective(table), (3e8, 3e10), methods=("law", "random"), seeds=2, limit=10)
-    plot = figures.replay_curves(result)
+    plot = replay_curves(result)
     assert [t.name for t in plot.data] == ["law", "random"]
     for trace in plot.data:
         y = np.array(trace.y, dtype=float)
@@ -121,7 +123,7 @@ def test_replay_curves_fall(table: TrialTable) -> None:
 
 
 def test_the_page_needs_no_network_and_escapes(law: Law, table: TrialTable, tmp_path: Path) -> None:
-    path = figures.law_page(
+    path = law_page(
         "<b>mine</b>", law, [("Residuals <i>", figures.residuals(law, table))], tmp_path / "l.html"
     )
     text = path.read_text(encoding="utf-8")
