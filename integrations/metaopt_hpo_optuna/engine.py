@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import optuna
@@ -36,9 +36,6 @@ from metaopt_hpo_optuna.proposers import PROPOSERS, Proposal, make_pruner
 from metaopt_hpo_optuna.resuming import Reports, checkpoint_file, running_folder
 from metaopt_hpo_optuna.store import open_store, store_errors
 from metaopt_hpo_optuna.study_table import record_from_json, record_to_json
-
-if TYPE_CHECKING:
-    from metaopt_hpo.comparison.race import Race
 
 TASK = "metaopt:task"
 """Study user attribute: the task the study belongs to."""
@@ -119,11 +116,11 @@ class OptunaEngine:
 
         return tuple(METHODS)
 
-    def race(self, method: str, race: Race) -> Iterator[TrialRecord]:
+    def race(self, method: Method, task: SearchTask) -> Iterator[TrialRecord]:
         """A method's trials in a race, in a study in memory."""
         from metaopt_hpo_optuna.race import run_race
 
-        return run_race(method, race)
+        return run_race(method, task)
 
 
 class _Search:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from metaopt_hpo.comparison.race import Race
+from metaopt_hpo.comparison.engine import SearchTask
+from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_optuna.fields import RECORD
 from metaopt_hpo_optuna.pruner import ScalingLawPruner
@@ -24,18 +25,25 @@ FEW = 4
 Setup = tuple[BaseSampler, BasePruner]
 
 
-def _law(race: Race) -> BaseSampler:
+def _law(race: SearchTask) -> BaseSampler:
     return ScalingLawSampler(models=dict(enumerate((*race.pilots, race.target))), seed=race.seed)
 
 
-def _hyperband(race: Race) -> BasePruner:
-    first = min(race.rungs, default=race.target[1])
-    return HyperbandPruner(min_resource=int(first), max_resource=int(race.target[1]), reduction_factor=3)
+def _first(race: SearchTask) -> int:
+    return int(min(race.rungs, default=race.tokens))
 
 
-def _grid(race: Race) -> BaseSampler:
+def _hyperband(race: SearchTask) -> BasePruner:
+    return HyperbandPruner(min_resource=_first(race), max_resource=int(race.tokens), reduction_factor=3)
+
+
+def _asha(race: SearchTask) -> BasePruner:
+    return SuccessiveHalvingPruner(min_resource=_first(race), reduction_factor=3, min_early_stopping_rate=0)
+
+
+def _grid(race: SearchTask) -> BaseSampler:
     """A lattice of at most a factor of two a step over the box, in random order."""
-    return _Grid({"lr": _steps(race.lr), "batch": _steps(race.batch)}, seed=race.seed)
+    return _Grid({name: _steps(bounds) for name, bounds in race.box.items()}, seed=race.seed)
 
 
 class _Grid(GridSampler):
@@ -52,25 +60,26 @@ def _steps(bounds: tuple[float, float]) -> list[float]:
     return [bounds[0] * (bounds[1] / bounds[0]) ** (i / count) for i in range(count + 1)]
 
 
-METHODS: dict[str, Callable[[Race], Setup]] = {
+METHODS: dict[str, Callable[[SearchTask], Setup]] = {
     "law": lambda r: (_law(r), ScalingLawPruner()),
     "law-no-pruner": lambda r: (_law(r), NopPruner()),
     "tpe": lambda r: (TPESampler(seed=r.seed), NopPruner()),
     "tpe-few": lambda r: (TPESampler(seed=r.seed, n_startup_trials=FEW), NopPruner()),
     "hyperband": lambda r: (TPESampler(seed=r.seed), _hyperband(r)),
+    "asha": lambda r: (RandomSampler(seed=r.seed), _asha(r)),
     "gp": lambda r: (GPSampler(seed=r.seed, n_startup_trials=FEW), NopPruner()),
     "random": lambda r: (RandomSampler(seed=r.seed), NopPruner()),
     "grid": lambda r: (_grid(r), NopPruner()),
 }
 
 
-def run_race(method: str, race: Race) -> Iterator[TrialRecord]:
+def run_race(method: Method, race: SearchTask) -> Iterator[TrialRecord]:
     """Records of one method's study, trial after trial, until the budget is spent."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        sampler, pruner = METHODS[method](race)
-        study = optuna.create_study(study_name=f"{method}-{race.seed}", sampler=sampler, pruner=pruner)
+        sampler, pruner = METHODS[method.name](race)
+        study = optuna.create_study(study_name=f"{method.name}-{race.seed}", sampler=sampler, pruner=pruner)
         cells = (*race.pilots, race.target)
         spent = 0.0
         while spent < race.budget:
@@ -80,14 +89,13 @@ def run_race(method: str, race: Race) -> Iterator[TrialRecord]:
                 cell = cells[trial.suggest_categorical("model", range(len(cells)))]
             trial.set_user_attr("size", cell[0])
             trial.set_user_attr("tokens", cell[1])
-            batch = _suggest(trial, "batch", race.batch)
-            lr = _suggest(trial, "lr", race.lr)
+            batch, lr = (_suggest(trial, name, race.box[name]) for name in ("batch", "lr"))
 
             def report(tokens: int, loss: float, trial: optuna.Trial = trial) -> str | None:
                 trial.report(loss, step=tokens)
                 return "pruned" if trial.should_prune() else None
 
-            record = race.objective.run(race.configuration(cell, lr, batch), report)
+            record = race.objective.run(race.configuration(lr, cell=cell, batch=batch), report)
             trial.set_user_attr(RECORD, record_to_json(record))
             complete = record.state == "complete"
             study.tell(

@@ -24,21 +24,24 @@ from ray.tune.experiment import Trial
 from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
 from metaopt_hpo.comparison.methods import Method
-from metaopt_hpo.comparison.race import Race
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import populations, race
 from metaopt_hpo_ray.columns import METRIC
 from metaopt_hpo_ray.keeper import JOURNAL, CurveKeeper
 from metaopt_hpo_ray.populations import Population
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer, make_scheduler
-from metaopt_hpo_ray.state import BookError, TrialBook
+from metaopt_hpo_ray.saved import BookError
 from metaopt_hpo_ray.trainables import halted_run, whole_run
+from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.wiring import SAFE_FOR_PBT
 
 _OUTPUT = "RAY_AIR_NEW_OUTPUT"
 
 TASK = "task.json"
 """Beside the trials: what they were run for."""
+
+RACE_ONLY = ("pilots", "batch_bounds", "rungs")
+"""Parts of a task that say nothing of a search that is kept."""
 
 
 class RayEngine:
@@ -76,13 +79,13 @@ class RayEngine:
         """Names of the methods in a race (`metaopt_hpo.comparison.race`)."""
         return race.METHODS
 
-    def race(self, method: str, found: Race) -> Iterator[TrialRecord]:
+    def race(self, method: Method, task: SearchTask) -> Iterator[TrialRecord]:
         """Records of the runs of a race; see `metaopt_hpo_ray.race`.
 
         Raises:
             EngineError: no such method.
         """
-        return race.race(method, found)
+        return race.race(method, task)
 
     @contextlib.contextmanager
     def shared(self, cpus: int) -> Iterator[None]:
@@ -268,7 +271,9 @@ def _folder(store: str, study: str) -> Path:
 
 def _claim(folder: Path, method: Method, task: SearchTask) -> None:
     """Refuse a folder that holds a search for something else."""
-    facts: dict[str, Any] = {k: v for k, v in vars(task).items() if k not in ("objective", "evidence")}
+    facts: dict[str, Any] = {
+        k: v for k, v in vars(task).items() if k not in ("objective", "evidence", *RACE_ONLY)
+    }
     facts = {**facts, "objective": task.objective.name, "method": method.name}
     text = json.dumps(facts, indent=2, sort_keys=True, default=str)
     path = folder / TASK

@@ -17,9 +17,8 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from metaopt_hpo.comparison.engine import EngineError
-from metaopt_hpo.comparison.objective import Configuration
-from metaopt_hpo.comparison.race import Race
+from metaopt_hpo.comparison.engine import EngineError, SearchTask
+from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, WORK
 from metaopt_hpo_ray.keeper import CurveKeeper
@@ -49,16 +48,16 @@ class _Controller:
         trial.set_status(Trial.TERMINATED)
 
 
-def race(method: str, race: Race) -> Iterator[TrialRecord]:
+def race(method: Method, race: SearchTask) -> Iterator[TrialRecord]:
     """Records of a method's runs in the order they end, until the budget is spent.
 
     Raises:
         EngineError: no such method.
     """
-    if method not in METHODS:
-        raise EngineError(f"engine 'ray' races {', '.join(METHODS)}; not {method!r}")
+    if method.name not in METHODS:
+        raise EngineError(f"engine 'ray' races {', '.join(METHODS)}; not {method.name!r}")
     logging.getLogger("metaopt_hpo_ray").setLevel(logging.WARNING)
-    search, scheduler = _search(method, race), _scheduler(method, race)
+    search, scheduler = _search(method.name, race), _scheduler(method.name, race)
     controller = _Controller(scheduler)
     spent, idle, number = 0.0, 0, 0
     while spent < race.budget and idle < IDLE:
@@ -73,7 +72,7 @@ def race(method: str, race: Race) -> Iterator[TrialRecord]:
             continue
         idle = 0
         spent += record.cost
-        yield replace(record, trial=key, engine="ray", method=method)
+        yield replace(record, trial=key, engine="ray", method=method.name)
 
 
 def _run(
@@ -82,16 +81,11 @@ def _run(
     search: Any,
     scheduler: TrialScheduler,
     controller: _Controller,
-    race: Race,
+    race: SearchTask,
 ) -> TrialRecord | None:
     """One trial through Tune's hooks; None where the scheduler would not launch it."""
-    c = Configuration(
-        size=float(config.get("size", race.target[0])),
-        tokens=float(config.get("tokens", race.target[1])),
-        batch=float(config["batch"]),
-        lr=float(config["lr"]),
-        seed=race.seed,
-    )
+    cell = (float(config.get("size", race.size)), float(config.get("tokens", race.tokens)))
+    c = race.configuration(float(config["lr"]), cell=cell, batch=float(config["batch"]))
     trial = Trial("__fake", trial_id=key, config=config, stub=True)
     controller.trials = [trial]
     before = np.random.get_state()  # noqa: NPY002  HyperBand draws a trial's bracket from it
@@ -136,13 +130,13 @@ def _books(search: Any, scheduler: Any) -> list[Any]:
     return [x.book for x in (search, scheduler) if hasattr(x, "book")]
 
 
-def _search(method: str, race: Race) -> Any:
+def _search(method: str, race: SearchTask) -> Any:
     if method.startswith("law"):
         search = ScalingLawSearch(
             candidates=[*race.pilots, race.target],
             target=race.target,
-            lr=race.lr,
-            batch=race.batch,
+            lr=race.box["lr"],
+            batch=race.box["batch"],
             seed=race.seed,
         )
         search.set_search_properties(METRIC, "min", {})
@@ -152,7 +146,7 @@ def _search(method: str, race: Race) -> Any:
     return _Random(race)
 
 
-def _tpe(race: Race) -> Any:
+def _tpe(race: SearchTask) -> Any:
     try:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
@@ -164,7 +158,7 @@ def _tpe(race: Race) -> Any:
     return OptunaSearch(
         space={
             name: optuna.distributions.FloatDistribution(*bounds, log=True)
-            for name, bounds in (("lr", race.lr), ("batch", race.batch))
+            for name, bounds in race.box.items()
         },
         metric=METRIC,
         mode="min",
@@ -175,15 +169,12 @@ def _tpe(race: Race) -> Any:
 class _Random:
     """Log-uniform points."""
 
-    def __init__(self, race: Race) -> None:
+    def __init__(self, race: SearchTask) -> None:
         self._race = race
         self._rng = np.random.default_rng([race.seed & 0xFFFFFFFF, 2])
 
     def suggest(self, key: str) -> dict[str, float]:
-        return {
-            name: math.exp(self._rng.uniform(*np.log(bounds)))
-            for name, bounds in (("lr", self._race.lr), ("batch", self._race.batch))
-        }
+        return {name: math.exp(self._rng.uniform(*np.log(bounds))) for name, bounds in self._race.box.items()}
 
     def on_trial_result(self, key: str, result: dict[str, Any]) -> None:
         """Nothing is learned."""
@@ -192,7 +183,7 @@ class _Random:
         """Nothing is learned."""
 
 
-def _scheduler(method: str, race: Race) -> TrialScheduler:
+def _scheduler(method: str, race: SearchTask) -> TrialScheduler:
     scheduler: TrialScheduler
     if method == "law+scheduler":
         scheduler = ScalingLawScheduler(background=False, seed=race.seed)

@@ -1,11 +1,11 @@
-"""The engine protocol: who schedules trials, stores them and resumes. Integrations implement it."""
+"""The engine protocol: what a search is, and who schedules its trials, stores and resumes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Configuration, Objective
@@ -24,7 +24,11 @@ class EngineError(MetaOptError):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTask:
-    """One search: a method's job at one size, under a budget of FLOPs."""
+    """One search: a method's job at one size, under a budget of FLOPs.
+
+    In a race the size of every run is the method's to choose, among `pilots` and the target, and batch is searched
+    with lr; what counts is what has been spent when a good run of the target has been made.
+    """
 
     objective: Objective
     size: float
@@ -43,15 +47,38 @@ class SearchTask:
     """Options of that strategy."""
     evidence: Sequence[TrialRecord] = ()
     """Trials of other sizes a law may learn from; their cost counts against the budget."""
+    pilots: tuple[tuple[float, float], ...] = ()
+    """(size, tokens) of smaller runs that a method may make in a race."""
+    batch_bounds: tuple[float, float] | None = None
+    """Range of the batch in a race, searched in the logarithm; None where every run has `batch`."""
+    rungs: tuple[float, ...] = ()
+    """Tokens at which a run of the target reports in a race, ascending, the end excluded."""
+
+    @property
+    def target(self) -> tuple[float, float]:
+        """(size, tokens) whose best lr is wanted."""
+        return self.size, self.tokens
+
+    @property
+    def box(self) -> dict[str, tuple[float, float]]:
+        """What is searched, by name; a batch that is not has equal bounds."""
+        return {"lr": self.lr_bounds, "batch": self.batch_bounds or (self.batch, self.batch)}
 
     def configuration(
-        self, lr: float, *, strategy: str | None = None, seed: int | None = None
+        self,
+        lr: float,
+        *,
+        strategy: str | None = None,
+        seed: int | None = None,
+        cell: tuple[float, float] | None = None,
+        batch: float | None = None,
     ) -> Configuration:
-        """The configuration of one trial of this search."""
+        """The configuration of one trial of this search; `cell` is a pilot's (size, tokens)."""
+        size, tokens = cell or self.target
         return Configuration(
-            size=self.size,
-            tokens=self.tokens,
-            batch=self.batch,
+            size=size,
+            tokens=tokens,
+            batch=self.batch if batch is None else batch,
             lr=lr,
             strategy=strategy or self.strategy,
             options={} if strategy and strategy != self.strategy else dict(self.options),
@@ -88,6 +115,26 @@ class SearchEngine(Protocol):
 
         Raises:
             EngineError: the store is corrupt, foreign, or belongs to a different task.
+        """
+        ...
+
+
+@runtime_checkable
+class Racer(Protocol):
+    """What an engine may offer beside `search`: its methods in a race, on a table and without a store."""
+
+    @property
+    def race_methods(self) -> Sequence[str]:
+        """Names of the methods."""
+        ...
+
+    def race(self, method: Method, task: SearchTask) -> Iterator[TrialRecord]:
+        """Records of the runs in the order they end; the reader stops reading when it has seen enough.
+
+        An engine that cannot be stopped in between may run until `task.budget` is spent and return all records.
+
+        Raises:
+            EngineError: no such method.
         """
         ...
 

@@ -1,53 +1,46 @@
 """Law-guided searches, which ask `scaling.policy` again and again.
 
-`law_search` chooses pilots and runs of the target; `TargetSearch` is a comparison's method, whose pilots have been run.
-Both are sent the loss of each configuration, so that they run on tables and on real training alike.
+`law_search` races: it chooses pilots and runs of the target. `TargetSearch` is a comparison's method, whose pilots have
+been run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.scaling import LawRefused, fit
 from metaopt_hpo.scaling.base.sources import BaseLike
-from metaopt_hpo.scaling.policy import Config, Context, propose_at, propose_next, runs_of
-from metaopt_hpo.scaling.policy.points import Bounds, Runs, bowl_of
+from metaopt_hpo.scaling.policy import Context, propose_at, propose_next, runs_of
+from metaopt_hpo.scaling.policy.points import Runs, bowl_of
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
 
-@dataclass(frozen=True)
-class LawSearchTask:
-    """What is searched: a target, the pilot cells that may be run, and bounds; `base` as in `fit`."""
+def law_search(task: SearchTask, base: BaseLike | Sequence[BaseLike] | None = None) -> Iterator[TrialRecord]:
+    """Records of the pilots and of the target's runs, one after the other; never ends on its own.
 
-    target: tuple[float, float]
-    pilots: tuple[tuple[float, float], ...]
-    lr: Bounds
-    batch: Bounds
-    seed: int = 0
-    base: BaseLike | Sequence[BaseLike] | None = None
-
-
-def law_search(task: LawSearchTask) -> Generator[Config, tuple[Config, float], None]:
-    """Configurations to run; send (what was run, its loss) for each. Never ends on its own.
-
-    What was run may differ from what was proposed (a table knows only what lies between its runs).
+    Args:
+        task: a race.
+        base: runs of others that lend strength, as in `fit`.
     """
     context = Context(
         target=task.target,
         candidates=(*task.pilots, task.target),
-        lr=task.lr,
-        batch=task.batch,
-        base=task.base,
+        lr=task.box["lr"],
+        batch=task.box["batch"],
+        base=base,
         seed=task.seed,
     )
     rows: list[tuple[float, float, float, float, float]] = []
     while True:
-        ran, loss = yield propose_next(Runs.of(rows), context).config
-        rows.append((ran.size, ran.tokens, ran.batch, ran.lr, loss))
+        wanted = propose_next(Runs.of(rows), context).config
+        cell = (wanted.size, wanted.tokens)
+        record = task.objective.run(task.configuration(wanted.lr, cell=cell, batch=wanted.batch))
+        # a table runs the nearest configuration that it knows
+        rows.append((*cell, record.batch, record.lr, record.loss))
+        yield record
 
 
 class TargetSearch:

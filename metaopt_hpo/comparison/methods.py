@@ -42,6 +42,10 @@ _METHODS = {
         Method("pb2", "PB2 (population based bandits)", "external"),
         Method("metaoptimize", "MetaOptimize", "self-tuning", strategy="metaoptimize"),
         Method("law", "Law from smaller models", "law"),
+        Method("law-no-pruner", "Law, nothing stopped", "law"),
+        Method("law+scheduler", "Law and its scheduler", "law"),
+        Method("tpe-few", "TPE after four random trials", "external"),
+        Method("tpe+asha", "TPE + ASHA", "external"),
     )
 }
 

@@ -36,6 +36,7 @@ class TableObjective:
 
     def __init__(self, table: TrialTable, *, name: str = "table") -> None:
         self.name = name
+        self.table = table
         frame = table.frame
         usable = (frame["state"] == "complete") & np.isfinite(frame["loss"])
         if not usable.any():

@@ -35,6 +35,10 @@ _LOOKS = {
     "pb2": Look("#b8651b", "dot", "triangle-right"),
     "metaoptimize": Look("#009e73", "solid", "diamond"),
     "law": Look("#b5529f", "dashdot", "triangle-up"),
+    "law-no-pruner": Look("#b5529f", "dot", "triangle-ne"),
+    "law+scheduler": Look("#b5529f", "solid", "triangle-nw"),
+    "tpe-few": Look("#d55e00", "dot", "bowtie"),
+    "tpe+asha": Look("#d55e00", "solid", "hourglass"),
 }
 LAW = _LOOKS["law"]
 NEUTRAL = Look("#808080", "dot", "circle-open")

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from metaopt_hpo.comparison.methods import method as method_named
+from metaopt_hpo.comparison.race import Problem
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_optuna import OptunaEngine
-from studies.gain.problems import Problem, table_problem
+from studies.gain.problems import table_problem
 
 TARGET = (8e6, 8e7)
 
@@ -30,7 +32,7 @@ def problem() -> Problem:
 @pytest.mark.parametrize("method", OptunaEngine().race_methods)
 def test_every_method_races_and_repeats(problem: Problem, method: str) -> None:
     def race() -> list[tuple[float, float, float]]:
-        records = OptunaEngine().race(method, problem.race(3, 4.0))
+        records = OptunaEngine().race(method_named(method), problem.race(3, 4.0))
         return [(r.size, r.lr, r.batch) for r, _ in zip(records, range(6), strict=False)]
 
     found = race()
@@ -41,7 +43,7 @@ def test_every_method_races_and_repeats(problem: Problem, method: str) -> None:
 def test_ours_buys_pilots_and_then_hits_the_target(problem: Problem) -> None:
     best = []
     for seed in range(5):
-        records = list(OptunaEngine().race("law", problem.race(seed, 10.0)))
+        records = list(OptunaEngine().race(method_named("law"), problem.race(seed, 10.0)))
         first = next(i for i, r in enumerate(records) if r.size == TARGET[0])
         assert first >= 3
         assert all(r.size == TARGET[0] for r in records[first:])
@@ -51,5 +53,5 @@ def test_ours_buys_pilots_and_then_hits_the_target(problem: Problem) -> None:
 
 
 def test_a_grid_ends_after_its_last_point(problem: Problem) -> None:
-    points = [(r.lr, r.batch) for r in OptunaEngine().race("grid", problem.race(0, 1000.0))]
+    points = [(r.lr, r.batch) for r in OptunaEngine().race(method_named("grid"), problem.race(0, 1000.0))]
     assert len(points) == len(set(points)) > 10

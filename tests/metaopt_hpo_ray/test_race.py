@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import pytest
 
-from metaopt_hpo.comparison.engine import EngineError
+from metaopt_hpo.comparison.engine import EngineError, SearchTask
+from metaopt_hpo.comparison.methods import method as method_named
 from metaopt_hpo.comparison.objective import Configuration, Report, no_report
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo_ray import RayEngine
@@ -44,24 +44,25 @@ class World:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Race:
-    seed: int = 0
-    objective: World = field(default_factory=World)
-    target: tuple[float, float] = TARGET
-    pilots: tuple[tuple[float, float], ...] = tuple((n, 20 * n) for n in (1e6, 2e6, 4e6))
-    lr: tuple[float, float] = (1e-4, 1e-1)
-    batch: tuple[float, float] = (1e4, 1e5)
-    budget: float = 5 * 6 * TARGET[0] * TARGET[1]
+RACE = SearchTask(
+    objective=World(),
+    size=TARGET[0],
+    tokens=TARGET[1],
+    batch=3e4,
+    pilots=tuple((n, 20 * n) for n in (1e6, 2e6, 4e6)),
+    lr_bounds=(1e-4, 1e-1),
+    batch_bounds=(1e4, 1e5),
+    budget=5 * 6 * TARGET[0] * TARGET[1],
+)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_race_spends_its_budget_and_repeats(method: str) -> None:
-    records = list(RayEngine().race(method, Race()))
+    records = list(RayEngine().race(method_named(method), RACE))
     spent = math.fsum(r.cost for r in records)
-    assert Race().budget <= spent < Race().budget + 6 * TARGET[0] * TARGET[1]
+    assert RACE.budget <= spent < RACE.budget + 6 * TARGET[0] * TARGET[1]
     if method != "law+scheduler":  # its fits take seconds
-        again = list(RayEngine().race(method, Race()))
+        again = list(RayEngine().race(method_named(method), RACE))
         assert [(r.lr, r.state, r.cost) for r in again] == [(r.lr, r.state, r.cost) for r in records]
     stopped = [r for r in records if r.state == "pruned"]
     assert stopped or method != "asha"
@@ -78,4 +79,4 @@ def configuration(r: TrialRecord) -> Configuration:
 
 def test_what_cannot_be_raced_is_named() -> None:
     with pytest.raises(EngineError, match="not 'pbt'"):
-        next(RayEngine().race("pbt", Race()))
+        next(RayEngine().race(method_named("pbt"), RACE))

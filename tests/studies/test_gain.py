@@ -11,16 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metaopt_hpo.comparison.engine import EngineError
-from metaopt_hpo.comparison.race import Race
+from metaopt_hpo.comparison.engine import EngineError, SearchTask
+from metaopt_hpo.comparison.methods import Method
+from metaopt_hpo.comparison.race import Problem
+from metaopt_hpo.comparison.replayed import ReplayedObjective
 from metaopt_hpo.comparison.statistics import bootstrap_median, ratio_of_medians
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from studies import live_table
 from studies.gain import races
-from studies.gain.problems import Problem, live_problem, table_problem
+from studies.gain.problems import live_problem, table_problem
 from studies.gain.races import race_all, run
-from studies.gain.replayed import ReplayedObjective, smoothed
+from studies.gain.smoothing import smoothed
 from studies.gain.summary import LIMIT, costs, markdown, summary
 
 TARGET = (4e6, 8e7)
@@ -46,20 +48,20 @@ def problem() -> Problem:
 class Fixed:
     """A racer that runs one pilot, a bad and a good run of the target."""
 
-    race_methods = ("fixed", "tpe")
+    race_methods = ("random", "tpe")
     calls = 0
 
-    def race(self, method: str, race: Race) -> Iterator[TrialRecord]:
+    def race(self, method: Method, task: SearchTask) -> Iterator[TrialRecord]:
         type(self).calls += 1
-        best = race.objective.grid(*race.target)  # type: ignore[attr-defined]
-        yield race.objective.run(race.configuration((1e6, 4e7), 1e-2, 3e4))
-        yield race.objective.run(race.configuration(race.target, 9e-2, 3e4), lambda t, loss: "stopped")
-        yield race.objective.run(race.configuration(race.target, best.best_lr, best.best_batch))
+        best = task.objective.grid(*task.target)  # type: ignore[attr-defined]
+        yield task.objective.run(task.configuration(1e-2, cell=(1e6, 4e7), batch=3e4))
+        yield task.objective.run(task.configuration(9e-2, batch=3e4), lambda t, loss: "stopped")
+        yield task.objective.run(task.configuration(best.best_lr, batch=best.best_batch))
         raise AssertionError("read on after the goal")
 
 
 def test_pilots_and_stopped_runs_cost_what_they_used(problem: Problem) -> None:
-    rows = run(Fixed(), "fixed", problem, seed=0)
+    rows = run(Fixed(), "random", problem, seed=0)
     assert len(rows) == 1
     assert rows[0]["excess"] == pytest.approx(0.0, abs=1e-9)
     assert rows[0]["cost"] == pytest.approx(1 / 8 + 1 / 2 + 1)
@@ -79,7 +81,7 @@ def test_a_search_that_is_held_is_not_repeated(
     assert Fixed.calls == 6
     assert len(again) == 3 * len(first) // 2
     found = summary(again)
-    row: dict[str, Any] = found[(found["method"] == "fixed") & (found["within"] == 0.0025)].iloc[0].to_dict()
+    row: dict[str, Any] = found[(found["method"] == "random") & (found["within"] == 0.0025)].iloc[0].to_dict()
     assert row["median"] == pytest.approx(1.625)
     assert row["median_low"] == row["median_high"] == row["median"]
     assert row["ratio"] == pytest.approx(1.0)
@@ -105,7 +107,7 @@ def test_a_search_that_never_arrived_counts_as_the_limit() -> None:
 def test_any_configuration_of_the_box_is_run_at_the_nearest_known_one() -> None:
     objective = ReplayedObjective(table())
     race = table_problem("toy", table(), TARGET).race(0, 10)
-    record = objective.run(race.configuration(TARGET, 1e3, 1.0))
+    record = objective.run(race.configuration(1e3, batch=1.0))
     assert record.lr == pytest.approx(0.1)
     assert record.batch == pytest.approx(1e4)
     assert race.rungs == (4e7,)
@@ -140,10 +142,10 @@ def test_the_kept_live_table_is_a_problem_of_its_finished_seeds() -> None:
     assert found.target not in found.pilots
     assert len(found.pilots) == len(live_table.PILOTS)
     assert len(race.rungs) >= 3
-    record = race.objective.run(race.configuration(found.target, found.truth.best_lr, found.truth.best_batch))
+    record = race.objective.run(race.configuration(found.truth.best_lr, batch=found.truth.best_batch))
     assert record.cost == pytest.approx(found.unit)
     assert found.excess(record) == pytest.approx(0.0, abs=1e-9)
-    pilot = race.objective.run(race.configuration(found.pilots[0], 0.01, 1024))
+    pilot = race.objective.run(race.configuration(0.01, cell=found.pilots[0], batch=1024))
     assert math.isnan(found.excess(pilot))
     assert pilot.cost < found.unit / 20
 

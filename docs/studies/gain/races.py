@@ -8,8 +8,8 @@ file; what it holds is not run again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +17,13 @@ import pandas as pd
 import typer
 
 from metaopt_hpo.atomic import replacing
-from metaopt_hpo.comparison.engine import EngineError, get_engine
-from metaopt_hpo.comparison.race import Racer
+from metaopt_hpo.comparison.engine import EngineError, Racer, get_engine
+from metaopt_hpo.comparison.methods import method as method_named
+from metaopt_hpo.comparison.race import Problem, improvements
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.locks import only_process
 from studies import live_table
-from studies.gain.problems import Problem, problems
+from studies.gain.problems import problems
 from studies.gain.summary import KEYS, LIMIT, THRESHOLDS, markdown, summary
 
 
@@ -30,20 +31,9 @@ def run(
     racer: Racer, method: str, problem: Problem, seed: int, limit: float = LIMIT
 ) -> list[dict[str, float]]:
     """One search: cost (target runs so far) and excess at every improvement, and at the end."""
-    spent, best, runs, pilots = 0.0, math.inf, 0, 0.0
-    rows: list[dict[str, float]] = []
-    for record in racer.race(method, problem.race(seed, limit)):
-        spent += record.cost / problem.unit
-        runs += 1
-        excess = problem.excess(record)
-        if math.isnan(excess) and record.size != problem.target[0]:
-            pilots += record.cost / problem.unit
-        if excess < best:
-            best = excess
-            rows.append({"cost": spent, "excess": best, "runs": runs, "pilots": pilots})
-        if best <= THRESHOLDS[0] or spent >= limit:
-            break
-    return rows or [{"cost": spent, "excess": math.inf, "runs": runs, "pilots": pilots}]
+    records = racer.race(method_named(method), problem.race(seed, limit))
+    found = improvements(records, problem, limit=limit, enough=THRESHOLDS[0])
+    return [asdict(improvement) for improvement in found]
 
 
 def race_all(

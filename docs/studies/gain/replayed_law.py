@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
-from metaopt_hpo.comparison.law_search import LawSearchTask, law_search
-from metaopt_hpo.comparison.objective import Configuration
+from metaopt_hpo.comparison.law_search import law_search
+from metaopt_hpo.comparison.race import Problem, improvements
 from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.base.sources import base_of
 from studies import benchmarks, live_table
-from studies.gain.problems import Problem, problems
+from studies.gain.problems import problems
 
 WITHIN = 2.5e-3
 LIMIT = 40.0
@@ -31,23 +30,9 @@ LIMIT = 40.0
 
 def spent(problem: Problem, seed: int, base: Base | None = None) -> tuple[float, float]:
     """(target runs until one is good, infinite beyond `LIMIT`; those that went into pilots)."""
-    race = problem.race(seed, LIMIT)
-    task = LawSearchTask(problem.target, problem.pilots, race.lr, race.batch, seed, base)
-    search = law_search(task)
-    wanted, total, pilots = next(search), 0.0, 0.0
-    while True:
-        record = race.objective.run(
-            Configuration(size=wanted.size, tokens=wanted.tokens, batch=wanted.batch, lr=wanted.lr)
-        )
-        total += record.cost / problem.unit
-        excess = problem.excess(record)
-        if math.isnan(excess):
-            pilots += record.cost / problem.unit
-        elif excess <= WITHIN:
-            return total, pilots
-        if total >= LIMIT:
-            return math.inf, pilots
-        wanted = search.send((replace(wanted, lr=record.lr, batch=record.batch), record.loss))
+    records = law_search(problem.race(seed, LIMIT), base)
+    last = improvements(records, problem, limit=LIMIT, enough=WITHIN)[-1]
+    return last.cost if last.excess <= WITHIN else math.inf, last.pilots
 
 
 def main(

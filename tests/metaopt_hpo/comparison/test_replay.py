@@ -10,8 +10,9 @@ import pytest
 
 from metaopt_hpo.comparison.engine import EngineError
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError
-from metaopt_hpo.comparison.replay import replay, rungs
-from metaopt_hpo.comparison.searchers import get_searcher
+from metaopt_hpo.comparison.race import PlainRacer, problem_of, racer_of
+from metaopt_hpo.comparison.replay import METHODS, replay
+from metaopt_hpo.comparison.replayed import ReplayedObjective
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.trials.table import TrialTable
 
@@ -115,33 +116,33 @@ def test_replays_repeat(objective: TableObjective) -> None:
     pd.testing.assert_frame_equal(trace(), trace())
 
 
-def test_rungs_are_spaced_and_known(objective: TableObjective) -> None:
-    assert rungs(objective, TARGET) == (3e9, 1e10, 3e10)
+def test_a_race_reports_at_the_cells_of_fewer_tokens(objective: TableObjective) -> None:
+    replayed = ReplayedObjective(objective.table)
+    assert problem_of("", replayed, TARGET).race(0, 1.0).rungs == (3e9, 1e10)
 
 
 def test_an_unknown_method_is_named(objective: TableObjective) -> None:
-    with pytest.raises(EngineError, match="no searcher 'magic'"):
+    with pytest.raises(EngineError, match="unknown method 'magic'"):
         replay(objective, TARGET, methods=("magic",), seeds=1)
     with pytest.raises(ValueError, match="seeds"):
         replay(objective, TARGET, seeds=0)
 
 
-@pytest.mark.parametrize("name", ["random", "tpe"])
-def test_searchers_stay_inside_and_repeat(name: str) -> None:
-    if name == "tpe":
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_stay_inside_their_box_and_repeat(objective: TableObjective, name: str) -> None:
+    if name not in PlainRacer.race_methods:
         pytest.importorskip("optuna")
-    bounds = {"lr": (1e-4, 1e-2), "batch": (1e5, 1e6)}
+    problem = problem_of("toy", ReplayedObjective(objective.table), TARGET)
 
     def points(seed: int) -> list[tuple[float, float]]:
-        s = get_searcher(name)(bounds, seed)
-        out = []
-        for _ in range(15):
-            p = s.ask()
-            s.tell(p, math.log(p[0] / 1e-3) ** 2)
-            out.append(p)
-        return out
+        racer, method = racer_of(name)
+        task = problem.race(seed, 6.0, pilots=method.kind == "law")
+        (low_lr, high_lr), (low_b, high_b) = task.box["lr"], task.box["batch"]
+        found = [(r.lr, r.batch) for r, _ in zip(racer.race(method, task), range(6), strict=False)]
+        assert all(low_lr * 0.999 <= lr <= high_lr * 1.001 for lr, _ in found)
+        assert all(low_b * 0.999 <= b <= high_b * 1.001 for _, b in found)
+        return found
 
-    a = points(1)
-    assert a == points(1)
-    assert a != points(2)
-    assert all(1e-4 <= lr <= 1e-2 and 1e5 <= b <= 1e6 for lr, b in a)
+    again = points(1)
+    assert again == points(1)
+    assert name == "law" or again != points(2)

@@ -16,12 +16,8 @@ import numpy as np
 from metaopt_hpo.comparison.objective import Configuration, Report, no_report
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.scaling.fitting.grid import CellGrid
-from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-
-BANDWIDTH = 1.0
-"""Width, ln units, of the neighbourhood that a smoothed loss comes from."""
 
 
 class ReplayedObjective(TableObjective):
@@ -73,19 +69,3 @@ def _curve_grids(curves: Mapping[tuple[float, float, float, float], Curve]) -> l
     return [
         (t, CellGrid(*np.array(rows).T)) for t, rows in sorted(by_tokens.items()) if len(rows) == len(curves)
     ]
-
-
-def smoothed(grid: CellGrid) -> CellGrid:
-    """The cell with each loss replaced by that of a local quadratic fitted around it: less of one run's noise.
-
-    Weights are Gaussian in (ln lr, ln batch) with `BANDWIDTH`; ln loss is fitted.
-    """
-    p, z = grid.points, np.log(grid.loss)
-    out: list[float] = []
-    for point in p:
-        d = p - point
-        w = np.sqrt(np.exp(-0.5 * (d**2).sum(axis=1) / BANDWIDTH**2))
-        basis = np.column_stack([np.ones(len(d)), d, d**2, d[:, 0] * d[:, 1]])
-        out.append(float(np.linalg.lstsq(basis * w[:, None], z * w, rcond=None)[0][0]))
-    loss: Array = np.exp(np.array(out))
-    return CellGrid(np.exp(p[:, 0]), np.exp(p[:, 1]), loss)
