@@ -19,7 +19,7 @@ from metaopt_hpo_optuna import ScalingLawPruner
 from metaopt_hpo_optuna.trial_link import TrialLink  # noqa: F401  the integration loads as a user has it
 
 judges = pytest.importorskip("metaopt_hpo_ray.judge", reason="Ray is not installed")
-books = pytest.importorskip("metaopt_hpo_ray.state")
+books = pytest.importorskip("metaopt_hpo_ray.trial_book")
 
 BATCH = 65536
 SIZES = (1e6, 4e6, 1.6e7, 6.4e7)

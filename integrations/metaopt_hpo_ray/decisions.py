@@ -18,12 +18,12 @@ from metaopt_hpo.scaling.policy import Decision
 from metaopt_hpo.trials.quantities import flatten
 from metaopt_hpo.trials.record import TrialState
 from metaopt_hpo_ray.columns import REASON, STATE, Columns
-from metaopt_hpo_ray.entry import DONE, Entry
+from metaopt_hpo_ray.entry import DONE
 from metaopt_hpo_ray.inner import Inner
 from metaopt_hpo_ray.judge import Judge
 from metaopt_hpo_ray.launches import WAITING, Launches
-from metaopt_hpo_ray.reports import Results, describe, outcome, report, why_failed
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.reports import Results, know, outcome, report, why_failed
+from metaopt_hpo_ray.trial_book import TrialBook
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -74,19 +74,10 @@ class Decisions:
     def metric(self, name: str) -> None:
         self._results.metric = name
 
-    def _know(self, trial: Trial) -> Entry:
-        """What the trial's config says of it now: a searcher, or another scheduler, may have changed it."""
-        key = trial.trial_id
-        self._book.add(key, **describe(trial.config, self._columns))
-        lr = self._columns.get(trial.config, "lr")
-        if lr is not None:
-            self._book.set_lr(key, lr)
-        return self._book.entries[key]
-
     def add(self, trial: Trial) -> None:
         """A trial is there, for the first time or again."""
         key = trial.trial_id
-        entry = self._know(trial)
+        entry = know(self._book, trial, self._columns)
         if trial.status in (Trial.TERMINATED, Trial.ERROR):
             self.launches.ended(key)
             if trial.status == Trial.ERROR:

@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.entry import Entry, Place
 from metaopt_hpo_ray.fair import is_late
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_book import TrialBook
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

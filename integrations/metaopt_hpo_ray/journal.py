@@ -17,7 +17,8 @@ import pyarrow.fs  # type: ignore[import-untyped]
 
 from metaopt_hpo.atomic import WriteError, write_bytes
 from metaopt_hpo_ray.restoring import copy_tuner
-from metaopt_hpo_ray.state import BookError, TrialBook, header
+from metaopt_hpo_ray.saved import BookError, header
+from metaopt_hpo_ray.trial_book import TrialBook
 
 logger = logging.getLogger(__name__)
 

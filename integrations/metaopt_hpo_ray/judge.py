@@ -20,7 +20,7 @@ from metaopt_hpo.scaling.forecast import distribution
 from metaopt_hpo.scaling.policy import STOP_BELOW, Decision, Fitted, History, Refits, Rule, Run, decide
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.entry import Entry, quarter_octave
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_book import TrialBook
 
 logger = logging.getLogger(__name__)
 
@@ -302,7 +302,7 @@ class Judge:
     def load_state(self, state: dict[str, Any]) -> None:
         """Become what `to_state` described; trials are held anew as Tune adds them."""
         if state.get("law") is not None and self._refits.first.law is None:
-            self._refits = replace_first(self._refits, Law.from_json(state["law"]))
+            self._refits.begin_with(Law.from_json(state["law"]))
         self.version = int(state.get("version", 1))
         self._held, self._queues, self._counted, self._live = set(), {}, {}, {}
         self._fitted = None
@@ -314,15 +314,3 @@ class Judge:
             if trial in entries and entries[trial].closed:
                 self._enter(trial)
         self._sizes |= {quarter_octave(e.size) for e in entries.values() if e.known}
-
-
-def replace_first(refits: Refits, law: Law) -> Refits:
-    """The same refits with another law to begin with."""
-    return Refits(
-        need=refits.need,
-        allow_weak=refits.allow_weak,
-        seed=refits.seed,
-        background=refits.background,
-        first=law,
-        base=refits.base,
-    )

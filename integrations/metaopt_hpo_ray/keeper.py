@@ -23,9 +23,9 @@ from metaopt_hpo_ray.entry import Entry
 from metaopt_hpo_ray.journal import JOURNAL, Journal
 from metaopt_hpo_ray.lost import NONE_SAVED, make_good
 from metaopt_hpo_ray.metrics import Metrics
-from metaopt_hpo_ray.reports import Results, describe, outcome, report, why_failed
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.reports import Results, know, outcome, report, why_failed
 from metaopt_hpo_ray.storage import warn_unshared
+from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.trial_files import read_trials
 
 __all__ = ["JOURNAL", "CurveKeeper", "Owner"]
@@ -200,7 +200,7 @@ class CurveKeeper(Callback):
                 if key not in known and not entry.closed:
                     self.book.close(key, "failed", FORGOTTEN)
             for trial in trials if self._scheduler is None else ():
-                self._know(trial)
+                know(self.book, trial, self._columns)
                 if trial.status == Trial.TERMINATED and not self.book.entries[trial.trial_id].closed:
                     self._end(trial)
 
@@ -225,7 +225,7 @@ class CurveKeeper(Callback):
                 pauses,
             )
         if self._scheduler is None:
-            self._know(trial)
+            know(self.book, trial, self._columns)
             self._enter(trial, result)
             if result.get("done"):
                 self._done.add(trial.trial_id)
@@ -251,7 +251,7 @@ class CurveKeeper(Callback):
         """A trial is about to run, or to run again after a failure, a pause or a restore, from its checkpoint."""
         self._find([trial])
         if self._scheduler is None:
-            self._know(trial)
+            know(self.book, trial, self._columns)
             self.book.launch(trial.trial_id)
         entry = self.book.entries.get(trial.trial_id)
         if entry is not None:
@@ -272,7 +272,7 @@ class CurveKeeper(Callback):
         """A trial has ended."""
         self._find([trial])
         if self._scheduler is None:
-            self._know(trial)
+            know(self.book, trial, self._columns)
             self._end(trial)
         self.flush()
 
@@ -295,7 +295,7 @@ class CurveKeeper(Callback):
         """A trial has failed for good."""
         self._find([trial])
         if self._scheduler is None:
-            self._know(trial)
+            know(self.book, trial, self._columns)
             self.book.close(trial.trial_id, "failed", why_failed(trial))
         self.flush()
 
@@ -321,12 +321,6 @@ class CurveKeeper(Callback):
             self.book.close(key, "complete")
         else:
             self.book.close(key, "stopped", CUT, cut=True)
-
-    def _know(self, trial: Trial) -> None:
-        self.book.add(trial.trial_id, **describe(trial.config, self._columns))
-        lr = self._columns.get(trial.config, "lr")
-        if lr is not None:
-            self.book.set_lr(trial.trial_id, lr)
 
     def get_state(self) -> dict[str, Any]:
         """For Tune's snapshot: where the journal is."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 
 from metaopt_hpo_ray.judge import Judge
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_book import TrialBook
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_book import TrialBook
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,10 @@ class _AnyName(str):
 class ByName:
     """What Tune finds under a name: it makes the object, and sees every option.
 
-    `tune.create_scheduler` passes on only the options that the signature names and drops the others without a
-    word. A signature whose one name equals all others lets a misspelt option reach the class, which refuses it.
+    `tune.create_scheduler` passes on only options that are `in` the list of the signature's names
+    (`ray._common.utils.get_function_args`) and drops the others without a word, so that a misspelt option would be
+    ignored. A signature whose one name equals all others is the one thing that lets it reach the class, which refuses
+    it: a list compares by equality alone, and Tune calls nothing of ours before it has dropped them.
     """
 
     def __init__(self, load: Callable[[], Callable[..., Any]]) -> None:

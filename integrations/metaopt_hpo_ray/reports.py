@@ -9,34 +9,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ray.tune.experiment import Trial
+
 from metaopt_hpo.strategies.registry import get, tuning_of
 from metaopt_hpo.trials.quantities import PROGRESS_TOKENS, QUANTITIES, at
 from metaopt_hpo.trials.record import TrialState
-from metaopt_hpo_ray.columns import COST, NOTE, PROCESS, PROGRESS, REASON, STATE, WORK, Columns
+from metaopt_hpo_ray.columns import COST, NOTE, PROCESS, PROGRESS, REASON, REPORTED, STATE, WORK, Columns
 from metaopt_hpo_ray.entry import DONE, Entry
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_book import TrialBook
 
 logger = logging.getLogger(__name__)
 
-EXTRA = (
-    "size",
-    "batch",
-    "lr",
-    "strategy",
-    "tuning",
-    "seed",
-    "workload",
-    "initial_loss",
-    "seconds",
-    "memory",
-    "grad_noise",
-    "found_lr",
-    "found_lr_spread",
-    "unique_tokens",
-)
+_EXTRA = frozenset(REPORTED) - {"target_tokens"}
 """Results of a `TrialRun` that become fields of the trial record."""
-
-_EXTRA = frozenset(EXTRA)
 
 MEASURED = ("found_lr", "found_lr_spread", "initial_loss", "grad_noise", "unique_tokens")
 """Results of any trainable that do: what else it reports under such names (its scheduler's current `lr`, a `size` of
@@ -103,6 +88,15 @@ def describe(config: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
         facts["seed"] = seed
     facts["params"] = columns.others(config)
     return facts
+
+
+def know(book: TrialBook, trial: Trial, columns: Columns) -> Entry:
+    """Enter what a trial's config says of it now: a searcher, or another scheduler, may have changed it."""
+    book.add(trial.trial_id, **describe(trial.config, columns))
+    lr = columns.get(trial.config, "lr")
+    if lr is not None:
+        book.set_lr(trial.trial_id, lr)
+    return book.entries[trial.trial_id]
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,8 @@ from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
 from metaopt_hpo_ray.journal import DECISIONS, JOURNAL
 from metaopt_hpo_ray.reports import Results
-from metaopt_hpo_ray.state import BookError, TrialBook
+from metaopt_hpo_ray.saved import BookError
+from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.trial_files import fill_in_configs, read_json, read_text, read_trials
 
 

@@ -27,8 +27,9 @@ from metaopt_hpo_ray.journal import Journal
 from metaopt_hpo_ray.judge import Judge
 from metaopt_hpo_ray.keeper import own
 from metaopt_hpo_ray.reports import Results
+from metaopt_hpo_ray.saved import read_state
 from metaopt_hpo_ray.shown import show_decisions
-from metaopt_hpo_ray.state import TrialBook, read_state
+from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.trial_files import read_trials
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
 from metaopt_hpo_ray.reports import Results, describe, outcome, report
 from metaopt_hpo_ray.result_table import trial_table
-from metaopt_hpo_ray.state import TrialBook, read_state
+from metaopt_hpo_ray.saved import read_state
+from metaopt_hpo_ray.trial_book import TrialBook
 
 Pair = tuple[float, float]
 

@@ -17,9 +17,8 @@ from ray import tune
 from metaopt_hpo.comparison.live import Resumable
 from metaopt_hpo.comparison.objective import Configuration, Objective
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_ray.columns import METRIC, PROCESS, PROGRESS, REASON, STATE, WORK
+from metaopt_hpo_ray.columns import METRIC, PROCESS, PROGRESS, REASON, REPORTED, STATE, WORK
 from metaopt_hpo_ray.populations import LOG_LR, TURN
-from metaopt_hpo_ray.reports import EXTRA
 
 PENALTY = 2.0
 """A diverged trial counts as this multiple of the untrained model's loss: what training calls exploded."""
@@ -107,7 +106,7 @@ def _end(record: TrialRecord) -> dict[str, Any]:
         PROGRESS: record.tokens,
         STATE: state,
         REASON: reason,
-        **{name: getattr(record, name) for name in EXTRA},
+        **{name: getattr(record, name) for name in REPORTED},
     }
 
 

@@ -11,7 +11,7 @@ import pyarrow.fs  # type: ignore[import-untyped]
 
 from metaopt_hpo_ray.columns import STATE, Columns
 from metaopt_hpo_ray.reports import Results, describe, outcome, report
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_book import TrialBook
 
 
 def read_text(files: Any, path: str) -> str:

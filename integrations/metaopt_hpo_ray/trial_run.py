@@ -33,6 +33,7 @@ from metaopt_hpo_ray.columns import (
     PROCESS,
     PROGRESS,
     REASON,
+    REPORTED,
     STATE,
     WORK,
     TuneWarning,
@@ -41,25 +42,6 @@ from metaopt_hpo_ray.lost import older_ones
 
 FILE = "run.pt"
 """Name of the file within a Ray checkpoint."""
-
-REPORTED = (
-    "size",
-    "batch",
-    "lr",
-    "strategy",
-    "tuning",
-    "target_tokens",
-    "initial_loss",
-    "seed",
-    "workload",
-    "seconds",
-    "memory",
-    "grad_noise",
-    "found_lr",
-    "found_lr_spread",
-    "unique_tokens",
-)
-"""Fields of the trial record that every report carries, so that the trial table needs no checkpoint."""
 
 
 class TrialRun(FrameworkRun):

@@ -14,7 +14,8 @@ from stub_cluster import StubCluster, stub_trial, world_curve, world_loss
 
 from metaopt_hpo_ray import ScalingLawScheduler, ScalingLawSearch
 from metaopt_hpo_ray.keeper import CurveKeeper
-from metaopt_hpo_ray.state import BookError, TrialBook, header
+from metaopt_hpo_ray.saved import BookError, header
+from metaopt_hpo_ray.trial_book import TrialBook
 
 JUNK: tuple[Any, ...] = (
     None, True, -1, 1e308, 10**400, float("nan"), float("inf"), "x", "", [], {}, [None], {"a": 1}, "1e3",

@@ -19,7 +19,7 @@ from metaopt_hpo.training.run import TrainingRun
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import ScalingLawScheduler, trial_table, tuner_configs
 from metaopt_hpo_ray.keeper import FORGOTTEN, JOURNAL
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_book import TrialBook
 
 TOKENS = 1024
 BASE = {"size": 100, "tokens": TOKENS, "batch": toy_trial.BATCH, "lr": 1e-2, "seed": 0}

@@ -19,7 +19,7 @@ from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import RayEngine, populations
 from metaopt_hpo_ray.entry import LR_PATH
 from metaopt_hpo_ray.keeper import JOURNAL
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_book import TrialBook
 
 TRAIN = TrainObjective([Tiny()])
 WHOLE = 6 * 9 * 960.0

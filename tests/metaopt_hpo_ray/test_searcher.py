@@ -11,12 +11,14 @@ import pytest
 from ray import cloudpickle, tune
 from stub_cluster import world_loss
 
-from metaopt_hpo.comparison.law_search import LawSearchTask, law_search
+from metaopt_hpo.comparison.engine import SearchTask
+from metaopt_hpo.comparison.law_search import law_search
+from metaopt_hpo.comparison.objective import Configuration, Report, no_report
 from metaopt_hpo.scaling import fit
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import ScalingLawSearch, strategy_space
-from metaopt_hpo_ray.state import BookError
+from metaopt_hpo_ray.saved import BookError
 
 PILOTS = [(1e6, 2e7), (2e6, 4e7), (4e6, 8e7)]
 TARGET = (1.6e7, 3.2e8)
@@ -76,16 +78,32 @@ def test_earlier_work_is_learnt_from_at_once() -> None:
     assert abs(math.log(config["lr"] / optimum)) < 0.4
 
 
+class World:
+    """Runs `world_loss`."""
+
+    name = "world"
+    sizes = tuple(n for n, _ in (*PILOTS, TARGET))
+
+    def cost(self, c: Configuration) -> float:
+        return 6.0 * c.size * c.tokens
+
+    def run(self, c: Configuration, report: Report = no_report) -> TrialRecord:
+        loss = world_loss(c.size, c.tokens, c.lr)
+        return TrialRecord(size=c.size, tokens=c.tokens, batch=c.batch, lr=c.lr, loss=loss)
+
+
 def test_every_suggestion_is_the_policys() -> None:
     s = search(seed=4)
-    policy = law_search(LawSearchTask(TARGET, tuple(PILOTS), (1e-4, 1e-1), (1e4, 1e4), seed=4))
-    config, seen = next(policy), set()
-    for i in range(40):
+    task = SearchTask(
+        objective=World(), size=TARGET[0], tokens=TARGET[1], batch=1e4, lr_bounds=(1e-4, 1e-1),
+        pilots=tuple(PILOTS), budget=math.inf, seed=4,
+    )  # fmt: skip
+    seen = set()
+    for i, record in zip(range(40), law_search(task), strict=False):
         told = s.suggest(f"t{i}")
-        assert (told["size"], told["tokens"], told["lr"]) == (config.size, config.tokens, config.lr)
+        assert (told["size"], told["tokens"], told["lr"]) == (record.size, record.tokens, record.lr)
         end(s, f"t{i}", told)
-        seen.add(config.size)
-        config = policy.send((config, world_loss(config.size, config.tokens, config.lr)))
+        seen.add(record.size)
     assert TARGET[0] in seen
 
 

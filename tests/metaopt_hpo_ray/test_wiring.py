@@ -35,7 +35,7 @@ from metaopt_hpo_ray import (
 from metaopt_hpo_ray._compat import SUPPORTED
 from metaopt_hpo_ray.keeper import JOURNAL
 from metaopt_hpo_ray.reader import READER
-from metaopt_hpo_ray.state import TrialBook
+from metaopt_hpo_ray.trial_book import TrialBook
 
 SPACE = {"size": 100, "tokens": 64, "batch": 8, "lr": tune.loguniform(1e-3, 1e-1)}
 

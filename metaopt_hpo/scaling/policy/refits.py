@@ -118,6 +118,11 @@ class Refits:
         self._prepared: tuple[int, ...] = ()
         self._now = self.first
 
+    def begin_with(self, law: Law) -> None:
+        """Decide by this law until one can be fitted."""
+        self.first = self._now = Fitted(law, refusal="")
+        self._key = ()
+
     def in_force(self, own: History, others: Sequence[History] = ()) -> Fitted:
         """The law that decides now, from a search's trials and those of earlier ones.
 

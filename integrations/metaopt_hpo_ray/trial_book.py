@@ -13,37 +13,18 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
-from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord, TrialState
-from metaopt_hpo_ray.entry import DONE, STATES, Entry, Place, check_values
-
-FORMAT = "metaopt-hpo ray journal"
-VERSION = 3
-"""3: times, reasons of launches, and fields that a report may leave out."""
+from metaopt_hpo_ray.columns import REPORTED
+from metaopt_hpo_ray.entry import DONE, STATES, Entry, check_values
+from metaopt_hpo_ray.saved import FORMAT, VERSION, BookError, check_header, parse
 
 Event = dict[str, Any]
 
-_RECORDED = frozenset(
-    (
-        "initial_loss",
-        "seconds",
-        "memory",
-        "grad_noise",
-        "found_lr",
-        "found_lr_spread",
-        "unique_tokens",
-        "workload",
-    )
-)
 _FACTS = ("size", "tokens", "batch", "lr", "strategy", "tuning", "seed", "params")
-
-
-class BookError(MetaOptError):
-    """A journal or a saved state is not one of ours, or is damaged."""
+_RECORDED = frozenset(REPORTED) - {*_FACTS, "target_tokens"}
+"""What a report says of a trial that its config does not."""
 
 
 class TrialBook:
@@ -63,12 +44,7 @@ class TrialBook:
         self.outbox: list[Event] | None = None
         self.decisions: list[dict[str, Any]] | None = None
         self.damaged = 0
-        self.best: dict[tuple[float, float], float] = {}
-        """(size, tokens) → lowest positive loss of a completed trial there: a law is of no other."""
-        self.completed = 0
-        self.stops: dict[Place, int] = {}
-        """Place → trials stopped there, or not launched, since one was last run to its end."""
-        self._spared: dict[Place, list[str]] = {}
+        self._spared: list[str] = []
         self._packed: dict[str, str] = {}
         """Trial → its entry as text, made at the last `pack` and dropped by the next event of the trial."""
         self._lenient = False
@@ -124,14 +100,9 @@ class TrialBook:
         if not self.entries[trial].spared:
             self._make({"k": "spare", "id": trial})
 
-    def sparing(self, place: Place) -> bool:
-        """True while a spared trial of the place has not ended."""
-        return any(not self.entries[t].closed for t in self._spared.get(place, ()))
-
     def sparing_now(self) -> dict[str, float]:
         """Spared trials that have not ended, and their sizes."""
-        spared = (t for trials in self._spared.values() for t in trials)
-        return {t: self.entries[t].size for t in spared if not self.entries[t].closed}
+        return {t: self.entries[t].size for t in self._spared if not self.entries[t].closed}
 
     def report(
         self,
@@ -233,7 +204,7 @@ class TrialBook:
         entry = self._entry(event)
         if not entry.spared:
             entry.spared = True
-            self._spared.setdefault(entry.place, []).append(entry.trial)
+            self._spared.append(entry.trial)
 
     def _lr(self, event: Event) -> None:
         entry = self._entry(event)
@@ -269,23 +240,11 @@ class TrialBook:
         entry = self._entry(event)
         if event["state"] not in STATES:
             raise ValueError(f"state {event['state']!r}")
-        before = entry.state
-        if before == "complete":
+        if entry.state == "complete":
             return
         entry.state, entry.reason, entry.cut = event["state"], event["reason"], bool(event.get("cut"))
-        if entry.state == "pruned" and before != "pruned" and not entry.cut:
-            self.stops[entry.place] = self.stops.get(entry.place, 0) + 1
-        if entry.state == "complete":
-            if 0 < entry.last[0] < DONE * entry.tokens:
-                entry.tokens = entry.last[0]  # who ended it had planned no more
-            self.stops.pop(entry.place, None)
-            self._note_complete(entry)
-
-    def _note_complete(self, entry: Entry) -> None:
-        self.completed += 1
-        key = (entry.size, entry.tokens)
-        if 0 < entry.last[1] < math.inf:
-            self.best[key] = min(entry.last[1], self.best.get(key, math.inf))
+        if entry.state == "complete" and 0 < entry.last[0] < DONE * entry.tokens:
+            entry.tokens = entry.last[0]  # who ended it had planned no more
 
     def _note(self, event: Event) -> None:
         entry, text = self._entry(event), str(event["text"])
@@ -329,8 +288,7 @@ class TrialBook:
         return {**self._head(), "entries": [self._packed[key] for key in self.entries]}
 
     def _head(self) -> dict[str, Any]:
-        stops = [[*place, count] for place, count in self.stops.items()]
-        return {"format": FORMAT, "version": VERSION, "events": self.events, "stops": stops}
+        return {"format": FORMAT, "version": VERSION, "events": self.events}
 
     def load_state(self, state: Any) -> None:
         """Become the book that `to_state` or `pack` described.
@@ -343,28 +301,21 @@ class TrialBook:
             rows = [json.loads(e) if isinstance(e, str) else e for e in state["entries"]]
             entries = [Entry.from_state(e) for e in rows]
             events = int(state["events"])
-            stops = {(int(s), int(t)): int(n) for s, t, n in state.get("stops", ())}
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise BookError(f"the saved state of the trials is damaged ({error!r})") from error
-        self.become(entries, events, stops)
+        self.become(entries, events)
 
     def take_over(self, other: TrialBook) -> None:
         """Become a book like another, which is given up."""
-        self.become(list(other.entries.values()), other.events, other.stops)
+        self.become(list(other.entries.values()), other.events)
         self.damaged = other.damaged
 
-    def become(self, entries: list[Entry], events: int, stops: dict[Place, int]) -> None:
+    def become(self, entries: list[Entry], events: int) -> None:
         """Become the book of these entries."""
         self.entries = {e.trial: e for e in entries}
         self.events = events
-        self.stops = stops
-        self._spared, self._packed = {}, {}
-        self.best, self.completed = {}, 0
-        for e in entries:
-            if e.spared:
-                self._spared.setdefault(e.place, []).append(e.trial)
-            if e.state == "complete":
-                self._note_complete(e)
+        self._packed = {}
+        self._spared = [e.trial for e in entries if e.spared]
 
     @classmethod
     def replay(cls, lines: Iterable[str]) -> TrialBook:
@@ -382,7 +333,7 @@ class TrialBook:
         first = next(rows, None)
         if first is None:
             raise BookError("the journal of trials is empty")
-        head = _parse(first)
+        head = parse(first)
         if (
             head is None or "k" in head
         ):  # the first line is gone: the others say whether this is a journal of ours
@@ -393,7 +344,7 @@ class TrialBook:
         for line in rows:
             book.damaged += bad  # but for the last line, which a kill may have cut off
             bad = 0
-            event = _parse(line)
+            event = parse(line)
             try:
                 if event is None:
                     raise BookError("no event")
@@ -406,62 +357,6 @@ class TrialBook:
         return book
 
 
-def read_state(path: str | PathLike[str], whose: str, take: Callable[[Any], None]) -> None:
-    """Give `take` what `path` holds in JSON.
-
-    Args:
-        whose: who saved it, for the message.
-
-    Raises:
-        BookError: there is no such file, it is damaged, or it is something else's.
-    """
-    try:
-        take(json.loads(Path(path).read_text(encoding="utf-8")))
-    except OSError as error:
-        raise BookError(
-            f"the saved state of {whose}, {path}, cannot be read: {error.strerror or error}"
-        ) from error
-    except (
-        MetaOptError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BookError(
-            f"{path} is no saved state of {whose}, or a damaged one ({reason:.200}); begin without it, or restore the "
-            "file"
-        ) from error
-
-
 def _is_known(value: Any) -> bool:
     """False for what an entry holds where nothing was said: NaN, an empty text, no parameters."""
     return bool(value == value and value not in ("", {}))
-
-
-def header() -> str:
-    """The first line of a journal."""
-    return json.dumps({"format": FORMAT, "version": VERSION})
-
-
-def check_header(state: Any) -> None:
-    """Raise BookError unless `state` says that it is ours and not of a newer version."""
-    if not isinstance(state, Mapping) or state.get("format") != FORMAT:
-        raise BookError("this is not a journal of trials of metaopt-hpo")
-    if not isinstance(state.get("version"), int) or state["version"] > VERSION:
-        raise BookError(
-            f"the journal of trials has version {state.get('version')!r}, this installation reads up to {VERSION}; "
-            "upgrade metaopt-hpo"
-        )
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    """A line's object; None where it is damaged."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
