@@ -28,6 +28,7 @@ from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Checkpointing, Configuration, ObjectiveUnavailable
 from metaopt_hpo.locks import only_process
+from metaopt_hpo.trials.diverged import stand_in_loss
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo_optuna import _compat
@@ -53,9 +54,6 @@ NOT_THE_METHODS = (
 
 BUDGET_SLACK = 1e-9
 """Relative slack of the budget: sums of equal costs differ from their product in the last digits."""
-
-PENALTY = 2.0
-"""A diverged trial counts as this multiple of the untrained model's loss: what training calls exploded."""
 
 
 class OptunaEngine:
@@ -280,18 +278,16 @@ class _Search:
     def _report_penalty(self, trial: Trial, record: TrialRecord) -> None:
         """A finite value for a diverged trial, as its last report: samplers learn that it was bad."""
         frozen = self._frozen(trial)
-        known = [record.initial_loss, *frozen.intermediate_values.values()]
-        known += [t.value for t in self._study.get_trials(deepcopy=False) if t.value is not None]
-        finite = [v for v in known if math.isfinite(v)]
-        if finite:
-            penalty = max([*finite, PENALTY * record.initial_loss])
+        others = (t.value for t in self._study.get_trials(deepcopy=False) if t.value is not None)
+        stand_in = stand_in_loss(record.initial_loss, (*frozen.intermediate_values.values(), *others))
+        if stand_in is not None:
             # noted, so that a process that takes over here does not report it a step later
             step = frozen.user_attrs.get(PENALTY_STEP)
             if step is None:
                 step = max(round(record.tokens), (frozen.last_step or 0) + 1)
                 trial.set_user_attr(PENALTY_STEP, step)
             if step not in frozen.intermediate_values:
-                trial.report(penalty if math.isfinite(penalty) else max(finite), step=step)
+                trial.report(stand_in, step=step)
 
     def _frozen(self, trial: Trial) -> FrozenTrial:
         """The trial as it stands in the store."""

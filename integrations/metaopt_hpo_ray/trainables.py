@@ -16,12 +16,10 @@ from ray import tune
 
 from metaopt_hpo.comparison.live import Resumable
 from metaopt_hpo.comparison.objective import Configuration, Objective
+from metaopt_hpo.trials.diverged import stand_in_loss
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.columns import METRIC, PROCESS, PROGRESS, REASON, REPORTED, STATE, WORK
 from metaopt_hpo_ray.populations import LOG_LR, TURN
-
-PENALTY = 2.0
-"""A diverged trial counts as this multiple of the untrained model's loss: what training calls exploded."""
 
 SAVED = "run.pt"
 """Name of the file within a checkpoint."""
@@ -100,7 +98,8 @@ def _end(record: TrialRecord) -> dict[str, Any]:
         state, reason = "diverged", f"the final loss is {loss}"
     if state == "diverged":
         # searchers choke on NaN: OptunaSearch leaves such a trial running for ever
-        loss = _penalty(record)
+        seen = record.curve.loss if record.curve else ()
+        loss = stand_in_loss(record.initial_loss, seen) or sys.float_info.max
     return {
         METRIC: float(loss),
         PROGRESS: record.tokens,
@@ -108,9 +107,3 @@ def _end(record: TrialRecord) -> dict[str, Any]:
         REASON: reason,
         **{name: getattr(record, name) for name in REPORTED},
     }
-
-
-def _penalty(record: TrialRecord) -> float:
-    """A finite loss for a diverged run, worse than any it has reported."""
-    seen = (PENALTY * record.initial_loss, record.initial_loss, *(record.curve.loss if record.curve else ()))
-    return max((x for x in seen if math.isfinite(x)), default=sys.float_info.max)

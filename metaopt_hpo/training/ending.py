@@ -10,13 +10,11 @@ from torch import Tensor
 
 from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 from metaopt_hpo.optim.host import Later
+from metaopt_hpo.trials.diverged import EXPLODED, exploded
 
 BAD_STEPS = 10
 """Consecutive steps with a non-finite training loss after which a run has diverged: one may be an overflow
 that loss scaling or the optimizer skips."""
-
-EXPLODED = 2.0
-"""A held-out loss above this multiple of the untrained model's has diverged."""
 
 LEAST_GAIN = 0.01
 """A complete run whose held-out loss fell by less than this fraction has made no progress …"""
@@ -39,11 +37,6 @@ class RunStopped(MetaOptError):
 
 class RunDiverged(RunStopped):
     """The loss became non-finite or exploded."""
-
-
-def exploded(loss: float, initial: float) -> bool:
-    """Whether a held-out loss says that the run has diverged: not finite, or far above the untrained model's."""
-    return not math.isfinite(loss) or loss > EXPLODED * initial > 0
 
 
 def why_diverged(loss: float, initial: float, tokens: int) -> str | None:

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training.distributed import from_rank_0, is_distributed, min_over_ranks, rank
-from metaopt_hpo.training.ending import EXPLODED, LEAST_GAIN, NoProgress, RunDiverged, exploded
+from metaopt_hpo.training.ending import LEAST_GAIN, NoProgress, RunDiverged
 from metaopt_hpo.training.run import TrainingRun
+from metaopt_hpo.trials.diverged import exploded, stand_in_loss
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord, TrialState, report_grid
 
 WHOLE = 0.99
@@ -32,20 +33,6 @@ EARLY = 0.25
 
 Point = tuple[float, float, float, float, float]
 """Tokens seen, metric, step size, gradient norm and seconds of one report, as a framework's checkpoint keeps it."""
-
-
-def stand_in_loss(initial: float, seen: Iterable[float], others: Iterable[float] = ()) -> float | None:
-    """A finite loss for a run that diverged, so that a search goes on and learns from it.
-
-    Twice the untrained model's, or the worst that the run saw where that says nothing (a negated metric); the worst
-    of other runs where the run saw nothing finite. None where nothing is known that it could be worse than.
-    """
-    known = [x for x in (initial, *seen) if math.isfinite(x)] or [x for x in others if math.isfinite(x)]
-    if not known:
-        return None
-    worst = max(known)
-    doubled = EXPLODED * initial if math.isfinite(initial) and initial > 0 else worst
-    return max(worst, doubled) if math.isfinite(doubled) else worst
 
 
 class FrameworkRun(TrainingRun):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies import available, get, make
-from metaopt_hpo.training.ending import exploded
-from metaopt_hpo.training.framework_run import FrameworkRun, ReportedRun, stand_in_loss
+from metaopt_hpo.training.framework_run import FrameworkRun, ReportedRun
+from metaopt_hpo.trials.diverged import exploded, stand_in_loss
 from metaopt_hpo.trials.record import TrialRecord
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
