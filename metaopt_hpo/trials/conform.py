@@ -6,7 +6,6 @@ A table is read in chunks: `Reading.take` conforms one, `Reading.finish` settles
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,17 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from metaopt_hpo.trials import naming, numbers, quantities, reports, schema, states, units
+from metaopt_hpo.trials import cells, naming, numbers, quantities, reports, schema, states, units
 from metaopt_hpo.trials.nested import expand
 from metaopt_hpo.trials.schema import CURVE_COLUMNS, Note, TableError
-
-
-def objects(values: list[Any]) -> np.ndarray:
-    """An array of objects, one a row; lists stay lists."""
-    out = np.empty(len(values), dtype=object)
-    for i, v in enumerate(values):
-        out[i] = v
-    return out
+from metaopt_hpo.trials.values import curve_values, merge_params, objects, params_text, text_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class Options:
     columns: Mapping[str, str | float]
     units: Mapping[str, float | str]
     sequence_length: float | None = None
-    decimal: numbers.Mark | None = None
+    decimal: cells.Mark | None = None
     take_finished: bool = False
     implausible: Literal["refuse", "warn"] = "refuse"
 
@@ -184,16 +176,16 @@ class Reading:
                 raise TableError(f"column {str(source)!r} must hold whole numbers")
             return found.astype("int64")
         if col.kind == "curve":
-            return objects([_curve_values(v, col.name) for v in values])
+            return objects([curve_values(v, col.name) for v in values])
         if col.kind == "params":
-            return objects([_params_text(v) for v in values])
+            return objects([params_text(v) for v in values])
         if col.name == "state":
             if source != "state" and "state" not in self.options.columns and not states.recognised(values):
                 raise TableError(f"column {source!r} holds no states")
             return states.read(values, str(source))
         return objects(
             [
-                "" if v is None or v is pd.NA or (isinstance(v, float) and math.isnan(v)) else _text(v)
+                "" if v is None or v is pd.NA or (isinstance(v, float) and math.isnan(v)) else text_of(v)
                 for v in values
             ]
         )
@@ -234,7 +226,7 @@ class Reading:
         frame = frame.reset_index(drop=True)
         notes, options = self.notes, self.options
         self.numbers.settle(frame, notes, in_units=[n for n, u in options.units.items() if u != 1])
-        states.from_words(frame, self.numbers.words, notes, numbers.WORDS)
+        states.from_words(frame, self.numbers.words, notes, cells.WORDS)
         frame = self._tokens(frame)
         assert self.names is not None
         lr_source = self.names.source("lr")
@@ -269,58 +261,6 @@ class Reading:
             frame["tokens"] = frame["_steps"] * frame["batch"]
             self.notes.append(Note("derived", len(frame), "tokens are steps times batch"))
         return frame.drop(columns=[c for c in ("_epochs", "_steps") if c in frame])
-
-
-def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _curve_values(value: Any, name: str) -> tuple[float, ...] | None:
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as e:
-            raise TableError(f"column {name!r} must hold lists of numbers, got {value[:40]!r}") from e
-    if not isinstance(value, (list, tuple, np.ndarray)):
-        raise TableError(f"column {name!r} must hold lists of numbers, got {type(value).__name__}")
-    return tuple(math.nan if v is None else float(v) for v in value)
-
-
-def _params_text(value: Any) -> str:
-    if isinstance(value, dict):
-        return schema.params_to_json(value)
-    if not isinstance(value, str) or not value:
-        return "{}"
-    try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError) as e:
-        raise TableError(f"column 'params' must hold JSON objects, got {value[:40]!r}") from e
-    if not isinstance(parsed, dict):
-        raise TableError(f"column 'params' must hold JSON objects, got {value[:40]!r}")
-    return value
-
-
-def _stored(value: Any) -> Any:
-    """A value of a column that is none of ours as JSON can hold it: lists as lists, dates and the like as text."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return value if isinstance(value, (str, bool, int, float, list, dict, np.generic)) else str(value)
-
-
-def merge_params(params: pd.Series, extra: pd.DataFrame) -> np.ndarray:
-    """JSON texts with the columns of `extra` added; missing values are left out."""
-    out: list[str] = []
-    names = [str(c) for c in extra.columns]
-    for text, values in zip(params, extra.itertuples(index=False, name=None), strict=True):
-        merged = json.loads(text) if text != "{}" else {}
-        for name, v in zip(names, values, strict=True):
-            if v is None or v is pd.NA or v is pd.NaT or (isinstance(v, float) and math.isnan(v)):
-                continue
-            merged[name] = _stored(v)
-        out.append(schema.params_to_json(merged))
-    return objects(out)
 
 
 def finish(

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from metaopt_hpo.atomic import WriteError, replacing
 from metaopt_hpo.trials import schema
-from metaopt_hpo.trials.conform import objects
 from metaopt_hpo.trials.schema import CURVE_COLUMNS, TableError
+from metaopt_hpo.trials.values import objects
 
 VERSION_KEY = b"metaopt_hpo.schema_version"
 CHUNK_ROWS = 200_000

@@ -18,12 +18,13 @@ import pandas as pd
 
 from metaopt_hpo import markup
 from metaopt_hpo.trials import schema
-from metaopt_hpo.trials.conform import Options, Reading, finish, merge_params, objects
+from metaopt_hpo.trials.conform import Options, Reading, finish
 from metaopt_hpo.trials.files import VERSION_KEY as VERSION_KEY
 from metaopt_hpo.trials.files import readable, write_frame
 from metaopt_hpo.trials.numbers import decimal_mark
 from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
 from metaopt_hpo.trials.schema import CURVE_COLUMNS, Note, TableError
+from metaopt_hpo.trials.values import merge_params, objects
 
 SHOWN = 10
 """Rows that a notebook shows."""
