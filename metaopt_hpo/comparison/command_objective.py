@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError, Report, no_report
-from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState, report_grid
+from metaopt_hpo.trials.record import TrialRecord, report_grid
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.workloads import job_runner, program, reported
-from metaopt_hpo.workloads.command import Job, JobError
-
-EXPLODED = 2.0
-"""A loss above this multiple of the first report counts as diverged."""
+from metaopt_hpo.workloads.command import Job
+from metaopt_hpo.workloads.placeholders import JobError
+from metaopt_hpo.workloads.program_outcome import DIVERGED, curve_of, on_grid, verdict
 
 SETTINGS = "settings.json"
 """In a run's folder: what it was started with."""
@@ -122,15 +120,15 @@ class CommandObjective:
                 f"({folder / program.STDOUT}) or wrote ({folder / OUT}); "
                 'print lines such as {"step": 100, "loss": 3.2}, or say where they are'
             )
-        curve = _curve(found, planned, ended.code == 0)
+        curve = curve_of(found, planned, ended.code == 0)
         seen = curve.tokens[-1] if curve else (planned if ended.code == 0 else 0.0)
         loss = found.final if found else math.nan
-        state, reason = _verdict(ended, found, seen, planned, c.batch, self.job.timeout)
+        state, reason = verdict(ended, found, seen, planned, c.batch, self.job.timeout)
         if state in ("failed", "diverged") and retried and ended.code != 0:
             reason += f" (after {retried + 1} attempts)"
         if state == "complete":
             seen = planned
-        finite = _finite(curve)
+        finite = on_grid(curve)
         return TrialRecord(
             size=c.size,
             tokens=seen,
@@ -263,72 +261,6 @@ class _Look:
         return None
 
 
-DIVERGED = "the loss is not finite"
-
-
-def _verdict(
-    ended: program.Ended,
-    found: reported.Reported | None,
-    seen: float,
-    planned: float,
-    batch: float,
-    timeout: float | None,
-) -> tuple[TrialState, str]:
-    """State and reason of a run."""
-    if found and not math.isfinite(found.final):
-        return "diverged", DIVERGED
-    first = found.points[0][1] if found else math.nan
-    if ended.stopped == DIVERGED or ended.not_finite:
-        return "diverged", ended.said if ended.not_finite else DIVERGED
-    if ended.stopped is not None:
-        return "pruned", ended.stopped
-    if ended.timed_out:
-        return "failed", f"ran past its limit of {timeout:g} s"
-    if ended.code != 0:
-        if ended.out_of_memory:
-            return "failed", f"out of memory at {batch:g} tokens a step: {ended.said or ended.how}"
-        return "failed", f"{ended.how}: {ended.said}".rstrip(": ")
-    if found and len(found.points) > 1 and found.final > EXPLODED * first > 0:
-        return (
-            "diverged",
-            f"the loss ended at {found.final:.4g}, more than {EXPLODED:g} times its first value {first:.4g}",
-        )
-    if seen < planned - 0.02 * planned - batch:
-        return "stopped", f"ended by itself after {seen:g} of {planned:g} tokens"
-    return "complete", ""
-
-
-def _curve(found: reported.Reported | None, planned: float, whole: bool) -> Curve | None:
-    """The losses over tokens; where the program does not say how far it was, evenly spaced over a whole run."""
-    if found is None:
-        return None
-    points = list(found.points)
-    if math.isnan(points[0][0]):
-        if not whole:
-            return None
-        points = [((i + 1) * planned / len(points), loss) for i, (_, loss) in enumerate(points)]
-    points = [(t, v) for t, v in points if t > 0]
-    if not points:
-        return None
-    return Curve(tuple(t for t, _ in points), tuple(v for _, v in points))
-
-
-def _finite(curve: Curve | None) -> Curve | None:
-    """At most the grid's points of a curve."""
-    if curve is None:
-        return None
-    keep: dict[float, tuple[float, float]] = {}
-    grid = report_grid(max(1.0, curve.tokens[-1]), reports=80)
-    at = 0
-    for tokens, loss in zip(curve.tokens, curve.loss, strict=True):
-        while at < len(grid) and grid[at] < tokens:
-            at += 1
-        keep[at] = (tokens, loss)
-    if not keep:
-        return None
-    return Curve(tuple(t for t, _ in keep.values()), tuple(v for _, v in keep.values()))
-
-
 def _tuning(strategy: str) -> Any:
     from metaopt_hpo.strategies.registry import tuning_of
 
@@ -345,46 +277,3 @@ def _flops(file: Path, config: str, fingerprint: str) -> float:
         return job_runner.flops(file, json.loads(config))
     except ValueError as error:
         raise ObjectiveError(str(error)) from None
-
-
-def job_of(workload: str, options: Mapping[str, str], folder: Path) -> Job:
-    """The job that a command line's words describe: a Python file, or a command with placeholders.
-
-    Args:
-        workload: path of a Python file, or the command.
-        options: `sizes` ("128:4e5,256:1.6e6"), `batch`, `knob`, `losses`, `metric`, `timeout`, `retries`,
-            `sequence_length`, `cwd`; every other one is a placeholder of the user's own.
-        folder: where the runs' folders are made.
-
-    Raises:
-        JobError: it cannot be run as described.
-    """
-    from metaopt_hpo.workloads.command import command_job, file_job, parse_sizes
-
-    left = dict(options)
-    given: dict[str, Any] = {"folder": folder}
-    for name, kind in (("timeout", float), ("retries", int), ("sequence_length", float), ("batch", float)):
-        if name in left:
-            text = left.pop(name)
-            try:
-                given[name] = kind(text)
-            except ValueError:
-                raise JobError(f"{name} must be a number, got {text!r}") from None
-    for name in ("knob", "losses", "metric"):
-        if name in left:
-            given[name] = left.pop(name)
-    if "cwd" in left:
-        given["cwd"] = Path(left.pop("cwd"))
-    sizes = left.pop("sizes", None)
-    if is_file(workload):
-        return file_job(workload, **given, values=left)
-    if sizes is None or "batch" not in given:
-        raise JobError(
-            "a command needs its sizes (sizes=WIDTH:PARAMETERS,…) and its batch in tokens per step (batch=…)"
-        )
-    return command_job(workload, sizes=parse_sizes(sizes), values=left, **given)
-
-
-def is_file(workload: str) -> bool:
-    """Whether a workload's words name a Python file."""
-    return workload.strip().endswith(".py") and len(workload.split()) == 1

@@ -217,7 +217,7 @@ def plan(
         base: tables, laws' files, or names of the library's fitted laws to borrow strength from; None is
             "fitted-step-law" for targets above ten million parameters, and an empty list is none.
         workload_options: of a training program: `sizes` ("128:4e5,256:1.6e6"), `batch`, `losses`, `metric` …;
-            see `comparison.command_objective.job_of`. With `sizes` and `widths` given, those are its sizes.
+            see `workloads.jobs.job_of`. With `sizes` and `widths` given, those are its sizes.
         price, currency, utilisation: of one device for an hour, and what training reaches of its peak.
 
     Raises:

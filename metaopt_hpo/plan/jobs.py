@@ -30,7 +30,8 @@ def objective_of(plan: Plan, folder: Path, *, device: str = "cpu") -> Objective:
         raise PlanError("the plan names no workload, so there is nothing to run; add workload = … to it")
     if plan.workload in FAMILIES:
         return _own(plan, device)
-    from metaopt_hpo.comparison.command_objective import CommandObjective, job_of
+    from metaopt_hpo.comparison.command_objective import CommandObjective
+    from metaopt_hpo.workloads.jobs import job_of
 
     objective = CommandObjective(job_of(plan.workload, plan.workload_options, (folder / JOBS).resolve()))
     _check_sizes(plan, objective.sizes)

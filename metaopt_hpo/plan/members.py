@@ -85,7 +85,7 @@ def of_job(
         JobError: the program cannot be run as described; nothing is started.
         PlanError: it has no size below the target's.
     """
-    from metaopt_hpo.comparison.command_objective import job_of
+    from metaopt_hpo.workloads.jobs import job_of
 
     job = job_of(workload, options, Path("jobs"))
     found = []

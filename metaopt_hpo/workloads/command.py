@@ -10,16 +10,12 @@ A Python file defines `sizes()`, `train(config)` and, where 6·N·D is not the c
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
 import json
 import math
 import os
-import re
-import shlex
 import shutil
-import string
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,31 +23,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.workloads import job_runner
+from metaopt_hpo.workloads.placeholders import PLACEHOLDERS, JobError, fill, names_in, plain
 
 SHELL = ("|", "||", "&", "&&", ";", ">", ">>", "<", "<<", "2>", "2>&1", "&>")
 """Arguments that only a shell understands."""
-
-FUNCTIONS = ("sizes", "train", "flops")
-"""What a Python job may define; the first two it must."""
-
-PLACEHOLDERS = {
-    "size": "trainable non-embedding parameters",
-    "tokens": "training tokens",
-    "batch": "tokens per optimizer step",
-    "steps": "optimizer steps",
-    "sequences": "sequences per optimizer step (needs sequence_length)",
-    "lr": "learning rate",
-    "seed": "seed",
-    "strategy": "how lr is set: wsd, cosine …, or metaoptimize, where the program can",
-    "out": "a folder of the run's own, kept where the run is retried or goes on",
-}
-"""What a command line may name; the knob that sets the size (`width` unless said otherwise) comes on top."""
-
-
-class JobError(MetaOptError):
-    """A training program that cannot be run as it was described, or that says no loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +134,11 @@ class Job:
 
     def settings(self, **given: Any) -> dict[str, Any]:
         """Every placeholder's value for one run."""
-        numbers = {k: _plain(v) for k, v in given.items()}
+        numbers = {k: plain(v) for k, v in given.items()}
         if self.sequence_length:
-            numbers["sequences"] = _plain(numbers["batch"] / self.sequence_length)
+            numbers["sequences"] = plain(numbers["batch"] / self.sequence_length)
         knob = self.knob_of(given["size"])
-        return {**self.values, **numbers, self.knob: _plain(knob)}
+        return {**self.values, **numbers, self.knob: plain(knob)}
 
     def argv(self, settings: Mapping[str, Any], config: Path) -> list[str]:
         """The program and its arguments for one run."""
@@ -174,21 +150,21 @@ class Job:
                 str(self.file.resolve()),
                 str(config),
             ]
-        return [_fill(part, settings) for part in self.template]
+        return [fill(part, settings) for part in self.template]
 
     def losses_at(self, settings: Mapping[str, Any], out: Path) -> Path | None:
         """Where the run's losses are, where the user has said so."""
-        return out / _fill(self.losses, settings) if self.losses else None
+        return out / fill(self.losses, settings) if self.losses else None
 
     def variables(self, settings: Mapping[str, Any]) -> dict[str, str]:
         """Environment variables of one run."""
-        return {k: _fill(v, settings) for k, v in self.environment.items()}
+        return {k: fill(v, settings) for k, v in self.environment.items()}
 
     # -- checks, before anything starts
 
     @cached_property
     def _named(self) -> frozenset[str]:
-        return frozenset(n for part in self.template for n in _names(part))
+        return frozenset(n for part in self.template for n in names_in(part))
 
     @property
     def _known(self) -> dict[str, str]:
@@ -202,13 +178,13 @@ class Job:
             if name in PLACEHOLDERS or name == self.knob:
                 raise JobError(f"placeholder {{{name}}} is set by the plan; give your own value another name")
         for text in (*self.template, self.losses, *self.environment.values()):
-            for name in _names(text):
+            for name in names_in(text):
                 if name not in self._known:
                     self._unknown(name)
             sample: dict[str, Any] = {**dict.fromkeys(self._known, 1), **self.values}
             sample |= {"strategy": "wsd", "out": "out", "lr": 1e-3}
             try:
-                _fill(text, sample)
+                fill(text, sample)
             except (ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
                 raise JobError(
                     f"{text!r} cannot be filled in ({error}); write a brace that is meant as {{{{ or }}}}"
@@ -243,152 +219,14 @@ class Job:
             if not any(n in self._named for n in wanted):
                 raise JobError(f"the command has no place for {what}; a plan must be able to set it")
         program = self.template[0]
-        if not _names(program):
+        if not names_in(program):
             where = self.cwd or Path.cwd()
             found = shutil.which(program) or (os.sep in program and shutil.which(str(where / program)))
             if not found:
                 raise JobError(f"there is no program {program!r}; give its path, or install it")
-        scripts = [p for p in self.template[1:3] if p.endswith((".py", ".sh")) and not _names(p)]
+        scripts = [p for p in self.template[1:3] if p.endswith((".py", ".sh")) and not names_in(p)]
         for script in scripts:
             if not (self.cwd or Path.cwd()).joinpath(script).exists():
                 raise JobError(
                     f"there is no file {script!r} in {self.cwd or Path.cwd()}, which the command names"
                 )
-
-
-def command_job(
-    command: str, *, sizes: Mapping[Any, float], batch: float, name: str = "", **options: Any
-) -> Job:
-    """A command line as a job; checked at once, nothing is started.
-
-    Args:
-        command: the line, e.g. `"python train.py --width {width} --lr {lr} --steps {steps}"`.
-        sizes: value of `{width}` → trainable non-embedding parameters.
-        batch: tokens per optimizer step.
-        name: what it is called in tables (default: the script's name).
-        options: of `Job`.
-
-    Raises:
-        JobError: an unknown or missing placeholder, no such program, or a line that needs a shell.
-    """
-    try:
-        template = tuple(shlex.split(command))
-    except ValueError as error:
-        raise JobError(f"the command cannot be split ({error}): {command!r}") from None
-    script = next((p for p in template if p.endswith((".py", ".sh"))), template[0] if template else "job")
-    return Job(
-        name=name or Path(script).stem,
-        sizes=_ascending(sizes),
-        batch=float(batch),
-        template=template,
-        **options,
-    )
-
-
-def file_job(path: str | os.PathLike[str], *, name: str = "", **options: Any) -> Job:
-    """A Python file with `sizes()` and `train(config)` as a job. The file is run once, to ask for its sizes.
-
-    Args:
-        path: the file. It may define `BATCH`, tokens per step, and `KNOB`, what sets the size (default "width").
-        name: what it is called in tables (default: the file's name).
-        options: of `Job`; `batch` where the file does not say it.
-
-    Raises:
-        JobError: there is no such file, it does not run, or it lacks a function.
-    """
-    file = Path(path)
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(f"job {file} cannot be read: {error.strerror}") from None
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise JobError(f"job {file} is not Python: {error or type(error).__name__}") from None
-    defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
-    defined |= {
-        t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
-    }
-    defined |= {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
-    for function in FUNCTIONS[:2]:
-        if function not in defined:
-            raise JobError(
-                f"job {file} defines no {function}(); it needs sizes(), which maps {{width}} to parameters, and "
-                "train(config), which yields losses"
-            )
-    said = job_runner.describe(file)
-    if "error" in said:
-        raise JobError(f"job {file} cannot be asked for its sizes: {said['error']}")
-    batch = options.pop("batch", None) or said.get("batch")
-    if not batch:
-        raise JobError(
-            f"job {file} does not say its batch; write BATCH = tokens per optimizer step, or give batch="
-        )
-    try:
-        tokens = float(batch)
-    except (TypeError, ValueError, OverflowError):
-        raise JobError(f"job {file} must say its BATCH as a number, got {batch!r:.60}") from None
-    return Job(
-        name=name or file.stem,
-        sizes=_ascending(said.get("sizes")),
-        batch=tokens,
-        file=file,
-        knob=str(said.get("knob") or "width"),
-        own_flops="flops" in defined,
-        **options,
-    )
-
-
-def parse_sizes(text: str) -> dict[str, float]:
-    """Sizes as written on a command line: `128:393216,256:1.6e6`.
-
-    Raises:
-        JobError: something else.
-    """
-    out: dict[str, float] = {}
-    for part in text.split(","):
-        knob, colon, size = part.partition(":")
-        try:
-            if not colon:
-                raise ValueError
-            out[knob.strip()] = float(size)
-        except ValueError:
-            raise JobError(
-                f"sizes are written WIDTH:PARAMETERS,…, e.g. 128:393216,256:1572864; got {part!r}"
-            ) from None
-    return out
-
-
-def _ascending(sizes: Any) -> dict[str, float]:
-    try:
-        return {str(k): float(v) for k, v in sorted(sizes.items(), key=lambda kv: float(kv[1]))}
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        raise JobError(
-            f"sizes map the size's knob to parameters, e.g. {{128: 393216}}; got {sizes!r:.100}"
-        ) from None
-
-
-def _names(text: str) -> list[str]:
-    try:
-        return [re.split(r"[.\[]", n)[0] for _, n, _, _ in string.Formatter().parse(text) if n is not None]
-    except ValueError as error:
-        raise JobError(
-            f"{text!r} cannot be filled in ({error}); write a brace that is meant as {{{{ or }}}}"
-        ) from None
-
-
-def _fill(text: str, settings: Mapping[str, Any]) -> str:
-    for _, name, _, _ in string.Formatter().parse(text):
-        if name is not None and not name.isidentifier():  # no attributes, no items of values
-            raise ValueError(f"{{{name}}} is not a placeholder's name")
-    return text.format(**settings)
-
-
-def _plain(value: Any) -> Any:
-    """Whole numbers as int, so that `{steps}` is 512 and not 512.0."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return value
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
-        return int(value)
-    return value

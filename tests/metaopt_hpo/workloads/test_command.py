@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from metaopt_hpo.comparison.command_objective import CommandObjective, job_of
+from metaopt_hpo.comparison.command_objective import CommandObjective
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError
-from metaopt_hpo.workloads.command import Job, JobError, command_job, file_job, parse_sizes
+from metaopt_hpo.workloads.command import Job
+from metaopt_hpo.workloads.jobs import command_job, file_job, job_of, parse_sizes
+from metaopt_hpo.workloads.placeholders import JobError
 
 LINE = (
     f"{sys.executable} train.py --width {{width}} --lr {{lr}} --steps {{steps}} --seed {{seed}} --out {{out}}"
@@ -253,7 +255,7 @@ def test_nothing_is_left_when_the_parent_is_killed(make, tmp_path: Path) -> None
 from pathlib import Path
 from metaopt_hpo.comparison.command_objective import CommandObjective
 from metaopt_hpo.comparison.objective import Configuration
-from metaopt_hpo.workloads.command import command_job
+from metaopt_hpo.workloads.jobs import command_job
 here = Path({str(tmp_path)!r})
 job = command_job({LINE!r}, sizes={{8: 100.0}}, batch=16, cwd=here, folder=here / "jobs")
 CommandObjective(job).run(Configuration(size=100.0, tokens=640.0, batch=16.0, lr=0.01))
