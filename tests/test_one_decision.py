@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from metaopt_hpo.scaling.policy import History, Refits, Run, decide
+from metaopt_hpo.scaling import fit
+from metaopt_hpo.scaling.policy import History, Limits, Refits, Run, decide
 from metaopt_hpo.trials.record import Curve, TrialRecord
-from metaopt_hpo_optuna import ScalingLawPruner
+from metaopt_hpo.trials.table import TrialTable
+from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler
 from metaopt_hpo_optuna.trial_link import TrialLink  # noqa: F401  the integration loads as a user has it
 
 judges = pytest.importorskip("metaopt_hpo_ray.judge", reason="Ray is not installed")
@@ -161,3 +165,86 @@ def test_a_run_of_another_strategy_is_not_judged_by_the_laws() -> None:
     assert fitted.law is not None
     run = Run(size=SIZES[3], tokens=20 * SIZES[3], batch=BATCH, lr=1e3, self_tuning=True)
     assert decide(run, h, fitted).action == "abstain"
+
+
+MODELS = {str(i): (size, 20 * size) for i, size in enumerate(SIZES)}
+LR, TARGET = (1e-4, 1e-1), (SIZES[3], 20 * SIZES[3])
+RUN = 6.0 * TARGET[0] * TARGET[1]
+"""FLOPs of a run of the target."""
+
+
+def optuna_proposes(records: Sequence[TrialRecord], **lent: Any) -> tuple[float, float] | None:
+    """Size and learning rate of the next trial; None where the study is stopped instead."""
+    sampler = ScalingLawSampler(models=MODELS, batch=BATCH, seed=3, **lent)
+    study = optuna.create_study(sampler=sampler)
+    choices = CategoricalDistribution(list(MODELS))
+    now = datetime(2026, 1, 1)
+    for i, r in enumerate(records):
+        model = next(m for m, (size, _) in MODELS.items() if size == r.size)
+        trial = optuna.create_trial(
+            value=r.loss,
+            params={"model": model, "lr": r.lr},
+            distributions={"model": choices, "lr": FloatDistribution(*LR, log=True)},
+            user_attrs={"batch": BATCH},
+        )
+        trial.datetime_complete = now + timedelta(seconds=i)
+        study.add_trial(trial)
+    trial = study.ask()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = trial.suggest_categorical("model", list(MODELS))
+    if any("study is stopped" in str(w.message) for w in said):
+        return None
+    return MODELS[model][0], trial.suggest_float("lr", *LR, log=True)
+
+
+def ray_proposes(records: Sequence[TrialRecord], **lent: Any) -> tuple[float, float] | None:
+    """The same of a searcher; None where it has finished."""
+    searcher = pytest.importorskip("metaopt_hpo_ray.searcher")
+    search = searcher.ScalingLawSearch(
+        candidates=list(MODELS.values()), lr=LR, batch=BATCH, metric="loss", mode="min", seed=3, **lent
+    )
+    for r in records:
+        search.book.add(r.trial, size=r.size, tokens=r.target_tokens, batch=r.batch, lr=r.lr)
+        search.book.report(r.trial, r.target_tokens, r.loss)
+        search.book.close(r.trial, "complete")
+    found = search.suggest("next")
+    return None if isinstance(found, str) else (found["size"], found["lr"])
+
+
+@pytest.mark.parametrize("count", [0, 6, 12])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"budget": 1.3 * RUN},
+        {"budget": 0.2 * RUN},
+        {"tokens": 1.4 * TARGET[1]},
+        {"energy": 1.2, "power": 3.6e6, "speed": RUN / 1.2},
+        {"money": 1.3, "price": 3600.0, "speed": RUN},
+        {"seconds": 1.5, "speed": RUN / 1.4, "workers": 4},
+    ],
+    ids=["unlimited", "budget", "poor", "tokens", "energy", "money", "deadline"],
+)
+def test_both_integrations_propose_the_same_within_what_may_be_spent(
+    limits: dict[str, Any], count: int
+) -> None:
+    bounds = Limits(**limits)
+    records = [finished(SIZES[i % 2], 0.3 * (i // 2) - 0.6, i) for i in range(count)]
+    one, other = optuna_proposes(records, limits=bounds), ray_proposes(records, limits=bounds)
+    assert one == (other if other is None else pytest.approx(other))
+    if limits.get("budget") == 0.2 * RUN:
+        assert one is None or one[0] < SIZES[3]
+
+
+def test_both_integrations_lean_on_the_same_prior() -> None:
+    earlier = [(s, u) for s in SIZES[:3] for u in (-1.0, 0.0, 1.0)]
+    prior = fit(TrialTable.from_records([finished(*at, i) for i, at in enumerate(earlier)]), draws=20)
+    records = [finished(SIZES[0], u, i) for i, u in enumerate((-0.5, 0.0, 0.5))]
+    leaning = optuna_proposes(records, prior=prior)
+    assert leaning == pytest.approx(ray_proposes(records, prior=prior))
+    judge = judges.Judge(books.TrialBook(), background=False, prior=prior)
+    pruner = ScalingLawPruner(prior=prior)
+    assert judge._refits.base.to_dict() == pruner._evidence.base.to_dict()  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="prior or base, not both"):
+        ScalingLawPruner(prior=prior, base=prior)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 import weakref
@@ -22,6 +23,7 @@ from metaopt_hpo_optuna.study_table import check_single_objective
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.base.population import Base
     from metaopt_hpo.scaling.base.sources import BaseLike
+    from metaopt_hpo.scaling.law import Law
     from metaopt_hpo.scaling.policy import Run
     from metaopt_hpo.scaling.policy.points import Bowl, Runs
 
@@ -39,7 +41,7 @@ class Evidence:
         source_studies: studies whose trials count as well, read again when they have grown.
         allow_weak: fit from two sizes too.
         need: completed trials with a size below which no law is fitted; by default the policy's own.
-        base: what proposals and laws borrow strength from (`metaopt_hpo.scaling.base`).
+        base, prior: what proposals and laws borrow strength from (`metaopt_hpo.scaling.base`).
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Evidence:
         allow_weak: bool = False,
         need: int | None = None,
         base: BaseLike | Sequence[BaseLike] | None = None,
+        prior: Law | None = None,
     ) -> None:
         if isinstance(source_studies, Study):
             raise ValueError("source_studies must be a list of studies, got one study; put it in brackets")
@@ -64,7 +67,7 @@ class Evidence:
         self.sources = tuple(source_studies)
         self._allow_weak = allow_weak
         self._need = need
-        self.base = None if base is None else _base_of(base)
+        self.base = None if base is None and prior is None else _lent(base, prior)
         self._forget()
 
     def _forget(self) -> None:
@@ -184,6 +187,13 @@ class Evidence:
             rows += [row for row, other in without if counts(other)]
             return Runs.of(rows), known.bowls[strategy][1]
 
+    def spent(self, study: Study, trial: FrozenTrial) -> tuple[float, float]:
+        """(FLOPs, tokens) of the study's own trials before this one; one that still runs counts in full."""
+        with self._lock:
+            known = self._read(study, True)
+            used = [*known.used, *(row[:2] for row, _ in self._running(study, trial))]
+        return 6.0 * math.fsum(n * d for n, d in used), math.fsum(d for _, d in used)
+
     def undecided(self, study: Study, trial: FrozenTrial) -> int:
         """Trials that began before this one and have no learning rate yet: other workers about to ask."""
         return sum(
@@ -268,7 +278,7 @@ class Evidence:
             )
 
 
-def _base_of(base: BaseLike | Sequence[BaseLike]) -> Base:
-    from metaopt_hpo.scaling.base.sources import base_of
+def _lent(base: BaseLike | Sequence[BaseLike] | None, prior: Law | None) -> Base | None:
+    from metaopt_hpo.scaling.base.sources import lent
 
-    return base_of(base)
+    return lent(base, prior)

@@ -41,6 +41,8 @@ class Known:
     history: History = field(default_factory=_history)
     pruned: dict[int, tuple[Row, str]] = field(default_factory=dict)
     """Pruned trials whose lr was set from outside: where they were, and their strategies."""
+    used: list[Cell] = field(default_factory=list)
+    """Size, and tokens seen, of each ended trial."""
     left_out: dict[int, str] = field(default_factory=dict)
     """Trials that cannot be read, and why."""
     positive: bool = False
@@ -96,6 +98,8 @@ class Known:
             if cell is not None and record.state == "complete":  # planned tokens as they are looked up
                 record = _planned(record, cell[1])
             self.history.add(when, record)
+            whole = record.state == "complete"
+            self.used.append((record.size, record.planned_tokens if whole else record.tokens))
             self.positive |= record.state == "complete" and record.loss > 0
         if trial.state == TrialState.PRUNED and tuning_of(trial) != "self":
             row = unfinished_row(trial, names)

@@ -17,6 +17,7 @@ from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.base.sources import BaseLike
+    from metaopt_hpo.scaling.law import Law
     from metaopt_hpo.scaling.policy import Decision, History, Run
 
 
@@ -54,6 +55,7 @@ class ScalingLawPruner(BasePruner):
             smaller ones once ten have finished there.
         base: tables or laws of like models to borrow strength from, as in `metaopt_hpo.fit`: a few trials of one size
             are then enough for a law.
+        prior: a law whose exponents are believed, as in `metaopt_hpo.fit`; not together with `base`.
 
     Raises:
         ValueError: an argument out of range; later, a multi-objective study, or a source whose direction
@@ -81,6 +83,7 @@ class ScalingLawPruner(BasePruner):
         n_warmup_tokens: float = 0,
         min_size: float | None = None,
         base: BaseLike | Sequence[BaseLike] | None = None,
+        prior: Law | None = None,
     ) -> None:
         if n_startup_trials is not None and n_startup_trials < 0:
             raise ValueError(f"n_startup_trials must be at least 0, got {n_startup_trials!r}")
@@ -96,7 +99,7 @@ class ScalingLawPruner(BasePruner):
         if wrapped is not None and not isinstance(wrapped, BasePruner):
             raise ValueError(f"wrapped must be an optuna pruner or None, got {type(wrapped).__name__}")
         names = Fields(size, tokens, batch, lr)
-        self._evidence = Evidence(names, source_studies, need=n_startup_trials, base=base)
+        self._evidence = Evidence(names, source_studies, need=n_startup_trials, base=base, prior=prior)
         self._wrapped = wrapped
         self._n_warmup_tokens = n_warmup_tokens
         self._min_size = min_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import Fields, is_pair
@@ -26,7 +28,8 @@ from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.base.sources import BaseLike
-    from metaopt_hpo.scaling.policy import Context
+    from metaopt_hpo.scaling.law import Law
+    from metaopt_hpo.scaling.policy import Context, Limits
     from metaopt_hpo.scaling.policy.points import Runs
 
 USUAL_LR = (1e-4, 1e-1)
@@ -67,6 +70,10 @@ class ScalingLawSampler(BaseSampler):
         source_studies: further studies to learn from, of smaller models or of an earlier search.
         base: tables or laws of like models to borrow strength from, as in `metaopt_hpo.fit`: the first trials are then
             near their optimum, and fewer small models are trained.
+        prior: a law whose exponents are believed, as in `metaopt_hpo.fit`; not together with `base`.
+        limits: what this study may spend: FLOPs, tokens, energy, money, or time since its first trial began, with so
+            many workers (`metaopt_hpo.scaling.policy.Limits`). With `models`, small runs are bought only where the
+            target can still be run after them; where nothing more can be, the study is stopped.
         base_sampler: for everything else (default `TPESampler`).
         seed: of the proposals and of the default base sampler. A proposal depends on the seed and the trials
             before, not on the process that makes it.
@@ -100,6 +107,8 @@ class ScalingLawSampler(BaseSampler):
         target: tuple[float, float] | None = None,
         source_studies: Sequence[Study] = (),
         base: BaseLike | Sequence[BaseLike] | None = None,
+        prior: Law | None = None,
+        limits: Limits | None = None,
         base_sampler: BaseSampler | None = None,
         seed: int | None = None,
     ) -> None:
@@ -114,7 +123,8 @@ class ScalingLawSampler(BaseSampler):
         if target is not None and not is_pair(target):
             raise ValueError(f"target must be (size, tokens), both > 0, or None, got {target!r}")
         names = Fields(size, tokens, batch, lr, dict(models or {}), model)
-        self._evidence = Evidence(names, source_studies, base=base)
+        self._evidence = Evidence(names, source_studies, base=base, prior=prior)
+        self._limits = limits
         self._target = target
         self._base = TPESampler(seed=seed) if base_sampler is None else base_sampler
         self._entropy = _fresh_entropy() if seed is None else seed
@@ -249,9 +259,21 @@ class ScalingLawSampler(BaseSampler):
         cells = {c: _pair(names.models[c]) for c in offered}
         runs, bowl = self._evidence.runs(study, trial)
         context = self._context(study, trial, runs, tuple(cells.values()), None, None)
-        cell = next_cell(runs, context, bowl=bowl)
+        try:
+            cell = next_cell(runs, context, bowl=bowl)
+        except MetaOptError as error:  # nothing can finish any more
+            return self._stop(study, min(cells, key=lambda c: cells[c][0] * cells[c][1]), str(error))
+        if not context.bears(*cell):
+            self._stop(study, cell, "what is left of the limits does not pay for another run")
         dearest = max(cells, key=lambda c: cells[c][0] * cells[c][1])
         return next((c for c, pair in cells.items() if pair == cell), dearest)
+
+    def _stop(self, study: Study, choice: Any, why: str) -> Any:
+        """The study ends after the present trial, where `optimize` runs it."""
+        self._evidence.tell_once("limits", f"ScalingLawSampler: {why}; the study is stopped")
+        with suppress(RuntimeError):  # ask and tell: its caller decides
+            study.stop()
+        return choice
 
     def _propose(
         self, study: Study, trial: FrozenTrial, place: Cell, name: str, bounds: tuple[float, float]
@@ -317,7 +339,18 @@ class ScalingLawSampler(BaseSampler):
             batch=batch or (1.0, 1.0),
             base=self._evidence.base,
             seed=self._entropy & 0xFFFFFFFF,
+            **self._left(study, trial),
         )
+
+    def _left(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """What is left of the limits, for a context; time runs from the study's first trial."""
+        if self._limits is None:
+            return {}
+        flops, tokens = self._evidence.spent(study, trial)
+        begins = [t.datetime_start for t in _compat.trials_at_ask(study) if t.datetime_start is not None]
+        now = trial.datetime_start
+        gone = 0.0 if now is None or not begins else (now - min(begins)).total_seconds()
+        return vars(self._limits.after(flops=flops, tokens=tokens, seconds=gone))
 
 
 def _pair(pair: Sequence[float]) -> Cell:

@@ -43,7 +43,7 @@ class Judge:
             runs fall.
         background: fit ahead in a thread. False fits where a law is asked for.
         seed: of the fit's bootstrap.
-        base: what every law borrows strength from.
+        base, prior: what every law borrows strength from.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class Judge:
         background: bool = True,
         seed: int = 0,
         base: BaseLike | Sequence[BaseLike] | None = None,
+        prior: Law | None = None,
     ) -> None:
         self.book = book
         self._evidence = [History.of(evidence)] if evidence else []
-        self._refits = Refits(seed=seed, background=background, first=law, base=base)
+        self._refits = Refits(seed=seed, background=background, first=law, base=base, prior=prior)
         self._rule = Rule(stop_below=stop_below, grace=grace)
         self.version = 0
         """How many laws there have been: the decision log names the one that was asked."""

@@ -75,6 +75,7 @@ class ScalingLawScheduler(FIFOScheduler):
         seed: of the fits.
         base: tables or laws of like models to borrow strength from, as in `metaopt_hpo.fit`: three trials of any sizes
             are then enough for a law.
+        prior: a law whose exponents are believed, as in `metaopt_hpo.fit`; not together with `base`.
 
     Raises:
         ValueError: an argument out of range; the message names it.
@@ -107,6 +108,7 @@ class ScalingLawScheduler(FIFOScheduler):
         background: bool = True,
         seed: int = 0,
         base: BaseLike | Sequence[BaseLike] | None = None,
+        prior: Law | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         _check_mode(mode)
@@ -137,6 +139,7 @@ class ScalingLawScheduler(FIFOScheduler):
             background=background,
             seed=seed,
             base=base,
+            prior=prior,
         )
         self._decisions = Decisions(
             self.book,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,11 @@ from ray.tune.search import Searcher
 from ray.tune.search.sample import Domain, Function
 
 from metaopt_hpo.atomic import write_text
+from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling import Config, Context, Law
-from metaopt_hpo.scaling.base.sources import BaseLike, base_of
+from metaopt_hpo.scaling.base.sources import BaseLike, lent
 from metaopt_hpo.scaling.build import MIN_SIZES
-from metaopt_hpo.scaling.policy import propose_next
+from metaopt_hpo.scaling.policy import Limits, propose_next
 from metaopt_hpo.scaling.policy.points import Runs
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
@@ -52,6 +54,10 @@ class ScalingLawSearch(Searcher):
             experiments. An Optuna study comes as the table `metaopt_hpo_optuna.trial_table(study)` makes of it.
         law: a law to begin with, until trials of three sizes have finished.
         base: tables or laws of like models to borrow strength from, as in `metaopt_hpo.fit`.
+        prior: a law whose exponents are believed, as in `metaopt_hpo.fit`; not together with `base`.
+        limits: what the search may spend: FLOPs, tokens, energy, money, or time since its first suggestion, with so
+            many workers (`metaopt_hpo.scaling.policy.Limits`). Pilots are suggested only where the target can still be
+            run after them; where nothing more can be, the search is finished.
         metric, mode: of the trials; a loss, so mode is "min". From `TuneConfig` where not given.
         size, tokens, batch_name, lr_name: entries of the config the four numbers are written to.
         progress: result that counts tokens.
@@ -80,6 +86,8 @@ class ScalingLawSearch(Searcher):
         sources: Sequence[Any] = (),
         law: Law | None = None,
         base: BaseLike | Sequence[BaseLike] | None = None,
+        prior: Law | None = None,
+        limits: Limits | None = None,
         metric: str | None = None,
         mode: str | None = None,
         size: str = "size",
@@ -105,7 +113,10 @@ class ScalingLawSearch(Searcher):
         self._space: dict[str, Any] = {}
         self._made = 0
         self._law = law
-        self._leans_on = None if base is None else base_of(base)
+        self._leans_on = lent(base, prior)
+        self._limits = limits
+        self._began: float | None = None
+        """Seconds since the epoch at the first suggestion."""
         self.book = TrialBook()
         self.reasons: dict[str, str] = {}
         """trial id → why it was suggested."""
@@ -136,9 +147,17 @@ class ScalingLawSearch(Searcher):
         self._space = dict(config)
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next configuration; its reason is in `reasons`."""
-        config, reason = self._next()
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next configuration; its reason is in `reasons`. None while what runs may leave enough for another, and
+        `FINISHED` where the limits bear no other."""
+        self._began = time.time() if self._began is None else self._began
+        try:
+            config, reason = self._next()
+        except MetaOptError:  # nothing can finish any more
+            return Searcher.FINISHED
+        if self._limits is not None and not self._context().bears(config.size, config.tokens):
+            open_yet = any(not e.closed for e in self.book.entries.values())
+            return None if open_yet else Searcher.FINISHED
         rng = np.random.default_rng([self._seed & 0xFFFFFFFF, self._made, 1])
         self._made += 1
         names = self._columns
@@ -211,7 +230,18 @@ class ScalingLawSearch(Searcher):
             batch=self._batch,
             base=self._leans_on,
             seed=self._seed,
+            **self._left(),
         )
+
+    def _left(self) -> dict[str, Any]:
+        """What is left of the limits, for a context; a run under way counts with all it will see."""
+        if self._limits is None:
+            return {}
+        ran = [e for e in self.book.entries.values() if e.known]
+        used = [(e.size, e.last[0] if e.closed and e.state != "complete" else e.tokens) for e in ran]
+        gone = 0.0 if self._began is None else time.time() - self._began
+        flops, tokens = 6.0 * math.fsum(n * d for n, d in used), math.fsum(d for _, d in used)
+        return vars(self._limits.after(flops=flops, tokens=tokens, seconds=gone))
 
     def _runs(self) -> Runs:
         """All runs so far; one that is under way, was stopped, diverged or failed counts and teaches nothing.
@@ -246,6 +276,7 @@ class ScalingLawSearch(Searcher):
             "made": self._made,
             "reasons": dict(self.reasons),
             "given": list(self._given),
+            "began": self._began,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -257,6 +288,8 @@ class ScalingLawSearch(Searcher):
         made, reasons, given = int(state["made"]), dict(state["reasons"]), list(state.get("given", ()))
         self.book.load_state(state["book"])
         self._made, self.reasons = made, reasons
+        began = state.get("began")
+        self._began = None if began is None else float(began)
         for facts in given[len(self._given) :]:
             self._give(facts["loss"], {k: v for k, v in facts.items() if k != "loss"})
 

@@ -90,7 +90,9 @@ def fit(
         table: trials of at least three sizes, each with at least three lr in some cells.
         allow_weak: fit even from two sizes, or from optima that all lie at the grid's edge; the law then
             carries a caution instead.
-        prior: a law whose exponents are believed within its intervals; it lifts the same refusals.
+        prior: a law whose exponents are believed within its intervals, along every axis that it knows; its optimum is
+            where the fit begins. It lifts the same refusals, and three trials are enough. Where trials that bear a law
+            of their own contradict it, it is left out, with a warning.
         base: tables or laws of like models to borrow strength from (`scaling.base`): a few cheap pilots then move
             their optimum, exponents and curvature to this table's own. A table, a law, a name of the library's fitted
             laws, or a list of them; it lifts the refusals too. Not together with `prior`.

@@ -10,7 +10,7 @@ import numpy as np
 
 from metaopt_hpo.scaling.base.conflict import disagreement
 from metaopt_hpo.scaling.base.population import Base
-from metaopt_hpo.scaling.base.sources import BaseLike, base_of
+from metaopt_hpo.scaling.base.sources import BaseLike, lent
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.edge_runs import edge_of
@@ -75,15 +75,13 @@ def fit(
         raise ValueError(f"level must be in [0.5, 1), got {level!r}")
     if seed < 0:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
-    if prior is not None and base is not None:
-        raise ValueError("give prior or base, not both: a base holds what a prior law knows")
-    believed = None if base is None else base_of(base)
+    believed = lent(base, prior)
     cells = from_table(table, use=use, strategy=strategy, extra=extra)
     said = {n.code: n.message for n in table.notes if n.code.startswith("units")}
     cells = replace(cells, cautions=(*cells.cautions, *(Caution(k, m) for k, m in said.items())))
     unlike = None if believed is None else disagreement(cells, believed)
     if unlike is not None:
-        believed, cells = None, replace(cells, cautions=(*cells.cautions, unlike))
+        believed, prior, cells = None, None, replace(cells, cautions=(*cells.cautions, unlike))
     try:
         law = fit_cells(
             cells, allow_weak=allow_weak, prior=prior, base=believed, draws=draws, level=level, seed=seed
@@ -107,7 +105,7 @@ def refit(law: Law, table: TrialTable) -> Law:
     5 %, when the table's axes changed, or when the law is a small one (under 50 trials).
 
     Args:
-        law: from `fit`; a prior given to it then lives on in the draws' centre only.
+        law: from `fit`; what it leaned on is kept in its settings.
         table: all trials, old and new.
     """
     o = law.settings

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from metaopt_hpo.scaling import storage
-from metaopt_hpo.scaling.cautions import doubts_of, place_cautions, spread_of
+from metaopt_hpo.scaling.cautions import ABSTAIN, doubts_of, place_cautions, spread_of
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, normal_quantile, positive
@@ -312,7 +312,7 @@ class Law:
         var_y = float(dy.var()) if self.surface.has_batch else 0.0
         f = float(self.floor.log_loss(size, tokens))
         answer = x + self._below_edge(row, self.margin(float(dx.var())), x, y)[0], y
-        doubts = doubts_of(self, size, tokens, answer, given=self.open_valley)
+        doubts = doubts_of(self, size, tokens, answer, given=self.open_valley, limit=ABSTAIN)
         return Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts)
 
     def optimum_draws(self, size: float, tokens: float) -> tuple[Array, Array]:

@@ -186,6 +186,13 @@ class BasePart(_Part):
     noise: Annotated[float, Field(gt=0, le=1e6)]
     tables: Annotated[int, Field(ge=1)]
     floors: list[Annotated[Row, Field(min_length=8, max_length=8)]]
+    slopes: (
+        Annotated[
+            list[Annotated[list[Positive | None], Field(min_length=2, max_length=2)]],
+            Field(min_length=2, max_length=2),
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -135,10 +135,7 @@ def growth_section(data: Path) -> Section:
     rng = np.random.default_rng(0)
     found = {name: _of_designs(Floors.of(table), PRIOR, 1.0, rng) for name, table in tables.items()}
     used = (DOUBLING_ERROR["size"], DOUBLING_ERROR["tokens"])
-    pairs = [
-        (name, max(itertools.product(GROWTHS, GROWTHS), key=lambda g, rows=rows: _likelihood(rows, g)))
-        for name, rows in found.items()
-    ]
+    pairs = [(name, _likeliest(rows)) for name, rows in found.items()]
     for (name, growth), other in zip(pairs, reversed(found), strict=True):
         section.rows.append([name, *_growth_row(growth, other, found[other])])
     for name, rows in found.items():
@@ -161,8 +158,13 @@ def _likelihood(found: list[tuple[str, Array]], growth: tuple[float, float]) -> 
     return total
 
 
+def _likeliest(found: list[tuple[str, Array]]) -> tuple[float, float]:
+    best = max((_likelihood(found, g), g) for g in itertools.product(GROWTHS, GROWTHS))
+    return best[1]
+
+
 def _growth_row(growth: tuple[float, float], name: str, found: list[tuple[str, Array]]) -> list[str]:
-    covers: dict[str, list[Array]] = {"box": [], "L": [], "triangle": []}
+    covers: dict[str, list[NDArray[np.bool_]]] = {"box": [], "L": [], "triangle": []}
     for shape, rows in found:
         covers[shape].append(np.abs(rows[:, 0]) < Z_90 * spread_of(rows, growth))
     shares = [f"{np.concatenate(c).mean():.0%}" for c in covers.values()]

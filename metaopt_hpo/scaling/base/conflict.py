@@ -39,9 +39,10 @@ def disagreement(cells: Cells, base: Base) -> Caution | None:
         return None
     found = ", ".join(f"{n}^{v:.2f}" for n, v in zip(names, alone.surface.a[rows], strict=True))
     theirs = ", ".join(f"{n}^{v:.2f}" for n, v in zip(names, mean[known], strict=True))
+    lender = "base" if base.slopes is None else "prior"
     return Caution(
-        "base-unlike",
-        f"the base was not used: these trials' optimal lr moves as {found}, the base's as {theirs} "
+        f"{lender}-unlike",
+        f"the {lender} was not used: these trials' optimal lr moves as {found}, the {lender}'s as {theirs} "
         f"(chance {chance:.2g})",
     )
 

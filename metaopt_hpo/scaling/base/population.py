@@ -75,6 +75,9 @@ class Base:
     noise: float
     tables: int = 1
     floors: tuple[Floor, ...] = ()
+    slopes: Array | None = None
+    """Standard deviations of the exponents, (lr, batch) × (size, tokens), where they are believed better than those of
+    like tables: a prior law's own; None where `BETWEEN` holds, NaN for an exponent of which it does."""
 
     def unlikeness(self, centre: Array) -> float:
         """Factor on all spreads for trials about another centre: 1 nearby, growing as they lie decades away."""
@@ -104,6 +107,9 @@ class Base:
         values = self.lr if what == "lr" else self.batch
         spread = math.sqrt((1.0 + 1.0 / self.tables) / 2.0) * self.unlikeness(centre)
         slopes = np.array([BETWEEN[what][n] for n in AXES]) * spread
+        if self.slopes is not None:
+            own = self.slopes[0 if what == "lr" else 1]
+            slopes = np.where(np.isfinite(own), own, slopes)
         away = np.where(np.isfinite(self.centre) & np.isfinite(values[1:]), centre - self.centre, 0.0)
         mean = values.copy()
         mean[0] = values[0] + float(np.nan_to_num(values[1:]) @ away)
@@ -150,7 +156,8 @@ class Base:
 
         arrays = {k: plain(getattr(self, k)) for k in ("centre", "lr", "batch", "curvature")}
         floors = [[*map(float, f.centre), *map(float, f.parameters())] for f in self.floors]
-        return {**arrays, "noise": self.noise, "tables": self.tables, "floors": floors}
+        own = {} if self.slopes is None else {"slopes": [plain(row) for row in self.slopes]}
+        return {**arrays, "noise": self.noise, "tables": self.tables, "floors": floors, **own}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Base:
@@ -164,7 +171,11 @@ class Base:
             Floor(AXES, np.array(f[:2]), f[2], np.array(f[3:5]), np.array(f[5:7]), USUAL_NOISE, f[7])
             for f in data["floors"]
         )
-        return cls(**arrays, noise=float(data["noise"]), tables=int(data["tables"]), floors=floors)
+        own = data.get("slopes")
+        slopes = None if own is None else np.array([read(row) for row in own])
+        return cls(
+            **arrays, noise=float(data["noise"]), tables=int(data["tables"]), floors=floors, slopes=slopes
+        )
 
 
 def mean_of(parts: Sequence[Base]) -> Base:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -42,6 +43,36 @@ def base_of(source: BaseLike | Sequence[BaseLike]) -> Base:
     if not parts:
         raise ValueError("base is an empty list: give a table or a law, or leave it out")
     return mean_of(parts)
+
+
+LEAST_SLOPE_SPREAD = 0.02
+"""Standard deviation of an exponent below which no prior law is believed."""
+
+
+def prior_of(law: Law) -> Base:
+    """A law as a prior: exponents believed within its own intervals, all else as of another table like it.
+
+    Its optimum at the trials' own sizes and tokens is where their fit begins, and is left as they say otherwise.
+    """
+    base = base_of(law)
+    slopes = np.full((2, len(AXES)), math.nan)
+    for row, (draws, what) in enumerate(((law.draws.a, "lr"), (law.draws.b, "batch"))):
+        for column, name in enumerate(AXES):
+            if name in law.axes.names and (row == 0 or base.has_batch):
+                own = float(draws[:, 1 + law.axes.names.index(name)].std()) * law.widen[what]
+                slopes[row, column] = max(own, LEAST_SLOPE_SPREAD)
+    return replace(base, slopes=slopes)
+
+
+def lent(base: BaseLike | Sequence[BaseLike] | None, prior: Law | None) -> Base | None:
+    """What `base=` or `prior=` lends; None where neither is given.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if prior is not None and base is not None:
+        raise ValueError("give prior or base, not both: a base holds what a prior law knows")
+    return prior_of(prior) if prior is not None else None if base is None else base_of(base)
 
 
 def _of_table(table: TrialTable) -> Base:

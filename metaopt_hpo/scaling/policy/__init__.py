@@ -5,6 +5,7 @@ a trial may still win, `refits` when a law is fitted again. Pure: no framework, 
 """
 
 from metaopt_hpo.scaling.policy.history import History, Run
+from metaopt_hpo.scaling.policy.limits import Limits
 from metaopt_hpo.scaling.policy.proposing import (
     Config,
     Context,
@@ -36,6 +37,7 @@ __all__ = [
     "Decision",
     "Fitted",
     "History",
+    "Limits",
     "Proposal",
     "Refits",
     "Rule",

@@ -14,10 +14,11 @@ import numpy as np
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.base.population import Base
-from metaopt_hpo.scaling.base.sources import BaseLike, base_of
+from metaopt_hpo.scaling.base.sources import BaseLike, lent
 from metaopt_hpo.scaling.estimates import positive
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.policy.design import USUAL_CURVATURE, Design
+from metaopt_hpo.scaling.policy.limits import Limits
 from metaopt_hpo.scaling.policy.points import Bowl, Box, Runs, bowl_of, pilot_point, target_point
 from metaopt_hpo.scaling.sameness import at_least, same
 
@@ -47,22 +48,18 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
-    """What a proposal may choose from.
+class Context(Limits):
+    """What a proposal may choose from, and what may be spent (`Limits`: FLOPs, tokens, energy, money, time, workers).
 
     Attributes:
         target: (size, tokens) for which lr and batch are wanted.
         candidates: (size, tokens) pairs that may be run; the target need not be among them.
         lr: (low, high) bounds.
         batch: (low, high) bounds; equal where the batch is fixed.
-        budget: FLOPs left (default unlimited).
         running: configurations under way, not to be proposed twice.
-        seconds: wall-clock seconds left until a deadline (default none). Only what can finish is proposed, and a pilot
-            only where the target can still be run after it.
-        speed: FLOPs a second of one worker; needed with `seconds`.
-        workers: runs that may be under way at once (default 1): with a deadline, so many times its FLOPs may be spent.
         base: tables or laws of like models to borrow strength from, as in `fit`: the first run is then near their
             optimum, and fewer pilots are bought.
+        prior: a law whose exponents are believed, as in `fit`; it does the same. Not together with `base`.
         seed: of the search; one for all its proposals.
 
     Examples:
@@ -78,25 +75,18 @@ class Context:
     candidates: tuple[tuple[float, float], ...]
     lr: tuple[float, float]
     batch: tuple[float, float]
-    budget: float = math.inf
     running: tuple[Config, ...] = ()
-    seconds: float = math.inf
-    speed: float | None = None
-    workers: int = 1
     base: BaseLike | Sequence[BaseLike] | None = None
+    prior: Law | None = None
     seed: int = 0
 
     @property
     def known(self) -> Base | None:
-        """The base as a population's mean."""
-        return self.base if self.base is None or isinstance(self.base, Base) else base_of(self.base)
-
-    @property
-    def longest(self) -> float:
-        """FLOPs that one worker can spend until the deadline."""
-        return math.inf if self.speed is None else self.seconds * self.speed
+        """What base or prior lends, as a population's mean."""
+        return self.base if isinstance(self.base, Base) else lent(self.base, self.prior)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         pairs = tuple(
             (positive("size", n), positive("tokens", d)) for n, d in (self.target, *self.candidates)
         )
@@ -107,33 +97,10 @@ class Context:
             if low > high:
                 raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {(low, high)!r}")
             object.__setattr__(self, name, (low, high))
-        object.__setattr__(self, "budget", _budget(self.budget))
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers!r}")
-        if self.speed is not None:
-            positive("speed", self.speed)
-        if self.seconds != math.inf:
-            positive("seconds", self.seconds)
-            if self.speed is None:
-                raise ValueError(
-                    "seconds needs speed, the FLOPs a second of one worker, to say what can finish"
-                )
-        object.__setattr__(self, "base", self.known)  # a table is fitted once
+        if self.base is not None:
+            object.__setattr__(self, "base", lent(self.base, self.prior))  # a table is fitted once
         if not self.candidates:
             raise ValueError("candidates must hold at least one (size, tokens)")
-
-
-def _budget(value: float) -> float:
-    """FLOPs, of which there may be none left, or more than a float holds."""
-    try:
-        number = float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError):
-        number = math.nan
-    if math.isnan(number):
-        raise ValueError(f"budget must be a number of FLOPs, got {value!r}")
-    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +165,9 @@ def propose_batch(
     out: list[Proposal] = []
     for _ in range(count):
         out.append(propose(table, context, law=law))
-        left = context.budget - out[-1].config.cost
-        context = replace(context, running=(*context.running, out[-1].config), budget=max(left, 0.0))
+        config = out[-1].config
+        context = context.after(flops=config.cost, tokens=config.tokens)
+        context = replace(context, running=(*context.running, config))
     return out
 
 
@@ -254,13 +222,14 @@ def next_cell(runs: Runs, context: Context, *, bowl: Bowl | None = None) -> tupl
     if runs.at(context.target).n and cost <= longest:
         return context.target
     box = Box(context.lr, context.batch)
-    together = min(context.budget / 6.0, context.workers * longest)
+    together = min(context.flops / 6.0, context.workers * longest)
     reachable = cost <= longest
     spare = min(together - cost, longest - cost, cost) if reachable else min(together, longest)
+    tokens = context.tokens - context.target[1] * reachable
     pilots = tuple(
         c
         for c in dict.fromkeys(context.candidates)
-        if not _same_cell(c, context.target) and c[0] * c[1] <= spare
+        if not _same_cell(c, context.target) and c[0] * c[1] <= spare and c[1] <= tokens
     )
     if not reachable and not pilots:
         message = f"nothing can finish within {context.seconds:g} s at {context.speed:g} FLOPs a second"

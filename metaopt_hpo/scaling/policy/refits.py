@@ -21,7 +21,7 @@ import numpy as np
 
 from metaopt_hpo.scaling import ending
 from metaopt_hpo.scaling.base.population import Base
-from metaopt_hpo.scaling.base.sources import BaseLike, base_of
+from metaopt_hpo.scaling.base.sources import BaseLike, lent
 from metaopt_hpo.scaling.build import fit
 from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.fitting.cells import main_strategy
@@ -95,6 +95,7 @@ class Refits:
         background: fit ahead in a thread. False fits where the law is asked for.
         first: a law to begin with, until one can be fitted.
         base: what every law borrows strength from, as in `metaopt_hpo.fit`.
+        prior: a law whose exponents are believed, as in `metaopt_hpo.fit`; not together with `base`.
     """
 
     def __init__(
@@ -106,10 +107,11 @@ class Refits:
         background: bool = True,
         first: Law | None = None,
         base: BaseLike | Sequence[BaseLike] | None = None,
+        prior: Law | None = None,
     ) -> None:
-        usual = START if base is None else START_WITH_BASE
+        self.base = lent(base, prior)
+        usual = START if self.base is None else START_WITH_BASE
         self.need = max(usual if need is None else need, 1)
-        self.base = None if base is None else base_of(base)
         self.allow_weak = allow_weak
         self.seed = seed
         self.background = background
