@@ -26,7 +26,7 @@ _HOMES = {
     "repeat_seed": "strategy",
     "retry_lost_trials": "leases",
     "suggest_strategy": "strategy",
-    "trial_folder": "places",
+    "trial_folder": "checkpoints",
 }
 
 __all__ = [
@@ -44,10 +44,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from metaopt_hpo_optuna.checkpoints import trial_folder
     from metaopt_hpo_optuna.engine import OptunaEngine
     from metaopt_hpo_optuna.fields import StudyWarning
     from metaopt_hpo_optuna.leases import retry_lost_trials
-    from metaopt_hpo_optuna.places import trial_folder
     from metaopt_hpo_optuna.pruner import ScalingLawPruner
     from metaopt_hpo_optuna.sampler import ScalingLawSampler
     from metaopt_hpo_optuna.strategy import repeat_seed, suggest_strategy

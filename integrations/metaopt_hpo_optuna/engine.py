@@ -30,13 +30,13 @@ from metaopt_hpo.comparison.objective import Checkpointing, Configuration, Objec
 from metaopt_hpo.locks import only_process
 from metaopt_hpo.trials.diverged import stand_in_loss
 from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.record_json import plain, record_to_json
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo_optuna import _compat
-from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, plain
+from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, record_from_json
 from metaopt_hpo_optuna.proposers import PROPOSERS, Proposal, make_pruner
 from metaopt_hpo_optuna.resuming import Reports, checkpoint_file, running_folder
 from metaopt_hpo_optuna.store import open_store, store_errors
-from metaopt_hpo_optuna.study_table import record_from_json, record_to_json
 
 TASK = "metaopt:task"
 """Study user attribute: the task the study belongs to."""

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import Fields, StudyWarning, reports_of, strategy_of, tuning_of
-from metaopt_hpo_optuna.known import Cell, Known, Row, place, row_of, unfinished_row
+from metaopt_hpo_optuna.study_history import Cell, Row, StudyHistory, cell_of, row_of, unfinished_row
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ class Evidence:
         self._forget()
 
     def _forget(self) -> None:
-        self._known: weakref.WeakKeyDictionary[BaseStorage, dict[int, Known]] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[BaseStorage, dict[int, StudyHistory]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._lock = threading.RLock()
         self._told: set[str] = set()
         self._places: OrderedDict[tuple[str, int, datetime | None], Cell] = OrderedDict()
@@ -83,9 +85,9 @@ class Evidence:
         self.__dict__.update(state)
         self._forget()
 
-    def place(self, trial: FrozenTrial) -> Cell | None:
+    def cell_of(self, trial: FrozenTrial) -> Cell | None:
         """Size and planned tokens of a trial, None where it has not both."""
-        return place(trial, self.names)
+        return cell_of(trial, self.names)
 
     def size_of(self, trial: FrozenTrial) -> float | None:
         """Size of another trial, None where it has none that is a number."""
@@ -100,7 +102,7 @@ class Evidence:
         Raises:
             ValueError: the trial has changed its size or its planned tokens.
         """
-        cell = self.place(trial)
+        cell = self.cell_of(trial)
         if cell is None:
             return None
         key = (study.study_name, trial.number, trial.datetime_start)
@@ -114,7 +116,7 @@ class Evidence:
             self._places.popitem(last=False)
         return cell
 
-    def read(self, study: Study, *, at_ask: bool = False) -> Known:
+    def read(self, study: Study, *, at_ask: bool = False) -> StudyHistory:
         """The study's finished trials and the law they bear, up to date.
 
         Args:
@@ -216,7 +218,7 @@ class Evidence:
         except ValueError:
             return None
 
-    def _read(self, study: Study, at_ask: bool) -> Known:
+    def _read(self, study: Study, at_ask: bool) -> StudyHistory:
         known = self._update(study, at_ask)
         known.sources = [self._update(s, False) for s in self.sources]
         for source in self.sources:
@@ -246,9 +248,9 @@ class Evidence:
             self._told.add(code)
             warnings.warn(message, StudyWarning, stacklevel=4)
 
-    def _update(self, study: Study, at_ask: bool) -> Known:
+    def _update(self, study: Study, at_ask: bool) -> StudyHistory:
         storage, study_id = _compat.storage_of(study), _compat.study_id(study)
-        known = self._known.setdefault(storage, {}).setdefault(study_id, Known())
+        known = self._known.setdefault(storage, {}).setdefault(study_id, StudyHistory())
         if not at_ask and _compat.ended_count(study) == len(known.seen):
             return known
         if at_ask:
@@ -260,7 +262,7 @@ class Evidence:
             known.take(ended, self.names, study)
         return known
 
-    def _tell_about(self, study: Study, known: Known) -> None:
+    def _tell_about(self, study: Study, known: StudyHistory) -> None:
         """Say once what of a study cannot be used."""
         if known.left_out:
             number, why = next(iter(known.left_out.items()))

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from optuna.trial import FrozenTrial
 
 from metaopt_hpo.errors import MetaOptWarning
+from metaopt_hpo.trials import record_json
 from metaopt_hpo.trials.quantities import positive
-from metaopt_hpo.trials.record import Tuning
+from metaopt_hpo.trials.record import TrialRecord, Tuning
 from metaopt_hpo.trials.sources import Sources
 from metaopt_hpo.trials.steps import tokens_of
 
@@ -115,22 +116,13 @@ def is_pair(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2 and all(positive(v) is not None for v in value)
 
 
-def plain(value: Any) -> Any:
-    """`value` in types every storage keeps as they are: NumPy scalars and 0-d tensors become Python ones.
+def record_from_json(data: Any) -> TrialRecord:
+    """The record in a trial's attribute.
 
-    SQLite and Journal refuse NumPy scalars and turn tuples into lists; the in-memory storage takes anything,
-    so a script would break when it is given a database.
+    Raises:
+        TableError: the attribute is not one of ours; the message names what is wrong.
     """
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    item = getattr(value, "item", None)
-    if callable(item) and not isinstance(value, str | int | float | bool):
-        return item()
-    if isinstance(value, float):
-        return float(value)  # np.float64 is a float, and still not a plain one
-    return value
+    return record_json.record_from_json(data, f"the attribute {RECORD!r} of a trial")
 
 
 def strategy_of(trial: FrozenTrial) -> str:

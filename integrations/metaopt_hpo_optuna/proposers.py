@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method, grid_points, starts
+from metaopt_hpo.trials.record_json import plain
 from metaopt_hpo_optuna import _compat
-from metaopt_hpo_optuna.fields import RECORD, plain
+from metaopt_hpo_optuna.fields import RECORD, record_from_json
 from metaopt_hpo_optuna.resuming import draw_again
-from metaopt_hpo_optuna.study_table import record_from_json
 
 RUNGS = 3
 """Hyperband and ASHA judge first after 3^-RUNGS of a run."""

@@ -180,7 +180,7 @@ class ScalingLawPruner(BasePruner):
 
     def _tell_missing(self, study: Study, trial: FrozenTrial) -> None:
         names = self._evidence.names
-        if self._evidence.place(trial) is None:
+        if self._evidence.cell_of(trial) is None:
             self._evidence.tell_once(
                 "no-size",
                 f"ScalingLawPruner: trial {trial.number} of study {study.study_name!r} has no "

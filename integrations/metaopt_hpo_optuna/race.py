@@ -14,10 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 from metaopt_hpo.comparison.engine import SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.record_json import record_to_json
 from metaopt_hpo_optuna.fields import RECORD
 from metaopt_hpo_optuna.pruner import ScalingLawPruner
 from metaopt_hpo_optuna.sampler import ScalingLawSampler
-from metaopt_hpo_optuna.study_table import record_to_json
 
 FEW = 4
 """Random trials before a model of few: ten, Optuna's default, is more than most targets here need in all."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,18 +11,16 @@ import numpy as np
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
 )
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import Fields, is_pair
-from metaopt_hpo_optuna.known import Cell
+from metaopt_hpo_optuna.ranges import known_range, log_range, nearest
+from metaopt_hpo_optuna.study_history import Cell
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
@@ -153,7 +150,7 @@ class ScalingLawSampler(BaseSampler):
     def _tell_why(self, study: Study, trial: FrozenTrial, by_base: bool) -> None:
         names, base = self._evidence.names, type(self._base).__name__
         try:
-            placed = self._evidence.place(trial) is not None
+            placed = self._evidence.cell_of(trial) is not None
         except ValueError as error:
             self._evidence.tell_once("no-number", f"ScalingLawSampler: {error}")
             return
@@ -182,7 +179,7 @@ class ScalingLawSampler(BaseSampler):
         # a size that is itself a parameter is not known yet when the first parameter is suggested
         names = self._evidence.names
         try:
-            sized = bool(names.models) or names.size in space or self._evidence.place(trial) is not None
+            sized = bool(names.models) or names.size in space or self._evidence.cell_of(trial) is not None
         except ValueError:  # said when it is sampled
             sized = True
         return {k: v for k, v in space.items() if k not in ours} if sized else space
@@ -363,37 +360,3 @@ def _seen(values: Any) -> tuple[float, float] | None:
 
 def _fresh_entropy() -> int:
     return int(np.random.SeedSequence().generate_state(1)[0])
-
-
-def log_range(distribution: BaseDistribution) -> tuple[float, float] | None:
-    """(low, high) of a positive numeric distribution; None where a law's number cannot be placed in it."""
-    if isinstance(distribution, CategoricalDistribution):
-        if all(
-            isinstance(c, int | float) and not isinstance(c, bool) and c > 0 for c in distribution.choices
-        ):
-            values = [float(c) for c in distribution.choices if isinstance(c, int | float)]
-            return min(values), max(values)
-        return None
-    if isinstance(distribution, FloatDistribution | IntDistribution) and distribution.low > 0:
-        return float(distribution.low), float(distribution.high)
-    return None
-
-
-def known_range(study: Study, name: str) -> tuple[float, float] | None:
-    """The range a parameter had in the newest trial that has it."""
-    for trial in reversed(_compat.trials_at_ask(study)):
-        if name in trial.distributions:
-            return log_range(trial.distributions[name])
-    return None
-
-
-def nearest(distribution: BaseDistribution, value: float) -> Any:
-    """The value of the distribution that is nearest to `value`, in the logarithm for choices."""
-    if isinstance(distribution, CategoricalDistribution):
-        return min(distribution.choices, key=lambda c: abs(math.log(float(c) / value)))  # type: ignore[arg-type]
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high = distribution.low, distribution.high
-    value = min(max(value, low), high)
-    if distribution.step is not None and not distribution.log:
-        value = min(low + round((value - low) / distribution.step) * distribution.step, high)
-    return round(value) if isinstance(distribution, IntDistribution) else float(value)

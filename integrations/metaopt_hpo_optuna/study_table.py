@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields, replace
-from typing import Any, get_args, get_type_hints
+from dataclasses import replace
+from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution
@@ -14,9 +14,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.trials.quantities import positive
-from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
+from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.record import TrialState as RecordState
-from metaopt_hpo.trials.schema import FORMER_NAMES, TableError
+from metaopt_hpo.trials.record_json import NUMBERS, record_to_json
+from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.steps import step_of
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_optuna.fields import (
@@ -26,7 +27,7 @@ from metaopt_hpo_optuna.fields import (
     REPEATS,
     Fields,
     StudyWarning,
-    plain,
+    record_from_json,
     reports_of,
     strategy_of,
     tuning_of,
@@ -39,77 +40,9 @@ STATES: dict[TrialState, RecordState] = {
     TrialState.RUNNING: "running",
 }
 
-_TYPES = get_type_hints(TrialRecord)
-_NUMBERS = tuple(name for name, kind in _TYPES.items() if kind is float)
-_WORDS = {name: get_args(_TYPES[name]) for name in ("state", "direction", "tuning")}
-
-
 STOPPED_EARLY = 0.75
 """A finished trial whose last report lies before this part of its planned tokens ended by itself: reports on the
 shared grid are four an octave, so one that ran to its end has a later one."""
-
-
-def record_to_json(record: TrialRecord) -> dict[str, Any]:
-    """A record as a JSON object that every storage keeps: NaN and infinities, which JSON has not, as text."""
-    values = asdict(record)
-    return {k: _finite(plain(v)) for k, v in values.items() if v not in ("", None) and v != {}}
-
-
-def record_from_json(data: Any) -> TrialRecord:
-    """The record `record_to_json` wrote.
-
-    Raises:
-        TableError: the attribute is not one of ours; the message names what is wrong.
-    """
-    known = {f.name for f in fields(TrialRecord)}
-    if isinstance(data, dict):
-        data = {FORMER_NAMES.get(k, k): v for k, v in data.items()}
-    if not isinstance(data, dict) or not set(data) <= known:
-        raise TableError(f"the attribute {RECORD!r} of a trial is not a record of metaopt-hpo: {data!r:.80}")
-    values = dict(data)
-    try:
-        for name in _NUMBERS:
-            if name in values:
-                values[name] = float(values[name])
-        if values.get("curve") is not None:
-            values["curve"] = Curve(
-                **{k: tuple(float(x) for x in values["curve"].get(k, ())) for k in CURVE_FIELDS}
-            )
-        record = TrialRecord(**values)
-        _check_ranges(record)
-        return record
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise TableError(f"the attribute {RECORD!r} of a trial is damaged: {error}") from error
-
-
-def _check_ranges(record: TrialRecord) -> None:
-    """Raise ValueError where a field holds a number that no run has; types were checked before."""
-    for name in ("size", "batch", "lr"):
-        value = getattr(record, name)
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
-    if not 0 <= record.tokens < math.inf or record.target_tokens <= 0:
-        raise ValueError(
-            f"tokens must be finite numbers >= 0, got {record.tokens!r} of {record.target_tokens!r}"
-        )
-    for name in ("state", "direction", "tuning"):
-        if getattr(record, name) not in _WORDS[name]:
-            raise ValueError(
-                f"{name} must be one of {', '.join(map(repr, _WORDS[name]))}, got {getattr(record, name)!r}"
-            )
-    for name in ("strategy", "reason", "workload"):
-        if not isinstance(getattr(record, name), str):
-            raise ValueError(f"{name} must be a text, got {getattr(record, name)!r}")
-    if not isinstance(record.params, dict):
-        raise ValueError(f"params must be an object, got {record.params!r}")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def trial_table(
@@ -280,7 +213,7 @@ def add_records(study: Study, records: Iterable[TrialRecord]) -> None:
                 f"direction is {study.direction.name.lower()!r}; create the study with the trials' direction"
             )
         # NumPy's numbers are for no storage but the one in memory
-        numbers: dict[str, Any] = {name: float(getattr(record, name)) for name in _NUMBERS}
+        numbers: dict[str, Any] = {name: float(getattr(record, name)) for name in NUMBERS}
         record = replace(record, **numbers)
         sign = -1.0 if maximise else 1.0
         state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "diverged": TrialState.PRUNED}

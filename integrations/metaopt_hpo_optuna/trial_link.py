@@ -18,11 +18,12 @@ from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 from metaopt_hpo.training.distributed import from_rank_0, rank
 from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.record_json import plain, record_to_json
 from metaopt_hpo.trials.steps import step_of
 from metaopt_hpo_optuna import _compat, fairness
-from metaopt_hpo_optuna.fields import COMPARABLE, CONFIGURATION, REASON, RECORD, REPEATS, plain
+from metaopt_hpo_optuna.fields import COMPARABLE, CONFIGURATION, REASON, RECORD, REPEATS
 from metaopt_hpo_optuna.leases import Lease, patiently
-from metaopt_hpo_optuna.study_table import check_single_objective, record_to_json
+from metaopt_hpo_optuna.study_table import check_single_objective
 
 
 class TrialLink:

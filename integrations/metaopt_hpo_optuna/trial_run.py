@@ -18,8 +18,8 @@ from metaopt_hpo.training.distributed import from_rank_0
 from metaopt_hpo.training.ending import RunStopped
 from metaopt_hpo.training.framework_run import FrameworkRun
 from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo_optuna.checkpoints import inherited, owner, run_name
 from metaopt_hpo_optuna.fields import CHECKPOINT, FLOPS_PER_TOKEN, REASON, REPEATS
-from metaopt_hpo_optuna.places import inherited, owner, run_name
 from metaopt_hpo_optuna.trial_link import TrialLink
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ _HOMES = {
     "size_of": "sizes",
     "strategy_space": "strategy",
     "trial_table": "result_table",
-    "tuner_configs": "wiring",
+    "tuner_configs": "configs",
     "with_resources": "strategy",
 }
 
@@ -56,6 +56,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from metaopt_hpo_ray.columns import TuneWarning
+    from metaopt_hpo_ray.configs import tuner_configs
     from metaopt_hpo_ray.engine import RayEngine
     from metaopt_hpo_ray.keeper import CurveKeeper
     from metaopt_hpo_ray.restoring import restore
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from metaopt_hpo_ray.sizes import size_of
     from metaopt_hpo_ray.strategy import build_strategy, resources_by_size, strategy_space, with_resources
     from metaopt_hpo_ray.trial_run import TrialRun
-    from metaopt_hpo_ray.wiring import tuner_configs
 
 
 def __getattr__(name: str) -> Any:

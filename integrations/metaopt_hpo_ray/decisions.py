@@ -19,11 +19,11 @@ from metaopt_hpo.trials.quantities import flatten
 from metaopt_hpo.trials.record import TrialState
 from metaopt_hpo_ray.columns import REASON, STATE, Columns
 from metaopt_hpo_ray.entry import DONE
-from metaopt_hpo_ray.inner import Inner
 from metaopt_hpo_ray.judge import Judge
 from metaopt_hpo_ray.launches import WAITING, Launches
 from metaopt_hpo_ray.reports import Results, know, outcome, report, why_failed
 from metaopt_hpo_ray.trial_book import TrialBook
+from metaopt_hpo_ray.wrapped import Wrapped
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -39,7 +39,7 @@ class Decisions:
         judge: verdicts and the order of launches.
         metric, progress: results that hold the loss and count tokens.
         columns: where a trial's config keeps size, tokens, batch and lr.
-        inner: decides where the law cannot, or None.
+        wrapped: decides where the law cannot, or None.
         hold: False launches in Tune's own order.
         ahead: see `Launches`.
     """
@@ -52,7 +52,7 @@ class Decisions:
         metric: str,
         progress: str,
         columns: Columns,
-        inner: Inner | None,
+        wrapped: Wrapped | None,
         hold: bool,
         ahead: int | None = None,
     ) -> None:
@@ -61,7 +61,7 @@ class Decisions:
         self._book = book
         self._judge = judge
         self._columns = columns
-        self._inner = inner
+        self._wrapped = wrapped
         self._hold = hold
         self._warned: set[str] = set()
 
@@ -131,9 +131,11 @@ class Decisions:
             self._book.spare(key)
             self._judge.log(key, "keep", decision)
             logger.info("trial %s: keep: %s", key, decision.reason)
-        if self._inner is None or entry.self_tuning:
+        if self._wrapped is None or entry.self_tuning:
             return TrialScheduler.CONTINUE  # a run that finds its own lr starts low: no rung may judge it
-        stop = self._inner.stops(controller, trial, result, self.metric)  # asked each time, to fill its rungs
+        stop = self._wrapped.stops(
+            controller, trial, result, self.metric
+        )  # asked each time, to fill its rungs
         if decision.action == "abstain" and stop:
             reason = f"ASHA stopped it after {entry.last[0]:g} tokens: {decision.reason}"
             return self._stop(key, "pruned", replace(decision, reason=reason))

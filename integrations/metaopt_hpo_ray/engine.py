@@ -27,13 +27,13 @@ from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import populations, race
 from metaopt_hpo_ray.columns import METRIC
+from metaopt_hpo_ray.configs import SAFE_FOR_PBT
 from metaopt_hpo_ray.keeper import JOURNAL, CurveKeeper
 from metaopt_hpo_ray.populations import Population
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer, make_scheduler
 from metaopt_hpo_ray.saved import BookError
 from metaopt_hpo_ray.trainables import halted_run, whole_run
 from metaopt_hpo_ray.trial_book import TrialBook
-from metaopt_hpo_ray.wiring import SAFE_FOR_PBT
 
 _OUTPUT = "RAY_AIR_NEW_OUTPUT"
 

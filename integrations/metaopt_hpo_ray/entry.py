@@ -28,7 +28,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 _EXTRA_TEXTS = ("strategy", "tuning", "workload")
 
-Place = tuple[int, int]
+Cell = tuple[int, int]
 """Size and planned tokens in quarter octaves."""
 
 
@@ -90,8 +90,8 @@ class Entry:
         return found is not None and found > 0
 
     @property
-    def place(self) -> Place:
-        """Where it stands among sizes and tokens: trials of one place compete, also where a sweep draws sizes."""
+    def cell(self) -> Cell:
+        """Where it stands among sizes and tokens: trials of one cell compete, also where a sweep draws sizes."""
         return quarter_octave(self.size), quarter_octave(self.tokens)
 
     @property

@@ -21,8 +21,8 @@ from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
 from metaopt_hpo_ray.entry import Entry
 from metaopt_hpo_ray.journal import JOURNAL, Journal
-from metaopt_hpo_ray.lost import NONE_SAVED, make_good
 from metaopt_hpo_ray.metrics import Metrics
+from metaopt_hpo_ray.older_checkpoints import NONE_SAVED, make_good
 from metaopt_hpo_ray.reports import Results, know, outcome, report, why_failed
 from metaopt_hpo_ray.storage import warn_unshared
 from metaopt_hpo_ray.trial_book import TrialBook

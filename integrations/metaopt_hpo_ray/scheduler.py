@@ -22,7 +22,6 @@ from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
 from metaopt_hpo_ray.decisions import Decisions
-from metaopt_hpo_ray.inner import Inner
 from metaopt_hpo_ray.journal import Journal
 from metaopt_hpo_ray.judge import Judge
 from metaopt_hpo_ray.keeper import own
@@ -31,6 +30,7 @@ from metaopt_hpo_ray.saved import read_state
 from metaopt_hpo_ray.shown import show_decisions
 from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.trial_files import read_trials
+from metaopt_hpo_ray.wrapped import Wrapped
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -62,7 +62,7 @@ class ScalingLawScheduler(FIFOScheduler):
         progress: result that counts training tokens (default "tokens_seen", which `TrialRun` reports).
         law: a law to begin with.
         evidence: a trial table of earlier work, or records; every fit includes it.
-        inner: an `ASHAScheduler` that decides where the law cannot judge, or None.
+        wrapped: an `ASHAScheduler` that decides where the law cannot judge, or None.
         pilot_sizes: how many of the smallest sizes may run before there is a law (default 3, the fewest a law
             can be fitted to).
         stop_below: chance of winning below which a trial is stopped (default 0.05).
@@ -99,7 +99,7 @@ class ScalingLawScheduler(FIFOScheduler):
         progress: str = PROGRESS,
         law: Law | None = None,
         evidence: TrialTable | Sequence[TrialRecord] = (),
-        inner: AsyncHyperBandScheduler | None = None,
+        wrapped: AsyncHyperBandScheduler | None = None,
         pilot_sizes: int = 3,
         stop_below: float = STOP_BELOW,
         grace: float = 0.0,
@@ -126,7 +126,7 @@ class ScalingLawScheduler(FIFOScheduler):
         """True where a CurveKeeper saves this scheduler's state."""
         self.journal = Journal(TrialBook(), self._rebuild)
         """Where everything known of the trials is kept, once the experiment's folder is known."""
-        self._inner = None if inner is None else Inner(inner, self.book, progress)
+        self._wrapped = None if wrapped is None else Wrapped(wrapped, self.book, progress)
         self._saved: Mapping[str, Any] | None = None
         records = evidence.records() if isinstance(evidence, TrialTable) else list(evidence)
         self._judge = Judge(
@@ -147,7 +147,7 @@ class ScalingLawScheduler(FIFOScheduler):
             metric=self.metric,
             progress=progress,
             columns=self._columns,
-            inner=self._inner,
+            wrapped=self._wrapped,
             hold=hold,
             ahead=ahead,
         )
@@ -189,8 +189,8 @@ class ScalingLawScheduler(FIFOScheduler):
             )
         self._metric = metric or self._metric
         self._decisions.metric = self.metric
-        if self._inner is not None:
-            self._inner.judge_by(self.metric)
+        if self._wrapped is not None:
+            self._wrapped.judge_by(self.metric)
         if not self._kept:
             if spec.get("num_samples") == sys.maxsize:
                 raise ValueError(
@@ -298,8 +298,8 @@ class ScalingLawScheduler(FIFOScheduler):
         """Go on from the book as it is now; without what the judge had saved it fits anew."""
         self._judge.load_state(dict(judge) if judge is not None else Judge(self.book).to_state())
         self._decisions.launches.forget()
-        if self._inner is not None:
-            self._inner.forget()
+        if self._wrapped is not None:
+            self._wrapped.forget()
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state, trials included, as JSON."""

@@ -160,12 +160,12 @@ def make_supply(
         return bounded, None
     if not isinstance(search_alg, Searcher):
         return search_alg, max_concurrent  # a generator of somebody else's
-    inner = innermost(search_alg)
-    if not space and inner.metric is None:  # Tune names the metric only where it has a space to tell of
+    searcher = innermost(search_alg)
+    if not space and searcher.metric is None:  # Tune names the metric only where it has a space to tell of
         search_alg.set_search_properties(metric, mode, {})
-        if inner.metric is None and type(inner).__module__.startswith("ray.tune.search."):
+        if searcher.metric is None and type(searcher).__module__.startswith("ray.tune.search."):
             raise ValueError(
-                f"{type(inner).__name__} has a space of its own and knows no metric, and Tune would not tell it; "
+                f"{type(searcher).__name__} has a space of its own and knows no metric, and Tune would not tell it; "
                 f"give it metric={metric!r} and mode={mode!r} too"
             )
     if max_concurrent:

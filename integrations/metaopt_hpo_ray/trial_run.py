@@ -38,7 +38,7 @@ from metaopt_hpo_ray.columns import (
     WORK,
     TuneWarning,
 )
-from metaopt_hpo_ray.lost import older_ones
+from metaopt_hpo_ray.older_checkpoints import older_ones
 
 FILE = "run.pt"
 """Name of the file within a Ray checkpoint."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaopt_hpo.cli import inspect, laws, planning, preregistration, replay, theory
+from metaopt_hpo.cli import fitting, inspect, laws, planning, preregistration, replay, theory
 from metaopt_hpo.cli import run as running
 from metaopt_hpo.cli.interrupts import interruptible
 from metaopt_hpo.cli.reading import read_table
@@ -152,7 +152,7 @@ def report(
 
         trials = read_table(str(folder), None, None, None)
         law = fit_table(trials, allow_weak=True)
-        page = laws.write_page(law, trials, folder / "law.html", f"Law fitted to {folder.name}")
+        page = fitting.write_page(law, trials, folder / "law.html", f"Law fitted to {folder.name}")
         typer.echo(f"page written to {page}")
 
 
@@ -162,7 +162,7 @@ for command in (
     running.watch,
     planning.recipe,
     inspect.inspect,
-    laws.fit,
+    fitting.fit,
     laws.predict,
     replay.replay,
     laws.laws,

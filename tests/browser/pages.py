@@ -14,7 +14,7 @@ from metaopt_hpo.atomic import write_text
 from metaopt_hpo.attribution import ExperimentConfig, GridResult, WorldRuns, attribute
 from metaopt_hpo.attribution.levels import factorial
 from metaopt_hpo.attribution.outcome import Attribution
-from metaopt_hpo.cli.laws import write_page
+from metaopt_hpo.cli.fitting import write_page
 from metaopt_hpo.comparison.replay import replay
 from metaopt_hpo.comparison.results import Comparison
 from metaopt_hpo.comparison.table_objective import TableObjective

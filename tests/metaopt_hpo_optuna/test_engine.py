@@ -22,9 +22,9 @@ from metaopt_hpo.comparison.objective import Configuration, ObjectiveUnavailable
 from metaopt_hpo.comparison.training_objective import TrainObjective
 from metaopt_hpo.locks import InUse
 from metaopt_hpo.trials.record import Curve, TrialRecord, token_grid
+from metaopt_hpo.trials.record_json import record_to_json
 from metaopt_hpo.workloads import members
 from metaopt_hpo_optuna import OptunaEngine, engine, trial_table
-from metaopt_hpo_optuna.study_table import record_to_json
 
 SIZES = (2e3, 5e3, 1e4)
 METHODS = sorted(OptunaEngine().methods)

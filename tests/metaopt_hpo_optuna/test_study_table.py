@@ -14,9 +14,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from metaopt_hpo.trials.record import Curve, TrialRecord
+from metaopt_hpo.trials.record_json import record_to_json
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo_optuna import StudyWarning, add_records, trial_table
-from metaopt_hpo_optuna.study_table import record_from_json, record_to_json
+from metaopt_hpo_optuna.fields import record_from_json
 
 positive = st.floats(1e-6, 1e12)
 anything = st.floats(allow_nan=True, allow_infinity=True)

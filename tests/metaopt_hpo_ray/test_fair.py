@@ -111,7 +111,7 @@ def test_an_inner_asha_compares_at_equal_tokens_and_within_a_size() -> None:
         background=False,
         hold=False,
         grace=0.0,
-        inner=ASHAScheduler(grace_period=10, max_t=100, reduction_factor=2),
+        wrapped=ASHAScheduler(grace_period=10, max_t=100, reduction_factor=2),
     )
     CurveKeeper(scheduler)
     scheduler.set_search_properties("loss", "min")
@@ -135,7 +135,7 @@ def test_an_inner_asha_compares_at_equal_tokens_and_within_a_size() -> None:
         background=False,
         hold=False,
         grace=0.0,
-        inner=ASHAScheduler(grace_period=10, max_t=100, reduction_factor=2),
+        wrapped=ASHAScheduler(grace_period=10, max_t=100, reduction_factor=2),
     )
     CurveKeeper(again)
     again.set_search_properties("loss", "min")

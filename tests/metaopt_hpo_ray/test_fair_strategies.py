@@ -148,7 +148,7 @@ def test_beside_the_schedulers_as_they_are_it_is_stopped_or_overwritten(name: st
 
 @pytest.mark.parametrize("name", ["asha", "async hyperband"])
 def test_an_inner_scheduler_of_the_law_stops_none_of_them_either(name: str) -> None:
-    scheduler = ScalingLawScheduler(background=False, hold=False, grace=0.0, inner=MAKERS[name]())
+    scheduler = ScalingLawScheduler(background=False, hold=False, grace=0.0, wrapped=MAKERS[name]())
     CurveKeeper(scheduler)
     pairs = [(n, base) for n in LATE for base in get(n).bases] + [(THIRD_PARTY, "adamw")]
     made = mixed(scheduler, pairs)

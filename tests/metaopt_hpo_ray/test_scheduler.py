@@ -162,7 +162,7 @@ def test_grace_protects_a_young_trial() -> None:
 def test_an_inner_asha_stops_only_where_the_law_cannot_judge() -> None:
     def decide(**options: Any) -> str:
         asha = ASHAScheduler(time_attr="tokens_seen", grace_period=1, max_t=1e12, reduction_factor=2)
-        scheduler = kept(inner=asha, hold=False, grace=0.0, **options)
+        scheduler = kept(wrapped=asha, hold=False, grace=0.0, **options)
         cluster = StubCluster(scheduler, curve_of, slots=9)
         last = ""
         half = 10 * SIZES[3]
@@ -414,7 +414,7 @@ def test_launches_that_fail_do_not_hold_the_cluster_up(
         (lambda: ScalingLawScheduler(grace=-1), "grace"),
         (lambda: ScalingLawScheduler(pilot_sizes=0), "pilot_sizes"),
         (lambda: ScalingLawScheduler(size=-3.0), "size"),
-        (lambda: ScalingLawScheduler(inner=HyperBandScheduler()), "ASHAScheduler"),  # type: ignore[arg-type]
+        (lambda: ScalingLawScheduler(wrapped=HyperBandScheduler()), "ASHAScheduler"),  # type: ignore[arg-type]
         (lambda: kept().set_search_properties("accuracy", None), "in one place"),
         (lambda: kept().set_search_properties(None, "max"), "mode='min'"),
     ],

@@ -33,7 +33,7 @@ def law() -> ScalingLawScheduler:
 
 
 def law_with_asha() -> ScalingLawScheduler:
-    return ScalingLawScheduler(background=False, inner=asha())
+    return ScalingLawScheduler(background=False, wrapped=asha())
 
 
 MAKERS: dict[str, Callable[[], TrialScheduler]] = {

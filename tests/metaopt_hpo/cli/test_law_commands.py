@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from metaopt_hpo.cli import laws
+from metaopt_hpo.cli import fitting, laws
 from metaopt_hpo.cli.replay import replay
 from metaopt_hpo.comparison.held_out import predicted_and_found
 from metaopt_hpo.errors import MetaOptError
@@ -19,7 +19,7 @@ from metaopt_hpo.scaling import Law, fit, library
 from metaopt_hpo.trials.table import TrialTable
 
 app = typer.Typer()
-app.command()(laws.fit)
+app.command()(fitting.fit)
 app.command()(laws.laws)
 app.command()(laws.predict)
 app.command()(replay)

@@ -1,4 +1,4 @@
-"""Inner: an ASHA scheduler that decides where the law cannot judge."""
+"""Wrapped: an ASHA scheduler that decides where the law cannot judge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from metaopt_hpo_ray import _compat
-from metaopt_hpo_ray.entry import Entry, Place
+from metaopt_hpo_ray.entry import Cell, Entry
 from metaopt_hpo_ray.fair import is_late
 from metaopt_hpo_ray.trial_book import TrialBook
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
 
-class Inner:
-    """The scheduler given as `inner`, one for each size and number of tokens, judging at equal tokens.
+class Wrapped:
+    """The scheduler given as `wrapped`, one for each size and number of tokens, judging at equal tokens.
 
     Trials of different sizes, or planned for different tokens, have no business in one rung, and one of a smaller
     batch reports later. So its time counts tokens: where its `time_attr` is the result that does, as they are; else as
@@ -33,13 +33,13 @@ class Inner:
     def __init__(self, asha: AsyncHyperBandScheduler, book: TrialBook, progress: str) -> None:
         if not isinstance(asha, AsyncHyperBandScheduler):
             raise ValueError(
-                f"inner must be an ASHAScheduler, which decides from results alone, got {type(asha).__name__}; "
+                f"wrapped must be an ASHAScheduler, which decides from results alone, got {type(asha).__name__}; "
                 "schedulers that pause or clone trials would undo the order of launches"
             )
         self._asha = asha
         self._book = book
         self._in_tokens = _compat.asha_time(asha)[0] == progress
-        self._rungs: dict[tuple[Place, str], AsyncHyperBandScheduler] = {}
+        self._rungs: dict[tuple[Cell, str], AsyncHyperBandScheduler] = {}
 
     def judge_by(self, metric: str) -> None:
         """Take over the metric.
@@ -50,8 +50,8 @@ class Inner:
         own, mode = _compat.asha_properties(self._asha)
         if mode == "max" or (own and own != metric):
             raise ValueError(
-                f"the inner scheduler judges {own!r} with mode {mode!r} and ScalingLawScheduler "
-                f"{metric!r} with mode 'min'; leave metric and mode out of the inner one"
+                f"the wrapped scheduler judges {own!r} with mode {mode!r} and ScalingLawScheduler "
+                f"{metric!r} with mode 'min'; leave metric and mode out of it"
             )
         self._asha.set_search_properties(None if own else metric, None if mode else "min")
 
@@ -93,9 +93,9 @@ class Inner:
         self._rungs = {}
 
 
-def _rung(entry: Entry) -> tuple[Place, str]:
-    """Trials of one place compete; a strategy whose running losses say little of its end competes with itself."""
-    return entry.place, entry.strategy if entry.self_tuning or is_late(entry.strategy) else ""
+def _rung(entry: Entry) -> tuple[Cell, str]:
+    """Trials of one cell compete; a strategy whose running losses say little of its end competes with itself."""
+    return entry.cell, entry.strategy if entry.self_tuning or is_late(entry.strategy) else ""
 
 
 class _Named:

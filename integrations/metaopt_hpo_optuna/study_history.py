@@ -33,7 +33,7 @@ def _history() -> History:
 
 
 @dataclass
-class Known:
+class StudyHistory:
     """What has been read of one study."""
 
     seen: set[int] = field(default_factory=set)
@@ -47,7 +47,7 @@ class Known:
     """Trials that cannot be read, and why."""
     positive: bool = False
     """Some finished trial has a loss above 0, which a law can be of."""
-    sources: list[Known] = field(default_factory=list)
+    sources: list[StudyHistory] = field(default_factory=list)
     refits: Refits | None = None
     fitted: Fitted | None = None
     """The law in force when it was last asked for."""
@@ -94,7 +94,7 @@ class Known:
         when = (trial.datetime_complete, trial.number)
         record = trial_record(trial, names, study.study_name, study.direction)
         if record is not None:
-            cell = place(trial, names)
+            cell = cell_of(trial, names)
             if cell is not None and record.state == "complete":  # planned tokens as they are looked up
                 record = _planned(record, cell[1])
             self.history.add(when, record)
@@ -118,7 +118,7 @@ def _planned(record: TrialRecord, tokens: float) -> TrialRecord:
     return replace(record, target_tokens=tokens)
 
 
-def place(trial: FrozenTrial, names: Fields) -> Cell | None:
+def cell_of(trial: FrozenTrial, names: Fields) -> Cell | None:
     """Size and planned tokens of a trial, None where it has not both."""
     size, tokens = names.get(trial, "size"), names.get(trial, "tokens")
     return None if size is None or tokens is None else (size, tokens)
@@ -126,7 +126,7 @@ def place(trial: FrozenTrial, names: Fields) -> Cell | None:
 
 def unfinished_row(trial: FrozenTrial, names: Fields) -> Row | None:
     """A trial without a result as a run for proposals; None where it has no size or no lr yet."""
-    cell, lr = place(trial, names), names.get(trial, "lr")
+    cell, lr = cell_of(trial, names), names.get(trial, "lr")
     if cell is None or lr is None:
         return None
     return (*cell, names.get(trial, "batch") or 1.0, lr, float("nan"))
