@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,6 +25,7 @@ from metaopt_hpo_optuna.trial_link import TrialLink  # noqa: F401  the integrati
 
 judges = pytest.importorskip("metaopt_hpo_ray.judge", reason="Ray is not installed")
 books = pytest.importorskip("metaopt_hpo_ray.trial_book")
+schedulers = pytest.importorskip("metaopt_hpo_ray.scheduler")
 
 BATCH = 65536
 SIZES = (1e6, 4e6, 1.6e7, 6.4e7)
@@ -52,6 +54,26 @@ def finished(
         state=state,
         curve=Curve(tokens=tuple(tokens * p for p in at), loss=losses),
     )
+
+
+def way_to_the_verdict(told: Callable[[], Any]) -> list[str]:
+    """Functions of ours that are open when the policy is asked, from the framework's hook on."""
+    found: list[str] = []
+
+    def look(frame: Any, event: str, _: Any) -> None:
+        if event != "call" or found or frame.f_code is not decide.__code__:
+            return
+        while frame is not None:
+            if "metaopt_hpo" in frame.f_globals.get("__name__", ""):
+                found.append(frame.f_code.co_qualname)
+            frame = frame.f_back
+
+    sys.setprofile(look)
+    try:
+        told()
+    finally:
+        sys.setprofile(None)
+    return found[::-1]
 
 
 def history(seed: int, count: int = 28) -> list[TrialRecord]:
@@ -128,6 +150,30 @@ def test_the_same_run_is_stopped_by_both_and_a_good_one_by_neither() -> None:
     records = history(0)
     assert any(optuna_says(records, SIZES[3], 0.1, 1.3))
     assert not any(ray_says(records, SIZES[3], 0.0, 0.99))
+
+
+def test_a_running_loss_reaches_the_policy_in_few_steps() -> None:
+    records, size = history(0), SIZES[2]
+    study = optuna.create_study(pruner=ScalingLawPruner())
+    trial = study.ask({"lr": FloatDistribution(1e-9, 1e3, log=True)})
+    for name, value in (("size", size), ("tokens", 20 * size), ("batch", BATCH)):
+        trial.set_user_attr(name, value)
+    trial.report(5.0, round(5 * size))
+    scheduler = schedulers.ScalingLawScheduler(background=False, evidence=records, hold=False)
+    config = {"size": size, "tokens": 20 * size, "batch": BATCH, "lr": 0.01}
+    from ray.tune.experiment import Trial
+
+    stub = Trial("__fake", trial_id="t", config=config, stub=True)
+    scheduler.on_trial_add(None, stub)
+    result = {"loss": 5.0, "tokens_seen": 5 * size, "trial_id": "t", "training_iteration": 1}
+    ways = {
+        "optuna": way_to_the_verdict(trial.should_prune),
+        "ray": way_to_the_verdict(lambda: scheduler.on_trial_result(None, stub, result)),
+    }
+    assert ways["optuna"][0] == "ScalingLawPruner.prune"
+    assert ways["ray"][0] == "ScalingLawScheduler.on_trial_result"
+    assert len(ways["optuna"]) <= 6, ways
+    assert len(ways["ray"]) <= 8, ways
 
 
 @settings(max_examples=10, deadline=None)

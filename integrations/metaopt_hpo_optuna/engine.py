@@ -8,16 +8,12 @@ ends as it would have.
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
-from typing import Any
 from urllib.parse import quote
 
-import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -31,15 +27,12 @@ from metaopt_hpo.locks import only_process
 from metaopt_hpo.trials.diverged import stand_in_loss
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.record_json import plain, record_to_json
-from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, record_from_json
-from metaopt_hpo_optuna.proposers import PROPOSERS, Proposal, make_pruner
+from metaopt_hpo_optuna.kept_search import open_study, quiet_optuna
+from metaopt_hpo_optuna.proposers import PROPOSERS, Proposal
 from metaopt_hpo_optuna.resuming import Reports, checkpoint_file, running_folder
-from metaopt_hpo_optuna.store import open_store, store_errors
-
-TASK = "metaopt:task"
-"""Study user attribute: the task the study belongs to."""
+from metaopt_hpo_optuna.store import store_errors
 
 CONFIGURATION = "metaopt:configuration"
 """Trial user attribute: what is run, so that a failed trial can be accounted for."""
@@ -103,8 +96,8 @@ class OptunaEngine:
             if folder is None
             else only_process(folder / f"{quote(study, safe='')}.lock", f"study {study!r} in {store}")
         )
-        with _quiet_optuna(), alone, store_errors(store):
-            opened = _open_study(method, task, store, study)
+        with quiet_optuna(), alone, store_errors(store):
+            opened = open_study(method, task, store, study)
             return _Search(method, task, opened, store, progress).run()
 
     @property
@@ -292,67 +285,3 @@ class _Search:
     def _frozen(self, trial: Trial) -> FrozenTrial:
         """The trial as it stands in the store."""
         return self._study.get_trials(deepcopy=False)[trial.number]
-
-
-def _open_study(method: Method, task: SearchTask, store: str | None, name: str) -> Study:
-    fingerprint = _fingerprint(method, task)
-    try:
-        storage = open_store(store)
-        study = optuna.create_study(
-            study_name=name,
-            storage=storage,
-            direction="minimize",
-            pruner=make_pruner(method, task),
-            load_if_exists=True,
-        )
-        trials, attributes = study.get_trials(deepcopy=False), study.user_attrs
-        if not trials and TASK not in attributes:
-            study.set_user_attr(TASK, fingerprint)
-    except SQLAlchemyError as error:
-        raise EngineError(
-            f"the store {store} cannot be used: {str(getattr(error, 'orig', None) or error).splitlines()[0]}"
-        ) from error
-    except (KeyError, json.JSONDecodeError, TableError) as error:
-        raise EngineError(f"the store {store} is damaged: {error!r}") from error
-    if TASK not in attributes:
-        if trials:
-            raise EngineError(
-                f"study {name!r} in {store} was not made by a comparison; choose another store or study name"
-            )
-    elif attributes[TASK] != fingerprint:
-        saved = attributes[TASK] if isinstance(attributes[TASK], dict) else {}
-        changed = sorted(k for k in fingerprint if saved.get(k) != fingerprint[k])
-        raise EngineError(
-            f"study {name!r} in {store} belongs to another task (other {', '.join(changed)}); "
-            "choose another store or study name, or repeat the settings it was started with"
-        )
-    return study
-
-
-def _fingerprint(method: Method, task: SearchTask) -> dict[str, Any]:
-    """What a study must have been started with to be resumed; anything that a proposal depends on."""
-    evidence = [[r.study, r.trial, r.size, r.lr, r.loss] for r in task.evidence]
-    return {
-        "method": method.name,
-        "objective": task.objective.name,
-        "size": float(task.size),
-        "tokens": float(task.tokens),
-        "batch": float(task.batch),
-        "lr_bounds": [float(b) for b in task.lr_bounds],
-        "budget": float(task.budget),
-        "seed": int(task.seed),
-        "strategy": task.strategy,
-        "options": plain(dict(task.options)),
-        "evidence": json.dumps(plain(evidence)),
-    }
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Optuna's log line per trial would break a progress display; errors still show."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(max(before, logging.ERROR))
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

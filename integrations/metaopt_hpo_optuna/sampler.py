@@ -17,6 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import Fields, is_pair
 from metaopt_hpo_optuna.ranges import known_range, log_range, nearest

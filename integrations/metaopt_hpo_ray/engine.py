@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import logging
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,27 +18,18 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import populations, race
+from metaopt_hpo_ray.cluster import quiet, start_ray, threads_here
 from metaopt_hpo_ray.columns import METRIC
 from metaopt_hpo_ray.configs import SAFE_FOR_PBT
-from metaopt_hpo_ray.keeper import JOURNAL, CurveKeeper
+from metaopt_hpo_ray.keeper import CurveKeeper
+from metaopt_hpo_ray.kept_search import Own, claim, finished, folder_of
 from metaopt_hpo_ray.populations import Population
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer, make_scheduler
-from metaopt_hpo_ray.saved import BookError
 from metaopt_hpo_ray.trainables import halted_run, whole_run
-from metaopt_hpo_ray.trial_book import TrialBook
-
-_OUTPUT = "RAY_AIR_NEW_OUTPUT"
-
-TASK = "task.json"
-"""Beside the trials: what they were run for."""
-
-RACE_ONLY = ("pilots", "batch_bounds", "rungs")
-"""Parts of a task that say nothing of a search that is kept."""
 
 
 class RayEngine:
@@ -100,7 +88,7 @@ class RayEngine:
             yield
             return
         mine = not ray.is_initialized()
-        _start_ray(self._concurrency * cpus)
+        start_ray(self._concurrency * cpus)
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         try:
             yield
@@ -135,7 +123,7 @@ class RayEngine:
                 f"engine 'ray' has no method {method.name!r}; it has {', '.join(sorted(self.methods))}"
             )
         if store is not None:
-            return self._search(method, task, _folder(store, study), study, progress)
+            return self._search(method, task, folder_of(store, study), study, progress)
         with tempfile.TemporaryDirectory(prefix="metaopt-ray-") as folder:
             return self._search(method, task, Path(folder), study, progress)
 
@@ -144,17 +132,17 @@ class RayEngine:
     ) -> list[TrialRecord]:
         if method.name in populations.METHODS:
             populations.check(method, task)
-        threads = _threads()
-        _claim(folder, method, task)
+        threads = threads_here()
+        claim(folder, method, task)
         parts = sorted(folder.glob("part-*"), key=lambda p: int(p.name.removeprefix("part-")))
-        own = _Own(method, study, task.objective.name)
+        own = Own(method, study, task.objective.name)
         done: list[TrialRecord] = []
         for part in parts:
-            done += _finished(part, own, len(done))
+            done += finished(part, own, len(done))
         if progress is not None:
             for record in done:
                 progress(record)
-        _start_ray(self._concurrency * threads)
+        start_ray(self._concurrency * threads)
         run = _Experiments(method, task, folder, study, threads, self._concurrency, progress)
         number = len(parts)
         if method.name not in populations.METHODS:
@@ -208,7 +196,7 @@ class _Experiments:
         self, part: str, first: int, trainable: Any, space: dict[str, Any], **options: Any
     ) -> list[TrialRecord]:
         keeper = CurveKeeper()
-        told = _Tell(keeper, _Own(self.method, self.study, self.task.objective.name), first, self.progress)
+        told = _Tell(keeper, Own(self.method, self.study, self.task.objective.name), first, self.progress)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": self.threads}),
             param_space=space,
@@ -222,7 +210,7 @@ class _Experiments:
                 verbose=0,
             ),
         )
-        with _quiet():
+        with quiet():
             results = tuner.fit()
         for error in results.errors:
             raise EngineError(
@@ -234,7 +222,7 @@ class _Experiments:
 class _Tell(tune.Callback):
     """Hands on each finished trial as a record."""
 
-    def __init__(self, keeper: CurveKeeper, own: _Own, first: int, progress: Progress | None) -> None:
+    def __init__(self, keeper: CurveKeeper, own: Own, first: int, progress: Progress | None) -> None:
         self.records: list[TrialRecord] = []
         self._keeper = keeper
         self._own = own
@@ -257,110 +245,3 @@ class _Tell(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         # Tune writes its callbacks to the experiment's folder; who listens is not a part of it
         return {**self.__dict__, "_progress": None}
-
-
-# -- the store -----------------------------------------------------------------------------------------------
-
-
-def _folder(store: str, study: str) -> Path:
-    base = Path(store)
-    if base.suffix:
-        base = base.with_suffix(".ray")
-    return (base / re.sub(r"[^A-Za-z0-9._-]", "_", study)).resolve()
-
-
-def _claim(folder: Path, method: Method, task: SearchTask) -> None:
-    """Refuse a folder that holds a search for something else."""
-    facts: dict[str, Any] = {
-        k: v for k, v in vars(task).items() if k not in ("objective", "evidence", *RACE_ONLY)
-    }
-    facts = {**facts, "objective": task.objective.name, "method": method.name}
-    text = json.dumps(facts, indent=2, sort_keys=True, default=str)
-    path = folder / TASK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = path.read_text(encoding="utf-8") if path.exists() else None
-        if held is not None and held != text:
-            raise EngineError(f"{folder} holds a search for another task; choose another store or study")
-        if held is None:
-            write_text(path, text)
-    except OSError as error:
-        raise EngineError(
-            f"cannot keep trials in {folder}: {error.strerror}; choose another store"
-        ) from error
-    except WriteError as error:
-        raise EngineError(f"cannot keep trials in {folder}: {error}") from error
-
-
-def _finished(part: Path, own: _Own, first: int) -> list[TrialRecord]:
-    """Trials of an earlier process; one that was under way has failed with what it had spent."""
-    journal = part / JOURNAL
-    if not journal.exists():
-        return []
-    try:
-        book = TrialBook.replay(journal.read_text(encoding="utf-8").splitlines())
-    except (BookError, UnicodeDecodeError) as error:
-        raise EngineError(f"{journal} cannot be read: {error}; move {part} away to begin anew") from error
-    for key, entry in book.entries.items():
-        if not entry.closed:
-            book.close(key, "failed", "the process ended before the trial did")
-    return [own(e.record(), first + i) for i, e in enumerate(book.entries.values())]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Own:
-    """Gives records the names of the search they belong to."""
-
-    method: Method
-    study: str
-    workload: str
-
-    def __call__(self, record: TrialRecord, number: int) -> TrialRecord:
-        reason = record.reason
-        if record.state == "pruned":
-            reason = (
-                f"{self.method.title} stopped it after {record.tokens:g} tokens at loss {record.loss:.4g}"
-            )
-        return dataclasses.replace(
-            record,
-            trial=str(number),
-            study=self.study,
-            method=self.method.name,
-            workload=self.workload,
-            reason=reason,
-        )
-
-
-# -- the cluster ---------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the boxes that Tune prints for each experiment, verbose=0 or not: a comparison has dozens."""
-    before = os.environ.get(_OUTPUT)
-    os.environ[_OUTPUT] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_OUTPUT]
-        else:
-            os.environ[_OUTPUT] = before
-
-
-def _threads() -> int:
-    """torch's threads in this process: trials get as many, for results depend on their number."""
-    import torch
-
-    return int(torch.get_num_threads())
-
-
-def _start_ray(cpus: int) -> None:
-    if ray.is_initialized():
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        # "local" starts a cluster even where another one runs on this machine
-        ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)

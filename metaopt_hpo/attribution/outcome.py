@@ -9,9 +9,20 @@ import pandas as pd
 
 from metaopt_hpo.attribution.estimand import BATCH_EXPONENTS
 from metaopt_hpo.attribution.findings import WorldFinding
+from metaopt_hpo.scaling.estimates import Estimate
 
 TUNED = "a tuned in every cell"
 """The level of the tables that is no setting of its own: momentum tuned over a grid."""
+
+
+@dataclass(frozen=True)
+class BatchPaths:
+    """Exponents of the optimal lr in tokens along batch paths B ~ D^b."""
+
+    exponents: tuple[float, ...]
+    """b of each path."""
+    along: dict[tuple[str, str], tuple[Estimate, ...]]
+    """(world, setting) → the exponent on each path."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,26 @@ class Attribution:
                 }
             )
         return out
+
+    def parts(self) -> dict[str, dict[str, Estimate]]:
+        """World → part of the gap → estimate; their sum, "total", is the last."""
+        return {
+            f.world: {p.name: p.phi for p in f.decomposition.parts} | {"total": f.decomposition.total}
+            for f in self.findings
+        }
+
+    def paths(self) -> BatchPaths:
+        """Exponents of the optimal lr in tokens along B ~ D^b, by final loss."""
+        along = {
+            (f.world, name): tuple(f.plane(setting, "final-loss").joint(b) for b in BATCH_EXPONENTS)
+            for f in self.findings
+            for name, setting in (("assumptions met", f.ideal), ("practice", f.practice))
+        }
+        return BatchPaths(BATCH_EXPONENTS, along)
+
+    def notes(self) -> list[str]:
+        """What was run in each world, and what of it cannot be used."""
+        return [note for f in self.findings for note in _notes(f)]
 
     def frame(self) -> pd.DataFrame:
         """Every level as numbers, one row a (world, setting, criterion): estimates, interval ends, censoring, seeds."""
@@ -165,3 +196,23 @@ def _seeds(finding: WorldFinding) -> dict[str, Any]:
 
 def _signed(e: Any) -> str:
     return f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
+
+
+def _notes(finding: WorldFinding) -> list[str]:
+    c = finding.config
+    notes = [
+        f"{finding.world}: {len(c.tokens)} budgets × {len(c.batch)} batches, seeds {', '.join(map(str, c.seeds))}, "
+        f"b = {c.b:g}, {c.bootstrap} resamples, {finding.decomposition.method}"
+    ]
+    reasons = {
+        reason: [k for k, v in finding.unusable.items() if v == reason]
+        for reason in finding.unusable.values()
+    }
+    notes += [
+        f"{finding.world}: criteria {', '.join(names)} unusable: {why}" for why, names in reasons.items()
+    ]
+    if finding.plane(finding.practice, "final-loss").curved:
+        notes.append(
+            f"{finding.world}: the curvature test rejects a single power of D for practice's final loss"
+        )
+    return notes

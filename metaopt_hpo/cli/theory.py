@@ -48,7 +48,7 @@ def verify_rule(
             typer.echo(f"{quantity:<36} {value}")
         typer.echo()
     if page is not None:
-        from metaopt_hpo.report.theory_figures import rule_page
+        from metaopt_hpo.report.rule_page import rule_page
 
         _write(page, rule_page(check))
 
@@ -77,8 +77,8 @@ def attribute(
     """
     from metaopt_hpo.atomic import replacing
     from metaopt_hpo.attribution import run_tier
-    from metaopt_hpo.report.theory_figures import attribution_page
-    from metaopt_hpo.report.theory_tables import write_tables
+    from metaopt_hpo.attribution.tables import write_tables
+    from metaopt_hpo.report.attribution_page import attribution_page
 
     try:
         result = run_tier(tier, out=out, engine=engine, device=device, progress=_progress)

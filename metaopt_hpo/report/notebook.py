@@ -8,19 +8,19 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-from metaopt_hpo.attribution.outcome import Attribution
 from metaopt_hpo.comparison.outcome import Outcome, judge
 from metaopt_hpo.comparison.replay import ReplayResult
 from metaopt_hpo.comparison.results import Comparison
 from metaopt_hpo.report import (
+    attribution_page,
     cost_views,
     figures,
     law_figures,
     law_views,
     prediction_page,
     replay_page,
+    rule_page,
     search_views,
-    theory_figures,
     trial_figures,
     trial_views,
 )
@@ -108,9 +108,9 @@ def _figure(result: object, what: str, table: TrialTable | None) -> go.Figure:
         return draw(view).plot
     if isinstance(result, Law):
         return _of_law(result, _one_of(what, OF_LAW), table)
-    if isinstance(result, Attribution):
+    if isinstance(result, attribution_page.Attributed):
         parts = _one_of(what, OF_ATTRIBUTION) == "parts"
-        return theory_figures.parts_figure(result) if parts else theory_figures.path_figure(result)
+        return attribution_page.parts_figure(result) if parts else attribution_page.path_figure(result)
     if what:
         raise ValueError(f"{type(result).__name__} has one figure; leave what={what!r} out")
     if isinstance(result, TrialTable):
@@ -118,7 +118,7 @@ def _figure(result: object, what: str, table: TrialTable | None) -> go.Figure:
     if isinstance(result, ReplayResult):
         return replay_page.replay_curves(result)
     if isinstance(result, RuleCheck):
-        return theory_figures.rule_figure(result)
+        return rule_page.rule_figure(result)
     if isinstance(result, Score):
         return prediction_page.interval_figure(result.registered, result.loss)
     if isinstance(result, Registered):

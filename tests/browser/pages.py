@@ -21,9 +21,10 @@ from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.plan.page import write_page as write_plan
 from metaopt_hpo.plan.run import run as run_plan
 from metaopt_hpo.report import write_report
+from metaopt_hpo.report.attribution_page import attribution_page
 from metaopt_hpo.report.prediction_page import prediction_page, score_page
 from metaopt_hpo.report.replay_page import replay_page
-from metaopt_hpo.report.theory_figures import attribution_page, rule_page
+from metaopt_hpo.report.rule_page import rule_page
 from metaopt_hpo.scaling import fit, preregistration
 from metaopt_hpo.theory import LMOBound, verify_rule
 from metaopt_hpo.trials.table import TrialTable

@@ -11,9 +11,9 @@ import pytest
 
 from metaopt_hpo.attribution import ExperimentConfig, Job, Resample, Setting, fit_plane, tier_jobs, tiers
 from metaopt_hpo.attribution.storage import load_grid
+from metaopt_hpo.attribution.tables import FRAMES, read_frames, tables
 from metaopt_hpo.attribution.worlds import Quadratic
 from metaopt_hpo.cli import main
-from metaopt_hpo.report.theory_tables import FRAMES, read_frames, tables
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 NOISES = {"bigram": ("gaussian", "minibatch"), "text-lm": ("minibatch",)}

@@ -8,15 +8,13 @@ import pytest
 from metaopt_hpo.attribution import ExperimentConfig, GridResult, WorldRuns, attribute
 from metaopt_hpo.attribution.levels import factorial
 from metaopt_hpo.attribution.outcome import Attribution
-from metaopt_hpo.report.theory_figures import (
+from metaopt_hpo.report.attribution_page import (
     attribution_page,
     attribution_section,
     parts_figure,
     path_figure,
-    rule_figure,
-    rule_page,
-    rule_section,
 )
+from metaopt_hpo.report.rule_page import rule_figure, rule_page, rule_section
 from metaopt_hpo.theory import LMOBound, verify_rule
 
 STEP_LAW = verify_rule("lr ~ D^.307, B ~ D^.571", LMOBound(1, 1, 1))
