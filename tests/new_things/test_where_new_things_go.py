@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from metaopt_hpo import LawRefused, MetaOptimize, TrialTable, judge
-from metaopt_hpo.comparison import engine, protocol
+from metaopt_hpo.comparison import engine, protocol, race
 from metaopt_hpo.comparison.design import ComparisonPlan
+from metaopt_hpo.comparison.engine import SearchTask
+from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.protocol import compare
+from metaopt_hpo.comparison.replay import replay
+from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.optim.rules import Rule
 from metaopt_hpo.report import render, sections
 from metaopt_hpo.report.axes import empty_figure
@@ -25,6 +31,7 @@ from metaopt_hpo.strategies import make, registry
 from metaopt_hpo.strategies.schedules import Constant
 from metaopt_hpo.trials import exports
 from metaopt_hpo.trials.readers.base import Export, Reader, one_frame
+from metaopt_hpo.trials.record import TrialRecord
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -139,6 +146,30 @@ def test_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {m.name for m in outcome.methods} == {"grid", "metaoptimize"}
     assert "MetaOptimize" in render(outcome)
     assert protocol.Comparison.read(tmp_path).plan == PLAN
+
+
+class Guesser(DictEngine):
+    """An engine that also races: it runs the middle of the box."""
+
+    race_methods = ("cmaes",)
+
+    def race(self, method: Method, task: SearchTask) -> Iterator[TrialRecord]:
+        lr, batch = (float(np.sqrt(low * high)) for low, high in task.box.values())
+        yield task.objective.run(task.configuration(lr, batch=batch))
+
+
+def test_an_engine_that_races(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, engine, "guess", Guesser)
+    offer(monkeypatch, race, "guess", Guesser)
+    lr = np.geomspace(1e-3, 1e-1, 5)
+    loss = 2 + np.log(lr / 1e-2) ** 2
+    table = TrialTable.from_frame(
+        pd.DataFrame({"size": 1e6, "tokens": 1e8, "batch": 1024.0, "lr": lr, "loss": loss})
+    )
+    result = replay(TableObjective(table), (1e6, 1e8), methods=("cmaes", "grid"), seeds=2)
+    costs = result.costs().set_index("method")["0.10%"]
+    assert set(costs["cmaes"]) == {1.0}
+    assert costs["grid"].max() <= 5
 
 
 def test_a_figure_on_a_page_of_its_own() -> None:
