@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from metaopt_hpo.atomic import WriteError
+from metaopt_hpo.comparison.budget import limit_of
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Checkpointing, Configuration, ObjectiveUnavailable
@@ -44,9 +45,6 @@ NOT_THE_METHODS = (
     OSError, MemoryError, WriteError, EngineError, ObjectiveUnavailable, SQLAlchemyError, StorageInternalError,
 )  # fmt: skip
 """Errors of the machine, not of a trial: like an interrupt, they leave the trial to be taken up again."""
-
-BUDGET_SLACK = 1e-9
-"""Relative slack of the budget: sums of equal costs differ from their product in the last digits."""
 
 
 class OptunaEngine:
@@ -134,7 +132,7 @@ class _Search:
     def run(self) -> list[TrialRecord]:
         self._recover()
         spent = math.fsum(r.cost for r in [*self._task.evidence, *self._records])
-        limit = self._task.budget * (1 + BUDGET_SLACK)
+        limit = limit_of(self._task)
         while True:
             proposal = self._proposer.propose(self._study, self._made)
             if proposal is None:

@@ -6,29 +6,29 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import islice
 from typing import Protocol
 
-import numpy as np
 from optuna.distributions import FloatDistribution
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from metaopt_hpo.comparison.budget import (
+    REDUCTION,
+    before_median,
+    first_rung,
+    grid_in_budget,
+    proposal_seed,
+    random_first,
+    starts_of,
+)
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
-from metaopt_hpo.comparison.methods import Method, grid_points, starts
+from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record_json import plain
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import RECORD, record_from_json
 from metaopt_hpo_optuna.resuming import draw_again
-
-RUNGS = 3
-"""Hyperband and ASHA judge first after 3^-RUNGS of a run."""
-
-STARTUP_FRACTION = 3
-"""Model-based samplers draw a third of the full runs the budget pays for at random. Optuna's own default of
-ten would make them random search at the small budgets where large models are tuned."""
 
 
 @dataclass(frozen=True)
@@ -79,41 +79,28 @@ class Proposer(Protocol):
         ...
 
 
-def runs_in_budget(task: SearchTask) -> int:
-    """Full runs that fit in what the evidence has left of the budget."""
-    left = task.budget - math.fsum(r.cost for r in task.evidence)
-    cost = task.objective.cost(task.configuration(task.lr_bounds[0]))
-    return max(0, math.floor(left / cost * (1 + 1e-9)))
-
-
 class GridProposer:
     """A log-spaced grid of as many points as the budget pays for."""
 
     def __init__(self, method: Method, task: SearchTask) -> None:
-        count = runs_in_budget(task)
         self._bounds = task.lr_bounds
-        self._points = grid_points(*task.lr_bounds, count) if count else []
+        self._point = grid_in_budget(task)
 
     def propose(self, study: Study, made: int) -> Proposal | None:
-        if made >= len(self._points):
-            return None
-        return Proposal(self._bounds, lr=self._points[made])
+        lr = self._point(made)
+        return None if lr is None else Proposal(self._bounds, lr=lr)
 
 
 class StartsProposer:
     """A self-tuning strategy from one start after another."""
 
     def __init__(self, method: Method, task: SearchTask) -> None:
-        from metaopt_hpo.strategies import get
-
-        assert method.strategy is not None
         self._strategy = method.strategy
         self._bounds = task.lr_bounds
-        self._default = get(method.strategy)().lr
+        self._start = starts_of(method)
 
     def propose(self, study: Study, made: int) -> Proposal | None:
-        lr = next(islice(starts(self._default), made, None))
-        return Proposal(self._bounds, lr=lr, strategy=self._strategy, searched=False)
+        return Proposal(self._bounds, lr=self._start(made), strategy=self._strategy, searched=False)
 
 
 class SamplerProposer:
@@ -125,11 +112,11 @@ class SamplerProposer:
     def __init__(self, method: Method, task: SearchTask) -> None:
         self._task = task
         self._make = SAMPLERS[method.name]
-        self._startup = max(2, math.ceil(runs_in_budget(task) / STARTUP_FRACTION))
+        self._startup = random_first(task)
         self._flat = method.name == "cmaes"
 
     def propose(self, study: Study, made: int) -> Proposal | None:
-        study.sampler = self._make(trial_seed(self._task.seed, made), self._startup)
+        study.sampler = self._make(proposal_seed(self._task, made), self._startup)
         return Proposal(self._task.lr_bounds, flat=self._flat)
 
 
@@ -149,11 +136,6 @@ class LawProposer:
             if RECORD in t.user_attrs and t.state != TrialState.FAIL
         ]
         return Proposal(self._bounds, lr=self._search.propose(own))
-
-
-def trial_seed(seed: int, made: int) -> int:
-    """A seed for one proposal: a function of the task's seed and the proposal's number alone."""
-    return int(np.random.SeedSequence([seed & 0xFFFFFFFF, made]).generate_state(1)[0])
 
 
 def _cmaes(seed: int) -> BaseSampler:
@@ -188,13 +170,13 @@ PROPOSERS: dict[str, Callable[[Method, SearchTask], Proposer]] = {
 
 def make_pruner(method: Method, task: SearchTask) -> BasePruner:
     """The pruner of a method; steps are tokens."""
-    first = max(1, int(task.tokens) // 3**RUNGS)
+    first = first_rung(task.tokens)
     if method.name == "median":
-        return MedianPruner(
-            n_startup_trials=max(2, runs_in_budget(task) // STARTUP_FRACTION), n_warmup_steps=first
-        )
+        return MedianPruner(n_startup_trials=before_median(task), n_warmup_steps=first)
     if method.name == "hyperband":
-        return HyperbandPruner(min_resource=first, max_resource=int(task.tokens), reduction_factor=3)
+        return HyperbandPruner(min_resource=first, max_resource=int(task.tokens), reduction_factor=REDUCTION)
     if method.name == "asha":
-        return SuccessiveHalvingPruner(min_resource=first, reduction_factor=3, min_early_stopping_rate=0)
+        return SuccessiveHalvingPruner(
+            min_resource=first, reduction_factor=REDUCTION, min_early_stopping_rate=0
+        )
     return NopPruner()

@@ -18,11 +18,12 @@ import numpy as np
 from ray import tune
 from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, TrialScheduler
 
+from metaopt_hpo.comparison.budget import RUNGS, limit_of, proposal_seed
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.live import Resumable
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_ray.proposers import BUDGET_SLACK, RUNGS, random_lr, task_seed
+from metaopt_hpo_ray.proposers import random_lr
 
 METHODS = ("hyperband-sync", "pbt", "pb2")
 
@@ -93,7 +94,7 @@ def check(method: Method, task: SearchTask) -> None:
 def plan(method: Method, task: SearchTask, done: Sequence[TrialRecord]) -> Population | None:
     """The next population: the largest that fits in what is left of the budget. None where no trial fits."""
     assert isinstance(task.objective, Resumable)
-    left = task.budget * (1 + BUDGET_SLACK) - math.fsum(r.cost for r in [*task.evidence, *done])
+    left = limit_of(task) - math.fsum(r.cost for r in [*task.evidence, *done])
     whole = task.objective.cost(task.configuration(task.lr_bounds[0]))
     first = len(done)
     if method.name != "hyperband-sync":
@@ -189,8 +190,8 @@ def _bracket_cost(task: SearchTask, rungs: int, rung: int, size: int, lrs: Seque
 def seeded(task: SearchTask, number: int) -> Iterator[None]:
     """Tune's population methods draw from the process's global generators: seed them, and put them back."""
     before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002  Tune draws from it
-    random.seed(task_seed(task, number))
-    np.random.seed(task_seed(task, number))  # noqa: NPY002
+    random.seed(proposal_seed(task, number))
+    np.random.seed(proposal_seed(task, number))  # noqa: NPY002
     try:
         yield
     finally:

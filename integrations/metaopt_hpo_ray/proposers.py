@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,21 +12,22 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
+from metaopt_hpo.comparison.budget import (
+    REDUCTION,
+    RUNGS,
+    before_median,
+    first_rung,
+    grid_in_budget,
+    limit_of,
+    proposal_seed,
+    random_first,
+    starts_of,
+)
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
-from metaopt_hpo.comparison.methods import Method, grid_points, starts
+from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.trials.record import TrialRecord, TrialState
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, WORK
-
-RUNGS = 3
-"""Hyperband and ASHA judge first after 3^-RUNGS of a run."""
-
-STARTUP_FRACTION = 3
-"""TPE draws a third of the full runs the budget pays for at random; its own default of ten would make it random
-search at the small budgets where large models are tuned."""
-
-BUDGET_SLACK = 1e-9
-"""Relative slack of the budget: sums of equal costs differ from their product in the last digits."""
 
 
 class Proposer(Protocol):
@@ -91,12 +91,13 @@ class _TPE:
                 'Bayesian search on Ray uses Optuna, which is not installed; run: pip install "metaopt-hpo[optuna]"'
             ) from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        startup = max(2, math.ceil(runs_in_budget(task) / STARTUP_FRACTION))
         self._search = OptunaSearch(
             space={"lr": tune.loguniform(*task.lr_bounds)},
             metric=METRIC,
             mode="min",
-            sampler=optuna.samplers.TPESampler(seed=task_seed(task, 0), n_startup_trials=startup),
+            sampler=optuna.samplers.TPESampler(
+                seed=proposal_seed(task, 0), n_startup_trials=random_first(task)
+            ),
         )
 
     def propose(self, key: str, made: int) -> float | None:
@@ -118,16 +119,11 @@ class _TPE:
 def make_proposer(method: Method, task: SearchTask) -> Proposer:
     """The proposer of a method."""
     if method.name == "grid":
-        count = runs_in_budget(task)
-        points = grid_points(*task.lr_bounds, count) if count else []
-        return _Points(lambda made: points[made] if made < len(points) else None)
+        return _Points(grid_in_budget(task))
     if method.name in ("random", "asha"):
         return _Points(lambda made: random_lr(task, made))
     if method.strategy is not None:
-        from metaopt_hpo.strategies import get
-
-        default = get(method.strategy)().lr
-        return _Points(lambda made: next(islice(starts(default), made, None)), method.strategy)
+        return _Points(starts_of(method), method.strategy)
     return _Law(task) if method.name == "law" else _TPE(task)
 
 
@@ -136,25 +132,19 @@ METHODS = ("grid", "random", "tpe", "median", "hyperband", "asha", "metaoptimize
 
 def make_scheduler(method: Method, task: SearchTask) -> TrialScheduler | None:
     """The scheduler of a method; its time is tokens."""
-    first = max(1, int(task.tokens) // 3**RUNGS)
+    first = first_rung(task.tokens)
     last = int(task.tokens) + 1  # the last report is not a rung: the run ends by itself
     if method.name == "median":
-        least = max(2, runs_in_budget(task) // STARTUP_FRACTION)
-        return MedianStoppingRule(time_attr=PROGRESS, grace_period=first, min_samples_required=least)
+        return MedianStoppingRule(
+            time_attr=PROGRESS, grace_period=first, min_samples_required=before_median(task)
+        )
     if method.name == "asha":
-        return ASHAScheduler(time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=3)
+        return ASHAScheduler(time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=REDUCTION)
     if method.name == "hyperband":
         return AsyncHyperBandScheduler(
-            time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=3, brackets=RUNGS
+            time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=REDUCTION, brackets=RUNGS
         )
     return None
-
-
-def runs_in_budget(task: SearchTask) -> int:
-    """Full runs that fit in what the evidence has left of the budget."""
-    left = task.budget - math.fsum(r.cost for r in task.evidence)
-    cost = task.objective.cost(task.configuration(task.lr_bounds[0]))
-    return max(0, math.floor(left / cost * (1 + BUDGET_SLACK)))
 
 
 class BudgetSearch(Searcher):
@@ -165,7 +155,7 @@ class BudgetSearch(Searcher):
         super().__init__(metric=METRIC, mode="min")
         self._proposer = proposer
         self._task = task
-        self._limit = task.budget * (1 + BUDGET_SLACK)
+        self._limit = limit_of(task)
         self._spent = math.fsum(r.cost for r in [*task.evidence, *done])
         self._made = sum(r.state != "failed" for r in done)
         self._running: dict[str, tuple[float, Configuration]] = {}
@@ -232,11 +222,6 @@ class BudgetSearch(Searcher):
         """Nothing; see `save`."""
 
 
-def task_seed(task: SearchTask, made: int) -> int:
-    """A seed for one proposal: a function of the task's seed and the proposal's number alone."""
-    return int(np.random.SeedSequence([task.seed & 0xFFFFFFFF, made]).generate_state(1)[0])
-
-
 def random_lr(task: SearchTask, made: int) -> float:
     low, high = task.lr_bounds
-    return float(low * (high / low) ** np.random.default_rng(task_seed(task, made)).random())
+    return float(low * (high / low) ** np.random.default_rng(proposal_seed(task, made)).random())

@@ -17,12 +17,12 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from metaopt_hpo.comparison.budget import REDUCTION, RUNGS, first_rung
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, WORK
 from metaopt_hpo_ray.keeper import CurveKeeper
-from metaopt_hpo_ray.proposers import RUNGS
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
 from metaopt_hpo_ray.searcher import ScalingLawSearch
 
@@ -189,11 +189,11 @@ def _scheduler(method: str, race: SearchTask) -> TrialScheduler:
         scheduler = ScalingLawScheduler(background=False, seed=race.seed)
         CurveKeeper(scheduler)
     elif "asha" in method or method == "hyperband":
-        first, last = max(1, int(race.target[1]) // 3**RUNGS), int(race.target[1]) + 1
+        first, last = first_rung(race.tokens), int(race.tokens) + 1
         kind = AsyncHyperBandScheduler if method == "hyperband" else ASHAScheduler
         brackets = RUNGS if method == "hyperband" else 1
         scheduler = kind(
-            time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=3, brackets=brackets
+            time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=REDUCTION, brackets=brackets
         )
     else:
         scheduler = FIFOScheduler()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from metaopt_hpo.training.size import model_size
+
 
 def size_of(build: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> int:
     """Trainable non-embedding parameters of `build(*args, **kwargs)`, what a config's `size` should hold.
@@ -29,17 +31,4 @@ def size_of(build: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> int:
         32
     """
     with torch.device("meta"):
-        model = build(*args, **kwargs)
-    embedded = {
-        id(p)
-        for m in model.modules()
-        if isinstance(m, nn.Embedding | nn.EmbeddingBag)
-        for p in m.parameters()
-    }
-    size = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in embedded)
-    if not size:
-        raise ValueError(
-            f"the model of {getattr(build, '__name__', build)!r} has no trainable parameters but embeddings; "
-            "give a size by hand"
-        )
-    return size
+        return model_size(build(*args, **kwargs))

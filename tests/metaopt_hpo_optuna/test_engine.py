@@ -206,7 +206,9 @@ def test_a_killed_process_leaves_a_trial_that_goes_on_from_its_checkpoint(
         return OptunaEngine().search(method(name), one, store=store, study="a/b?")
 
     storages: dict[str | None, InMemoryStorage] = {}
-    monkeypatch.setattr(kept_search, "open_store", lambda store: storages.setdefault(store, InMemoryStorage()))
+    monkeypatch.setattr(
+        kept_search, "open_store", lambda store: storages.setdefault(store, InMemoryStorage())
+    )
     whole = search(str(tmp_path / "whole.sqlite"))
     Dying.dies_at = 3
     while True:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ray import tune
 
+from metaopt_hpo.training import model_size
 from metaopt_hpo.training.checkpoint import CheckpointError
 from metaopt_hpo_ray import TrialRun, TuneWarning, _compat, build_strategy, size_of
 from metaopt_hpo_ray.columns import NOTE
@@ -116,5 +117,20 @@ def test_a_size_is_counted_without_weights_and_without_embeddings() -> None:
 
     assert size_of(build, 10**6) == 3 * 10**6
     assert size_of(build, width=7) == 21
-    with pytest.raises(ValueError, match="no trainable parameters"):
+    with pytest.raises(ValueError, match="no trainable parameter"):
         size_of(torch.nn.ReLU)
+
+
+class RowEmbedding(torch.nn.Module):
+    """An embedding of somebody's own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(50, width))
+
+
+def test_a_size_is_what_a_run_would_count() -> None:
+    def build(width: int) -> torch.nn.Module:
+        return torch.nn.Sequential(RowEmbedding(width), torch.nn.Linear(width, 3))
+
+    assert size_of(build, 8) == model_size(build(8)) == 27
