@@ -49,7 +49,7 @@ def before_median(task: SearchTask) -> int:
 
 def first_rung(tokens: float) -> int:
     """Tokens at which a run is judged first."""
-    return max(1, int(tokens) // REDUCTION**RUNGS)
+    return int(max(1, int(tokens) // REDUCTION**RUNGS))
 
 
 def proposal_seed(task: SearchTask, made: int) -> int:
