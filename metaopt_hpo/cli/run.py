@@ -31,6 +31,9 @@ def run(
     ] = False,
     device: Annotated[str, typer.Option(help="Where our own workloads train: cpu, cuda, cuda:1 …")] = "cpu",
     threads: Annotated[int, typer.Option(help="torch threads of a run.", min=1)] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Pilots at once, decided together; each in a process of its own.", min=1)
+    ] = 1,
     most: Annotated[
         int | None, typer.Option("--most", help="Start at most so many runs, then stop.", min=0)
     ] = None,
@@ -59,6 +62,7 @@ def run(
             adapt=adapt,
             device=device,
             threads=threads,
+            workers=workers,
             most=most,
             progress=_say,
         )

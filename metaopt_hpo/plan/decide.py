@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from metaopt_hpo.plan.costs import Cost, Hardware
 from metaopt_hpo.plan.estimate import Estimate
@@ -13,8 +14,8 @@ from metaopt_hpo.plan.model import LAW_LR, SELF_TUNING, Pilot, Plan, Uncertainty
 from metaopt_hpo.plan.words import in_words, known
 from metaopt_hpo.trials.record import TrialRecord
 
-STEPS_ASIDE = (0.0, math.log(2.0), -math.log(2.0), 2 * math.log(2.0), -2 * math.log(2.0))
-"""Where the schedule runs of one cell lie about what the law says of it, ln lr: the middle, then to either side."""
+STEP = 2.0
+"""Factor between the rates of neighbouring schedule runs of a cell."""
 
 SLACK = 1e-9
 
@@ -55,26 +56,52 @@ def estimate(plan: Plan, records: Sequence[TrialRecord]) -> Estimate:
     return Estimate(records, plan.target.size, plan.target.tokens, lr=plan.vary.lr)
 
 
-def choose(plan: Plan, done: Sequence[str], records: Sequence[TrialRecord]) -> Choice:
+def together(plan: Plan, done: Sequence[str], records: Sequence[TrialRecord], most: int = 1) -> list[Choice]:
+    """The next pilots, to be run at once: as many as pay, decided one after another before any of them has ended.
+
+    Args:
+        plan: the plan.
+        done: names of the pilots that have been run, in order.
+        records: theirs, in the same order.
+        most: pilots at once; 1 decides with all that is known.
+
+    Returns:
+        At least one choice; a single one without a pilot where none is to be run.
+    """
+    choices: list[Choice] = []
+    while len(choices) < most:
+        choice = choose(plan, done, records, [c.pilot for c in choices if c.pilot is not None])
+        if choice.pilot is None:
+            return choices or [choice]
+        choices.append(choice)
+    return choices
+
+
+def choose(
+    plan: Plan, done: Sequence[str], records: Sequence[TrialRecord], under_way: Sequence[Pilot] = ()
+) -> Choice:
     """The next pilot, or why there is none.
 
     Args:
         plan: the plan.
         done: names of the pilots that have been run, in order.
-        records: theirs.
+        records: theirs, in the same order.
+        under_way: pilots that have been started, their rates settled.
     """
-    left = [p for p in plan.pilots if p.name not in set(done)]
+    started = {*done, *(p.name for p in under_way)}
+    left = [p for p in plan.pilots if p.name not in started]
     if not left:
         return Choice(None, "all pilots are done")
     hardware = measured(plan.hardware, records)
-    so_far = spent(records, hardware)
+    so_far = sum((hardware.cost(p.cost.flops, p.tokens) for p in under_way), spent(records, hardware))
     now = estimate(plan, records)
-    worth = _worth(plan, left, now)
+    sd = _after(under_way, now)
+    worth = _worth(plan, left, now, under_way)
     if worth == 0:
         return Choice(
             None,
-            f"the next pilots would cost more than they save: the lr is known {known(now.rate.sd)}, "
-            f"and would be known {known(_after(left[:1], now))} after {left[0].name}",
+            f"the next pilots would cost more than they save: the lr is known {known(sd)}, "
+            f"and would be known {known(_after([*under_way, left[0]], now))} after {left[0].name}",
         )
     pilot = left[0]
     next_cost = hardware.cost(pilot.cost.flops, pilot.tokens)
@@ -85,24 +112,26 @@ def choose(plan: Plan, done: Sequence[str], records: Sequence[TrialRecord]) -> C
             f"{pilot.name} would exceed the budget: {in_words(total, plan.budget)} in all, of "
             f"{plan.budget.text or in_words(plan.budget.amount, plan.budget)}",
         )
-    chosen, how = _settle(pilot, plan, done, now)
-    then = _after([pilot], now)
-    gain = f"the target's lr is known {known(now.rate.sd)} so far, {known(then)} after it"
+    chosen, how = _settle(pilot, plan, dict(zip(done, records, strict=False)), under_way, now)
+    then = _after([*under_way, pilot], now)
+    so_known = f"{known(sd)} so far" if not under_way else f"{known(sd)} once those under way are done"
     return Choice(
-        chosen, f"{how}; {gain}, for {pilot.cost.flops / plan.target_cost.flops:.1%} of the target's cost"
+        chosen,
+        f"{how}; the target's lr is known {so_known}, {known(then)} after it, "
+        f"for {pilot.cost.flops / plan.target_cost.flops:.1%} of the target's cost",
     )
 
 
-def _worth(plan: Plan, left: Sequence[Pilot], now: Estimate) -> int:
+def _worth(plan: Plan, left: Sequence[Pilot], now: Estimate, under_way: Sequence[Pilot]) -> int:
     """How many of the pilots that are left pay together: the least total of their cost and of what stays unknown."""
-    best, found, cost = _share(now.rate.sd, left[0].expected.batch), 0, 0.0
+    best, found, cost = _share(_after(under_way, now), left[0].expected.batch), 0, 0.0
     for i, pilot in enumerate(left, 1):
         cost += pilot.cost.flops / plan.target_cost.flops
-        total = cost + _share(_after(left[:i], now), pilot.expected.batch)
+        total = cost + _share(_after([*under_way, *left[:i]], now), pilot.expected.batch)
         if total < best:
             best, found = total, i
     # before anything is known a plan's own judgement stands, which knows of batch and loss too
-    if not now.seen and found == 0 and left[0].pays:
+    if not now.seen and not under_way and found == 0 and left[0].pays:
         return 1
     return found
 
@@ -112,32 +141,59 @@ def _share(sd_lr: float, sd_batch: float) -> float:
 
 
 def _after(pilots: Sequence[Pilot], now: Estimate) -> float:
+    if not pilots:
+        return now.rate.sd
     return now.sd_after([(p.size, p.tokens, p.strategy == SELF_TUNING) for p in pilots])
 
 
-def _settle(pilot: Pilot, plan: Plan, done: Sequence[str], now: Estimate) -> tuple[Pilot, str]:
+def _settle(
+    pilot: Pilot, plan: Plan, records: Mapping[str, TrialRecord], under_way: Sequence[Pilot], now: Estimate
+) -> tuple[Pilot, str]:
     """A pilot with its lr, and how it was chosen."""
     if pilot.strategy == SELF_TUNING:
         return pilot, "a run that finds its own lr"
     if pilot.lr != LAW_LR:
         return pilot, f"lr {pilot.lr:.3g} as planned"
-    by_name = {p.name: p for p in plan.pilots}
-    beside = [
-        by_name[n]
-        for n in done
-        if n in by_name
-        and by_name[n].lr == LAW_LR
-        and (by_name[n].size, by_name[n].tokens, by_name[n].batch, by_name[n].seed)
-        == (pilot.size, pilot.tokens, pilot.batch, pilot.seed)
+    beside = [p for p in plan.pilots if p.lr == LAW_LR and _cell(p) == _cell(pilot)]
+    tried = [
+        (r.lr, r.loss if r.state == "complete" else math.inf) for p in beside if (r := records.get(p.name))
     ]
-    # the centre stays where the cell's first run put it: the law moves, and a grid should not
+    tried += [
+        (p.lr, math.nan) for p in under_way if isinstance(p.lr, float) and p.name in {b.name for b in beside}
+    ]
+    lr, how = _next_rate(tried, now.at(pilot.size, pilot.tokens).value)
     low, high = plan.vary.lr
-    centre = now.at(pilot.size, pilot.tokens).value
-    aside = STEPS_ASIDE[len(beside) % len(STEPS_ASIDE)]
-    lr = min(max(centre * math.exp(aside), low), high)
-    where = (
-        "which is"
-        if aside == 0
-        else f"a factor {math.exp(abs(aside)):.3g} {'above' if aside > 0 else 'below'}"
+    lr = float(f"{min(max(lr, low), high):.4g}")
+    return replace(pilot, lr=lr), f"lr {lr:.3g}, {how}"
+
+
+def _cell(p: Pilot) -> tuple[float, float, float, int]:
+    return p.size, p.tokens, p.batch, p.seed
+
+
+def _next_rate(tried: Sequence[tuple[float, float]], law: float) -> tuple[float, str]:
+    """The next rate of a cell: the law's, then beyond the better end until the best one lies between two others.
+
+    Args:
+        tried: (lr, loss) of the cell's runs in order; NaN for one under way, infinite for one that diverged.
+        law: the law's rate for the cell.
+    """
+    if not tried:
+        return law, "which is the law's for this size"
+    rates = sorted(lr for lr, _ in tried)
+    if len(tried) > 1 and not any(math.isnan(loss) for _, loss in tried):
+        best = min(tried, key=lambda t: (t[1], t[0]))[0]  # of runs that all diverged, the lowest
+        if best == rates[-1]:
+            return best * STEP, f"a factor {STEP:g} above the best of this size, which was the highest"
+        if best == rates[0]:
+            return best / STEP, f"a factor {STEP:g} below the best of this size, which was the lowest"
+        i = rates.index(best)
+        beside = min((t for t in tried if t[0] in (rates[i - 1], rates[i + 1])), key=lambda t: t[1])[0]
+        return math.sqrt(best * beside), "between the two best of this size"
+    # nothing says which side is better: to either side of the cell's first run, further out each time
+    first = tried[0][0]
+    steps = next(
+        k for n in count(1) for k in (n, -n) if all(abs(math.log(first * STEP**k / lr)) > 0.1 for lr in rates)
     )
-    return replace(pilot, lr=float(f"{lr:.4g}")), f"lr {lr:.3g}, {where} the law's for this size"
+    side = "above" if steps > 0 else "below"
+    return first * STEP**steps, f"a factor {STEP ** abs(steps):g} {side} the first of this size"

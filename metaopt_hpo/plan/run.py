@@ -1,4 +1,4 @@
-"""Runs a plan: pilots one after another while they pay, then the target if it is wanted.
+"""Runs a plan: pilots while they pay, one after another or several at once, then the target if it is wanted.
 
 Every run is a search of an engine, of one run, in the plan's store: Optuna's or Ray Tune's resuming is the plan's. What
 is decided is a function of the records so far, so that a plan which was interrupted anywhere goes on as it would have.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metaopt_hpo.comparison.engine import SearchEngine, SearchTask, get_engine
-from metaopt_hpo.comparison.methods import method
+from metaopt_hpo.comparison.jobs import Job, Runner
 from metaopt_hpo.comparison.objective import Objective
 from metaopt_hpo.locks import only_process
 from metaopt_hpo.plan import decide, store
 from metaopt_hpo.plan.costs import Cost, PlanError
+from metaopt_hpo.plan.decide import Choice
 from metaopt_hpo.plan.estimate import Estimate, Rate
 from metaopt_hpo.plan.jobs import objective_of
 from metaopt_hpo.plan.model import SELF_TUNING, Pilot, Plan
@@ -88,6 +89,7 @@ def run(
     objective: Objective | None = None,
     device: str = "cpu",
     threads: int = 1,
+    workers: int = 1,
     most: int | None = None,
     progress: Progress | None = None,
 ) -> PlanRun:
@@ -102,20 +104,27 @@ def run(
         objective: what trains; None makes it from the plan's workload.
         device: for our own workloads.
         threads: torch threads of a run; results are deterministic for a given number.
+        workers: pilots at once, each in a process of its own. They are decided together, before any of them has
+            ended, so that more workers need less time and decide with less; the decisions do not depend on which ends
+            first. A plan resumed with another number may choose other rates for what is left.
         most: runs to start in this call; None is no limit.
         progress: told of each decision and each record.
 
     Raises:
         PlanError: the folder holds another plan, or the workload does not fit this one.
+        ValueError: `workers` is below 1.
         InUse: another process runs this folder.
     """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers!r}")
     path = Path(folder)
     with only_process(path / store.LOCK_FILE, f"plan folder {path}"):
         store.claim(path, plan)
         trained = objective or objective_of(plan, path, device=device)
         _threads(threads)
         chosen = get_engine(engine) if isinstance(engine, str) else engine
-        return _Running(plan, path, chosen, trained, progress, most).all(target or adapt, adapt)
+        running = _Running(plan, path, chosen, trained, progress, most, workers, threads)
+        return running.all(target or adapt, adapt)
 
 
 class _Running:
@@ -127,10 +136,13 @@ class _Running:
         objective: Objective,
         progress: Progress | None,
         most: int | None,
+        workers: int,
+        threads: int,
     ) -> None:
         self._plan, self._folder, self._engine, self._objective = plan, folder, engine, objective
         self._progress = progress
         self._most = math.inf if most is None else most
+        self._workers, self._threads = workers, threads
         self._known = {r.study: r for r in store.read(folder).records}
         self._records: list[TrialRecord] = []
         self._decisions: list[Decision] = []
@@ -139,17 +151,23 @@ class _Running:
         done: list[str] = []
         started = 0
         while True:
-            choice = decide.choose(self._plan, done, self._records)
-            new = choice.pilot is not None and choice.pilot.name not in self._known
-            if new and started >= self._most:
+            choices = decide.together(self._plan, done, self._records, self._workers)
+            chosen: list[Choice] = []
+            for choice in choices:
+                new = choice.pilot is not None and choice.pilot.name not in self._known
+                if new and started >= self._most:
+                    break
+                started += new
+                chosen.append(choice)
+            decided = [self._decision("run" if c.pilot else "skip", c.reason, c.pilot) for c in chosen]
+            pilots = [c.pilot for c in chosen if c.pilot is not None]
+            if not pilots:
                 break
-            decision = self._decision("run" if choice.pilot else "skip", choice.reason, choice.pilot)
-            if choice.pilot is None:
-                break
-            started += new
-            self._records.append(self._one(choice.pilot, decision))
-            done.append(choice.pilot.name)
+            self._records += self._search([(p.name, self._task(p), "pilot") for p in pilots], decided)
+            done += [p.name for p in pilots]
             self._keep()
+            if len(chosen) < len(choices):
+                break
         pilots = list(self._records)
         law = decide.estimate(self._plan, pilots)
         found = self._target(law, adapt) if target and started < self._most else self._known.get(store.TARGET)
@@ -182,7 +200,7 @@ class _Running:
             strategy=strategy,
             options={"expected": start, "within": float(f"{within:.4g}")} if adapt else {},
         )
-        return self._search(store.TARGET, task, decision, store.TARGET)
+        return self._search([(store.TARGET, task, store.TARGET)], [decision])[0]
 
     def _batch(self) -> float:
         batches = [r.batch for r in self._records]
@@ -190,10 +208,11 @@ class _Running:
             raise PlanError("the plan says no batch for the target and has run no pilot; add target.batch")
         return batches[-1]
 
-    def _one(self, pilot: Pilot, decision: Decision) -> TrialRecord:
+    def _task(self, pilot: Pilot) -> SearchTask:
+        """A pilot as a search: a grid of one point."""
         # a run that finds its own lr starts anywhere
         lr = float(pilot.lr) if isinstance(pilot.lr, float | int) else get_strategy(pilot.strategy)().lr
-        task = SearchTask(
+        return SearchTask(
             objective=self._objective,
             size=pilot.size,
             tokens=pilot.tokens,
@@ -203,28 +222,33 @@ class _Running:
             seed=pilot.seed,
             strategy=pilot.strategy,
         )
-        return self._search(pilot.name, task, decision, "pilot")
 
-    def _search(self, study: str, task: SearchTask, decision: Decision, role: str) -> TrialRecord:
-        """One run: a grid of one point."""
-        cost = self._objective.cost(task.configuration(task.lr_bounds[0]))
-        task = replace(task, budget=cost)
-        kept = self._known.get(study)
-        if kept is not None:
-            _check_same(kept, task, study)
-            record = kept
-        else:
-            records = self._engine.search(
-                method("grid"), task, store=str(self._folder / store.STORE_FILE), study=study
-            )
-            if not records:
-                raise PlanError(
-                    f"engine {self._engine.name!r} started no run for {study}; look at its store in {self._folder}"
-                )
-            record = replace(records[-1], method=role)
-        if self._progress is not None:
-            self._progress(decision, record)
-        return record
+    def _search(
+        self, runs: Sequence[tuple[str, SearchTask, str]], decisions: Sequence[Decision]
+    ) -> list[TrialRecord]:
+        """Records of (study, task, role), those known already included, in the order of `runs`."""
+        jobs = []
+        for study, task, _ in runs:
+            if study in self._known:
+                _check_same(self._known[study], task, study)
+            else:
+                cost = self._objective.cost(task.configuration(task.lr_bounds[0]))
+                jobs.append(Job("grid", replace(task, budget=cost), study))
+        runner = Runner(str(self._folder / store.STORE_FILE), self._engine, self._threads, None)
+        found = runner.all(jobs, self._workers) if jobs else {}
+        records = []
+        for (study, _, role), decision in zip(runs, decisions, strict=True):
+            record = self._known.get(study)
+            if record is None:
+                if not found[study]:
+                    raise PlanError(
+                        f"engine {self._engine.name!r} started no run for {study}; look at its store in {self._folder}"
+                    )
+                record = replace(found[study][-1], method=role)
+            if self._progress is not None:
+                self._progress(decision, record)
+            records.append(record)
+        return records
 
     def _decision(self, what: str, reason: str, pilot: Pilot | None, **more: object) -> Decision:
         law = decide.estimate(self._plan, self._records).rate

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from metaopt_hpo.comparison.jobs import Job, Runner
 from metaopt_hpo.comparison.objective import Configuration, Report, no_report
 from metaopt_hpo.locks import InUse, only_process
 from metaopt_hpo.plan import decide, store
@@ -114,6 +115,63 @@ Plan.read({str(file)!r}).run(out={str(tmp_path / "cut")!r}, adapt=True)
     assert (tmp_path / "cut" / store.DECISIONS_FILE).read_bytes() == (
         tmp_path / "whole" / store.DECISIONS_FILE
     ).read_bytes()
+
+
+def test_pilots_at_once_are_decided_before_any_has_ended(
+    make_plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decisions of a round are a function of the rounds before it: not of which run ends first, nor of a kill."""
+
+    def one_by_one(runner: Runner, jobs: list[Job], workers: int) -> dict[str, list[TrialRecord]]:
+        order = jobs[::-1] if backwards else jobs
+        return {job.study: runner.all([job], 1)[job.study] for job in order}
+
+    monkeypatch.setattr(Runner, "_in_processes", one_by_one)
+    plan = make_plan()
+    backwards = False
+    whole = run(plan, tmp_path / "whole", workers=3)
+    first = [d for d in whole.decisions if d.what == "run"][:3]
+    assert len({(d.lr, d.sd, d.spent) for d in first}) == 1  # nothing was known of any of them
+    assert [r.study for r in whole.pilots] == [d.pilot for d in whole.decisions if d.what == "run"]
+    run(plan, tmp_path / "cut", workers=3, most=1)
+    backwards = True
+    cut = run(plan, tmp_path / "cut", workers=3)
+    assert repr(cut.decisions) == repr(whole.decisions)
+    assert without_time(cut.table) == without_time(whole.table)
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        run(plan, tmp_path / "none", workers=0)
+
+
+def test_pilots_at_once_run_in_processes_of_their_own(make_plan: Make, tmp_path: Path) -> None:
+    result = run(make_plan(), tmp_path / "plan", workers=2, most=2)
+    assert [r.study for r in result.table.records()] == ["w4", "w8"]
+    assert {r.state for r in result.table.records()} == {"complete"}
+
+
+def test_a_round_keeps_to_the_budget_and_buys_no_pilot_that_the_others_make_idle(make_plan: Make) -> None:
+    plan = make_plan()
+    for budget in (0.001, 0.01, 0.05, 0.5):
+        held = dataclasses.replace(plan, budget=Budget(kind="share", amount=budget, text="some"))
+        chosen = [c.pilot for c in decide.together(held, [], [], 9) if c.pilot is not None]
+        assert sum(p.cost.flops for p in chosen) <= budget * plan.target_cost.flops * (1 + 1e-9)
+        assert [p.name for p in chosen] == [p.name for p in plan.pilots][: len(chosen)]
+    one = decide.together(plan, [], [], 1)
+    assert one[0] == decide.choose(plan, [], [])
+
+
+@pytest.mark.parametrize("off", [0.05, 0.3, 1.0, 4.0, 25.0])
+def test_a_cells_rates_bracket_its_optimum(off: float) -> None:
+    """Wherever the law puts the first run, a few more lie to both sides of the best rate."""
+    best, tried = 1e-2, []
+    for _ in range(9):
+        lr, _ = decide._next_rate(tried, best * off)
+        assert all(abs(math.log(lr / other)) > 1e-3 for other, _ in tried)
+        tried.append((lr, math.log(lr / best) ** 2 if lr < 8 * best else math.inf))
+    lowest = min(tried, key=lambda t: t[1])[0]
+    assert min(t[0] for t in tried) < lowest < max(t[0] for t in tried)
+    assert abs(math.log(lowest / best)) <= math.log(2) / 2 + 1e-9
+    # under way, nothing says which side is better: to either side in turn
+    assert decide._next_rate([(1e-3, math.nan), (2e-3, math.nan)], 5e-3)[0] == pytest.approx(5e-4)
 
 
 def test_one_process_runs_a_folder(make_plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
