@@ -12,23 +12,43 @@ from studies.race import outcome
 from studies.race.command import race
 
 
-def record(loss: float, cost: float = 2.0, method: str = "grid", state: str = "complete") -> TrialRecord:
-    return TrialRecord(
-        size=1.0, tokens=1.0, batch=1.0, lr=1e-3, loss=loss, cost=cost, method=method, state=state
-    )  # type: ignore[arg-type]
+def record(lr: float, method: str, noise: float = 0.0, **more: object) -> TrialRecord:
+    fields = {"loss": 2.0 * math.exp(0.05 * math.log(lr / 3e-3) ** 2 + noise), "cost": 2.0, "size": 9.0}
+    return TrialRecord(tokens=1.0, batch=1.0, lr=lr, method=method, **{**fields, **more})  # type: ignore[arg-type]
 
 
-def test_compute_until_the_goal_counts_what_failed_too() -> None:
-    runs = [record(3.0), record(math.nan, state="diverged"), record(2.0), record(1.0)]
-    trajectory = outcome._trajectory(runs, unit=2.0)
-    assert trajectory == [(1.0, 3.0), (2.0, 3.0), (3.0, 2.0), (4.0, 1.0)]
-    assert outcome.reached(trajectory, 2.0) == 3.0
-    assert outcome.reached(trajectory, 0.5) == math.inf
+def seed(*runs: TrialRecord) -> outcome.Seed:
+    names = dict.fromkeys(r.method for r in runs)
+    return outcome.Seed({n: list(outcome._spending([r for r in runs if r.method == n], 2.0)) for n in names})
 
 
-def test_a_plans_pilots_cost_and_do_not_count_as_reached() -> None:
-    runs = [record(0.1, cost=0.5, method="pilot"), record(2.0, method="target")]
-    assert outcome._trajectory(runs, unit=2.0, counts="target") == [(0.25, math.inf), (1.25, 2.0)]
+def test_compute_until_the_goal_counts_pilots_and_failures() -> None:
+    found = seed(
+        record(3e-3, "plan", size=1.0, cost=0.5, loss=0.1),
+        record(3e-3, "plan"),
+        record(1e-1, "grid", state="diverged", loss=math.nan),
+        record(1e-2, "grid"),
+        record(3.1e-3, "grid"),
+    )
+    assert found.best == 2.0
+    assert found.reached("plan") == 1.25
+    assert found.reached("grid") == 3.0
+    assert [r.lr for _, r in found.targets("grid")] == [1e-2, 3.1e-3]
+
+
+def test_a_lucky_run_moves_the_best_of_all_and_not_the_curve() -> None:
+    def one(luck: float) -> outcome.Seed:
+        grid = [record(3e-3 * 1.5**k, "grid") for k in (3, -3, 2, -2, 1, -1, 0)]
+        return seed(record(3e-3, "plan"), *grid, record(6e-3, "tpe", noise=luck))
+
+    seeds = [one(0.0), one(0.0), one(-0.05)]
+    excess = outcome.curve(seeds)
+    assert excess is not None
+    assert seeds[2].reached("plan") == math.inf
+    assert all(s.settled("plan", excess)[0] == 1.0 for s in seeds)
+    assert excess(3e-3 * math.e) == pytest.approx(0.05, rel=0.15)
+    assert seeds[0].settled("tpe", excess)[0] == math.inf
+    assert outcome.curve([seed(record(3e-3, "plan"), record(1e-2, "grid"))]) is None
 
 
 def test_an_empty_race_says_how_to_run_it(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,37 +19,93 @@ from studies.section import Section
 
 WITHIN = 0.005
 
+NEAR = 0.1
+"""Loss over the best up to which a parabola in ln lr is taken to hold."""
+
+LEAST = 5
+"""Different rates that a parabola with its noise needs."""
+
 
 class RaceError(MetaOptError):
     """No seed of the race has finished."""
 
 
-def trajectories(folder: Path) -> dict[str, list[tuple[float, float]]]:
-    """Of one seed, by method: (compute so far in target runs, best loss so far) after each run."""
-    held = store.read(folder / "plan")
-    unit = held.plan.target_cost.flops
-    out = {"plan": _trajectory([*held.pilots, *([held.target] if held.target else [])], unit, store.TARGET)}
-    for r in TrialTable.read(folder / "others" / TABLE_FILE).records():
-        out.setdefault(r.method, [])
-    rows = TrialTable.read(folder / "others" / TABLE_FILE).records()
-    for name in [n for n in out if n != "plan"]:
-        out[name] = _trajectory([r for r in rows if r.method == name], unit)
-    return out
+Excess = Callable[[float], float]
+"""ln loss at an lr over that at the best one."""
 
 
-def _trajectory(records: Sequence[TrialRecord], unit: float, counts: str = "") -> list[tuple[float, float]]:
-    spent, best, out = 0.0, math.inf, []
-    for r in records:
+@dataclass(frozen=True)
+class Seed:
+    """One seed: every method's runs in order, each with the compute spent until its end, in target runs."""
+
+    runs: Mapping[str, Sequence[tuple[float, TrialRecord]]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Seed:
+        """Of a seed's folder."""
+        held = store.read(folder / "plan")
+        unit = held.plan.target_cost.flops
+        by: dict[str, list[TrialRecord]] = {"plan": [*held.pilots, *([held.target] if held.target else [])]}
+        for r in TrialTable.read(folder / "others" / TABLE_FILE).records():
+            by.setdefault(r.method, []).append(r)
+        return cls({name: list(_spending(runs, unit)) for name, runs in by.items()})
+
+    def targets(self, name: str) -> list[tuple[float, TrialRecord]]:
+        """A method's complete runs of the target."""
+        size = max(r.size for runs in self.runs.values() for _, r in runs)
+        return [
+            (spent, r)
+            for spent, r in self.runs[name]
+            if r.state == "complete" and math.isfinite(r.loss) and r.size == size
+        ]
+
+    @property
+    def best(self) -> float:
+        """Lowest loss of all methods."""
+        return min(r.loss for name in self.runs for _, r in self.targets(name))
+
+    def reached(self, name: str) -> float:
+        """Compute until the best loss so far is within `WITHIN` of the best of all; inf where it never is."""
+        goal = self.best * (1 + WITHIN)
+        return next((spent for spent, r in self.targets(name) if r.loss <= goal), math.inf)
+
+    def settled(self, name: str, excess: Excess) -> tuple[float, float]:
+        """Compute until the best run so far has an lr that costs at most `WITHIN`, and what the last such lr costs."""
+        when, over, best = math.inf, math.nan, math.inf
+        for spent, r in self.targets(name):
+            if r.loss < best:
+                best, over = r.loss, excess(r.lr)
+                when = min(when, spent) if over <= WITHIN else math.inf
+        return when, over
+
+
+def curve(seeds: Sequence[Seed]) -> Excess | None:
+    """Excess of an lr over the best one: a parabola in ln lr through all runs, each seed at a level of its own.
+
+    Of many runs the luckiest is the best; a curve is not so moved by luck. None with too few rates, or where they
+    show no minimum.
+    """
+    rows, z = [], []
+    for i, seed in enumerate(seeds):
+        for name in seed.runs:
+            for _, r in seed.targets(name):
+                if r.loss <= seed.best * (1 + NEAR):
+                    x = math.log(r.lr)
+                    rows.append([x * x, x, *(float(i == j) for j in range(len(seeds)))])
+                    z.append(math.log(r.loss))
+    if len({row[1] for row in rows}) < LEAST:
+        return None
+    a, b, *_ = np.linalg.lstsq(np.array(rows), np.array(z), rcond=None)[0]
+    if a <= 0:
+        return None
+    return lambda lr: float(a * (math.log(lr) + b / (2 * a)) ** 2)
+
+
+def _spending(runs: Sequence[TrialRecord], unit: float) -> Iterator[tuple[float, TrialRecord]]:
+    spent = 0.0
+    for r in runs:
         spent += r.cost / unit
-        if r.state == "complete" and math.isfinite(r.loss) and (not counts or r.method == counts):
-            best = min(best, r.loss)
-        out.append((spent, best))
-    return out
-
-
-def reached(trajectory: Sequence[tuple[float, float]], goal: float) -> float:
-    """Compute until the best loss is at the goal; inf where it never is."""
-    return next((spent for spent, best in trajectory if best <= goal), math.inf)
+        yield spent, r
 
 
 def table(out: Path) -> Section:
@@ -60,24 +117,42 @@ def table(out: Path) -> Section:
     done = [f for f in sorted(out.glob("seed*")) if (f / "others" / TABLE_FILE).exists()]
     if not done:
         raise RaceError(f"no seed of the race in {out} has finished; run: python -m studies.race --out {out}")
-    seeds = [trajectories(f) for f in done]
+    seeds = [Seed.read(f) for f in done]
+    excess = curve(seeds)
     section = Section(
-        f"Target runs until within {WITHIN:.1%} of the best of all, {len(done)} seeds",
-        ("method", "reached in", "median", "each", "loss with all its compute, over the best"),
-        note="Compute of pilots is counted in target runs; – where a seed never came so near.",
+        f"Target runs until within {WITHIN:.1%} of the best, {len(done)} seeds",
+        (
+            "method",
+            "of all runs: in",
+            "median",
+            "each",
+            "by the curve: median",
+            "each",
+            "its last lr costs",
+            "loss over the best",
+        ),
+        note="Compute of pilots is counted in target runs; – where a seed never came so near. By the curve: the best "
+        "run so far has an lr that a parabola through all runs of all seeds puts so near: luck hardly moves it.",
     )
-    for name in seeds[0]:
-        goals = [min(t[-1][1] for t in seed.values()) for seed in seeds]
-        runs = [reached(seed[name], goal * (1 + WITHIN)) for seed, goal in zip(seeds, goals, strict=True)]
-        over = [seed[name][-1][1] / goal - 1 for seed, goal in zip(seeds, goals, strict=True)]
-        middle = float(np.median(runs))
+    for name in seeds[0].runs:
+        runs = [seed.reached(name) for seed in seeds]
+        settled = [(math.nan, math.nan) if excess is None else seed.settled(name, excess) for seed in seeds]
+        ends = [min((r.loss for _, r in s.targets(name)), default=math.nan) / s.best - 1 for s in seeds]
         section.rows.append(
             (
                 "Plan" if name == "plan" else method(name).title,
                 f"{sum(map(math.isfinite, runs))} of {len(runs)}",
-                f"{middle:.2f}" if math.isfinite(middle) else "–",
-                ", ".join(f"{r:.2f}" if math.isfinite(r) else "–" for r in runs),
-                f"{float(np.mean(over)):.2%}",
+                *_words(runs),
+                *_words([when for when, _ in settled]),
+                f"{math.expm1(float(np.nanmean([over for _, over in settled]))):.2%}",
+                f"{float(np.nanmean(ends)):.2%}",
             )
         )
     return section
+
+
+def _words(values: Sequence[float]) -> tuple[str, str]:
+    """Median and each."""
+    middle = float(np.median(values))
+    each = [f"{v:.2f}" if math.isfinite(v) else "–" for v in values]
+    return (f"{middle:.2f}" if math.isfinite(middle) else "–"), ", ".join(each)
