@@ -230,6 +230,12 @@ def measurement(horizon: int, find: float, measure: float) -> Balance:
     )
 
 
-def shrunk(factor: float, spread: float) -> float:
-    """The measured factor, drawn to 1 (the step size that `PRIOR` gives) as far as the measurement is uncertain."""
-    return float(factor ** (1 / (1 + (spread / PRIOR_SPREAD) ** 2)))
+def shrunk(factor: float, spread: float, prior: float = PRIOR_SPREAD) -> float:
+    """The measured factor, drawn to 1 as far as the measurement is uncertain.
+
+    Args:
+        factor: as measured.
+        spread: standard deviation of its logarithm.
+        prior: standard deviation of the logarithm of the right one, before anything is measured.
+    """
+    return float(factor ** (1 / (1 + (spread / prior) ** 2)))

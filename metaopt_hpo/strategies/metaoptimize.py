@@ -13,7 +13,7 @@ from metaopt_hpo.optim import AdamW, MetaOptimize
 from metaopt_hpo.optim.blocks import BlockSpec
 from metaopt_hpo.optim.rules import BASE_RULES, Rule, base_rule
 from metaopt_hpo.optim.traces import HESSIAN_FREE, TRACES
-from metaopt_hpo.strategies.balance import PRIOR
+from metaopt_hpo.strategies.balance import PRIOR, PRIOR_SPREAD
 from metaopt_hpo.strategies.base import LRRun, LRStrategy
 from metaopt_hpo.strategies.checks import check_fraction, check_horizon, check_positive
 from metaopt_hpo.strategies.groups import decay_groups
@@ -29,6 +29,10 @@ meta_lr a step, so a fifth of the run spans eight nats; at half that speed a GRU
 META_LR_BOUNDS = (1e-3, 5e-2)
 """The paper's printed η below (its authors' code has units of its own, see `optim.presets.authors_units`); above,
 momentum would carry α past what z asks for before z can object."""
+
+
+Z90 = 1.645
+"""Half the width of a 90 % interval, in standard deviations."""
 
 
 @register("metaoptimize")
@@ -51,16 +55,19 @@ class MetaOptimizeStrategy(LRStrategy):
         lr: where to start. A start above `limit` is taken at the limit, so that none can do damage; one far below at
             a sixteenth of it, and doubled each step up to the limit while the meta-gradient does not object and the
             ramp is still low. So the start hardly matters; give `expected` to say what you know.
-        expected: the peak rate that a law predicts for this run, e.g. `law.predict(...).lr.value`; the search is then
-            confined to a factor `within` around it, and `lr` is not used. None starts from nothing.
-        within: how far from `expected` the run may go, a factor; take it from the prediction's interval.
+        expected: the peak rate that a law predicts for this run, e.g. `law.predict(...).lr.value`. The run starts
+            there, and `lr` is not used; None starts from nothing. It does not adapt first, unless `meta_lr` is given: a
+            meta-gradient asks for less at the best rate too (see above), and time lost below it costs more than it
+            teaches. It measures at that rate, and then moves it as far as the measurement is surer than the law.
+        within: how far from `expected` the run may go, a factor: the prediction's 90 % interval. The narrower it is,
+            the less what the run measures counts beside it.
         meta: rule of the meta update: "sgd", "adam", "rmsprop" or "lion".
         meta_betas: of meta-Adam, (0.5, 0.95). A memory of two steps for z and of twenty for its size, not the
             paper's ten and thousand: the climb has a few dozen steps, in which z grows with α, and momentum would
             carry α past the point where z turns.
-        meta_lr: step size η of the meta update. None follows the horizon: 40 / steps, held within [1e-3, 5e-2]; the
-            paper's 1e-3 is far too slow for runs of a few thousand steps. 0 adapts nothing: a plain schedule from
-            `lr`.
+        meta_lr: step size η of the meta update. None follows the horizon: 40 / steps, held within [1e-3, 5e-2], and is
+            0 where a rate is expected; the paper's 1e-3 is far too slow for runs of a few thousand steps. 0 adapts
+            and measures nothing: a plain schedule from `lr` or `expected`.
         gamma: discount γ of the eligibility trace (1 in the paper for stationary tasks).
         blocks: which weights share a step size: "scalar", "layer", "tensor", "weight", or a function
             from a parameter's name to its block's. Under meta-Adam the blocks move together and deviate slowly
@@ -126,7 +133,19 @@ class MetaOptimizeStrategy(LRStrategy):
     @property
     def prior_correction(self) -> float:
         """What the adapted step size is multiplied with before anything is measured."""
-        return PRIOR if self.correction is None else self.correction
+        if self.correction is not None:
+            return self.correction
+        return 1.0 if self.trusts_law else PRIOR
+
+    @property
+    def trusts_law(self) -> bool:
+        """Whether the run starts with a law's rate and measures, instead of adapting first."""
+        return self.expected is not None and self.meta_lr is None
+
+    @property
+    def prior_spread(self) -> float:
+        """Standard deviation of the logarithm of the best rate over the one first committed to."""
+        return math.log(self.within) / Z90 if self.trusts_law else PRIOR_SPREAD
 
     def bounded(self, step_sizes: Tensor) -> Tensor:
         """Step sizes held within what a law expects, where one is given."""
@@ -138,15 +157,16 @@ class MetaOptimizeStrategy(LRStrategy):
         """η in force for a run of `horizon` steps."""
         if self.meta_lr is not None:
             return self.meta_lr
+        if self.trusts_law:
+            return 0.0
         low, high = META_LR_BOUNDS
         return min(high, max(low, LOG_TRAVEL / horizon))
 
     def start(self) -> tuple[float, tuple[float, float] | None]:
-        """α₀ before any limit, and the bounds of β: the low end of what a law expects, approached from below."""
+        """α₀ before any limit, and the bounds of β: the interval of what a law expects."""
         if self.expected is None:
             return self.lr, None
-        low = self.expected / self.within / max(1.0, self.prior_correction)
-        return low, (math.log(low), math.log(self.expected * self.within))
+        return self.expected, (math.log(self.expected / self.within), math.log(self.expected * self.within))
 
     def base_rule(self) -> Rule:
         """The base rule with this strategy's coefficients."""

@@ -64,14 +64,14 @@ class MetaOptimizeRun(LRRun):
         stable = horizon - self._cooldown_steps
         self._commit_step = min(stable, max(1, round(strategy.find * horizon)))
         self._meta_lr = strategy.horizon_meta_lr(horizon)
-        self._corrected = strategy.find < 1 and self._meta_lr > 0
+        self._corrected = strategy.find < 1 and (self._meta_lr > 0 or strategy.trusts_law)
         self._limited = strategy.limit is not None and strategy.expected is None and self._meta_lr > 0
         self._limit = math.nan if self._limited else math.inf
         """Largest first step size; NaN until the first gradients that did not overflow."""
         measures = self._corrected and strategy.correction is None and not self.needs_graph
         self._correction = strategy.prior_correction
         if strategy.correction is None and normalises(model):
-            self._correction, measures = PRIOR_NORMALISED, False
+            self._correction, measures = 1.0 if strategy.trusts_law else PRIOR_NORMALISED, False
         measures = measures and strategy.find + strategy.measure < 1 - strategy.cooldown
         self._balances = [measurement(horizon, strategy.find, strategy.measure)] if measures else []
         """Measurements still to come, or under way, in order."""
@@ -182,7 +182,7 @@ class MetaOptimizeRun(LRRun):
         self._loss = loss
         if self._balances and self._committed is not None and self._balances[0].done(step):
             self._committed = self._strategy.bounded(
-                self._committed * shrunk(*self._balances.pop(0).factor())
+                self._committed * shrunk(*self._balances.pop(0).factor(), self._strategy.prior_spread)
             )
             self.optimizer.set_step_size(self._committed)
         if any(b.anchors(step) for b in self._balances):

@@ -41,7 +41,7 @@ def test_cheap_runs_come_first_seed_by_seed() -> None:
 
 
 def test_what_is_known_is_found_again() -> None:
-    cells = judge.cells(table())
+    cells = judge.cells(table().records())
     assert "bias -0.5" in judge.found(cells).note
     rows = judge.worth(cells, shares=(0.5,)).rows
     assert {row[1] for row in rows} == set(judge.DESIGNS)
@@ -68,4 +68,4 @@ def test_nothing_finished_is_trained_again(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(runs.LadderError, match="make ladder"):
         runs.read(tmp_path / "none.parquet")
     with pytest.raises(runs.LadderError, match="complete cells"):
-        judge.cells(TrialTable.from_records([record(1e4, 1e5, 0, None)]))
+        judge.cells([record(1e4, 1e5, 0, None)])

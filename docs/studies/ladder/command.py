@@ -21,6 +21,9 @@ def ladder(
     minutes: Annotated[
         float | None, typer.Option(help="Start no further run after so many minutes.", min=0.0)
     ] = None,
+    online: Annotated[
+        bool, typer.Option(help="Also run the largest width from a law's lr, adapted online.")
+    ] = False,
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing.")] = False,
 ) -> None:
     """MetaOptimize runs and WSD over lr on text-lm at six widths and three token counts, paired by seed.
@@ -34,11 +37,27 @@ def ladder(
         if report_only
         else runs.collect(list(runs.design(seeds)), out, minutes=minutes, progress=_say)
     )
+    from metaopt_hpo.workloads import TextLM
     from studies.ladder import bands, judge
+    from studies.ladder import online as light
 
-    found = judge.cells(table)
+    found = judge.cells(table.records())
     typer.echo(f"{len(table)} runs in {out}, {len(found)} complete cells\n")
-    typer.echo("\n\n".join(s.markdown() for s in (judge.found(found), judge.worth(found), bands.held(found))))
+    sections = [judge.found(found), judge.worth(found), bands.held(found)]
+    batch = TextLM().batch
+    chosen = light.design(found, batch)
+    if online and not report_only:
+        runs.collect([rung for *_, rung in chosen], light.KEPT, minutes=minutes, progress=_say)
+        runs.collect(light.long_grid(), light.KEPT, minutes=minutes, progress=_say)
+    kept = runs.read(light.KEPT).records() if light.KEPT.exists() else []
+    longer = light.long_design(kept, batch)
+    if online and not report_only:
+        kept = runs.collect(
+            [rung for *_, rung in longer], light.KEPT, minutes=minutes, progress=_say
+        ).records()
+    if kept:
+        sections.append(light.compared([*chosen, *longer], kept))
+    typer.echo("\n\n".join(s.markdown() for s in sections))
 
 
 def _say(done: int, every: int, record: TrialRecord) -> None:

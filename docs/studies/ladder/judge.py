@@ -14,7 +14,6 @@ import numpy as np
 
 from metaopt_hpo.plan.estimate import Estimate, observations
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo.trials.table import TrialTable
 from studies.ladder.runs import GRID, LadderError
 from studies.section import Section
 
@@ -49,19 +48,19 @@ class Cell:
         return float(z[i] + slope * (math.log(lr) - x[i]) - z.min())
 
 
-def cells(table: TrialTable) -> list[Cell]:
-    """The complete cells of a ladder."""
+def cells(records: Sequence[TrialRecord], rates: int = len(GRID), least: int = 6) -> list[Cell]:
+    """The complete cells of a ladder: one run of MetaOptimize and one of WSD at each of `rates` rates."""
     by: dict[tuple[float, float, int], list[TrialRecord]] = {}
-    for r in table.records():
+    for r in records:
         if r.state == "complete" and r.loss > 0:
             by.setdefault((r.size, r.planned_tokens, r.seed), []).append(r)
     out = []
     for (size, tokens, seed), runs in sorted(by.items()):
         own = [r for r in runs if r.self_tuning and r.found_lr > 0]
         grid = [r for r in runs if not r.self_tuning]
-        if len(own) == 1 and len(grid) == len(GRID):
+        if len(own) == 1 and len(grid) == rates:
             out.append(Cell(size, tokens, seed, own[0], tuple(grid)))
-    if len(out) < 6:
+    if len(out) < least:
         raise LadderError(f"the ladder has {len(out)} complete cells; run more of it: make ladder")
     return out
 

@@ -39,11 +39,16 @@ class Rung:
     seed: int
     lr: float | None
     """Peak lr of the schedule; None for a run of MetaOptimize, which needs none."""
+    expected: float | None = None
+    """Peak lr that a law predicts, from which MetaOptimize starts."""
+    within: float = 2.0
+    """Factor about it of the law's 90 % interval."""
 
     @property
     def key(self) -> str:
         """What the run is called in the table."""
-        how = OWN if self.lr is None else f"{SCHEDULE}-{self.lr:g}"
+        own = OWN if self.expected is None else f"{OWN}-{self.expected:.4g}-within-{self.within:.3g}"
+        how = own if self.lr is None else f"{SCHEDULE}-{self.lr:g}"
         return f"w{self.width}/k{self.steps}/{how}/seed{self.seed}"
 
 
@@ -106,7 +111,8 @@ def train_rung(rung: Rung) -> TrialRecord:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     job = TextLM(width=rung.width)
-    strategy = make(OWN) if rung.lr is None else make(SCHEDULE, lr=rung.lr)
+    known = {} if rung.expected is None else {"expected": rung.expected, "within": rung.within}
+    strategy = make(OWN, **known) if rung.lr is None else make(SCHEDULE, lr=rung.lr)
     run = train(job, strategy, tokens=rung.steps * job.batch, seed=rung.seed, reports=REPORTS)
     return run.record(
         params={"width": rung.width},

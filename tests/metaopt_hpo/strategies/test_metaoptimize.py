@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from metaopt_hpo.strategies import make
-from metaopt_hpo.strategies.balance import PRIOR
+from metaopt_hpo.strategies.balance import Balance, shrunk
 
 
 def run_quadratic(horizon: int = 100, **options: object):  # type: ignore[no-untyped-def]
@@ -208,12 +208,36 @@ def test_twelve_starts_end_alike(base: str) -> None:
     assert max(ends) < 0.02 * first
 
 
-def test_a_law_confines_the_search_and_is_approached_from_below() -> None:
+def test_a_law_is_where_a_run_starts_and_confines_it() -> None:
     for expected in (1e-4, 1e-2):
         _, sizes, _ = run_quadratic(expected=expected, within=1.5, warmup=0.0, lr=0.3)
-        assert sizes[0] == pytest.approx(expected / PRIOR / 1.5, rel=0.06)
-        held = sizes[25:70]
+        assert sizes[0] == pytest.approx(expected, rel=0.06)
+        held = sizes[:70]
         assert expected / 1.5 * 0.999 <= min(held) <= max(held) <= expected * 1.5 * 1.001
+
+
+def test_a_run_from_a_law_measures_before_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the law's rate under the ramps until the measurement is over, and adapts where `meta_lr` asks for it."""
+    horizon = 400
+    monkeypatch.setattr(Balance, "factor", lambda balance: (4.0, 0.5))
+    _, sizes, _ = run_quadratic(expected=1e-3, within=30.0, warmup=0.0, horizon=horizon)
+    assert sizes[: round(0.32 * horizon)] == pytest.approx([1e-3] * round(0.32 * horizon), rel=1e-4)
+    assert sizes[round(0.35 * horizon)] == pytest.approx(
+        shrunk(4.0, 0.5, math.log(30) / 1.645) * 1e-3, rel=1e-4
+    )
+    _, adapted, _ = run_quadratic(expected=1e-3, within=30.0, warmup=0.0, horizon=horizon, meta_lr=0.05)
+    assert adapted[20] != pytest.approx(1e-3, rel=0.05)
+    _, plain, _ = run_quadratic(expected=1e-3, within=30.0, warmup=0.0, horizon=horizon, meta_lr=0.0)
+    assert plain[: round(0.6 * horizon)] == pytest.approx([1e-3] * round(0.6 * horizon), rel=1e-4)
+
+
+def test_the_surer_a_law_is_the_less_a_measurement_moves_its_rate() -> None:
+    spreads = [make("metaoptimize", expected=1e-3, within=w).prior_spread for w in (1.1, 2.0, 20.0)]
+    moved = [math.log(shrunk(3.0, 0.35, s)) for s in spreads]
+    assert moved == sorted(moved)
+    assert 0 < moved[0] < 0.04
+    assert moved[2] > 0.9 * math.log(3.0)
+    assert shrunk(3.0, math.inf, 1.0) == 1.0
 
 
 @pytest.mark.parametrize(
