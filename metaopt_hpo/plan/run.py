@@ -160,11 +160,11 @@ class _Running:
                 started += new
                 chosen.append(choice)
             decided = [self._decision("run" if c.pilot else "skip", c.reason, c.pilot) for c in chosen]
-            pilots = [c.pilot for c in chosen if c.pilot is not None]
-            if not pilots:
+            next_pilots = [c.pilot for c in chosen if c.pilot is not None]
+            if not next_pilots:
                 break
-            self._records += self._search([(p.name, self._task(p), "pilot") for p in pilots], decided)
-            done += [p.name for p in pilots]
+            self._records += self._search([(p.name, self._task(p), "pilot") for p in next_pilots], decided)
+            done += [p.name for p in next_pilots]
             self._keep()
             if len(chosen) < len(choices):
                 break
