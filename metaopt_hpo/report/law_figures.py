@@ -19,6 +19,7 @@ from metaopt_hpo.report.words import count
 from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.scaling.sameness import SAME
+from metaopt_hpo.trials import settings
 from metaopt_hpo.trials.table import TrialTable
 
 BAND = "rgba(181, 82, 159, 0.18)"
@@ -263,11 +264,16 @@ def _extra(law: Law, frame: pd.DataFrame) -> dict[str, np.ndarray]:
     """Each trial's further coordinates; the law's default where a trial has none."""
     if not law.axes.defaults:
         return {}
-    params = [json.loads(text) for text in frame["params"]]
-    return {
-        name: np.array([p.get(name, default) for p in params], dtype=float)
-        for name, default in law.axes.defaults.items()
-    }
+    rows = [(json.loads(text), str(s)) for text, s in zip(frame["params"], frame["strategy"], strict=True)]
+
+    def of(name: str, default: float | str) -> np.ndarray:
+        if not isinstance(default, str):
+            found = [settings.find(p, name) for p, _ in rows]
+            return np.array([default if v is None else v for v in found], dtype=float)
+        words = [settings.setting(p, name, s) for p, s in rows]
+        return np.array([w if w in law.axes.levels[name] else default for w in words])
+
+    return {name: of(name, default) for name, default in law.axes.defaults.items()}
 
 
 def _usual(law: Law, table: TrialTable) -> pd.DataFrame:
@@ -275,7 +281,8 @@ def _usual(law: Law, table: TrialTable) -> pd.DataFrame:
     frame = _complete(table)
     keep = np.ones(len(frame), dtype=bool)
     for name, values in _extra(law, frame).items():
-        keep &= np.isclose(values, law.axes.defaults[name], rtol=1e-6)
+        default = law.axes.defaults[name]
+        keep &= values == default if isinstance(default, str) else np.isclose(values, default, rtol=1e-6)
     return frame.loc[keep] if keep.any() else frame
 
 

@@ -10,7 +10,7 @@ from metaopt_hpo import markup
 from metaopt_hpo.scaling import build, law
 from metaopt_hpo.scaling.base.sources import BaseLike
 from metaopt_hpo.scaling.describe import describe
-from metaopt_hpo.scaling.fitting.cells import Use
+from metaopt_hpo.scaling.fitting.reading import Use
 from metaopt_hpo.scaling.forecast import CurveLike, Forecast, forecast
 from metaopt_hpo.scaling.policy import Verdict, verdict
 
@@ -80,6 +80,8 @@ def fit(
     use: Use = "fixed",
     strategy: str | None = None,
     extra: Sequence[str] = (),
+    bowl: str = "cubic",
+    floor: str = "power",
     draws: int = 200,
     level: float = 0.9,
     seed: int = 0,
@@ -99,7 +101,10 @@ def fit(
         use: which trials' lr counts: "fixed" (schedules set from outside), "plateau" (adaptive strategies at
             the step size they settled on), "all".
         strategy: only trials of this strategy.
-        extra: hyperparameters that are further coordinates of the optimum (weight_decay, beta2, width, …).
+        extra: hyperparameters that are further coordinates of the optimum and of its loss, in numbers (weight_decay,
+            beta2, width, …) or in words ("schedule", "optimizer", …: one offset for each value but the most frequent).
+        bowl, floor: names of the forms of the loss about the optimum (`scaling.forms.bowl`) and of the loss floor
+            (`scaling.forms.floor`).
         draws: bootstrap draws (hierarchical: sizes, cells, runs).
         level: coverage of intervals.
         seed: of the bootstrap.
@@ -129,6 +134,8 @@ def fit(
             use=use,
             strategy=strategy,
             extra=extra,
+            bowl=bowl,
+            floor=floor,
             draws=draws,
             level=level,
             seed=seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.edge_runs import edge_of
 from metaopt_hpo.scaling.estimates import Caution, LawRefused
 from metaopt_hpo.scaling.fitting.alternatives import weigh
-from metaopt_hpo.scaling.fitting.cells import Cells, Use, from_table
+from metaopt_hpo.scaling.fitting.cells import Cells
 from metaopt_hpo.scaling.fitting.checks import (
     MIN_SIZES as MIN_SIZES,  # integrations say how many sizes are needed
 )
@@ -28,13 +28,16 @@ from metaopt_hpo.scaling.fitting.checks import (
     choose_axes,
     exponent_cautions,
     in_open_valley,
+    moved_by,
+    moved_prior,
     refusals,
 )
 from metaopt_hpo.scaling.fitting.floor_error import loss_factor
-from metaopt_hpo.scaling.fitting.floor_fit import fit_floor
+from metaopt_hpo.scaling.fitting.floor_fit import Moved, fit_floor
 from metaopt_hpo.scaling.fitting.oddities import flat_bowl, mixed_units, strays
 from metaopt_hpo.scaling.fitting.ordered import measure_trust, validation_cautions
 from metaopt_hpo.scaling.fitting.pointfit import point_fitter, slope_prior, solve_sound, start_surface
+from metaopt_hpo.scaling.fitting.reading import Use, from_table
 from metaopt_hpo.scaling.fitting.running import measure_fall
 from metaopt_hpo.scaling.fitting.solver import Solution
 from metaopt_hpo.scaling.fitting.uncertainty import (
@@ -44,12 +47,22 @@ from metaopt_hpo.scaling.fitting.uncertainty import (
     measure_scatter,
     small_sample,
 )
-from metaopt_hpo.scaling.forms.floor import PRIOR, Floor, recentre
+from metaopt_hpo.scaling.forms.bowl import CUBIC, Bowl, bowl_of
+from metaopt_hpo.scaling.forms.floor import POWER, PRIOR, Floor, FloorForm, floor_of, recentre
 from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.scaling.law import Law
 
 if TYPE_CHECKING:
     from metaopt_hpo.trials.table import TrialTable
+
+
+@dataclass(frozen=True)
+class Forms:
+    """What a law is made of: the form of the loss about the optimum, and of the loss floor."""
+
+    bowl: Bowl = CUBIC
+    floor: FloorForm = POWER
+
 
 REFIT_GROWTH = 1.05
 """`refit` fits anew, bootstrap included, once the trials have grown by this factor since it last did."""
@@ -64,6 +77,8 @@ def fit(
     use: Use = "fixed",
     strategy: str | None = None,
     extra: Sequence[str] = (),
+    bowl: str = CUBIC.name,
+    floor: str = POWER.name,
     draws: int = 200,
     level: float = 0.9,
     seed: int = 0,
@@ -76,6 +91,11 @@ def fit(
     if seed < 0:
         raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
     believed = lent(base, prior)
+    forms = Forms(bowl_of(bowl), floor_of(floor))
+    if believed is not None and forms != Forms():
+        raise ValueError(
+            f"a base, or a prior law, knows the forms {CUBIC.name} and {POWER.name} only, got {bowl} and {floor}"
+        )
     cells = from_table(table, use=use, strategy=strategy, extra=extra)
     said = {n.code: n.message for n in table.notes if n.code.startswith("units")}
     cells = replace(cells, cautions=(*cells.cautions, *(Caution(k, m) for k, m in said.items())))
@@ -84,7 +104,14 @@ def fit(
         believed, prior, cells = None, None, replace(cells, cautions=(*cells.cautions, unlike))
     try:
         law = fit_cells(
-            cells, allow_weak=allow_weak, prior=prior, base=believed, draws=draws, level=level, seed=seed
+            cells,
+            allow_weak=allow_weak,
+            prior=prior,
+            base=believed,
+            forms=forms,
+            draws=draws,
+            level=level,
+            seed=seed,
         )
     except np.linalg.LinAlgError as e:
         reason = "the trials leave the surface undetermined: vary lr, and batch if its optimum is wanted, in more cells"
@@ -113,12 +140,14 @@ def refit(law: Law, table: TrialTable) -> Law:
     base = Base.from_dict(o["base"]) if o.get("base") else None
     axes, path = choose_axes(cells, base)
     has_batch = batch_varies(cells, base)
-    grown = cells.n > REFIT_GROWTH * o["trials"] or cells.n < 50
+    forms = Forms(law.surface.bowl, floor_of(law.floor.form))
+    grown = cells.n > REFIT_GROWTH * o["trials"] or cells.n < 50 or axes.levels != law.axes.levels
     if grown or axes.names != law.axes.names or has_batch != law.surface.has_batch:
         again = fit_cells(
             cells,
             allow_weak=o["allow_weak"],
             base=base,
+            forms=forms,
             draws=len(law.draws.a),
             level=law.level,
             seed=o["seed"],
@@ -130,8 +159,11 @@ def refit(law: Law, table: TrialTable) -> Law:
     prior = slope_prior(axes, believed, None, base)
     cells, solution = solve_sound(cells, axes, law.surface, prior, iterations=24)
     check_bowl(solution.surface)
-    floor_prior = PRIOR if base is None else base.floor_prior(*floor_centre(cells))
-    floor = _floor(law.floor.names, cells, solution, floor_prior, start=law.floor)
+    moved = moved_by(cells, axes)
+    floor_prior = _floor_prior(cells, base, moved)
+    if moved.features != law.floor.features:  # a number took a third value: only a full fit sees its square
+        moved = Moved(law.floor.features, axes.features(law.floor.features, *_places(cells)))
+    floor = _floor(law.floor.names, cells, solution, floor_prior, forms.floor, moved, start=law.floor)
     draws = Draws(
         law.draws.a + (solution.surface.a - law.surface.a),
         law.draws.b + (solution.surface.b - law.surface.b),
@@ -157,18 +189,20 @@ def fit_cells(
     allow_weak: bool = False,
     prior: Law | None = None,
     base: Base | None = None,
+    forms: Forms | None = None,
     draws: int = 200,
     level: float = 0.9,
     seed: int = 0,
 ) -> Law:
     """`fit` from arrays."""
+    forms = forms or Forms()
     cautions = list(cells.cautions)
     axes, path = choose_axes(cells, base)
     has_batch = batch_varies(cells, base)
     if base is None:
         cautions += refusals(cells, weak=allow_weak or prior is not None)
     cautions += axis_cautions(cells, axes, path, has_batch)
-    start = start_surface(cells, axes, has_batch, base)
+    start = start_surface(cells, axes, has_batch, base, forms.bowl)
     slopes = slope_prior(axes, start, prior, base)
     every = cells.n
     cells, solution = solve_sound(cells, axes, start, slopes)
@@ -183,19 +217,21 @@ def fit_cells(
     cautions += flat_bowl(cells, axes, solution) if base is None else []
     # on a path the loss cannot be shared out between size and tokens
     names = ("size",) if path is not None else axes.scale_names or ("size",)
-    floor_prior = PRIOR if base is None else base.floor_prior(*floor_centre(cells))
-    floor = _floor(names, cells, solution, floor_prior)
+    moved = moved_by(cells, axes)
+    floor_prior = _floor_prior(cells, base, moved)
+    floor = _floor(names, cells, solution, floor_prior, forms.floor, moved)
     rng = np.random.default_rng(seed)
-    result = bootstrap(cells, design, solution, slopes, floor, rng, draws, floor_prior)
+    result = bootstrap(cells, design, solution, slopes, floor, rng, draws, floor_prior, moved)
     curvature = measure_curvature(cells, axes, solution, slopes, level) if path is None else {}
     few = dict.fromkeys(("lr", "batch"), 1.0) if base is not None else small_sample(cells, axes)
-    widen = few | {"loss": loss_factor(cells, solution, floor.names, seed, prior=floor_prior)}
+    at_defaults = replace(solution, floors=solution.floors - moved.values @ np.array(floor.shift))
+    widen = few | {"loss": loss_factor(cells, at_defaults, floor.names, seed, prior=floor_prior)}
     cautions += exponent_cautions(axes, solution.surface, result, widen, level)
     cautions += curvature_cautions(curvature)
     tied = path is not None
     validated = axes.scale_names[:1] if tied else axes.scale_names  # on a path, size stands for both
     sound = cells.runs(~strays(cells, axes, solution))
-    trust = {n: measure_trust(sound, n, point_fitter(prior, base), tied=tied) for n in validated}
+    trust = {n: measure_trust(sound, n, point_fitter(prior, base, forms.bowl), tied=tied) for n in validated}
     cautions += validation_cautions(trust)
     return Law(
         axes=axes,
@@ -229,6 +265,8 @@ def _floor(
     cells: Cells,
     solution: Solution,
     prior: Mapping[str, tuple[float, float]],
+    form: FloorForm,
+    moved: Moved,
     start: Floor | None = None,
 ) -> Floor:
     return fit_floor(
@@ -240,7 +278,18 @@ def _floor(
         start=start,
         noise=solution.scale,
         prior=prior,
+        form=form,
+        moved=moved,
     )
+
+
+def _floor_prior(cells: Cells, base: Base | None, moved: Moved) -> dict[str, tuple[float, float]]:
+    known = PRIOR if base is None else base.floor_prior(*floor_centre(cells))
+    return {**known, **moved_prior(moved)}
+
+
+def _places(cells: Cells) -> tuple[Array, Array, dict[str, Array]]:
+    return cells.cell_size, cells.cell_tokens, cells.cell_extra()
 
 
 def floor_centre(cells: Cells) -> tuple[float, float]:

@@ -11,7 +11,8 @@ import numpy as np
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.estimates import Caution
 from metaopt_hpo.scaling.fitting.alternatives import Alternatives
-from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface
+from metaopt_hpo.scaling.forms.axes import Axes
+from metaopt_hpo.scaling.forms.surface import Array, Surface
 from metaopt_hpo.scaling.sameness import SAME
 
 

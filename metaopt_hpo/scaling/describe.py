@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from metaopt_hpo.scaling.fitting.checks import exponent_interval
@@ -20,12 +21,24 @@ def describe(law: Law) -> str:
     if law.surface.has_batch:
         targets.append(("batch*", law.surface.b, law.draws.b, "batch"))
     for label, coef, draws, key in targets:
-        parts = []
+        parts, factors = [], []
         for i, name in enumerate(law.axes.names, start=1):
             low, high = exponent_interval(float(coef[i]), draws[:, i], law.widen[key], law.level)
-            parts.append(f"{name}^{coef[i]:.3f} [{low:.3f}, {high:.3f}]")
+            if "=" in name:
+                value, least, most = (math.exp(v) for v in (float(coef[i]), low, high))
+                factors.append(f"{name} {value:.3g} [{least:.3g}, {most:.3g}]")
+            else:
+                parts.append(f"{name}^{coef[i]:.3f} [{low:.3f}, {high:.3f}]")
         lines.append(f"{label} ∝ " + " · ".join(parts) if parts else f"{label} constant")
+        if factors:
+            lines.append(f"{label} by setting, as a factor: " + ", ".join(factors))
     lines.append(f"loss* = {law.floor.formula()}")
+    if law.floor.features:
+        moved = ", ".join(
+            f"{name} {100 * value:+.2g} %"
+            for name, value in zip(law.floor.features, law.floor.shift, strict=True)
+        )
+        lines.append(f"moved, for a setting or an e-fold, by {moved}")
     if law.curvature:
         bends = ", ".join(f"{name} {e:.3f}" for name, e in law.curvature.items())
         lines.append(f"curvature of ln lr*, measured and not extrapolated: {bends}")

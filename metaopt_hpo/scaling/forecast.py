@@ -193,15 +193,9 @@ def _with_curve(
 def log_loss(law: Law, size: float, tokens: float, lr: float, batch: float) -> tuple[float, float, float]:
     """(mean, variance, excess) of ln loss at the end of a configuration, in plain floats: microseconds."""
     x, y, f, var_f, var_x, var_y, _ = law.at(size, tokens)
-    s = law.scalars
-    u, v = math.log(lr) - x, math.log(batch) - y
-    inside = max(u, s.turn) if s.turn < 0 else min(u, s.turn)
-    slope = s.h11 * inside + 3.0 * s.skew * inside * inside
-    along = (0.5 * s.h11 + s.skew * inside) * inside * inside + slope * (u - inside)
-    excess = along + s.h12 * u * v + 0.5 * s.h22 * v * v
-    sx = slope + s.h12 * v
-    sy = s.h12 * u + s.h22 * v
-    blur = 0.5 * (s.h11 * var_x + s.h22 * var_y)
+    h = law.scalars
+    excess, sx, sy = law.bowl.point(h, math.log(lr) - x, math.log(batch) - y)
+    blur = 0.5 * (h[0] * var_x + h[2] * var_y)
     variance = var_f + sx * sx * var_x + sy * sy * var_y + 2.0 * blur * blur
     return f + excess + blur, variance, excess + blur
 

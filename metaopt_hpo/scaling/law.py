@@ -23,25 +23,19 @@ from metaopt_hpo.scaling.fitting.alternatives import Alternatives
 from metaopt_hpo.scaling.fitting.floor_error import own_error
 from metaopt_hpo.scaling.fitting.ordered import Trust
 from metaopt_hpo.scaling.fitting.running import Fall
+from metaopt_hpo.scaling.forms.axes import Axes
+from metaopt_hpo.scaling.forms.bowl import Bowl
 from metaopt_hpo.scaling.forms.edge import Edge, edge_cautions
 from metaopt_hpo.scaling.forms.floor import Floor, log_loss_of_draws
-from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface, margin_of
+from metaopt_hpo.scaling.forms.surface import Array, Surface
+from metaopt_hpo.scaling.other import OtherSetting, other_setting, quantiles
+from metaopt_hpo.trials.settings import word
 
 CACHED = 4096
 """Places and predictions that a law keeps: a search asks for the same ones again and again."""
 
 UNKNOWN = 12.0
 """Half-width, ln units, at which an interval says nothing more: five decades either way."""
-
-
-class Scalars(NamedTuple):
-    """h₁₁, h₁₂, h₂₂, c of the bowl, and where its cubic turns straight."""
-
-    h11: float
-    h12: float
-    h22: float
-    skew: float
-    turn: float
 
 
 class Place(NamedTuple):
@@ -119,7 +113,8 @@ class Law:
         tokens: float,
         batch: float | None = None,
         *,
-        extra: Mapping[str, float] | None = None,
+        schedule: str | None = None,
+        extra: Mapping[str, float | str] | None = None,
     ) -> Prediction:
         """Best lr and batch at a size and number of tokens, and the loss to expect there.
 
@@ -127,6 +122,8 @@ class Law:
             size: parameters.
             tokens: training tokens.
             batch: tokens per step, where it is given rather than chosen: lr and loss are then the best at it.
+            schedule: of the run that is asked about ("constant", "cosine", "linear", "wsd", …). One that the trials
+                did not have is answered by published factors, with a warning; by default that of the largest size.
             extra: values of further coordinates (`fit(..., extra=…)`); by default those of the largest size.
 
         Returns:
@@ -139,12 +136,12 @@ class Law:
         """
         size, tokens = positive("size", size), positive("tokens", tokens)
         given = None if batch is None else positive("batch", batch)
-        self._check_extra(extra)
-        if not extra and (known := self._predicted.get((size, tokens, given))) is not None:
+        extra, other = self._settled(extra, schedule)
+        if not extra and other is None and (known := self._predicted.get((size, tokens, given))) is not None:
             return known
         try:
             with np.errstate(all="ignore"):
-                found = self._predict(size, tokens, given, extra)
+                found = self._predict(size, tokens, given, extra, other)
             finite = all(
                 0 < e.value < math.inf and e.low >= 0 and e.high < math.inf
                 for e in (found.lr, found.batch, found.loss)
@@ -153,20 +150,30 @@ class Law:
             finite = False
         if not finite:
             raise no_answer(size, tokens)
-        if not extra:
+        if not extra and other is None:
             if len(self._predicted) > CACHED:
                 self._predicted.clear()
             self._predicted[size, tokens, given] = found
         return found
 
     def _predict(
-        self, size: float, tokens: float, given: float | None, extra: Mapping[str, float] | None
+        self,
+        size: float,
+        tokens: float,
+        given: float | None,
+        extra: Mapping[str, Any] | None,
+        other: OtherSetting | None = None,
     ) -> Prediction:
         row = self.axes.design(*self.anchor(size, tokens), extra)
         x, y = float(row @ self.surface.a), float(row @ self.surface.b)
         dx, dy = self.draws.a @ row - x, self.draws.b @ row - y
-        f = float(self.floor.log_loss(size, tokens))
-        df = self._floor_draws(size, tokens) - f
+        if other is not None:
+            x, dx = x + other.offset, dx + other.spread * quantiles(dx.size)
+        moved = self._moved(size, tokens, extra)
+        f = float(self.floor.log_loss(size, tokens, moved))
+        df = self._floor_draws(size, tokens, moved) - f
+        if other is not None:
+            df = df + other.level * quantiles(df.size)
         excess = 0.0
         if given is None and self.open_valley:
             low, high = self.domain.batch
@@ -199,6 +206,7 @@ class Law:
             *place_cautions(self, size, tokens, given),
             *(d for d in doubts if d not in self.warnings),
             *edge_cautions(chance),
+            *(other.cautions if other is not None else ()),
         )
         return Prediction(size, tokens, lr, best_batch, loss, cautions, (sx, sy, rho), chance)
 
@@ -242,12 +250,12 @@ class Law:
     def margin(self, variance: float) -> float:
         """Shift of ln lr from the likeliest optimum to the lr of least expected loss.
 
-        The true optimum scatters about the law's, and a skewed bowl punishes one side more (`surface.margin_of`).
+        The true optimum scatters about the law's, and a skewed bowl punishes one side more (`Bowl.margin`).
 
         Args:
             variance: of ln lr* in the law's draws; the cells' own scatter is added.
         """
-        return margin_of(self.surface, variance + self.scatter["lr_given_batch"] ** 2)
+        return self.surface.margin(variance + self.scatter["lr_given_batch"] ** 2)
 
     def choose(
         self, size: float, tokens: float, lr: Sequence[float] | Array, batch: Sequence[float] | Array
@@ -279,12 +287,33 @@ class Law:
             raise ValueError(
                 f"extra holds {unknown[0]!r}, which is no coordinate of this law; there are: {known}"
             )
+        for name, value in (extra or {}).items():
+            levels = self.axes.levels.get(name)
+            if levels is not None and not set(np.unique(np.asarray(value)).tolist()) <= set(levels):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(levels)}, which the trials had, got {value!r}"
+                )
+
+    def _settled(
+        self, extra: Mapping[str, Any] | None, schedule: str | None
+    ) -> tuple[dict[str, Any], OtherSetting | None]:
+        """(further coordinates in the law's words, a schedule that the trials did not have)."""
+        asked = {k: word(k, v) if isinstance(v, str) else v for k, v in (extra or {}).items()}
+        if schedule is not None:
+            asked["schedule"] = word("schedule", schedule)
+        other = other_setting("schedule", asked, self.axes)
+        self._check_extra(asked)
+        return asked, other
 
     @cached_property
-    def scalars(self) -> Scalars:
-        """The bowl as plain floats, for calls of microseconds."""
-        s = self.surface
-        return Scalars(float(s.h[0]), float(s.h[1]), float(s.h[2]), s.skew, s.turn)
+    def bowl(self) -> Bowl:
+        """The form of the quadratic."""
+        return self.surface.bowl
+
+    @cached_property
+    def scalars(self) -> tuple[float, ...]:
+        """The bowl's coefficients as plain floats, for calls of microseconds."""
+        return tuple(float(x) for x in self.surface.coefficients)
 
     def at(self, size: float, tokens: float) -> Place:
         """What the law says of a size and number of tokens; cached."""
@@ -323,8 +352,14 @@ class Law:
         dy = (self.draws.b @ row - y) * self.widen["batch"] + y
         return dx, dy if self.surface.has_batch else np.full_like(dx, y)
 
-    def _floor_draws(self, size: float, tokens: float) -> Array:
-        return log_loss_of_draws(self.draws.floor, self.floor, size, tokens)
+    def _moved(self, size: float, tokens: float, extra: Mapping[str, Any] | None) -> Array | None:
+        """Values of what moves the floor beside size and tokens; None at the law's defaults."""
+        if not extra or not self.floor.features:
+            return None
+        return self.axes.features(self.floor.features, size, tokens, extra)
+
+    def _floor_draws(self, size: float, tokens: float, moved: Array | None = None) -> Array:
+        return log_loss_of_draws(self.draws.floor, self.floor, size, tokens, moved)
 
     def _estimate(self, value: float, deviation: Array, widen: float, scatter: float) -> Estimate:
         tail = 0.5 * (1.0 - self.level)
@@ -346,7 +381,7 @@ class Law:
             ValueError: an argument that is no positive, finite number, or arguments that do not broadcast.
             MetaOptError: so far outside that the law gives no finite answer.
         """
-        self._check_extra(extra)
+        extra, _ = self._settled(extra, None)
         values = _arguments(size, tokens, batch, lr)
         with np.errstate(all="ignore"):
             found = self._losses(*values, extra=extra)
@@ -361,7 +396,12 @@ class Law:
         """`loss` unchecked: infinite where it is too large for a float."""
         at = [self._anchors(name, v) for name, v in (("size", size), ("tokens", tokens))]
         x, y = self.surface.centre(self.axes.design(at[0], at[1], extra))
-        f = self.floor.log_loss(size, tokens)
+        moved = (
+            self.axes.features(self.floor.features, size, tokens, extra)
+            if extra and self.floor.features
+            else None
+        )
+        f = self.floor.log_loss(size, tokens, moved)
         return np.asarray(np.exp(f + self.surface.excess(np.log(lr) - x, np.log(batch) - y)))
 
     def _anchors(self, name: str, values: Array) -> Array:

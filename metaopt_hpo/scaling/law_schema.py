@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.fitting.ordered import COPYING
+from metaopt_hpo.scaling.forms.bowl import bowl_of
+from metaopt_hpo.scaling.forms.floor import floor_of
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -39,7 +42,9 @@ def _ascending(name: str, pair: Pair) -> None:
 class AxesPart(_Part):
     names: list[str]
     centre: list[Log]
-    defaults: dict[str, float]
+    defaults: dict[str, float | str]
+    levels: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
+    """Absent in laws written before settings could be words."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -47,8 +52,16 @@ class AxesPart(_Part):
             raise ValueError("names repeat")
         _same("names", len(self.names), centre=self.centre)
         extras = [n for n in self.names if n not in ("size", "tokens")]
-        if extras != self.names[len(self.names) - len(extras) :] or set(extras) != set(self.defaults):
+        last = extras == self.names[len(self.names) - len(extras) :]
+        if not last or not {n.partition("=")[0] for n in extras} <= set(self.defaults):
             raise ValueError("defaults must name the axes other than size and tokens, which come last")
+        for name, value in self.defaults.items():
+            if isinstance(value, str) and value not in self.levels.get(name, ()):
+                raise ValueError(f"levels of {name} lack its default {value!r}")
+        for name in extras:
+            key, _, level = name.partition("=")
+            if level and level not in self.levels.get(key, ()):
+                raise ValueError(f"levels of {key} lack {level!r}")
         return self
 
 
@@ -58,11 +71,19 @@ class SurfacePart(_Part):
     h: Annotated[list[Curving], Field(min_length=3, max_length=3)]
     skew: Curving
     has_batch: bool
+    further: list[Curving] = []
+    form: str = "cubic"
+    """Both absent in laws written before there was more than one form."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if not self.h[0] > 0:
             raise ValueError(f"h must begin with a number > 0, got {self.h[0]:g}")
+        try:
+            names = bowl_of(self.form).names
+        except MetaOptError as error:
+            raise ValueError(str(error)) from None
+        _same(f"form {self.form!r}", max(len(names) - 4, 0), further=self.further)
         return self
 
 
@@ -74,6 +95,11 @@ class FloorPart(_Part):
     exponent: list[Log]
     scatter: Factor
     power: Annotated[float, Field(gt=0, le=700)] = 1.0
+    further: list[Curving] = []
+    form: str = "power"
+    features: list[str] = []
+    shift: list[Curving] = []
+    """The last four are absent in laws written before there was more than one form."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -82,6 +108,12 @@ class FloorPart(_Part):
         _same(
             "names", len(self.names), centre=self.centre, coefficient=self.coefficient, exponent=self.exponent
         )
+        _same("features", len(self.features), shift=self.shift)
+        try:
+            names = floor_of(self.form).further
+        except MetaOptError as error:
+            raise ValueError(str(error)) from None
+        _same(f"form {self.form!r}", len(names), further=self.further)
         return self
 
 
@@ -276,7 +308,10 @@ class LawPart(_Part):
     def _fits(self) -> Self:
         width = 1 + len(self.axes.names)
         _same("axes", width, **{"surface.a": self.surface.a, "surface.b": self.surface.b})
-        terms = 2 + 2 * len(self.floor.names)
+        terms = 2 + 2 * len(self.floor.names) + len(self.floor.further) + len(self.floor.shift)
+        unknown = {n for f in self.floor.features for n in f.split("*")} - set(self.axes.names)
+        if unknown:
+            raise ValueError(f"floor.features names {min(unknown)!r}, which is no axis")
         for i, (a, b, f) in enumerate(zip(self.draws.a, self.draws.b, self.draws.floor, strict=True)):
             _same("axes", width, **{f"draws.a[{i}]": a, f"draws.b[{i}]": b})
             _same("floor", terms, **{f"draws.floor[{i}]": f})

@@ -21,9 +21,10 @@ from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.fitting.alternatives import Alternatives, Shape
 from metaopt_hpo.scaling.fitting.ordered import Trust
 from metaopt_hpo.scaling.fitting.running import Fall
+from metaopt_hpo.scaling.forms.axes import Axes
 from metaopt_hpo.scaling.forms.edge import Edge
 from metaopt_hpo.scaling.forms.floor import Floor
-from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface
+from metaopt_hpo.scaling.forms.surface import Array, Surface
 from metaopt_hpo.scaling.law_schema import check
 
 if TYPE_CHECKING:
@@ -142,10 +143,25 @@ def decode(data: Mapping[str, Any]) -> dict[str, Any]:
 
     s, f, d, m = law.surface, law.floor, law.draws, law.domain
     return {
-        "axes": Axes(tuple(law.axes.names), arr(law.axes.centre), dict(law.axes.defaults)),
-        "surface": Surface(arr(s.a), arr(s.b), arr(s.h), s.skew, s.has_batch),
+        "axes": Axes(
+            tuple(law.axes.names),
+            arr(law.axes.centre),
+            dict(law.axes.defaults),
+            {k: tuple(v) for k, v in law.axes.levels.items()},
+        ),
+        "surface": Surface(arr(s.a), arr(s.b), arr(s.h), s.skew, s.has_batch, tuple(s.further), s.form),
         "floor": Floor(
-            tuple(f.names), arr(f.centre), f.level, arr(f.coefficient), arr(f.exponent), f.scatter, f.power
+            tuple(f.names),
+            arr(f.centre),
+            f.level,
+            arr(f.coefficient),
+            arr(f.exponent),
+            f.scatter,
+            f.power,
+            tuple(f.further),
+            f.form,
+            tuple(f.features),
+            tuple(f.shift),
         ),
         "draws": Draws(arr(d.a), arr(d.b), arr(d.slope), arr(d.floor)),
         "domain": Domain(pair(m.size), pair(m.tokens), pair(m.batch), pair(m.lr), sizes=tuple(m.sizes)),

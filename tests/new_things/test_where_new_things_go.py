@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from metaopt_hpo import LawRefused, MetaOptimize, TrialTable, judge
+from metaopt_hpo import LawRefused, MetaOptimize, TrialTable, fit, judge
 from metaopt_hpo.comparison import engine, protocol, race
 from metaopt_hpo.comparison.design import ComparisonPlan
 from metaopt_hpo.comparison.engine import SearchTask
@@ -27,6 +27,8 @@ from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.optim.rules import Rule
 from metaopt_hpo.report import render, sections
 from metaopt_hpo.report.axes import empty_figure
+from metaopt_hpo.scaling.forms.bowl import BOWLS, Bowl
+from metaopt_hpo.scaling.forms.floor import FLOORS, FloorForm
 from metaopt_hpo.strategies import make, registry
 from metaopt_hpo.strategies.schedules import Constant
 from metaopt_hpo.trials import exports
@@ -249,3 +251,55 @@ def test_a_framework_survives_a_run_that_diverges(tmp_path: Path) -> None:
 
 def test_the_integration_is_small() -> None:
     assert len((HERE / "plain_loop.py").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+# -- a form of a law ------------------------------------------------------------------------------------------
+
+
+class Quartic(Bowl):
+    """A quadratic with skew and an even fourth order."""
+
+    name = "quartic-for-a-test"
+    further = (("c", 0.5), ("q", 0.3))
+    along_lr = (0, 3, 4)
+
+    def terms(self, u: Any, v: Any) -> Any:
+        return np.stack([u * u / 2, u * v, v * v / 2, u**3, u**4])
+
+    def slopes(self, h: Any, u: Any, v: Any) -> Any:
+        return h[0] * u + h[1] * v + 3 * h[3] * u**2 + 4 * h[4] * u**3, h[1] * u + h[2] * v
+
+
+class Separable(FloorForm):
+    """Hoffmann et al.'s floor, with a product of its terms."""
+
+    name = "product-for-a-test"
+    further = (("product", 0.0, 0.5),)
+
+    def combine(self, level: Any, terms: Any, power: Any, further: Any) -> Any:
+        return level + terms.sum(axis=-1) + further[0] * terms.prod(axis=-1)
+
+
+def test_a_form_of_a_law(request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(lambda: (BOWLS.pop(Quartic.name), FLOORS.pop(Separable.name)))
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in (1e7, 4e7, 1.6e8):
+        for d in (1e9, 4e9, 1.6e10):
+            for u in np.linspace(-1.5, 1.5, 9):
+                lr, floor = 4e-3 * (n / 1e7) ** -0.3 * np.exp(u), 2 + (n / 1e7) ** -0.3 + (d / 1e9) ** -0.3
+                loss = floor * np.exp(0.01 * u * u + 0.01 * u**4 + 1e-4 * rng.standard_normal())
+                rows.append({"size": n, "tokens": d, "batch": 1e5, "lr": lr, "loss": loss})
+    table = TrialTable.from_frame(pd.DataFrame(rows))
+    law = fit(table, bowl=Quartic.name, floor=Separable.name, draws=20)
+    assert law.surface.coefficients[4] == pytest.approx(0.01, rel=0.1)
+    assert law.noise < 0.5 * fit(table, draws=20).noise
+    p = law.predict(1e9, 1e11)
+    assert p.lr.value == pytest.approx(4e-3 * 100**-0.3, rel=0.03)
+    assert (
+        law.verdict(size=1e9, tokens=1e11, lr=p.lr.value, batch=1e5, incumbent=2.0 * p.loss.value).action
+        == "launch"
+    )
+    again = type(law).from_json(law.to_json())
+    assert again.predict(1e9, 1e11) == p
+    assert again.refit(table).surface.form == Quartic.name

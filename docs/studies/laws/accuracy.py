@@ -19,9 +19,9 @@ from metaopt_hpo.comparison.scoring import (
 )
 from metaopt_hpo.scaling import Law, LawRefused, fit
 from metaopt_hpo.scaling.cautions import WRONG
-from metaopt_hpo.scaling.fitting.cells import from_table
 from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.scaling.fitting.pointfit import point_fit
+from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.trials.table import TrialTable
 from studies import benchmarks
 from studies.benchmarks import BenchmarkMissing, Split

@@ -16,9 +16,10 @@ from metaopt_hpo.comparison.scoring import cells_of
 from metaopt_hpo.scaling import Law, LawRefused, fit
 from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.base.sources import base_of
-from metaopt_hpo.scaling.fitting.cells import Cells, from_table
+from metaopt_hpo.scaling.fitting.cells import Cells
 from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.scaling.fitting.pointfit import PointFit, point_fit
+from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.trials.table import TrialTable
 from studies import benchmarks
 from studies.section import Section

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from metaopt_hpo.scaling.fitting.cells import from_table
 from metaopt_hpo.scaling.fitting.floor_error import DOUBLING_ERROR, LEVELS, draw_doubt, draw_floors
 from metaopt_hpo.scaling.fitting.floor_fit import fit_floor
 from metaopt_hpo.scaling.fitting.pointfit import point_fit
+from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.scaling.forms.floor import PRIOR, log_loss_of_draws
 from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.trials.table import TrialTable

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from metaopt_hpo.scaling.base.population import AXES, Base, mean_of
-from metaopt_hpo.scaling.fitting.cells import from_table
 from metaopt_hpo.scaling.fitting.checks import choose_axes
 from metaopt_hpo.scaling.fitting.floor_fit import fit_floor
 from metaopt_hpo.scaling.fitting.pointfit import PointFit, point_fit
+from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.scaling.forms.floor import Floor
 from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.scaling.law import Law

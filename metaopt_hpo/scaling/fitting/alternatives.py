@@ -17,7 +17,8 @@ import numpy as np
 
 from metaopt_hpo.scaling.fitting.cells import Cells
 from metaopt_hpo.scaling.fitting.solver import Prior, Solution, nearness
-from metaopt_hpo.scaling.forms.surface import Array, Axes
+from metaopt_hpo.scaling.forms.axes import Axes
+from metaopt_hpo.scaling.forms.surface import Array
 
 SCATTERS = (0.01, 0.03, 0.07, 0.15, 0.3, 0.6)
 """Standard deviations of cells' optima about their law, ln units: tables measured so far have 0.03 to 0.15."""

@@ -10,7 +10,10 @@ import numpy as np
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, LawRefused
 from metaopt_hpo.scaling.fitting.cells import Cells
-from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface, coordinate
+from metaopt_hpo.scaling.fitting.floor_fit import Moved
+from metaopt_hpo.scaling.forms.axes import SCALES, Axes, coordinate
+from metaopt_hpo.scaling.forms.offsets import LEVEL_SPREAD, NUMBER_LEVEL
+from metaopt_hpo.scaling.forms.surface import Array, Surface
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.base.population import Base
@@ -58,14 +61,44 @@ def choose_axes(cells: Cells, base: Base | None = None) -> tuple[Axes, tuple[flo
 def _axes(cells: Cells, scale: dict[str, Array]) -> Axes:
     """Axes with the further coordinates that vary; they default to what the largest cells used."""
     values = dict(scale)
-    defaults: dict[str, float] = {}
-    largest = np.log(cells.cell_size) + np.log(cells.cell_tokens)  # the product may overflow
+    defaults: dict[str, float | str] = {}
+    largest = int(np.argmax(np.log(cells.cell_size) + np.log(cells.cell_tokens)))  # the product may overflow
     for name, v in cells.cell_extra().items():
-        defaults[name] = float(v[np.argmax(largest)])
-        t = coordinate(name, v)
-        if np.ptp(t) > 1e-6:
-            values[name] = t
-    return Axes(tuple(values), np.array([float(v.mean()) for v in values.values()]), defaults)
+        levels = cells.levels.get(name)
+        defaults[name] = float(v[largest]) if levels is None else levels[int(v[largest])]
+        for key, t in _further(name, v, levels):
+            if np.ptp(t) > 1e-6:
+                values[key] = t
+    centre = np.array([float(v.mean()) for v in values.values()])
+    return Axes(tuple(values), centre, defaults, dict(cells.levels))
+
+
+def _further(name: str, values: Array, levels: tuple[str, ...] | None) -> list[tuple[str, Array]]:
+    """Columns of one further coordinate, one value a cell: its number, or an indicator of each word but the first."""
+    if levels is None:
+        return [(name, coordinate(name, values))]
+    return [(f"{name}={word}", (values == i).astype(float)) for i, word in enumerate(levels) if i]
+
+
+def moved_by(cells: Cells, axes: Axes) -> Moved:
+    """What further coordinates move ln loss by: each, and the square of a number that takes three values or more."""
+    names: list[str] = []
+    for name in axes.names:
+        if name in SCALES:
+            continue
+        names.append(name)
+        if "=" not in name and np.unique(cells.cell_extra()[name]).size >= 3:
+            names.append(f"{name}*{name}")
+    return Moved(tuple(names), axes.features(names, cells.cell_size, cells.cell_tokens, cells.cell_extra()))
+
+
+def moved_prior(moved: Moved) -> dict[str, tuple[float, float]]:
+    """What is known of these beforehand, in the names of `floor.PRIOR`."""
+    first, square = NUMBER_LEVEL
+    return {
+        f"shift:{f}": (0.0, LEVEL_SPREAD if "=" in f else square if "*" in f else first)
+        for f in moved.features
+    }
 
 
 def batch_varies(cells: Cells, base: Base | None = None) -> bool:
@@ -191,6 +224,8 @@ def exponent_cautions(
     targets = [("lr", surface.a, draws.a)] + ([("batch", surface.b, draws.b)] if surface.has_batch else [])
     for label, fitted, drawn in targets:
         for i, name in enumerate(axes.names, start=1):
+            if "=" in name:  # an offset, no exponent
+                continue
             low, high = exponent_interval(float(fitted[i]), drawn[:, i], widen[label], level)
             if low < 0 < high:
                 message = f"the exponent of {label} in {name} may have either sign ({low:.3f} to {high:.3f})"

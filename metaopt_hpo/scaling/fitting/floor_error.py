@@ -16,7 +16,7 @@ import numpy as np
 
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.fitting.cells import Cells
-from metaopt_hpo.scaling.fitting.floor_fit import fit_floor, refit_floors
+from metaopt_hpo.scaling.fitting.floor_fit import Moved, fit_floor, refit_floors
 from metaopt_hpo.scaling.fitting.ordered import splits
 from metaopt_hpo.scaling.fitting.solver import Solution
 from metaopt_hpo.scaling.forms.floor import PRIOR, Floor, log_loss_of_draws
@@ -93,7 +93,13 @@ def draw_doubt(
 
 
 def draw_floors(
-    floor: Floor, size: Array, tokens: Array, log_loss: Array, weight: Array, doubts: Sequence[Doubt]
+    floor: Floor,
+    size: Array,
+    tokens: Array,
+    log_loss: Array,
+    weight: Array,
+    doubts: Sequence[Doubt],
+    moved: Moved | None = None,
 ) -> Array:
     """`Floor.parameters` of floors fitted to cells moved by each doubt, one row a draw.
 
@@ -102,17 +108,19 @@ def draw_floors(
         size, tokens: one value a cell.
         log_loss, weight: one value a cell, or (draws × cells).
         doubts: one a draw.
+        moved: further coordinates that move ln loss, as `floor` was fitted with.
     """
-    moved = log_loss + np.array([d.moved for d in doubts])
+    perturbed = log_loss + np.array([d.moved for d in doubts])
     start = dataclasses.replace(floor, scatter=max(floor.scatter, LEVEL_ERROR))
     return refit_floors(
         start,
         np.log(size),
         np.log(tokens),
-        moved,
-        np.broadcast_to(weight, moved.shape),
+        perturbed,
+        np.broadcast_to(weight, perturbed.shape),
         [d.prior for d in doubts],
         steps=DRAW_STEPS,
+        moved=moved,
     )
 
 

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from metaopt_hpo.scaling.fitting.floor_solver import FloorBatch, prior_of
-from metaopt_hpo.scaling.forms.floor import PRIOR, Floor
-from metaopt_hpo.scaling.forms.surface import Array
+from metaopt_hpo.scaling.forms.axes import Array
+from metaopt_hpo.scaling.forms.floor import POWER, PRIOR, Floor, FloorForm, floor_of
 
 MODEL_ERROR = 3e-4
 """Least standard deviation (ln loss) of a cell about the floor that a fit believes."""
 
 STEPS = 60
 """Levenberg–Marquardt steps at most."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Further coordinates that move ln loss: their names as `Axes.features` reads them, and values (cells × names)."""
+
+    features: tuple[str, ...]
+    values: Array
+
+
+def none_moved(cells: int) -> Moved:
+    """No such coordinate."""
+    return Moved((), np.zeros((cells, 0)))
 
 
 def fit_floor(
@@ -29,6 +43,8 @@ def fit_floor(
     noise: float = 1e-3,
     prior: Mapping[str, tuple[float, float]] = PRIOR,
     steps: int = STEPS,
+    form: FloorForm = POWER,
+    moved: Moved | None = None,
 ) -> Floor:
     """Fit the floor to cells.
 
@@ -39,14 +55,17 @@ def fit_floor(
         noise: ln-loss scale of a cell's own error.
         prior: as `PRIOR`.
         steps: iterations at most.
+        form: how the terms make a loss.
+        moved: further coordinates that move ln loss; `prior` holds theirs under "shift:".
     """
     t, centre = _coordinates(names, log_size, log_tokens)
+    moved = moved or none_moved(log_size.size)
     mean = float(np.average(log_loss, weights=np.maximum(weight, 1e-12)))
-    value, precision = prior_of(prior, len(names), names)
+    value, precision = prior_of(prior, len(names), names, form=form, features=moved.features)
 
     def problem(count: int, sigma: float) -> FloorBatch:
         z, w, mu, q = (np.tile(v, (count, 1)) for v in (log_loss - mean, weight, value, precision))
-        return FloorBatch(t, z, w, mu, q, max(sigma, MODEL_ERROR))
+        return FloorBatch(t, z, w, mu, q, max(sigma, MODEL_ERROR), form, moved.values)
 
     if start is None:
         starts = _starts(value, len(names))
@@ -59,9 +78,23 @@ def fit_floor(
     else:
         batch = problem(1, start.scatter)
         theta = batch.minimise(_encode(start, centre, np.array([mean])), steps)
-    level, coefficient, exponent, power = _decode(theta, np.array([mean]), len(names))
+    level, coefficient, exponent, power, rest = _decode(theta, np.array([mean]), len(names))
     scatter = max(float(batch.take(np.array([0])).scatter(theta)[0]), 1e-6)
-    return Floor(names, centre, float(level[0]), coefficient[0], exponent[0], scatter, float(power[0]))
+    further = tuple(float(x) for x in rest[0][: len(form.further)])
+    shift = tuple(float(x) for x in rest[0][len(form.further) :])
+    return Floor(
+        names,
+        centre,
+        float(level[0]),
+        coefficient[0],
+        exponent[0],
+        scatter,
+        float(power[0]),
+        further,
+        form.name,
+        moved.features,
+        shift,
+    )
 
 
 def refit_floors(
@@ -73,6 +106,7 @@ def refit_floors(
     priors: Sequence[Mapping[str, tuple[float, float]]],
     *,
     steps: int,
+    moved: Moved | None = None,
 ) -> Array:
     """Floors of the same cells with other losses, weights and priors, all at once, each begun at `floor`.
 
@@ -82,19 +116,20 @@ def refit_floors(
         log_loss, weight: (fits × cells).
         priors: one a fit.
         steps: iterations at most.
+        moved: as `fit_floor` had them.
 
     Returns:
         `Floor.parameters` of each, about the centre of the cells.
     """
     t, centre = _coordinates(floor.names, log_size, log_tokens)
     mean = np.average(log_loss, axis=1, weights=np.maximum(weight, 1e-12))
-    value, precision = (
-        np.array(v) for v in zip(*(prior_of(p, len(floor.names), floor.names) for p in priors), strict=True)
-    )
-    batch = FloorBatch(t, log_loss - mean[:, None], weight, value, precision, max(floor.scatter, MODEL_ERROR))
+    moved, form = moved or none_moved(log_size.size), floor_of(floor.form)
+    known = [prior_of(p, len(floor.names), floor.names, form=form, features=moved.features) for p in priors]
+    value, precision = (np.array(v) for v in zip(*known, strict=True))
+    sigma = max(floor.scatter, MODEL_ERROR)
+    batch = FloorBatch(t, log_loss - mean[:, None], weight, value, precision, sigma, form, moved.values)
     theta = batch.minimise(_encode(floor, centre, mean), steps)
-    level, coefficient, exponent, power = _decode(theta, mean, len(floor.names))
-    return np.column_stack([level, coefficient, exponent, power])
+    return np.column_stack(_decode(theta, mean, len(floor.names)))
 
 
 def _coordinates(names: tuple[str, ...], log_size: Array, log_tokens: Array) -> tuple[Array, Array]:
@@ -108,9 +143,9 @@ def _starts(value: Array, terms: int) -> Array:
     """Where a fit without a start begins: Hoffmann's form, and one of strong interaction."""
     if terms == 1:
         return value[None].copy()
-    starts = np.tile(value, (2, 1))
-    starts[:, -1] = 0.0, -1.0
-    starts[:, 1 : 1 + terms] = math.log(0.25) / np.exp(starts[:, -1:])
+    starts, power = np.tile(value, (2, 1)), 1 + 2 * terms
+    starts[:, power] = 0.0, -1.0
+    starts[:, 1 : 1 + terms] = math.log(0.25) / np.exp(starts[:, power : power + 1])
     return starts
 
 
@@ -119,16 +154,18 @@ def _encode(floor: Floor, centre: Array, mean: Array) -> Array:
     shifted = np.log(np.maximum(floor.coefficient, 1e-12)) - floor.exponent * (centre - floor.centre)
     exponent = np.log(np.maximum(floor.exponent * floor.power, 1e-6))
     power = [math.log(floor.power)] if len(floor.names) > 1 else []
-    theta = np.tile([math.log(max(floor.level, 1e-12)), *shifted, *exponent, *power], (len(mean), 1))
+    first = [math.log(max(floor.level, 1e-12)), *shifted, *exponent, *power, *floor.further, *floor.shift]
+    theta = np.tile(first, (len(mean), 1))
     theta[:, 0] -= mean
     theta[:, 1 : 1 + len(shifted)] -= mean[:, None] / floor.power
     return theta
 
 
-def _decode(theta: Array, mean: Array, terms: int) -> tuple[Array, Array, Array, Array]:
-    """(E, coefficients, exponents, γ) of each fit."""
-    power = np.exp(theta[:, -1]) if terms > 1 else np.ones(len(theta))
+def _decode(theta: Array, mean: Array, terms: int) -> tuple[Array, Array, Array, Array, Array]:
+    """(E, coefficients, exponents, γ, further parameters and shifts) of each fit."""
+    rest = 1 + 2 * terms + (terms > 1)
+    power = np.exp(theta[:, rest - 1]) if terms > 1 else np.ones(len(theta))
     level = np.exp(mean + theta[:, 0])
     coefficient = np.exp(theta[:, 1 : 1 + terms] + (mean / power)[:, None])
     exponent = np.exp(theta[:, 1 + terms : 1 + 2 * terms]) / power[:, None]
-    return level, coefficient, exponent, power
+    return level, coefficient, exponent, power, theta[:, rest:]

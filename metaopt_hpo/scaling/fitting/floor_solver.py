@@ -7,13 +7,14 @@ bootstrap of a law some seconds; together they cost what one does. All fits of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metaopt_hpo.scaling import ending
-from metaopt_hpo.scaling.forms.surface import Array
+from metaopt_hpo.scaling.forms.axes import Array
+from metaopt_hpo.scaling.forms.floor import POWER, FloorForm
 
 FIRST_DAMPING = 1e-2
 LEAST_DAMPING = 1e-9
@@ -31,6 +32,8 @@ class FloorBatch:
         weight: (fits × cells).
         value, precision: (fits × parameters) Gaussian prior.
         sigma: residual scale of the soft-L1 loss.
+        form: how terms make a loss.
+        features: (cells × shifts) further coordinates that move ln loss linearly.
     """
 
     t: Array
@@ -39,43 +42,29 @@ class FloorBatch:
     value: Array
     precision: Array
     sigma: float
+    form: FloorForm = POWER
+    features: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     def take(self, rows: NDArray[np.intp]) -> FloorBatch:
         """Some of the fits."""
-        return FloorBatch(
-            self.t, self.z[rows], self.weight[rows], self.value[rows], self.precision[rows], self.sigma
-        )
-
-    def _terms(self, theta: Array) -> tuple[Array, Array, Array, Array]:
-        """(E, γ, exponents, terms inside the power), the terms as fits × cells × names."""
-        k = self.t.shape[1]
-        gamma = np.exp(theta[:, -1:]) if k > 1 else np.ones((len(theta), 1))
-        exponent = np.exp(theta[:, 1 + k : 1 + 2 * k]) / gamma
-        power = theta[:, None, 1 : 1 + k] - exponent[:, None, :] * self.t
-        with np.errstate(over="ignore"):
-            return np.exp(theta[:, :1]), gamma, exponent, np.exp(np.clip(power, -200.0, 200.0))
+        parts = (self.z[rows], self.weight[rows], self.value[rows], self.precision[rows])
+        return FloorBatch(self.t, *parts, self.sigma, self.form, self.features)
 
     def log_loss(self, theta: Array) -> Array:
         """(fits × cells)."""
-        level, gamma, _, terms = self._terms(theta)
-        return np.asarray(np.log(level + terms.sum(axis=2) ** gamma))
+        q = self.features.shape[1]
+        if not q:
+            return self.form.log_loss(theta, self.t)
+        return self.form.log_loss(theta[:, :-q], self.t) + theta[:, -q:] @ self.features.T
 
     def model(self, theta: Array) -> tuple[Array, Array]:
         """(ln loss, its Jacobian as fits × cells × parameters)."""
-        k = self.t.shape[1]
-        level, gamma, exponent, terms = self._terms(theta)
-        inside = terms.sum(axis=2)
-        power = inside**gamma
-        total = level + power
-        jac = np.empty((*total.shape, theta.shape[1]))
-        jac[:, :, 0] = level / total
-        share = jac[:, :, 1 : 1 + k]
-        np.multiply((gamma * power / (total * inside))[:, :, None], terms, out=share)
-        slope = np.multiply(share, exponent[:, None, :] * self.t, out=jac[:, :, 1 + k : 1 + 2 * k])
-        if k > 1:
-            jac[:, :, -1] = power / total * gamma * np.log(inside) + slope.sum(axis=2)
-        np.negative(slope, out=slope)
-        return np.log(total), jac
+        q = self.features.shape[1]
+        if not q:
+            return self.form.model(theta, self.t)
+        value, jac = self.form.model(theta[:, :-q], self.t)
+        moved = np.broadcast_to(self.features, (len(theta), *self.features.shape))
+        return value + theta[:, -q:] @ self.features.T, np.concatenate([jac, moved], axis=2)
 
     def cost(self, theta: Array) -> Array:
         """Soft-L1 of the residuals over `sigma`, plus the prior's penalty; one value a fit."""
@@ -138,12 +127,17 @@ class FloorBatch:
 
 
 def prior_of(
-    prior: Mapping[str, tuple[float, float]], terms: int, names: Sequence[str] = ()
+    prior: Mapping[str, tuple[float, float]],
+    terms: int,
+    names: Sequence[str] = (),
+    *,
+    form: FloorForm = POWER,
+    features: Sequence[str] = (),
 ) -> tuple[Array, Array]:
     """(value, precision) over the parameters of a floor with one or two terms, from `floor.PRIOR`'s names.
 
     What is known of one term alone stands under "share:size" or "exponent:tokens" and comes before what holds for all;
-    `names` says which terms there are.
+    `names` says which terms there are. A shift's stands under "shift:" and its feature.
     """
     gamma = np.exp(prior["power"][0] if terms > 1 else 0.0)
 
@@ -153,5 +147,8 @@ def prior_of(
     # a coefficient c is a term of c^γ in the loss
     shares = [(mean / gamma, sd / gamma) for mean, sd in each("share")]
     rows = [prior["level"], *shares, *each("exponent")]
-    mean, sd = np.array([*rows, *([prior["power"]] if terms > 1 else [])], dtype=float).T
+    rows += [prior["power"]] if terms > 1 else []
+    rows += [prior.get(f"further:{n}", (mean, sd)) for n, mean, sd in form.further]
+    rows += [prior[f"shift:{f}"] for f in features]
+    mean, sd = np.array(rows, dtype=float).T
     return mean, 1.0 / sd**2

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from metaopt_hpo.scaling.estimates import Caution
 from metaopt_hpo.scaling.fitting.cells import Cells
 from metaopt_hpo.scaling.fitting.solver import Solution, nearness
-from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface
+from metaopt_hpo.scaling.forms.axes import Axes
+from metaopt_hpo.scaling.forms.surface import Array, Surface
 
 STRAY = 10.0
 """Standard deviations of a run above the surface from which it counts as exploded: noise has no such tail."""
@@ -69,13 +70,8 @@ def flat_bowl(cells: Cells, axes: Axes, solution: Solution) -> list[Caution]:
     s = solution.surface
     x, y = s.centre(axes.design(cells.size, cells.tokens, cells.extra))
     u, v = cells.x - x, cells.y - y
-    terms = [
-        0.5 * u * u,
-        u**3,
-        *([u * v, 0.5 * v * v] if s.has_batch else []),
-        u,
-        *([v] if s.has_batch else []),
-    ]
+    shape = s.bowl.terms(u, v)
+    terms = [*(shape if s.has_batch else shape[list(s.bowl.along_lr)]), u, *([v] if s.has_batch else [])]
     w = nearness(cells, solution.scale) / np.sqrt(1.0 + (solution.residual / (1.5 * solution.scale)) ** 2)
     total = np.maximum(np.bincount(cells.cell, w, minlength=cells.k), 1e-300)
 

@@ -16,7 +16,10 @@ from metaopt_hpo.scaling.fitting.cells import Cells
 from metaopt_hpo.scaling.fitting.checks import batch_varies, check_bowl, choose_axes
 from metaopt_hpo.scaling.fitting.oddities import exploded
 from metaopt_hpo.scaling.fitting.solver import Prior, Solution, solve
-from metaopt_hpo.scaling.forms.surface import Array, Axes, Surface
+from metaopt_hpo.scaling.forms.axes import Axes
+from metaopt_hpo.scaling.forms.bowl import CUBIC, Bowl
+from metaopt_hpo.scaling.forms.offsets import BATCH_SPREAD, lr_offset
+from metaopt_hpo.scaling.forms.surface import Array, Surface
 
 EXTRA_SPREAD = 0.3
 """Prior standard deviation of an exponent in a further coordinate, which size often confounds."""
@@ -60,19 +63,22 @@ class PointFit:
         return float(x), float(y)
 
 
-def point_fit(cells: Cells, prior: Known | None = None, base: Base | None = None) -> PointFit:
+def point_fit(
+    cells: Cells, prior: Known | None = None, base: Base | None = None, bowl: Bowl = CUBIC
+) -> PointFit:
     """The optimum without intervals: milliseconds, for searches and validation.
 
     Args:
         cells: the trials.
         prior: a law whose exponents are believed within its intervals.
         base: a population of tables to which this one belongs; the trials then need show no minimum of their own.
+        bowl: form of the loss about the optimum.
 
     Raises:
         LawRefused: the runs show no minimum.
     """
     axes, _ = choose_axes(cells, base)
-    start = start_surface(cells, axes, batch_varies(cells, base), base)
+    start = start_surface(cells, axes, batch_varies(cells, base), base, bowl)
     _, solution = solve_sound(cells, axes, start, slope_prior(axes, start, prior, base))
     check_bowl(solution.surface)
     return PointFit(axes, solution.surface, solution.scale, solution.floors)
@@ -111,23 +117,29 @@ def solve_sound(
     return sound, solved(sound, first.surface)
 
 
-def point_fitter(prior: Known | None, base: Base | None = None) -> Callable[[Cells], PointFit | None]:
+def point_fitter(
+    prior: Known | None, base: Base | None = None, bowl: Bowl = CUBIC
+) -> Callable[[Cells], PointFit | None]:
     """`point_fit` for ordered validation: None where the cells cannot bear a fit."""
 
     def fit(cells: Cells) -> PointFit | None:
         try:
-            return point_fit(cells, prior, base)
+            return point_fit(cells, prior, base, bowl)
         except (LawRefused, np.linalg.LinAlgError):
             return None
 
     return fit
 
 
-def start_surface(cells: Cells, axes: Axes, has_batch: bool, base: Base | None = None) -> Surface:
+def start_surface(
+    cells: Cells, axes: Axes, has_batch: bool, base: Base | None = None, bowl: Bowl = CUBIC
+) -> Surface:
     """First guess: the base's optimum and curvature, or a ridge regression of each cell's best run."""
+    own = _regressed(cells, axes, has_batch)
     if base is not None:
-        return _base_surface(axes, has_batch, base, _regressed(cells, axes, has_batch))
-    return _regressed(cells, axes, has_batch)
+        return _base_surface(axes, has_batch, base, own)
+    beyond = np.zeros(len(bowl.names) - 3)
+    return Surface.of(own.a, own.b, np.concatenate([own.h, beyond]), bowl, has_batch=has_batch)
 
 
 def _base_surface(axes: Axes, has_batch: bool, base: Base, own: Surface) -> Surface:
@@ -161,7 +173,7 @@ def _regressed(cells: Cells, axes: Axes, has_batch: bool) -> Surface:
     gram = design.T @ design + ridge
 
     def regress(values: Array, key: str) -> Array:
-        mean = np.array([0.0] + [SLOPE_PRIOR[key].get(n, 0.0) for n in axes.names])
+        mean = np.array([0.0] + [_usual(axes, key, n)[0] for n in axes.names])
         return np.asarray(np.linalg.solve(gram, design.T @ values + ridge @ mean))
 
     a = regress(cells.x[best], "lr")
@@ -190,7 +202,7 @@ def slope_prior(axes: Axes, start: Surface, prior: Known | None, base: Base | No
                 value.append(known[name][0])
                 precision.append(1.0 / known[name][1] ** 2)
                 continue
-            mean, spread = SLOPE_PRIOR[key].get(name, 0.0), SLOPE_SPREAD[key].get(name, EXTRA_SPREAD)
+            mean, spread = _usual(axes, key, name)
             if prior is not None and name in prior.axes.names and (key == "lr" or prior.surface.has_batch):
                 i = 1 + prior.axes.names.index(name)
                 mean = float((prior.surface.a if key == "lr" else prior.surface.b)[i])
@@ -200,6 +212,14 @@ def slope_prior(axes: Axes, start: Surface, prior: Known | None, base: Base | No
             precision.append(1.0 / spread**2)
     curvature = None if base is None else base.curvature_prior(batch=start.has_batch)
     return Prior(np.array(value), np.array(precision), curvature)
+
+
+def _usual(axes: Axes, key: str, name: str) -> tuple[float, float]:
+    """(mean, standard deviation) of a coefficient of ln lr* or ln batch* over published laws."""
+    setting, _, level = name.partition("=")
+    if not level:
+        return SLOPE_PRIOR[key].get(name, 0.0), SLOPE_SPREAD[key].get(name, EXTRA_SPREAD)
+    return lr_offset(setting, level, axes.levels[setting][0]) if key == "lr" else (0.0, BATCH_SPREAD)
 
 
 def _base_slopes(axes: Axes, key: str, base: Base | None) -> dict[str, tuple[float, float]]:

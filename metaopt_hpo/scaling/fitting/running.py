@@ -18,7 +18,8 @@ from metaopt_hpo.scaling.forms.surface import Array
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.fitting.cells import Cells
-    from metaopt_hpo.scaling.forms.surface import Axes, Surface
+    from metaopt_hpo.scaling.forms.axes import Axes
+    from metaopt_hpo.scaling.forms.surface import Surface
     from metaopt_hpo.trials.table import TrialTable
 
 KNOTS = np.arange(0.0, 6.1, 0.5) * math.log(2.0)

@@ -15,6 +15,7 @@ import numpy as np
 
 from metaopt_hpo.scaling import ending
 from metaopt_hpo.scaling.fitting.cells import Cells
+from metaopt_hpo.scaling.forms.bowl import Bowl
 from metaopt_hpo.scaling.forms.surface import Array, CurvaturePrior, Surface
 
 NEAR_QUANTILE = 0.1
@@ -22,10 +23,6 @@ NEAR_QUANTILE = 0.1
 
 Measured over nine ordered splits of two tables: 0.05 to 0.15 differ by less than 0.005 % of loss, all runs
 at equal weight are 0.02 % worse (docs/studies/laws/README.md)."""
-
-SKEW_SPREAD = 0.5
-"""Prior standard deviation of c/h₁₁ about 0: a bowl of few runs stays symmetric."""
-
 
 LEAST_CURVATURE = 0.2
 """Part of the curvature known beforehand below which no fit of few runs may fall: a surface without a minimum says that
@@ -36,7 +33,7 @@ the runs are few, not that there is none."""
 class Prior:
     """Gaussian prior on the centre's coefficients (a then b): mean and precision; precision 0 = none.
 
-    `curvature` is None where nothing is known of the surface's shape but that it is nearly symmetric (`SKEW_SPREAD`).
+    `curvature` is None where nothing is known of the surface's shape but what its form says (`Bowl.further`).
     """
 
     value: Array
@@ -96,7 +93,7 @@ def solve(
         scale: residual scale of the soft-L1 loss (ln loss); estimated when None.
         iterations: Levenberg–Marquardt steps at most.
     """
-    problem = _Problem(cells, design, start.has_batch, prior, weight)
+    problem = _Problem(cells, design, start.has_batch, start.bowl, prior, weight)
     return problem.run(start, scale, iterations)
 
 
@@ -113,9 +110,12 @@ def nearness(cells: Cells, scale: float) -> Array:
 
 class _Problem:
     def __init__(
-        self, cells: Cells, design: Array, has_batch: bool, prior: Prior, weight: Array | None
+        self, cells: Cells, design: Array, has_batch: bool, bowl: Bowl, prior: Prior, weight: Array | None
     ) -> None:
-        self.cells, self.has_batch, self.prior = cells, has_batch, prior
+        self.cells, self.has_batch, self.bowl, self.prior = cells, has_batch, bowl, prior
+        self.used = list(range(len(bowl.names)) if has_batch else bowl.along_lr)
+        spread = [0.0, 0.0, 0.0, *(s for _, s in bowl.further)]
+        self.further = [(i, spread[j]) for i, j in enumerate(self.used) if j >= 3]
         self.across = np.ascontiguousarray(design.T)
         self.p = design.shape[1]
         count = np.bincount(cells.cell, minlength=cells.k)
@@ -131,19 +131,24 @@ class _Problem:
         return np.asarray(rows - mean[:, self.cells.cell])
 
     def columns(self, theta: Array) -> _Columns:
-        """The terms of (h₁₁, h₁₂, h₂₂, c), or of (h₁₁, c) without batch, at the centre `theta`.
+        """The form's terms at the centre `theta`, without batch those in lr alone.
 
         Rows, not columns, for a row is contiguous: the solver spends its time here.
         """
         u = self.cells.x - theta[: self.p] @ self.across
-        square = u * u
-        if not self.has_batch:
-            return _Columns(np.stack([self.cells.z, 0.5 * square, square * u]), u, np.zeros_like(u))
-        v = self.cells.y - theta[self.p :] @ self.across
-        return _Columns(np.stack([self.cells.z, 0.5 * square, u * v, 0.5 * v * v, square * u]), u, v)
+        v = self.cells.y - theta[self.p :] @ self.across if self.has_batch else np.zeros_like(u)
+        terms = self.bowl.terms(u, v)
+        return _Columns(
+            np.concatenate([self.cells.z[None], terms if self.has_batch else terms[self.used]]), u, v
+        )
 
-    def linear(self, columns: _Columns, w: Array, noise: float, skew_ridge: float) -> _Linear:
-        """The surface's linear coefficients under the weights `w`; `noise` is the variance of a run."""
+    def linear(self, columns: _Columns, w: Array, noise: float, h11: float) -> _Linear:
+        """The surface's linear coefficients under the weights `w`.
+
+        Args:
+            noise: variance of a run.
+            h11: curvature that the form's prior on its further terms is relative to; infinite without one.
+        """
         rows = self.demean(columns.rows, w)
         z, basis = rows[0], rows[1:]
         weighted = w * basis
@@ -151,7 +156,8 @@ class _Problem:
         gram.flat[:: len(gram) + 1] += 1e-12 * max(float(gram.trace()), 1e-300)
         known = self.prior.curvature
         if known is None:
-            gram[-1, -1] += skew_ridge
+            for i, spread in self.further:
+                gram[i, i] += noise / (spread * h11) ** 2
         else:
             gram += noise * known.precision
             target = target + noise * (known.precision @ known.value)
@@ -161,25 +167,27 @@ class _Problem:
             h = np.concatenate([[least], rest])
         return _Linear(columns, h, z - h @ basis, basis, gram)
 
+    def every(self, h: Array) -> Array:
+        """All coefficients of the form; those that a fit without batch does not see are 0."""
+        out = np.zeros(len(self.bowl.names))
+        out[self.used] = h
+        return out
+
     def jacobian(self, lin: _Linear, w: Array) -> Array:
         """Derivative of the residual by the centre, one row a coefficient, projected off the linear part."""
-        h, u, v = lin.h, lin.columns.u, lin.columns.v
-        c = h[-1]
+        slope_u, slope_v = self.bowl.slopes(self.every(lin.h), lin.columns.u, lin.columns.v)
+        rows = -slope_u * self.across
         if self.has_batch:
-            slope_u = h[0] * u + h[1] * v + 3.0 * c * (u * u)
-            slope_v = h[1] * u + h[2] * v
-            rows = np.vstack([-slope_u * self.across, -slope_v * self.across])
-        else:
-            rows = -(h[0] * u + 3.0 * c * (u * u)) * self.across
+            rows = np.vstack([rows, -slope_v * self.across])
         jac = self.demean(rows, w)
         return np.asarray(jac - np.linalg.solve(lin.gram, (w * lin.basis) @ jac.T).T @ lin.basis)
 
-    def objective(self, theta: Array, lin: _Linear, w: Array, noise: float, ridge: float) -> float:
+    def objective(self, theta: Array, lin: _Linear, w: Array, noise: float, h11: float) -> float:
         """Weighted squares of the residual and the priors' penalties."""
         off, known = theta - self.prior.value, self.prior.curvature
         penalty = noise * float(self.prior.precision @ off**2)
         if known is None:
-            penalty += ridge * float(lin.h[-1]) ** 2
+            penalty += sum(noise / (s * h11) ** 2 * float(lin.h[i]) ** 2 for i, s in self.further)
         else:
             away = lin.h - known.value
             penalty += noise * float(away @ known.precision @ away)
@@ -191,7 +199,7 @@ class _Problem:
         sigma = np.inf if scale is None else scale
         near = np.ones(self.cells.n) if scale is None else nearness(self.cells, scale)
         first = 0.0 if prior.curvature is None else prior.curvature.noise**2
-        lin = self.linear(self.columns(theta), self.base * near, first, 0.0)
+        lin = self.linear(self.columns(theta), self.base * near, first, np.inf)
         damping = 1e-3
         settle = 0 if scale is not None else 14  # steps over which scale and weights may still move
         for step in range(iterations):
@@ -201,9 +209,9 @@ class _Problem:
                 near = nearness(self.cells, sigma)
             w = self.base * near / np.sqrt(1.0 + (lin.residual / (1.5 * sigma)) ** 2)
             noise = sigma * sigma
-            ridge = noise / (SKEW_SPREAD * max(abs(float(lin.h[0])), 1e-6)) ** 2
-            lin = self.linear(lin.columns, w, noise, ridge)
-            current = self.objective(theta, lin, w, noise, ridge)
+            h11 = max(abs(float(lin.h[0])), 1e-6)
+            lin = self.linear(lin.columns, w, noise, h11)
+            current = self.objective(theta, lin, w, noise, h11)
             jac = self.jacobian(lin, w)
             normal = (w * jac) @ jac.T + noise * np.diag(prior.precision)
             gradient = jac @ (w * lin.residual) - noise * prior.precision * (theta - prior.value)
@@ -211,8 +219,8 @@ class _Problem:
             for _ in range(8):
                 damped = normal + damping * np.diag(np.diag(normal) + 1e-12)
                 delta = np.clip(np.linalg.solve(damped, gradient), -0.5, 0.5)
-                trial = self.linear(self.columns(theta + delta), w, noise, ridge)
-                if self.objective(theta + delta, trial, w, noise, ridge) <= current:
+                trial = self.linear(self.columns(theta + delta), w, noise, h11)
+                if self.objective(theta + delta, trial, w, noise, h11) <= current:
                     theta, lin = theta + delta, trial
                     moved = float(np.max(np.abs(delta)))
                     break
@@ -234,10 +242,8 @@ class _Problem:
     def finish(self, theta: Array, lin: _Linear, start: Surface, near: Array, sigma: float) -> Solution:
         h = lin.h
         bowl = h @ lin.columns.rows[1:]
-        if self.has_batch:
-            surface = Surface(theta[: self.p], theta[self.p :], h[:3], float(h[3]), True)
-        else:
-            surface = Surface(theta, start.b, np.array([h[0], 0.0, 0.0]), float(h[1]), False)
+        b = theta[self.p :] if self.has_batch else start.b
+        surface = Surface.of(theta[: self.p], b, self.every(h), self.bowl, has_batch=self.has_batch)
         cells = self.cells
         w = self.base * near / np.sqrt(1.0 + (lin.residual / (1.5 * sigma)) ** 2)
         total = np.maximum(np.bincount(cells.cell, w, minlength=cells.k), 1e-12)

@@ -13,11 +13,13 @@ from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.fitting.cells import Cells
 from metaopt_hpo.scaling.fitting.floor_error import draw_doubt, draw_floors
+from metaopt_hpo.scaling.fitting.floor_fit import Moved
 from metaopt_hpo.scaling.fitting.ordered import cell_grid
 from metaopt_hpo.scaling.fitting.solver import LEAST_CURVATURE, Prior, Solution, solve
+from metaopt_hpo.scaling.forms.axes import Axes
 from metaopt_hpo.scaling.forms.floor import PRIOR as FLOOR_PRIOR
 from metaopt_hpo.scaling.forms.floor import Floor
-from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, Array, Axes, CurvaturePrior, Surface
+from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, Array, CurvaturePrior, Surface
 
 CURVATURE_SPREAD = 0.1
 
@@ -43,6 +45,7 @@ def bootstrap(
     rng: np.random.Generator,
     draws: int,
     floor_prior: Mapping[str, tuple[float, float]] = FLOOR_PRIOR,
+    moved: Moved | None = None,
 ) -> Draws:
     """Parameters fitted to reweighted sizes, cells and runs.
 
@@ -73,7 +76,7 @@ def bootstrap(
         shares.append(cells.cell_weight() * share)
         doubts.append(draw_doubt(floor, cells.cell_size, cells.cell_tokens, rng, prior=floor_prior))
     floors = draw_floors(
-        floor, cells.cell_size, cells.cell_tokens, np.array(bottoms), np.array(shares), doubts
+        floor, cells.cell_size, cells.cell_tokens, np.array(bottoms), np.array(shares), doubts, moved
     )
     return Draws(np.array(a), np.array(b), np.array(valley), floors)
 
@@ -170,7 +173,7 @@ def measure_curvature(
     s = solution.surface
     zeros = np.zeros(len(pairs))
     wide = np.full(len(pairs), 1.0 / CURVATURE_SPREAD**2)
-    start = Surface(np.r_[s.a, zeros], np.r_[s.b, zeros] if s.has_batch else s.b, s.h, s.skew, s.has_batch)
+    start = replace(s, a=np.r_[s.a, zeros], b=np.r_[s.b, zeros] if s.has_batch else s.b)
     halves = [(slopes.value[k : k + p], slopes.precision[k : k + p]) for k in range(0, slopes.value.size, p)]
     prior = Prior(
         np.concatenate([np.r_[v, zeros] for v, _ in halves]),

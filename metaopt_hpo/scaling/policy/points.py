@@ -20,7 +20,7 @@ from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.fitting.cells import make_cells, thin
 from metaopt_hpo.scaling.fitting.pointfit import PointFit, base_fit, point_fit
-from metaopt_hpo.scaling.forms.surface import Array, Surface, margin_of
+from metaopt_hpo.scaling.forms.surface import Array, Surface
 from metaopt_hpo.scaling.policy.design import Cell, Design
 from metaopt_hpo.scaling.sameness import all_same, group, same
 
@@ -153,7 +153,7 @@ class Bowl:
 
     def margin(self, variance: float) -> float:
         """Shift of ln lr to that of least expected loss where the optimum scatters so: as `Law.margin`."""
-        return margin_of(self.surface, variance)
+        return self.surface.margin(variance)
 
 
 def bowl_of(runs: Runs, law: Law | None = None, base: Base | None = None) -> Bowl | None:

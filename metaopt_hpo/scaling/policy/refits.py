@@ -24,7 +24,7 @@ from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.base.sources import BaseLike, lent
 from metaopt_hpo.scaling.build import fit
 from metaopt_hpo.scaling.estimates import LawRefused
-from metaopt_hpo.scaling.fitting.cells import main_strategy
+from metaopt_hpo.scaling.fitting.reading import main_strategy
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.policy.history import History
 from metaopt_hpo.trials.record import TrialRecord

@@ -12,7 +12,8 @@ import pytest
 
 from metaopt_hpo.scaling import Law, LawRefused, fit
 from metaopt_hpo.scaling.build import fit_cells
-from metaopt_hpo.scaling.fitting.cells import from_table, thin
+from metaopt_hpo.scaling.fitting.cells import thin
+from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.scaling.policy import Context, Refits, propose_at
 from metaopt_hpo.scaling.policy.points import Runs, bowl_of
 from metaopt_hpo.scaling.sameness import group

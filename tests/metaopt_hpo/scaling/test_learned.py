@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from metaopt_hpo.scaling.fitting.cells import from_table
+from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.trials.table import TrialTable
 from studies.laws.learned import ResidualGP, run_dynamics
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from metaopt_hpo.scaling import Law, fit
-from metaopt_hpo.scaling.fitting.cells import from_table
+from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.scaling.fitting.running import KNOTS, measure_fall
 from metaopt_hpo.trials.table import TrialTable
 

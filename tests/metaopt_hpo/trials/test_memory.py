@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metaopt_hpo.scaling.fitting.cells import MAX_RUNS, from_table
+from metaopt_hpo.scaling.fitting.cells import MAX_RUNS
+from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.trials import files
 from metaopt_hpo.trials.table import TrialTable
 
