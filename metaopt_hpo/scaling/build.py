@@ -32,6 +32,7 @@ from metaopt_hpo.scaling.fitting.checks import (
     moved_prior,
     refusals,
 )
+from metaopt_hpo.scaling.fitting.decay_fit import fit_decay, lowered_by
 from metaopt_hpo.scaling.fitting.floor_error import loss_factor
 from metaopt_hpo.scaling.fitting.floor_fit import Moved, fit_floor
 from metaopt_hpo.scaling.fitting.oddities import flat_bowl, mixed_units, strays
@@ -48,6 +49,7 @@ from metaopt_hpo.scaling.fitting.uncertainty import (
     small_sample,
 )
 from metaopt_hpo.scaling.forms.bowl import CUBIC, Bowl, bowl_of
+from metaopt_hpo.scaling.forms.decay import NAME
 from metaopt_hpo.scaling.forms.floor import POWER, PRIOR, Floor, FloorForm, floor_of, recentre
 from metaopt_hpo.scaling.forms.surface import Array
 from metaopt_hpo.scaling.law import Law
@@ -159,7 +161,9 @@ def refit(law: Law, table: TrialTable) -> Law:
     prior = slope_prior(axes, believed, None, base)
     cells, solution = solve_sound(cells, axes, law.surface, prior, iterations=24)
     check_bowl(solution.surface)
-    moved = moved_by(cells, axes)
+    decay = fit_decay(cells, axes, solution, draws=0, seed=0, start=law.decay) if law.decay else None
+    raw, solution = solution, replace(solution, floors=solution.floors - lowered_by(decay, cells, axes))
+    moved = moved_by(cells, axes, (NAME,) if law.decay else ())
     floor_prior = _floor_prior(cells, base, moved)
     if moved.features != law.floor.features:  # a number took a third value: only a full fit sees its square
         moved = Moved(law.floor.features, axes.features(law.floor.features, *_places(cells)))
@@ -177,9 +181,10 @@ def refit(law: Law, table: TrialTable) -> Law:
         draws=draws,
         domain=_domain(cells),
         noise=max(solution.scale, 1e-6),
-        cells=_listed(cells, solution),
+        cells=_listed(cells, raw),
         trials=cells.n,
         path=path,
+        decay=decay,
     )
 
 
@@ -217,14 +222,17 @@ def fit_cells(
     cautions += flat_bowl(cells, axes, solution) if base is None else []
     # on a path the loss cannot be shared out between size and tokens
     names = ("size",) if path is not None else axes.scale_names or ("size",)
-    moved = moved_by(cells, axes)
+    decay = fit_decay(cells, axes, solution, draws=draws, seed=seed)
+    lowered = lowered_by(decay, cells, axes)
+    at_best = replace(solution, floors=solution.floors - lowered)
+    moved = moved_by(cells, axes, (NAME,) if decay else ())
     floor_prior = _floor_prior(cells, base, moved)
-    floor = _floor(names, cells, solution, floor_prior, forms.floor, moved)
+    floor = _floor(names, cells, at_best, floor_prior, forms.floor, moved)
     rng = np.random.default_rng(seed)
-    result = bootstrap(cells, design, solution, slopes, floor, rng, draws, floor_prior, moved)
+    result = bootstrap(cells, design, solution, slopes, floor, rng, draws, floor_prior, moved, lowered)
     curvature = measure_curvature(cells, axes, solution, slopes, level) if path is None else {}
     few = dict.fromkeys(("lr", "batch"), 1.0) if base is not None else small_sample(cells, axes)
-    at_defaults = replace(solution, floors=solution.floors - moved.values @ np.array(floor.shift))
+    at_defaults = replace(solution, floors=at_best.floors - moved.values @ np.array(floor.shift))
     widen = few | {"loss": loss_factor(cells, at_defaults, floor.names, seed, prior=floor_prior)}
     cautions += exponent_cautions(axes, solution.surface, result, widen, level)
     cautions += curvature_cautions(curvature)
@@ -257,6 +265,7 @@ def fit_cells(
             "trials": every,
         },
         path=path,
+        decay=decay,
     )
 
 

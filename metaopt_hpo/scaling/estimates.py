@@ -82,6 +82,9 @@ class Prediction:
 
     `lr` and `batch` (tokens per step) minimise the law's loss; `loss` is what it expects there, with the interval of
     one run's loss. `spread` holds the standard deviations of (ln lr, ln batch) and their correlation, for samplers.
+    `weight_decay` is the decoupled one (AdamW's, which multiplies it by lr; MetaOptimize multiplies it by the step size
+    that it found), and `weight_decay_from` says what it rests on: the "trials" where they vary it and a fit names it
+    (lr, batch and loss are then those at it), "given", or the published law.
     `divergence` is the chance that a run at that lr diverges, by where runs of the table did (0 where none did); lr is
     set with it in mind.
 
@@ -101,6 +104,8 @@ class Prediction:
     warnings: tuple[Caution, ...] = ()
     spread: tuple[float, float, float] = (0.0, 0.0, 0.0)
     divergence: float = 0.0
+    weight_decay: Estimate | None = None
+    weight_decay_from: str = ""
 
     def _repr_html_(self) -> str:
         """For notebooks: the three quantities with their intervals, and the warnings."""
@@ -110,7 +115,9 @@ class Prediction:
                 ("lr", self.lr, ""),
                 ("batch", self.batch, "tokens per step"),
                 ("loss", self.loss, "in the trials' unit"),
+                ("weight decay", self.weight_decay, f"from: {self.weight_decay_from}"),
             )
+            if e is not None
         ]
         return markup.table(
             ("", "predicted", "interval", "unit"),

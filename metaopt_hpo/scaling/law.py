@@ -25,6 +25,7 @@ from metaopt_hpo.scaling.fitting.ordered import Trust
 from metaopt_hpo.scaling.fitting.running import Fall
 from metaopt_hpo.scaling.forms.axes import Axes
 from metaopt_hpo.scaling.forms.bowl import Bowl
+from metaopt_hpo.scaling.forms.decay import NAME, OPTIMUM_SCATTER, SOURCE, Decay, published_decay
 from metaopt_hpo.scaling.forms.edge import Edge, edge_cautions
 from metaopt_hpo.scaling.forms.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.forms.surface import Array, Surface
@@ -96,6 +97,8 @@ class Law:
     """What else than a straight line explains the cells, for doubts; None in files written before it was kept."""
     fall: Fall | None = None
     """How far unfinished runs still fall, where the table holds enough curves."""
+    decay: Decay | None = None
+    """The best weight decay, where it is a coordinate and the trials show one; the floor is then that at the best."""
     edge: Edge | None = None
     """The edge of stability, where runs diverged: lr is then set by expected loss, divergence included."""
     _cache: dict[tuple[float, float], Place] = field(
@@ -164,6 +167,10 @@ class Law:
         extra: Mapping[str, Any] | None,
         other: OtherSetting | None = None,
     ) -> Prediction:
+        chosen = self.decay is not None and NAME not in (extra or {})
+        if self.decay is not None and chosen:
+            at = self.axes.design(*self.anchor(size, tokens))
+            extra = {**(extra or {}), NAME: math.exp(self.decay.best(at))}
         row = self.axes.design(*self.anchor(size, tokens), extra)
         x, y = float(row @ self.surface.a), float(row @ self.surface.b)
         dx, dy = self.draws.a @ row - x, self.draws.b @ row - y
@@ -174,14 +181,14 @@ class Law:
         df = self._floor_draws(size, tokens, moved) - f
         if other is not None:
             df = df + other.level * quantiles(df.size)
-        excess = 0.0
+        excess = self._decayed(row, extra)
         if given is None and self.open_valley:
             low, high = self.domain.batch
             given = min(max(math.exp(y), low), high)
         if given is not None and self.surface.has_batch:
             v = math.log(given) - y
             shift = self.surface.lr_given_batch(v)
-            excess = float(self.surface.excess(np.array(shift), np.array(v)))
+            excess += float(self.surface.excess(np.array(shift), np.array(v)))
             own = -float(self.surface.h[1] / self.surface.h[0])
             dx = dx + self.draws.slope * (v - dy) - own * v
             x, y = x + shift, math.log(given)
@@ -208,7 +215,63 @@ class Law:
             *edge_cautions(chance),
             *(other.cautions if other is not None else ()),
         )
-        return Prediction(size, tokens, lr, best_batch, loss, cautions, (sx, sy, rho), chance)
+        decay, source, said = self._weight_decay(row, lr, best_batch, (size, tokens), extra, other, chosen)
+        return Prediction(
+            size,
+            tokens,
+            lr,
+            best_batch,
+            loss,
+            (*cautions, *said),
+            (sx, sy, rho),
+            chance,
+            decay,
+            source,
+        )
+
+    def _decayed(self, row: Array, extra: Mapping[str, Any] | None) -> float:
+        """ln loss above that at the best weight decay, at the one asked for or the law's default."""
+        if self.decay is None:
+            return 0.0
+        asked = (extra or {}).get(NAME, self.axes.defaults[NAME])
+        return float(self.decay.excess(row, math.log(asked)))
+
+    def _weight_decay(
+        self,
+        row: Array,
+        lr: Estimate,
+        batch: Estimate,
+        place: tuple[float, float],
+        extra: Mapping[str, Any] | None,
+        other: OtherSetting | None,
+        chosen: bool,
+    ) -> tuple[Estimate, str, tuple[Caution, ...]]:
+        """The weight decay of a prediction, what it rests on, and what is to be said of it."""
+        if self.decay is not None and chosen:
+            low, high = self.decay.span
+            about = self._estimate(
+                self.decay.best(row), self.decay.deviations(row), self.widen["lr"], OPTIMUM_SCATTER
+            )
+            if not self.decay.outside(row):
+                return about, "trials", ()
+            message = (
+                f"the best weight decay lies outside those that were run, {low:.3g} to {high:.3g}: widen "
+                "their range"
+            )
+            return about, "trials", (Caution("weight-decay-outside", message),)
+        if extra and NAME in extra:
+            asked = float(extra[NAME])
+            return Estimate(asked, asked, asked), "given", ()
+        if other is not None and other.name == "schedule":
+            schedule = other.value
+        else:
+            known = self.axes.levels.get("schedule", ("",))
+            schedule = str((extra or {}).get("schedule", self.axes.defaults.get("schedule", known[0])))
+        value, spread = published_decay(*place, lr.value, batch.value, schedule)
+        z = normal_quantile(self.level)
+        below = math.hypot(z * spread, math.log(lr.high / lr.value), math.log(batch.value / batch.low))
+        above = math.hypot(z * spread, math.log(lr.value / lr.low), math.log(batch.high / batch.value))
+        return Estimate(value, value * math.exp(-below), value * math.exp(min(above, UNKNOWN))), SOURCE, ()
 
     def _below_edge(self, row: Array, shift: float, x: float, y: float) -> tuple[float, float]:
         """(shift of ln lr once divergence counts, its chance there) about the best lr x at the batch y, logarithms."""
@@ -339,7 +402,7 @@ class Law:
         df = self._floor_draws(size, tokens)
         var_f = (df.std() * self.widen["loss"]) ** 2 + own_error(self.floor, self.domain, size, tokens) ** 2
         var_y = float(dy.var()) if self.surface.has_batch else 0.0
-        f = float(self.floor.log_loss(size, tokens))
+        f = float(self.floor.log_loss(size, tokens)) + self._decayed(row, None)
         answer = x + self._below_edge(row, self.margin(float(dx.var())), x, y)[0], y
         doubts = doubts_of(self, size, tokens, answer, given=self.open_valley, limit=ABSTAIN)
         return Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts)
@@ -402,6 +465,9 @@ class Law:
             else None
         )
         f = self.floor.log_loss(size, tokens, moved)
+        if self.decay is not None:
+            asked = np.asarray((extra or {}).get(NAME, self.axes.defaults[NAME]), dtype=float)
+            f = f + self.decay.excess(self.axes.design(at[0], at[1], extra), np.log(asked))
         return np.asarray(np.exp(f + self.surface.excess(np.log(lr) - x, np.log(batch) - y)))
 
     def _anchors(self, name: str, values: Array) -> Array:

@@ -268,6 +268,23 @@ class EdgePart(_Part):
         return self
 
 
+class DecayPart(_Part):
+    """A fitted optimum of the weight decay (`scaling.forms.decay`)."""
+
+    c: list[Log]
+    h: Annotated[float, Field(gt=0, le=1e6)]
+    draws: Annotated[list[Row], Field(min_length=1)]
+    span: Pair
+    runs: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _ascending("span", self.span)
+        for i, row in enumerate(self.draws):
+            _same("c", len(self.c), **{f"draws[{i}]": row})
+        return self
+
+
 class SettingsPart(_Part):
     allow_weak: bool = False
     base: BasePart | None = None
@@ -302,7 +319,8 @@ class LawPart(_Part):
     fall: FallPart | None
     alternatives: AlternativesPart | None = None
     edge: EdgePart | None = None
-    """Both absent in laws written before they were kept."""
+    decay: DecayPart | None = None
+    """All absent in laws written before they were kept."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -315,6 +333,9 @@ class LawPart(_Part):
         for i, (a, b, f) in enumerate(zip(self.draws.a, self.draws.b, self.draws.floor, strict=True)):
             _same("axes", width, **{f"draws.a[{i}]": a, f"draws.b[{i}]": b})
             _same("floor", terms, **{f"draws.floor[{i}]": f})
+        if self.decay is not None:
+            scales = sum(n in ("size", "tokens") for n in self.axes.names)
+            _same("axes of scale", 1 + scales, **{"decay.c": self.decay.c})
         if self.edge is not None:
             scales = sum(n in ("size", "tokens") for n in self.axes.names)
             _same("axes of scale", 4 + scales, **{"edge.mean": self.edge.mean})

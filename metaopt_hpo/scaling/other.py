@@ -19,10 +19,13 @@ class OtherSetting:
     """By how much ln lr* moves from that of the trials' own setting, how surely, and what to say.
 
     Attributes:
+        name, value: the setting, and what was asked for.
         offset, spread: mean and standard deviation of what is added to ln lr*.
         level: standard deviation of what it may add to ln loss.
     """
 
+    name: str
+    value: str
     offset: float
     spread: float
     level: float
@@ -59,7 +62,7 @@ def other_setting(name: str, asked: dict[str, Any], axes: Axes) -> OtherSetting 
         f"no trial had {name} {value!r}; its optimal lr is taken from that of {reference!r} by {rests} (factor "
         f"{np.exp(mean):.2g}), and the loss is that of {reference!r}: run pilots with {value!r}"
     )
-    return OtherSetting(mean, spread, LEVEL_SPREAD, (Caution(f"{name}-not-run", message),))
+    return OtherSetting(name, value, mean, spread, LEVEL_SPREAD, (Caution(f"{name}-not-run", message),))
 
 
 @cache

@@ -22,6 +22,7 @@ from metaopt_hpo.scaling.fitting.alternatives import Alternatives, Shape
 from metaopt_hpo.scaling.fitting.ordered import Trust
 from metaopt_hpo.scaling.fitting.running import Fall
 from metaopt_hpo.scaling.forms.axes import Axes
+from metaopt_hpo.scaling.forms.decay import Decay
 from metaopt_hpo.scaling.forms.edge import Edge
 from metaopt_hpo.scaling.forms.floor import Floor
 from metaopt_hpo.scaling.forms.surface import Array, Surface
@@ -181,6 +182,9 @@ def decode(data: Mapping[str, Any]) -> dict[str, Any]:
         if law.fall is None
         else Fall(arr(law.fall.left), arr(law.fall.mean), arr(law.fall.spread), law.fall.runs),
         "path": None if law.path is None else pair(law.path),
+        "decay": None
+        if (w := law.decay) is None
+        else Decay(arr(w.c), w.h, arr(w.draws), pair(w.span), w.runs),
         "edge": None if (e := law.edge) is None else Edge(arr(e.mean), arr(e.covariance), e.runs, e.diverged),
         "alternatives": None
         if (other := law.alternatives) is None

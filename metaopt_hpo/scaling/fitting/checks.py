@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,11 +80,15 @@ def _further(name: str, values: Array, levels: tuple[str, ...] | None) -> list[t
     return [(f"{name}={word}", (values == i).astype(float)) for i, word in enumerate(levels) if i]
 
 
-def moved_by(cells: Cells, axes: Axes) -> Moved:
-    """What further coordinates move ln loss by: each, and the square of a number that takes three values or more."""
+def moved_by(cells: Cells, axes: Axes, but: Sequence[str] = ()) -> Moved:
+    """What further coordinates move ln loss by: each, and the square of a number that takes three values or more.
+
+    Args:
+        but: coordinates whose part is known otherwise.
+    """
     names: list[str] = []
     for name in axes.names:
-        if name in SCALES:
+        if name in SCALES or name in but:
             continue
         names.append(name)
         if "=" not in name and np.unique(cells.cell_extra()[name]).size >= 3:

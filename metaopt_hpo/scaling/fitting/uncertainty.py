@@ -46,6 +46,7 @@ def bootstrap(
     draws: int,
     floor_prior: Mapping[str, tuple[float, float]] = FLOOR_PRIOR,
     moved: Moved | None = None,
+    lowered: Array | float = 0.0,
 ) -> Draws:
     """Parameters fitted to reweighted sizes, cells and runs.
 
@@ -63,7 +64,7 @@ def bootstrap(
             design,
             solution.surface,
             weight=weight,
-            prior=_jitter(slopes, range(0, slopes.value.size, design.shape[1]), rng),
+            prior=jitter(slopes, range(0, slopes.value.size, design.shape[1]), rng),
             scale=solution.scale,
             iterations=6,
         )
@@ -72,7 +73,7 @@ def bootstrap(
         b.append(s.surface.b)
         slope = -float(s.surface.h[1]) / max(float(s.surface.h[0]), 1e-3 * float(solution.surface.h[0]))
         valley.append(min(max(slope, -STEEPEST_VALLEY), STEEPEST_VALLEY))
-        bottoms.append(s.floors)
+        bottoms.append(s.floors - lowered)
         shares.append(cells.cell_weight() * share)
         doubts.append(draw_doubt(floor, cells.cell_size, cells.cell_tokens, rng, prior=floor_prior))
     floors = draw_floors(
@@ -88,7 +89,7 @@ def _perturbed(cells: Cells, solution: Solution, rng: np.random.Generator) -> Ce
     return replace(cells, x=cells.x + shift[0], y=cells.y + shift[1], z=z)
 
 
-def _jitter(prior: Prior, intercepts: Sequence[int], rng: np.random.Generator) -> Prior:
+def jitter(prior: Prior, intercepts: Sequence[int], rng: np.random.Generator) -> Prior:
     """The prior's exponents drawn anew: what only the prior knows is as uncertain as the prior.
 
     Intercepts stay, unless a base knows them: otherwise their prior only keeps a flat bowl near its grid.
