@@ -15,28 +15,24 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from metaopt_hpo.scaling import storage
-from metaopt_hpo.scaling.cautions import ABSTAIN, doubts_of, place_cautions, spread_of
+from metaopt_hpo.scaling.cautions import ABSTAIN, doubts_of
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
-from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, normal_quantile, positive
+from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, positive
 from metaopt_hpo.scaling.fitting.alternatives import Alternatives
 from metaopt_hpo.scaling.fitting.floor_error import own_error
 from metaopt_hpo.scaling.fitting.ordered import Trust
 from metaopt_hpo.scaling.fitting.running import Fall
 from metaopt_hpo.scaling.forms.axes import Axes
 from metaopt_hpo.scaling.forms.bowl import Bowl
-from metaopt_hpo.scaling.forms.decay import NAME, OPTIMUM_SCATTER, SOURCE, Decay, published_decay
-from metaopt_hpo.scaling.forms.edge import Edge, edge_cautions
+from metaopt_hpo.scaling.forms.decay import NAME, Decay
+from metaopt_hpo.scaling.forms.edge import Edge
 from metaopt_hpo.scaling.forms.floor import Floor, log_loss_of_draws
 from metaopt_hpo.scaling.forms.surface import Array, Surface
-from metaopt_hpo.scaling.other import OtherSetting, other_setting, quantiles
-from metaopt_hpo.trials.settings import word
+from metaopt_hpo.scaling.predicting import below_edge, predicted, settled
 
 CACHED = 4096
 """Places and predictions that a law keeps: a search asks for the same ones again and again."""
-
-UNKNOWN = 12.0
-"""Half-width, ln units, at which an interval says nothing more: five decades either way."""
 
 
 class Place(NamedTuple):
@@ -139,12 +135,12 @@ class Law:
         """
         size, tokens = positive("size", size), positive("tokens", tokens)
         given = None if batch is None else positive("batch", batch)
-        extra, other = self._settled(extra, schedule)
+        extra, other = settled(self, extra, schedule)
         if not extra and other is None and (known := self._predicted.get((size, tokens, given))) is not None:
             return known
         try:
             with np.errstate(all="ignore"):
-                found = self._predict(size, tokens, given, extra, other)
+                found = predicted(self, size, tokens, given, extra, other)
             finite = all(
                 0 < e.value < math.inf and e.low >= 0 and e.high < math.inf
                 for e in (found.lr, found.batch, found.loss)
@@ -159,128 +155,12 @@ class Law:
             self._predicted[size, tokens, given] = found
         return found
 
-    def _predict(
-        self,
-        size: float,
-        tokens: float,
-        given: float | None,
-        extra: Mapping[str, Any] | None,
-        other: OtherSetting | None = None,
-    ) -> Prediction:
-        chosen = self.decay is not None and NAME not in (extra or {})
-        if self.decay is not None and chosen:
-            at = self.axes.design(*self.anchor(size, tokens))
-            extra = {**(extra or {}), NAME: math.exp(self.decay.best(at))}
-        row = self.axes.design(*self.anchor(size, tokens), extra)
-        x, y = float(row @ self.surface.a), float(row @ self.surface.b)
-        dx, dy = self.draws.a @ row - x, self.draws.b @ row - y
-        if other is not None:
-            x, dx = x + other.offset, dx + other.spread * quantiles(dx.size)
-        moved = self._moved(size, tokens, extra)
-        f = float(self.floor.log_loss(size, tokens, moved))
-        df = self._floor_draws(size, tokens, moved) - f
-        if other is not None:
-            df = df + other.level * quantiles(df.size)
-        excess = self._decayed(row, extra)
-        if given is None and self.open_valley:
-            low, high = self.domain.batch
-            given = min(max(math.exp(y), low), high)
-        if given is not None and self.surface.has_batch:
-            v = math.log(given) - y
-            shift = self.surface.lr_given_batch(v)
-            excess += float(self.surface.excess(np.array(shift), np.array(v)))
-            own = -float(self.surface.h[1] / self.surface.h[0])
-            dx = dx + self.draws.slope * (v - dy) - own * v
-            x, y = x + shift, math.log(given)
-            dy = np.zeros_like(dy)
-        elif given is not None:
-            y, dy = math.log(given), np.zeros_like(dy)
-        elif not self.surface.has_batch:
-            dy = np.zeros_like(dy)
-        tau = self.scatter
-        lr = self._estimate(x, dx, self.widen["lr"], tau["lr" if given is None else "lr_given_batch"])
-        best_batch = self._estimate(y, dy, self.widen["batch"], tau["batch"] if dy.any() else 0.0)
-        shift, chance = self._below_edge(row, self.margin(float(dx.var())), x, y)
-        value = min(lr.value * math.exp(shift), lr.high)
-        lr = Estimate(value, min(lr.low, value), lr.high)
-        own = math.hypot(own_error(self.floor, self.domain, size, tokens), self.noise)
-        loss = self._estimate(f + excess, df, self.widen["loss"], own)
-        sx, sy, rho = spread_of(dx * self.widen["lr"], dy * self.widen["batch"])
-        answer = math.log(value), y
-        doubts = doubts_of(self, size, tokens, answer, given=given is not None, extra=extra)
-        cautions = (
-            *self.warnings,
-            *place_cautions(self, size, tokens, given),
-            *(d for d in doubts if d not in self.warnings),
-            *edge_cautions(chance),
-            *(other.cautions if other is not None else ()),
-        )
-        decay, source, said = self._weight_decay(row, lr, best_batch, (size, tokens), extra, other, chosen)
-        return Prediction(
-            size,
-            tokens,
-            lr,
-            best_batch,
-            loss,
-            (*cautions, *said),
-            (sx, sy, rho),
-            chance,
-            decay,
-            source,
-        )
-
-    def _decayed(self, row: Array, extra: Mapping[str, Any] | None) -> float:
+    def decayed(self, row: Array, extra: Mapping[str, Any] | None) -> float:
         """ln loss above that at the best weight decay, at the one asked for or the law's default."""
         if self.decay is None:
             return 0.0
         asked = (extra or {}).get(NAME, self.axes.defaults[NAME])
         return float(self.decay.excess(row, math.log(asked)))
-
-    def _weight_decay(
-        self,
-        row: Array,
-        lr: Estimate,
-        batch: Estimate,
-        place: tuple[float, float],
-        extra: Mapping[str, Any] | None,
-        other: OtherSetting | None,
-        chosen: bool,
-    ) -> tuple[Estimate, str, tuple[Caution, ...]]:
-        """The weight decay of a prediction, what it rests on, and what is to be said of it."""
-        if self.decay is not None and chosen:
-            low, high = self.decay.span
-            about = self._estimate(
-                self.decay.best(row), self.decay.deviations(row), self.widen["lr"], OPTIMUM_SCATTER
-            )
-            if not self.decay.outside(row):
-                return about, "trials", ()
-            message = (
-                f"the best weight decay lies outside those that were run, {low:.3g} to {high:.3g}: widen "
-                "their range"
-            )
-            return about, "trials", (Caution("weight-decay-outside", message),)
-        if extra and NAME in extra:
-            asked = float(extra[NAME])
-            return Estimate(asked, asked, asked), "given", ()
-        if other is not None and other.name == "schedule":
-            schedule = other.value
-        else:
-            known = self.axes.levels.get("schedule", ("",))
-            schedule = str((extra or {}).get("schedule", self.axes.defaults.get("schedule", known[0])))
-        value, spread = published_decay(*place, lr.value, batch.value, schedule)
-        z = normal_quantile(self.level)
-        below = math.hypot(z * spread, math.log(lr.high / lr.value), math.log(batch.value / batch.low))
-        above = math.hypot(z * spread, math.log(lr.value / lr.low), math.log(batch.high / batch.value))
-        return Estimate(value, value * math.exp(-below), value * math.exp(min(above, UNKNOWN))), SOURCE, ()
-
-    def _below_edge(self, row: Array, shift: float, x: float, y: float) -> tuple[float, float]:
-        """(shift of ln lr once divergence counts, its chance there) about the best lr x at the batch y, logarithms."""
-        if self.edge is None:
-            return shift, 0.0
-        away, v = x - float(row @ self.surface.a), (y - float(row @ self.surface.b)) * self.surface.has_batch
-        t = row[1 : 1 + len(self.axes.scale_names)]
-        found, chance = self.edge.lower(away + shift, float(self.surface.h[0]), v, t)
-        return found - away, chance
 
     def divergence(
         self, size: float, tokens: float, batch: float, lr: Sequence[float] | Array | float
@@ -343,31 +223,6 @@ class Law:
             out.append(edge * (value / edge) ** (1.0 - share) if share and value > edge else value)
         return out[0], out[1]
 
-    def _check_extra(self, extra: Mapping[str, Any] | None) -> None:
-        unknown = [k for k in extra or {} if k not in self.axes.defaults]
-        if unknown:
-            known = ", ".join(self.axes.defaults) or "none"
-            raise ValueError(
-                f"extra holds {unknown[0]!r}, which is no coordinate of this law; there are: {known}"
-            )
-        for name, value in (extra or {}).items():
-            levels = self.axes.levels.get(name)
-            if levels is not None and not set(np.unique(np.asarray(value)).tolist()) <= set(levels):
-                raise ValueError(
-                    f"{name} must be one of {', '.join(levels)}, which the trials had, got {value!r}"
-                )
-
-    def _settled(
-        self, extra: Mapping[str, Any] | None, schedule: str | None
-    ) -> tuple[dict[str, Any], OtherSetting | None]:
-        """(further coordinates in the law's words, a schedule that the trials did not have)."""
-        asked = {k: word(k, v) if isinstance(v, str) else v for k, v in (extra or {}).items()}
-        if schedule is not None:
-            asked["schedule"] = word("schedule", schedule)
-        other = other_setting("schedule", asked, self.axes)
-        self._check_extra(asked)
-        return asked, other
-
     @cached_property
     def bowl(self) -> Bowl:
         """The form of the quadratic."""
@@ -399,11 +254,11 @@ class Law:
         row = self.axes.design(*self.anchor(size, tokens))
         x, y = float(row @ self.surface.a), float(row @ self.surface.b)
         dx, dy = self.optimum_draws(size, tokens)
-        df = self._floor_draws(size, tokens)
+        df = self.floor_draws(size, tokens)
         var_f = (df.std() * self.widen["loss"]) ** 2 + own_error(self.floor, self.domain, size, tokens) ** 2
         var_y = float(dy.var()) if self.surface.has_batch else 0.0
-        f = float(self.floor.log_loss(size, tokens)) + self._decayed(row, None)
-        answer = x + self._below_edge(row, self.margin(float(dx.var())), x, y)[0], y
+        f = float(self.floor.log_loss(size, tokens)) + self.decayed(row, None)
+        answer = x + below_edge(self, row, self.margin(float(dx.var())), x, y)[0], y
         doubts = doubts_of(self, size, tokens, answer, given=self.open_valley, limit=ABSTAIN)
         return Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts)
 
@@ -415,25 +270,14 @@ class Law:
         dy = (self.draws.b @ row - y) * self.widen["batch"] + y
         return dx, dy if self.surface.has_batch else np.full_like(dx, y)
 
-    def _moved(self, size: float, tokens: float, extra: Mapping[str, Any] | None) -> Array | None:
+    def moved(self, size: float, tokens: float, extra: Mapping[str, Any] | None) -> Array | None:
         """Values of what moves the floor beside size and tokens; None at the law's defaults."""
         if not extra or not self.floor.features:
             return None
         return self.axes.features(self.floor.features, size, tokens, extra)
 
-    def _floor_draws(self, size: float, tokens: float, moved: Array | None = None) -> Array:
+    def floor_draws(self, size: float, tokens: float, moved: Array | None = None) -> Array:
         return log_loss_of_draws(self.draws.floor, self.floor, size, tokens, moved)
-
-    def _estimate(self, value: float, deviation: Array, widen: float, scatter: float) -> Estimate:
-        tail = 0.5 * (1.0 - self.level)
-        low, high = np.quantile(deviation, [tail, 1.0 - tail]) * widen
-        extra = normal_quantile(self.level) * scatter * widen
-        low, high = max(min(float(low), 0.0), -UNKNOWN), min(max(float(high), 0.0), UNKNOWN)
-        return Estimate(
-            math.exp(value),
-            math.exp(value - math.hypot(low, extra)),
-            math.exp(value + math.hypot(high, extra)),
-        )
 
     def loss(
         self, size: Any, tokens: Any, batch: Any, lr: Any, *, extra: Mapping[str, Any] | None = None
@@ -444,7 +288,7 @@ class Law:
             ValueError: an argument that is no positive, finite number, or arguments that do not broadcast.
             MetaOptError: so far outside that the law gives no finite answer.
         """
-        extra, _ = self._settled(extra, None)
+        extra, _ = settled(self, extra, None)
         values = _arguments(size, tokens, batch, lr)
         with np.errstate(all="ignore"):
             found = self._losses(*values, extra=extra)

@@ -52,7 +52,7 @@ class Told:
     def mentions(self, name: str, rows: NDArray[np.intp]) -> bool:
         """Whether a sample of these trials has a hyperparameter of this name, or one that means it."""
         wanted = {*settings.CALLED.get(name, (name,)), *(("base",) if name == "optimizer" else ())}
-        for i in rows[:: max(rows.size // SAMPLED, 1)]:
+        for i in rows[:: max(rows.size // SAMPLED, 1)].tolist():
             for key in self.params(i):
                 rest = parts(key)[1]
                 if rest in wanted or rest.removesuffix("_name").removesuffix("_type") in wanted:
@@ -65,7 +65,7 @@ class Told:
             return [""] * rows.size
         known: dict[tuple[str, str], str] = {}
         out = []
-        for i in rows:
+        for i in rows.tolist():
             key = self.texts[i], str(self.strategies[i]) if by_strategy else ""
             if key not in known:
                 known[key] = settings.setting(self.params(i), name, key[1])
@@ -110,7 +110,11 @@ class Told:
         out: dict[str, Array] = {}
         levels: dict[str, tuple[str, ...]] = {}
         for name in names:
-            found = None if name in settings.TEXT else [settings.find(self.params(i), name) for i in rows]
+            found = (
+                None
+                if name in settings.TEXT
+                else [settings.find(self.params(i), name) for i in rows.tolist()]
+            )
             if found is not None and not any(isinstance(v, (str, bool)) for v in found):
                 out[name] = _numbers(name, found)
                 continue
@@ -138,7 +142,7 @@ class Told:
         for name in KNOWN_EXTRAS:
             if name in names or not self.mentions(name, rows):
                 continue
-            found = (settings.find(self.params(i), name) for i in rows)
+            found = (settings.find(self.params(i), name) for i in rows.tolist())
             values = {v for v in found if isinstance(v, (int, float))}
             if len(values) > 1:
                 message = (
