@@ -21,6 +21,7 @@ from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.fitting.cells import make_cells, thin
 from metaopt_hpo.scaling.fitting.pointfit import PointFit, base_fit, point_fit
 from metaopt_hpo.scaling.forms.surface import Array, Surface
+from metaopt_hpo.scaling.policy.covering import lattice, posterior, uncovered
 from metaopt_hpo.scaling.policy.design import Cell, Design
 from metaopt_hpo.scaling.sameness import all_same, group, same
 
@@ -260,10 +261,10 @@ def pilot_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) 
 
 
 def target_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) -> tuple[float, float]:
-    """(lr, batch) of the next run of the target: the law's optimum first, then draws of where it really is.
+    """(lr, batch) of the next run of the target: the law's optimum first, then where it may lie that no run covers.
 
     The optimum scatters about the law; its prior is the design's variance from all other cells, and the target's
-    own runs are weighed by the law's bowl (Thompson sampling on a lattice of shifts). Should the bowl be wrong, runs
+    own runs are weighed by the law's bowl (`covering`). Should the bowl be wrong, runs
     near the best and runs all over the box take turns with them (`RETURN`). No run is made twice.
     """
     there = runs.at(cell)
@@ -281,7 +282,7 @@ def target_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int)
         best = int(np.argmin(done.loss))
         x, y = math.log(done.lr[best]), math.log(done.batch[best])
     else:
-        x, y = _draw(done, bowl, centre, spread, box, rng)
+        x, y = _uncovered(there, bowl, centre, spread, box)
         if not _made(there, *box.clip(x, y)):
             return box.clip(x, y)
     for _ in range(TRIES):
@@ -298,27 +299,22 @@ def _spread_beside(runs: Runs, cell: Cell, box: Box) -> float:
     return math.sqrt(Design(counts, cell, box.spread).variance(cell))
 
 
-def _draw(
-    done: Runs, bowl: Bowl, centre: tuple[float, float], sd: float, box: Box, rng: np.random.Generator
+def _uncovered(
+    there: Runs, bowl: Bowl, centre: tuple[float, float], sd: float, box: Box
 ) -> tuple[float, float]:
-    """(ln lr, ln B) drawn from where the optimum may be, by the finished runs of its cell."""
-    x, y = centre
-    if not done.n:
-        step = sd * rng.standard_normal(2)
-        return x + float(step[0]), y + float(step[1])
-    best = np.argsort(done.loss, kind="stable")[:CONSIDERED]
-    ln_lr, ln_batch, z = np.log(done.lr[best]), np.log(done.batch[best]), np.log(done.loss[best])
-    lattice = np.linspace(-3.0, 3.0, 31) * sd
-    flat = box.two and bowl.surface.has_batch
-    dx, dy = (m.ravel() for m in np.meshgrid(lattice, lattice if flat else np.zeros(1)))
-    residual = z[:, None] - bowl.surface.excess(ln_lr[:, None] - x - dx, ln_batch[:, None] - y - dy)
-    residual = residual - residual.mean(axis=0)
+    """(ln lr, ln B) that is likeliest good where none of the cell's runs is (`covering`)."""
+    shifts = lattice(sd, two=box.two and bowl.surface.has_batch)
+    done = there.done()
+    done = done.where(np.isin(np.arange(done.n), np.argsort(done.loss, kind="stable")[:CONSIDERED]))
     noise = max(2.0 * bowl.scale, LOSS_NOISE)
-    energy = 0.5 * (residual**2).sum(axis=0) / noise**2 + 0.5 * (dx**2 + dy**2) / sd**2
-    p = np.exp(energy.min() - energy)
-    i = int(rng.choice(p.size, p=p / p.sum()))
-    jitter = (lattice[1] - lattice[0]) * (rng.random(2) - 0.5) * (1.0, float(flat))
-    return x + float(dx[i] + jitter[0]), y + float(dy[i] + jitter[1])
+    p = posterior(shifts, bowl.surface, _from(centre, done), np.log(done.loss), sd, noise)
+    placed = there.where(np.isfinite(there.lr) & np.isfinite(there.batch))
+    dx, dy = uncovered(shifts, p, bowl.surface, _from(centre, placed))
+    return centre[0] + dx, centre[1] + dy
+
+
+def _from(centre: tuple[float, float], runs: Runs) -> Array:
+    return np.column_stack([np.log(runs.lr) - centre[0], np.log(runs.batch) - centre[1]])
 
 
 def _made(there: Runs, lr: float, batch: float) -> bool:
