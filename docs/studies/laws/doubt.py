@@ -1,14 +1,21 @@
-"""How often a law is wrong without a word, over worlds of known truth and every table at hand."""
+"""How often a law is wrong without a word, over worlds of known truth and every table at hand.
+
+python -m studies.laws.doubt --first 11 --seeds 2      # other draws of the worlds, without the tables
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from metaopt_hpo.comparison.scoring import cells_of, choose, of_law, score
+from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, LawRefused, fit
 from metaopt_hpo.scaling.cautions import COSTLY, WRONG
 from studies import benchmarks
@@ -92,7 +99,7 @@ def all_splits(data: Path) -> Iterator[Split]:
             continue
 
 
-def doubt_section(data: Path | None, *, seeds: int = 2) -> Section:
+def doubt_section(data: Path | None, *, seeds: int = 2, first: int = 0) -> Section:
     """Each world's excess and what its laws say, the tables' worst, and the rate of false confidence."""
     section = Section(
         f"Worlds of known truth, {seeds} tables each",
@@ -100,7 +107,7 @@ def doubt_section(data: Path | None, *, seeds: int = 2) -> Section:
     )
     found: list[Outcome] = []
     for world in worlds():
-        outcomes = [of_world(world, seed) for seed in range(seeds)]
+        outcomes = [of_world(world, seed) for seed in range(first, first + seeds)]
         found += outcomes
         section.rows.append(
             [
@@ -129,3 +136,19 @@ def rates(outcomes: Iterable[Outcome]) -> str:
         f"{quiet} of {len(laws)} laws are wrong and quiet ({quiet / max(len(laws), 1):.1%}); {len(wrong)} are wrong. "
         f"Of {len(right)} right ones {doubted} carry a warning ({doubted / max(len(right), 1):.0%})."
     )
+
+
+def main(
+    first: Annotated[int, typer.Option(min=0, help="First seed of the worlds' tables.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Tables of each world.")] = 2,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of published tables; without it, worlds only.")
+    ] = None,
+) -> None:
+    """Print each world's laws and the rate of false confidence."""
+    warnings.simplefilter("ignore", MetaOptWarning)
+    typer.echo(doubt_section(data, seeds=seeds, first=first).markdown())
+
+
+if __name__ == "__main__":
+    typer.run(main)
