@@ -21,6 +21,7 @@ from metaopt_hpo.comparison.methods import method as method_named
 from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.comparison.replayed import ReplayedObjective
 from metaopt_hpo.scaling.fitting.grid import CellGrid
+from metaopt_hpo.scaling.sameness import at_least
 from metaopt_hpo.trials.record import TrialRecord
 
 Cell = tuple[float, float]
@@ -81,7 +82,7 @@ class Problem:
 def problem_of(name: str, objective: ReplayedObjective, target: Cell) -> Problem:
     """The nearest cell as target; pilots are all cells of smaller size and no more tokens."""
     found = min(objective.cells, key=lambda c: abs(c[0] / target[0] - 1) + abs(c[1] / target[1] - 1))
-    pilots = tuple(c for c in objective.cells if c[0] < found[0] * 0.999 and c[1] <= found[1] * 1.001)
+    pilots = tuple(c for c in objective.cells if not at_least(c[0], found[0]) and at_least(found[1], c[1]))
     unit = objective.cost(Configuration(size=found[0], tokens=found[1], batch=1.0, lr=1.0))
     return Problem(name, (objective,), found, pilots, objective.grid(*found), unit)
 

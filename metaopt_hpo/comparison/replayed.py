@@ -16,6 +16,7 @@ import numpy as np
 from metaopt_hpo.comparison.objective import Configuration, Report, no_report
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.scaling.fitting.grid import CellGrid
+from metaopt_hpo.scaling.sameness import all_same, at_least
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -27,7 +28,7 @@ class ReplayedObjective(TableObjective):
         super().__init__(table, name=name)
         frame = table.frame
         sizes, per_token = frame["size"].to_numpy(dtype=float), table.costs() / frame["tokens"]
-        self._per_token = {float(s): float(np.median(per_token[sizes == s])) for s in np.unique(sizes)}
+        self._per_token = {s: float(np.median(per_token[all_same(sizes, s)])) for s in self.sizes}
         self._curve_grids: dict[tuple[float, float], list[tuple[float, CellGrid]]] = {}
         for cell in self.cells:
             curves = {k: c for k, c in self._curves.items() if k[:2] == cell}
@@ -41,7 +42,7 @@ class ReplayedObjective(TableObjective):
     def rungs(self, size: float, tokens: float) -> tuple[float, ...]:
         """Token counts at which a run of this cell reports before its end."""
         if (size, tokens) in self._curve_grids:
-            return tuple(t for t, _ in self._curve_grids[size, tokens] if t < tokens * 0.999)
+            return tuple(t for t, _ in self._curve_grids[size, tokens] if not at_least(t, tokens))
         return self.fidelities(size, tokens)[:-1]
 
     def run(self, configuration: Configuration, report: Report = no_report) -> TrialRecord:
@@ -55,7 +56,7 @@ class ReplayedObjective(TableObjective):
         grids = self._curve_grids.get((c.size, c.tokens))
         if grids is None:
             return super()._points(c)
-        points = [(t, g.at(*g.clip(c.lr, c.batch))) for t, g in grids if t < c.tokens * 0.999]
+        points = [(t, g.at(*g.clip(c.lr, c.batch))) for t, g in grids if not at_least(t, c.tokens)]
         return [(t, v) for t, v in points if math.isfinite(v)]
 
 

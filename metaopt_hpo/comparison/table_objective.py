@@ -16,11 +16,9 @@ import numpy as np
 from metaopt_hpo.comparison.live import LiveReplay
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError, Report, no_report
 from metaopt_hpo.scaling.fitting.grid import CellGrid
+from metaopt_hpo.scaling.sameness import at_least, group, same
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-
-SAME = 1e-3
-"""Sizes and tokens that differ by less, relatively, are equal."""
 
 
 class TableObjective:
@@ -47,11 +45,13 @@ class TableObjective:
             raise ObjectiveError(
                 f"{n} trials have a loss that is not positive, and excess is relative: give a loss such as 1 − accuracy"
             )
+        sizes, tokens = (group(frame[c].to_numpy(dtype=float)) for c in ("size", "tokens"))
+        frame = frame.assign(size=sizes, tokens=tokens)
         self._cells: dict[tuple[float, float], CellGrid] = {}
         self._curves: dict[tuple[float, float, float, float], Curve] = {}
-        for (size, tokens), group in frame.groupby(["size", "tokens"]):
-            columns = [group[c].to_numpy(dtype=float) for c in ("lr", "batch", "loss")]
-            self._cells[float(size), float(tokens)] = CellGrid(*columns)
+        for (n, d), runs in frame.groupby(["size", "tokens"]):
+            columns = [runs[c].to_numpy(dtype=float) for c in ("lr", "batch", "loss")]
+            self._cells[float(n), float(d)] = CellGrid(*columns)
         with_curve = frame[frame["curve_tokens"].notna()]
         for record in TrialTable(with_curve).records() if len(with_curve) else ():
             if record.curve is not None:
@@ -74,7 +74,7 @@ class TableObjective:
             ObjectiveError: no such cell.
         """
         for (s, t), found in self._cells.items():
-            if abs(s / size - 1.0) < SAME and abs(t / tokens - 1.0) < SAME:
+            if same(s, size) and same(t, tokens):
                 return found
         known = ", ".join(f"{s:.4g}×{t:.4g}" for s, t in self.cells)
         raise ObjectiveError(
@@ -83,7 +83,7 @@ class TableObjective:
 
     def fidelities(self, size: float, tokens: float) -> tuple[float, ...]:
         """Tokens of the cells of this size up to `tokens`, ascending."""
-        return tuple(t for s, t in self.cells if abs(s / size - 1.0) < SAME and t <= tokens * (1.0 + SAME))
+        return tuple(t for s, t in self.cells if same(s, size) and at_least(tokens, t))
 
     def cost(self, configuration: Configuration) -> float:
         """6·N·D FLOPs."""
@@ -146,7 +146,7 @@ class TableObjective:
 
     def stops_at(self, configuration: Configuration, tokens: float) -> float:
         """Tokens of the first row of the run's curve, or of the first cell that knows it, at or above `tokens`."""
-        known = (t for t, _ in self._points(configuration) if t >= tokens * (1.0 - SAME))
+        known = (t for t, _ in self._points(configuration) if at_least(t, tokens))
         return min(known, default=configuration.tokens)
 
     def open(self, configuration: Configuration, saved: Path | None = None) -> LiveReplay:
@@ -162,7 +162,7 @@ class TableObjective:
         curve = self._curves.get((c.size, c.tokens, c.lr, c.batch))
         if curve is not None:
             pairs = zip(curve.tokens, curve.loss, strict=True)
-            return [(t, v) for t, v in pairs if t < c.tokens * (1.0 - SAME) and math.isfinite(v)]
+            return [(t, v) for t, v in pairs if not at_least(t, c.tokens) and math.isfinite(v)]
         out = []
         for tokens in self.fidelities(c.size, c.tokens)[:-1]:
             value = self.grid(c.size, tokens).at(c.lr, c.batch)

@@ -23,10 +23,7 @@ from metaopt_hpo.training.distributed import from_rank_0, is_distributed, min_ov
 from metaopt_hpo.training.ending import LEAST_GAIN, NoProgress, RunDiverged
 from metaopt_hpo.training.run import TrainingRun
 from metaopt_hpo.trials.diverged import exploded, stand_in_loss
-from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord, TrialState, report_grid
-
-WHOLE = 0.99
-"""A run that ends by itself after this fraction of its planned tokens has completed: the last step may fall short."""
+from metaopt_hpo.trials.record import CURVE_FIELDS, REACHED, Curve, TrialRecord, TrialState, report_grid
 
 EARLY = 0.25
 """A first evaluation after at most this fraction of a run still shows what there was to learn."""
@@ -226,7 +223,7 @@ class ReportedRun:
                 f"{self._called()} ended without an evaluation; evaluate at least once in the run"
             )
         if self.state == "running":
-            if self.tokens >= min(WHOLE * self._planned, self._planned - self._record.batch):
+            if self.tokens >= min(REACHED * self._planned, self._planned - self._record.batch):
                 self.end("complete", self._no_progress())
             else:
                 self.end("stopped", f"it ended by itself after {self.tokens:g} of {self._planned:g} tokens")

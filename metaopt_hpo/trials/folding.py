@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from metaopt_hpo.trials.record import REACHED
 from metaopt_hpo.trials.schema import Note
-from metaopt_hpo.trials.states import NEAR
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Run:
             return float(target)
         if self.seen is None:
             return float(self.tokens[self.last])
-        fixed = np.ptp(self.tokens) == 0 and self.tokens[-1] >= NEAR * np.nanmax(self.seen, initial=0.0)
+        fixed = np.ptp(self.tokens) == 0 and self.tokens[-1] >= REACHED * np.nanmax(self.seen, initial=0.0)
         return float(self.tokens[-1]) if fixed and self.tokens[-1] > 0 else math.nan
 
     def points(self) -> np.ndarray:
@@ -131,7 +131,7 @@ def folded(frame: pd.DataFrame, reports: Reports, notes: list[Note]) -> pd.DataF
         tokens, planned = run.end(), run.planned
         if run.lost and state in ("complete", "pruned", "stopped"):
             state, reason = "diverged", "its loss is not finite from some report on"
-        elif state == "complete" and math.isfinite(planned) and tokens < NEAR * planned:
+        elif state == "complete" and math.isfinite(planned) and tokens < REACHED * planned:
             early += 1
             state = "pruned"
             reason = "its last report is before its planned tokens"

@@ -129,6 +129,9 @@ class Curve:
             raise ValueError("curve tokens must increase strictly")
 
 
+REACHED = 0.99
+"""Share of its planned tokens from which a run has reached them: loops rarely end at exactly the number planned."""
+
 CURVE_FIELDS = ("tokens", "loss", "step_size", "grad_norm", "grad_noise", "cost", "seconds")
 
 

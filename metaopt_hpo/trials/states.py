@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from metaopt_hpo.trials import schema
+from metaopt_hpo.trials.record import REACHED
 from metaopt_hpo.trials.schema import Note, TableError
 
 STATES: dict[str, str] = {
@@ -30,9 +31,6 @@ STATES: dict[str, str] = {
     ),
 }  # fmt: skip
 """What a state of Optuna, W&B, MLflow, Ray, Slurm or a person's table means here; `killed` is a decision to stop."""
-
-NEAR = 0.99
-"""Share of its planned tokens from which a run has reached them: loops rarely end at exactly the number planned."""
 
 
 def normalise(value: object) -> str:
@@ -140,13 +138,13 @@ def take_finished(frame: pd.DataFrame, notes: list[Note], *, take: bool, planned
                 "planned for; name both with columns={'tokens': …} and columns={'target_tokens': …}"
             )
         return
-    reached = other & own & (tokens > 0) & (tokens >= NEAR * planned)
+    reached = other & own & (tokens > 0) & (tokens >= REACHED * planned)
     unplanned = other & ~own & (tokens > 0)
     for size in np.unique(frame["size"].to_numpy()[unplanned]):
         rows = frame["size"].to_numpy() == size
         done = np.unique(tokens[rows & (state == "complete")])
         for row in np.flatnonzero(rows & unplanned):
-            reached[row] = bool(done.size) and bool(np.any(np.abs(tokens[row] / done - 1) <= 1 - NEAR))
+            reached[row] = bool(done.size) and bool(np.any(np.abs(tokens[row] / done - 1) <= 1 - REACHED))
     n = int(reached.sum())
     if not n:
         return

@@ -146,3 +146,16 @@ def test_methods_stay_inside_their_box_and_repeat(objective: TableObjective, nam
     again = points(1)
     assert again == points(1)
     assert name == "law" or again != points(2)
+
+
+def test_sizes_and_tokens_are_the_same_as_everywhere() -> None:
+    rows = [
+        {"size": n * 1e6, "tokens": d * 1e8, "batch": 1e4, "lr": lr, "loss": 3.0}
+        for n, lr in ((1.0, 1e-3), (1.004, 2e-3), (1.5, 1e-3))
+        for d in (0.996, 1.0)
+    ]
+    objective = TableObjective(TrialTable.from_frame(pd.DataFrame(rows)))
+    assert len(objective.cells) == 2  # one per size: half a percent is what last steps and counting make
+    grid = objective.grid(1.002e6, 1e8)
+    assert sorted(np.exp(grid.points[:, 0])) == pytest.approx([1e-3, 2e-3], rel=1e-5)
+    assert objective.fidelities(1e6, 1e8) == pytest.approx((1e8,), rel=0.01)
