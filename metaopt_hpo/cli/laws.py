@@ -11,7 +11,7 @@ import typer
 
 from metaopt_hpo.cli.reading import (
     amount,
-    numbers,
+    pairs,
     said,
 )
 from metaopt_hpo.cli.words import command_line
@@ -49,7 +49,8 @@ def predict(
     extra: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=VALUE of a further coordinate, e.g. weight_decay=0.1. [default: the largest runs']"
+            help="NAME=VALUE of a further coordinate, e.g. weight_decay=0.1 or schedule=cosine. "
+            "[default: the largest runs']"
         ),
     ] = None,
 ) -> None:
@@ -59,8 +60,11 @@ def predict(
     """
     from metaopt_hpo.scaling import Law
 
-    given = numbers("--extra", extra)
-    _show(Law.from_json(law), size, tokens, batch, given, sequence_length=sequence_length, force=force)
+    given, fitted = pairs("--extra", extra), Law.from_json(law)
+    for name, value in given.items():
+        if isinstance(value, str) and name not in fitted.axes.levels:
+            raise MetaOptError(f"--extra takes NAME=NUMBER, got {name}={value}")
+    _show(fitted, size, tokens, batch, given, sequence_length=sequence_length, force=force)
 
 
 def laws(
@@ -148,7 +152,7 @@ def _show(
     size: float,
     tokens: float,
     batch: float | None,
-    extra: dict[str, float] | None = None,
+    extra: Mapping[str, float | str] | None = None,
     *,
     sequence_length: float | None = None,
     force: bool = False,
@@ -165,6 +169,10 @@ def _show(
             unit += f" ({e.value / sequence_length:.4g} sequences)"
         line = f"{name:<6} {e.value:.4g}   {law.level:.0%} interval {e.low:.4g} to {e.high:.4g}   {unit}"
         typer.echo(line.rstrip())
+    if found.weight_decay is not None:
+        e = found.weight_decay
+        interval = "" if found.weight_decay_from == "given" else f"   interval {e.low:.2g} to {e.high:.2g}"
+        typer.echo(f"decay  {e.value:.3g}{interval}   decoupled; from {found.weight_decay_from}")
     for warning in found.warnings:
         typer.echo(f"warning [{warning.code}] {command_line(warning.message)}", err=True)
 

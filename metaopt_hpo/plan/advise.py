@@ -2,7 +2,7 @@
 
 The lr is that of the pilots' own linear model (`plan.estimate`, found rates and schedule runs each with their errors),
 or of the full law where the table can bear one that warns of nothing and is surer. Weight decay follows from the
-timescale τ = batch / (lr · weight decay · tokens), τ* = 1.084 (tokens / parameters)^-0.527 (Bergsma et al. 2025).
+published timescale, for the target's schedule by the sum of its step sizes (`scaling.forms.decay`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from metaopt_hpo.plan import decide
 from metaopt_hpo.plan.band import LEAST, predicted_end
 from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.estimate import Z90, Estimate
-from metaopt_hpo.plan.knowledge import TIMESCALE_SPREAD
 from metaopt_hpo.plan.lending import base_from
 from metaopt_hpo.plan.model import Plan
 from metaopt_hpo.plan.planner import STEP_LAW_BATCH
@@ -27,14 +26,12 @@ from metaopt_hpo.scaling import library
 from metaopt_hpo.scaling.api import Law, fit
 from metaopt_hpo.scaling.cautions import WRONG
 from metaopt_hpo.scaling.estimates import LawRefused, Prediction
+from metaopt_hpo.scaling.forms.decay import published_decay
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.estimates import Estimate as Interval
-
-TIMESCALE = (1.084, -0.527)
-"""τ* = c · (tokens / parameters)^k (Bergsma et al. 2025), taken over without a check against runs of ours."""
 
 WARMUP_STEPS = 2000
 """Longest warm-up: the schedules' own fraction of a short run, no more of a long one."""
@@ -87,8 +84,7 @@ def recipe(plan: Plan, trials: TrialTable | Sequence[TrialRecord], *, fitted: Fi
         lr = _range(found.lr)
     batch, sd_batch = _batch(plan, law, found)
     sd_lr = math.log(lr.high / lr.low) / (2 * Z90)
-    tau = TIMESCALE[0] * (target.tokens / target.size) ** TIMESCALE[1]
-    decay = batch.value / (lr.value * tau * target.tokens)
+    decay, sd_decay = published_decay(target.size, target.tokens, lr.value, batch.value, target.schedule)
     loss = _loss(found, bool(doubts), done, plan)
     basis = _basis(plan, done, estimate)
     return Recipe(
@@ -96,7 +92,7 @@ def recipe(plan: Plan, trials: TrialTable | Sequence[TrialRecord], *, fitted: Fi
         lr=lr,
         batch=batch,
         ramp=_ramp(plan, batch.value),
-        weight_decay=_about(decay, math.sqrt(sd_lr**2 + sd_batch**2 + TIMESCALE_SPREAD**2)),
+        weight_decay=_about(decay, math.sqrt(sd_lr**2 + sd_batch**2 + sd_decay**2)),
         warmup=_warmup(plan, batch.value),
         cooldown=_cooldown(plan),
         loss=loss,

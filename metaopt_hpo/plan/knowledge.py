@@ -24,6 +24,7 @@ import numpy as np
 from metaopt_hpo.plan.model import SELF_TUNING, Uncertainty
 from metaopt_hpo.scaling.base.population import FLOOR_SPREAD, Base
 from metaopt_hpo.scaling.fitting.floor_error import LEVEL_ERROR
+from metaopt_hpo.scaling.forms.decay import TIMESCALE_SPREAD
 from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, RUN_ERROR, Array
 from metaopt_hpo.scaling.policy.design import SLOPE_SPREAD
 
@@ -33,9 +34,6 @@ that such runs share; and `FOUND_OFFSET` that of the offset. On text-lm at 256 t
 scatter and bias are 0.31 and −0.18; other workloads are believed less."""
 
 FOUND_OFFSET = 0.4
-
-TIMESCALE_SPREAD = 0.3
-"""Standard deviation of ln τ* about its fit in tokens a parameter (Bergsma et al. 2025, figure 2, by eye)."""
 
 BATCH_SPREAD = 2.0
 """Standard deviation of ln batch* before anything is run and without a base."""

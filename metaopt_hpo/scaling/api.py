@@ -80,6 +80,7 @@ def fit(
     use: Use = "fixed",
     strategy: str | None = None,
     extra: Sequence[str] = (),
+    size: str | Sequence[str] = "size",
     bowl: str = "cubic",
     floor: str = "power",
     draws: int = 200,
@@ -103,6 +104,8 @@ def fit(
         strategy: only trials of this strategy.
         extra: hyperparameters that are further coordinates of the optimum and of its loss, in numbers (weight_decay,
             beta2, width, …) or in words ("schedule", "optimizer", …: one offset for each value but the most frequent).
+        size: what counts as size: the table's own, or a hyperparameter that holds another count ("total_params"). Of
+            several, ordered validation chooses one, which `law.size_counts` and a warning name.
         bowl, floor: names of the forms of the loss about the optimum (`scaling.forms.bowl`) and of the loss floor
             (`scaling.forms.floor`).
         draws: bootstrap draws (hierarchical: sizes, cells, runs).
@@ -134,6 +137,7 @@ def fit(
             use=use,
             strategy=strategy,
             extra=extra,
+            size=size,
             bowl=bowl,
             floor=floor,
             draws=draws,

@@ -11,6 +11,7 @@ import numpy as np
 from metaopt_hpo.scaling.base.conflict import disagreement
 from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.base.sources import BaseLike, lent
+from metaopt_hpo.scaling.counts import OWN, choose, counted, support
 from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.edge_runs import edge_of
@@ -79,6 +80,7 @@ def fit(
     use: Use = "fixed",
     strategy: str | None = None,
     extra: Sequence[str] = (),
+    size: str | Sequence[str] = OWN,
     bowl: str = CUBIC.name,
     floor: str = POWER.name,
     draws: int = 200,
@@ -98,7 +100,17 @@ def fit(
         raise ValueError(
             f"a base, or a prior law, knows the forms {CUBIC.name} and {POWER.name} only, got {bowl} and {floor}"
         )
-    cells = from_table(table, use=use, strategy=strategy, extra=extra)
+    names = (size,) if isinstance(size, str) else tuple(size)
+    if not names:
+        raise ValueError("size must name at least one count, got none")
+    tables = {name: counted(table, name) for name in names}
+    read = {n: from_table(t, use=use, strategy=strategy, extra=extra) for n, t in tables.items()}
+    count, chosen = names[0], tuple[Caution, ...]()
+    if len(read) > 1:
+        count, caution = choose({n: support(c) for n, c in read.items()}, names)
+        chosen = (caution,)
+    table, cells = tables[count], read[count]
+    cells = replace(cells, cautions=(*cells.cautions, *chosen))
     said = {n.code: n.message for n in table.notes if n.code.startswith("units")}
     cells = replace(cells, cautions=(*cells.cautions, *(Caution(k, m) for k, m in said.items())))
     unlike = None if believed is None else disagreement(cells, believed)
@@ -118,7 +130,7 @@ def fit(
     except np.linalg.LinAlgError as e:
         reason = "the trials leave the surface undetermined: vary lr, and batch if its optimum is wanted, in more cells"
         raise LawRefused("no-minimum", reason) from e
-    options = {"use": use, "strategy": strategy, "extra": list(extra)}
+    options = {"use": use, "strategy": strategy, "extra": list(extra), "size": count}
     return replace(
         law,
         settings=law.settings | options,
@@ -138,6 +150,7 @@ def refit(law: Law, table: TrialTable) -> Law:
         table: all trials, old and new.
     """
     o = law.settings
+    table = counted(table, o.get("size") or OWN)
     cells = from_table(table, use=o["use"], strategy=o["strategy"], extra=o["extra"])
     base = Base.from_dict(o["base"]) if o.get("base") else None
     axes, path = choose_axes(cells, base)

@@ -17,6 +17,8 @@ def describe(law: Law) -> str:
     lines = [
         f"law from {law.trials} trials, {len(law.domain.sizes)} sizes, {law.cells['size'].size} cells (size × tokens)"
     ]
+    if law.size_counts != "size":
+        lines.append(f"size counts {law.size_counts}")
     targets = [("lr*", law.surface.a, law.draws.a, "lr")]
     if law.surface.has_batch:
         targets.append(("batch*", law.surface.b, law.draws.b, "batch"))

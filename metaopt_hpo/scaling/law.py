@@ -223,6 +223,11 @@ class Law:
             out.append(edge * (value / edge) ** (1.0 - share) if share and value > edge else value)
         return out[0], out[1]
 
+    @property
+    def size_counts(self) -> str:
+        """The column that the law's sizes are counted in; "size" is the table's own."""
+        return str(self.settings.get("size") or "size")
+
     @cached_property
     def bowl(self) -> Bowl:
         """The form of the quadratic."""

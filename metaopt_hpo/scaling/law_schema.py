@@ -293,6 +293,7 @@ class SettingsPart(_Part):
     use: Literal["fixed", "plateau", "all"] | None = None
     strategy: str | None = None
     extra: list[str] | None = None
+    size: str | None = None
 
 
 class LawPart(_Part):

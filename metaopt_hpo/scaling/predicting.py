@@ -193,6 +193,8 @@ def check_extra(law: Readable, extra: Mapping[str, Any] | None) -> None:
         )
     for name, value in (extra or {}).items():
         levels = law.axes.levels.get(name)
+        if levels is None and isinstance(value, str):
+            raise ValueError(f"{name} must be a number, got {value!r}")
         if levels is not None and not set(np.unique(np.asarray(value)).tolist()) <= set(levels):
             raise ValueError(
                 f"{name} must be one of {', '.join(levels)}, which the trials had, got {value!r}"

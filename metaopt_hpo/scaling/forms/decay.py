@@ -23,7 +23,7 @@ TIMESCALE = (1.084, -0.527)
 """τ* = c · (tokens / parameters)^k (Bergsma et al. 2025); their runs have 111 M to 3.3 B parameters."""
 
 TIMESCALE_SPREAD = 0.3
-"""Standard deviation, ln units, of the best timescale about that."""
+"""Standard deviation, ln units, of the best timescale about that (their figure 2, by eye)."""
 
 SOURCE = "Power Lines (arXiv 2505.13738)"
 
