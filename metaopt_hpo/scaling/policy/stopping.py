@@ -28,7 +28,7 @@ from metaopt_hpo.scaling.policy.history import History, Run
 from metaopt_hpo.scaling.policy.refits import Fitted
 from metaopt_hpo.scaling.sameness import at_least
 
-WEIGHED = ("unsure-optimum",)
+WEIGHED: tuple[str, ...] = ("unsure-optimum",)
 """Codes of the cautions that say by how much a law may be off, so that a run can be judged all the same. A law that may
 have the wrong shape (`bend`) is not asked: where a shape changes, losses change too (`text-lm`, docs/studies/laws)."""
 
