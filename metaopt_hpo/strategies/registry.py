@@ -29,6 +29,7 @@ BUILT_IN = {
     "momo": "metaopt_hpo.strategies.rivals.tuners",
     "gdtuo": "metaopt_hpo.strategies.rivals.hypergradients",
     "hypergradient": "metaopt_hpo.strategies.rivals.hypergradients",
+    "adalrs": "metaopt_hpo.strategies.rivals.adalrs",
     "adamg": "metaopt_hpo.strategies.rivals.adam_variants",
     "adopt": "metaopt_hpo.strategies.rivals.adam_variants",
 }

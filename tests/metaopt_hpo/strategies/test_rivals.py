@@ -16,6 +16,8 @@ from metaopt_hpo.training import TrainingRun
 from metaopt_hpo.workloads import TextLM, train
 
 RIVALS = sorted(name for name, module in BUILT_IN.items() if ".rivals" in module)
+PACKAGED = sorted(set(RIVALS) - {"adalrs"})
+"""Built on `Rival`; AdaLRS is a schedule of ours, as its authors have published no package."""
 NEED_LR = {"schedule-free", "adopt"}
 CANNOT_RESUME = {"mechanic", "gdtuo"}
 JOB = TextLM(width=16, context=16, sequences=4)
@@ -74,7 +76,7 @@ def saved(state: dict[str, Any]) -> dict[str, Any]:
 def test_the_list_is_that_of_the_papers() -> None:
     assert set(RIVALS) == {
         *("prodigy", "dog", "ldog", "d-adaptation", "schedule-free", "prodigy-schedule-free", "mechanic"),
-        *("momo", "gdtuo", "hypergradient", "adamg", "adopt"),
+        *("momo", "gdtuo", "hypergradient", "adamg", "adopt", "adalrs"),
     }
     assert set(RIVALS) <= set(available())
     assert {name for name in RIVALS if not get(name).tunes_lr} == NEED_LR
@@ -127,7 +129,7 @@ def test_unused_parameters_neither_crash_it_nor_move(name: str) -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(set(RIVALS) - {"gdtuo", "dog", "ldog"}))
+@pytest.mark.parametrize("name", sorted(set(PACKAGED) - {"gdtuo", "dog", "ldog"}))
 def test_decay_pulls_matrices_only(name: str) -> None:
     """Twice the same first steps, with and without decay: only what decays may differ at once."""
     options = {"max_grad_norm": None, "base": get(name).rule}  # type: ignore[attr-defined]
@@ -328,7 +330,7 @@ def test_bad_options_are_refused(name: str, options: dict[str, Any], message: st
         make(name, **options)
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", PACKAGED)
 def test_a_missing_package_names_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = get(name)
     assert issubclass(cls, Rival)
@@ -339,7 +341,7 @@ def test_a_missing_package_names_what_to_install(name: str, monkeypatch: pytest.
         make(name).build(Small(), 10)
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", PACKAGED)
 def test_a_step_without_gradients_is_refused(name: str) -> None:
     _, run = started(name)
     with pytest.raises(StrategyError, match=r"loss\.backward\(\)"):
@@ -371,3 +373,27 @@ def test_checkpoints_of_a_run_resume_or_say_why_not(name: str, tmp_path: Any) ->
     else:
         with start() as resumed:
             assert next(iter(resumed)) == 8
+
+
+@pytest.mark.parametrize("lr", [1e-4, 3e-3])
+def test_adalrs_raises_a_low_rate_and_goes_back_from_one_that_does_not_help(lr: float) -> None:
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.full((4,), 3.0))
+    run = make("adalrs", lr=lr, weight_decay=0.0).build([p], 400)
+    rates = []
+    for _ in range(400):
+        loss = (p - 1).square().sum()
+        loss.backward()
+        run.step(loss.detach())
+        rates.append(float(run.step_sizes()[0]))
+    assert max(rates) > 2 * lr
+    assert run.found_lr is not None
+    assert run.found_lr < max(rates)  # the last trial was taken back
+    assert float(loss.detach()) < 16  # where it began
+    with pytest.raises(StrategyError, match="training loss"):
+        make("adalrs").build([nn.Parameter(torch.ones(2))], 10).step()
+
+
+def test_adalrs_refuses_factors_that_do_not_search() -> None:
+    with pytest.raises(ValueError, match="up > 1 > down > 0"):
+        make("adalrs", up=0.5)

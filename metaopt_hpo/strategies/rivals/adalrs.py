@@ -1,0 +1,120 @@
+"""AdaLRS: lr is searched in the run itself by the velocity at which the loss falls (arXiv 2506.13274, no package).
+
+Dong et al. (NeurIPS 2025) raise lr and keep what makes the least-squares slope of the loss steeper. Written from
+a description of their paper: window, factors and the end of the search are this file's, and so are its results.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from metaopt_hpo.optim import host
+from metaopt_hpo.strategies.base import LRRun, StrategyError
+from metaopt_hpo.strategies.checks import check_fraction, check_horizon
+from metaopt_hpo.strategies.groups import decay_groups
+from metaopt_hpo.strategies.processes import mean_over_processes
+from metaopt_hpo.strategies.registry import register
+from metaopt_hpo.strategies.schedules import WSD, ScheduleRun
+
+
+@register("adalrs")
+@dataclass(frozen=True, kw_only=True)
+class AdaLRS(WSD):
+    """Search of lr by loss velocity (AdaLRS) over AdamW, under a WSD schedule.
+
+    After a window of steps lr is raised by `up`. If the loss then falls faster by more than the slope's error, it is
+    raised again; if not, the run goes back to the weights before the trial, and lr is lowered by `down`.
+
+    Args:
+        window: fraction of the run over which a slope is measured.
+        up, down: factors on lr; unequal, so that rates in between are reached.
+        find: fraction of the run after which lr is held.
+        lr, warmup, cooldown: see `WSD`; lr is the first one (1e-3).
+    """
+
+    tunes_lr: ClassVar[bool] = True
+    bases: ClassVar[tuple[str, ...]] = ("adamw",)
+
+    window: float = 0.02
+    up: float = 2.0
+    down: float = 0.7
+    find: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction(self, "window", "find")
+        if not (self.up > 1 > self.down > 0):
+            raise ValueError(f"adalrs needs up > 1 > down > 0, got up={self.up!r} and down={self.down!r}")
+
+    def build(self, model: nn.Module | Iterable[nn.Parameter], horizon: int) -> LRRun:
+        groups = decay_groups(model, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        return AdaLRSRun(self, optimizer, check_horizon(horizon))
+
+
+class AdaLRSRun(ScheduleRun):
+    """One run; `AdaLRS` says what it does."""
+
+    def __init__(self, strategy: AdaLRS, optimizer: torch.optim.Optimizer, horizon: int) -> None:
+        super().__init__(strategy, optimizer, horizon)
+        self._strategy, self._rate = strategy, strategy.lr
+        self._window = max(5, round(strategy.window * horizon))
+        self._first = round(strategy.warmup * horizon)
+        self._last = round(min(strategy.find, 1 - strategy.cooldown) * horizon)
+        self._losses: list[Tensor] = []
+        self._before: float | None = None
+        self._kept: dict[str, Any] | None = None
+        """Of the trial under way: the velocity before it, and what to go back to."""
+
+    @property
+    def found_lr(self) -> float | None:
+        """The rate that is held; None before that."""
+        return self._rate if self.steps_taken >= self._last else None
+
+    def _before_step(self, step: int, loss: Tensor | None) -> None:
+        if loss is None:
+            raise StrategyError("adalrs searches by the training loss: call run.step(loss)")
+        if self._first <= step < self._last:
+            self._losses.append(loss.detach().double().reshape(()))
+            if len(self._losses) == self._window:
+                self._decide(*_velocity(self._losses))
+                self._losses = []
+        super()._before_step(step, loss)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self._rate / self._strategy.lr
+
+    def _decide(self, velocity: float, error: float) -> None:
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self._kept is not None and self._before is not None and not velocity > self._before + error:
+            with torch.no_grad():
+                for p, old in zip(params, self._kept["weights"], strict=True):
+                    p.copy_(old)
+            self.optimizer.load_state_dict(self._kept["optimizer"])
+            self.optimizer.zero_grad(set_to_none=True)  # gradients of weights that are gone
+            self._rate *= self._strategy.down / self._strategy.up
+            self._before = self._kept = None
+        else:
+            state = copy.deepcopy(self.optimizer.state_dict())
+            self._kept = {"weights": [p.detach().clone() for p in params], "optimizer": state}
+            self._before, self._rate = velocity, self._rate * self._strategy.up
+
+    def _extra_state(self) -> dict[str, Any]:
+        return {"rate": self._rate, "losses": self._losses, "before": self._before, "kept": self._kept}
+
+    def _load_extra_state(self, state: dict[str, Any]) -> None:
+        self._rate, self._losses = float(state["rate"]), list(state["losses"])
+        self._before, self._kept = state["before"], state["kept"]
+
+
+def _velocity(losses: list[Tensor]) -> tuple[float, float]:
+    y = mean_over_processes(torch.stack(losses))
+    x = torch.arange(len(y), dtype=y.dtype, device=y.device) - (len(y) - 1) / 2
+    slope = (x * y).sum() / x.square().sum()
+    rest = (y - y.mean() - slope * x).square().sum() / max(1, len(y) - 2)
+    return tuple(host.read([-slope, (rest / x.square().sum()).sqrt()]))  # type: ignore[return-value]
