@@ -22,11 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from metaopt_hpo.optim import host
+from metaopt_hpo.optim.rules import Rule
 from metaopt_hpo.optim.sharding import ShardKey, like_shards, local, reduce_sums, shard_key
+from metaopt_hpo.strategies.kinds import FORGOTTEN, memory
 from metaopt_hpo.strategies.processes import mean_over_processes
 
 ANCHOR = 40
-"""Steps between anchors: the jitter is forgotten after ten to thirty, and the path has hardly moved."""
+"""Steps between anchors, at least: the jitter is forgotten after ten to thirty, and the path has hardly moved. Under a
+rule of a longer momentum it lasts longer (`kinds.FORGOTTEN` memories): over 40 steps of Lion, whose momentum lasts a
+hundred, the factor came out as 3 to 8 where 1.1 to 1.5 was best."""
 
 PROPORTION = 1.5
 """S / 2H at the best peak rate, S from an eighth to a quarter of the run."""
@@ -43,6 +47,10 @@ PRIOR_NORMALISED = 2.8
 """The same where BatchNorm takes the size out of the weights before it. Such weights grow under noise and every later
 step turns them less, so that the noise measured early overstates the later one: there nothing is measured. From two
 small residual networks on CIFAR-10, of 1,000 and 2,000 steps, on which factors of 2 to 4 and of 4 to 8 were best."""
+
+PRIOR_SIGN = 1.7
+"""The same over a rule that takes only signs (Lion), whose momentum is too long for a measurement in the usual run.
+Learned on small networks outside the study (docs/studies/one_run, "Every base rule")."""
 
 PRIOR_SPREAD = 0.35
 """Standard deviation of the logarithm of that ratio over models."""
@@ -104,12 +112,19 @@ class Balance:
         early, late: first step and end of each part; the late one's step size is fixed.
         proportion: S / 2H that is wanted.
         spread: standard deviation of its logarithm.
+        anchor: steps between anchors.
     """
 
     def __init__(
-        self, early: tuple[int, int], late: tuple[int, int], proportion: float, spread: float = RULE_SPREAD
+        self,
+        early: tuple[int, int],
+        late: tuple[int, int],
+        proportion: float,
+        spread: float = RULE_SPREAD,
+        anchor: int = ANCHOR,
     ) -> None:
         self._early, self._late, self._proportion, self._spread = early, late, proportion, spread
+        self._anchor = anchor
         self._sums: Tensor | None = None
         """First loss; count, ln step, ln α, loss and loss² of the early part; the same of the late part;
         count, value and square of 2H."""
@@ -126,7 +141,7 @@ class Balance:
 
     @property
     def _stride(self) -> int:
-        return max(2, min(ANCHOR, self._late[1] - self._late[0]))
+        return max(2, min(self._anchor, self._late[1] - self._late[0]))
 
     def see(self, step: int, loss: Tensor | None, alpha: Tensor, product: Tensor | None) -> None:
         """Take in one step.
@@ -211,13 +226,30 @@ def _means(sums: list[float]) -> tuple[float, float, float, float]:
     return x / n, a / n, y / n, math.sqrt(max(y2 / n - (y / n) ** 2, 0.0) / n)
 
 
-def measurement(horizon: int, find: float, measure: float) -> Balance:
-    """The measurement of a run.
+def planned(
+    model: object, rule: Rule, horizon: int, find: float, measure: float
+) -> tuple[float, list[Balance]]:
+    """The correction of a run before anything is measured, and its measurements in order.
+
+    Args:
+        model: what is trained.
+        rule: what moves the weights.
+        horizon, find, measure: see `measurement`.
+    """
+    if normalises(model):
+        return PRIOR_NORMALISED, []
+    balance = measurement(horizon, find, measure, memory(rule))
+    return PRIOR if rule.uses_magnitude else PRIOR_SIGN, [] if balance is None else [balance]
+
+
+def measurement(horizon: int, find: float, measure: float, remembers: float = 1.0) -> Balance | None:
+    """The measurement of a run, or None where it has no time for one.
 
     Args:
         horizon: steps of the run.
         find: fraction at which the step size is first fixed.
         measure: fraction that the measurement takes from there.
+        remembers: steps that the base rule's momentum lasts.
     """
 
     def steps(first: float, end: float) -> tuple[int, int]:
@@ -225,9 +257,10 @@ def measurement(horizon: int, find: float, measure: float) -> Balance:
 
     longer = max(1.0, horizon / LEARNED_AT) ** -FADES
     spread = math.hypot(RULE_SPREAD, UNLEARNED * max(0.0, math.log(LEARNED_AT / horizon)))
-    return Balance(
-        steps(0.5 * find, 0.8 * find), steps(find, find + measure), PROPORTION * longer, spread=spread
-    )
+    late, anchor = steps(find, find + measure), max(ANCHOR, round(FORGOTTEN * remembers))
+    if anchor > max(ANCHOR, late[1] - late[0]):
+        return None
+    return Balance(steps(0.5 * find, 0.8 * find), late, PROPORTION * longer, spread, anchor)
 
 
 def shrunk(factor: float, spread: float, prior: float = PRIOR_SPREAD) -> float:

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metaopt_hpo.errors import warn
 from metaopt_hpo.optim.host import Later
+from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.processes import mean_over_processes
 from metaopt_hpo.strategies.snapshot import Snapshot
 
@@ -66,6 +68,15 @@ class Guard:
     def refuses(self, loss: Tensor) -> bool:
         """Whether a guard that has given up keeps a step with this loss from the weights: it is not finite."""
         return self.returns > MOST and not bool(mean_over_processes(loss.detach().double()).isfinite())
+
+    def say_if_given_up(self) -> None:
+        """One warning when the last return was one too many."""
+        if self.returns == MOST + 1:
+            warn(
+                f"the loss is not finite or does not come back after {self.returns} returns to the last good weights "
+                "at ever smaller step sizes; the learning rate is not the reason: look at the data",
+                RunWarning,
+            )
 
     @torch.no_grad()
     def look(self, loss: Tensor) -> bool:

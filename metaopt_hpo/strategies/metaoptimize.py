@@ -17,6 +17,7 @@ from metaopt_hpo.strategies.balance import PRIOR, PRIOR_SPREAD
 from metaopt_hpo.strategies.base import LRRun, LRStrategy
 from metaopt_hpo.strategies.checks import check_fraction, check_horizon, check_positive
 from metaopt_hpo.strategies.groups import decay_groups
+from metaopt_hpo.strategies.kinds import slowness
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
 from metaopt_hpo.strategies.registry import register
 from metaopt_hpo.strategies.shared_meta import SharedAdam
@@ -29,6 +30,14 @@ meta_lr a step, so a fifth of the run spans eight nats; at half that speed a GRU
 META_LR_BOUNDS = (1e-3, 5e-2)
 """The paper's printed η below (its authors' code has units of its own, see `optim.presets.authors_units`); above,
 momentum would carry α past what z asks for before z can object."""
+
+FIND, FIND_SHORT, FIND_LEAST = 0.2, 0.12, 51
+"""Fraction of a run in which the step size adapts; that of a short run; and the steps that this takes at least."""
+
+SHORT = (1000, 1500)
+"""Steps up to which a run is short, and from which on it is not. The adapted step size of a wide transformer falls as
+the run goes on: on text-lm of 222 thousand parameters it was half of the best after 102 of 512 steps, and about the
+best after 61 (docs/studies/ladder)."""
 
 
 Z90 = 1.645
@@ -65,9 +74,9 @@ class MetaOptimizeStrategy(LRStrategy):
         meta_betas: of meta-Adam, (0.5, 0.95). A memory of two steps for z and of twenty for its size, not the
             paper's ten and thousand: the climb has a few dozen steps, in which z grows with α, and momentum would
             carry α past the point where z turns.
-        meta_lr: step size η of the meta update. None follows the horizon: 40 / steps, held within [1e-3, 5e-2], and is
-            0 where a rate is expected; the paper's 1e-3 is far too slow for runs of a few thousand steps. 0 adapts
-            and measures nothing: a plain schedule from `lr` or `expected`.
+        meta_lr: step size η of the meta update. None follows the horizon: 40 / steps, held within [1e-3, 5e-2], a third
+            of that over Lion (`kinds.slowness`), and 0 where a rate is expected; the paper's 1e-3 is far too slow for
+            runs of a few thousand steps. 0 adapts and measures nothing: a plain schedule from `lr` or `expected`.
         gamma: discount γ of the eligibility trace (1 in the paper for stationary tasks).
         blocks: which weights share a step size: "scalar", "layer", "tensor", "weight", or a function
             from a parameter's name to its block's. Under meta-Adam the blocks move together and deviate slowly
@@ -79,7 +88,8 @@ class MetaOptimizeStrategy(LRStrategy):
             ramp. 0.01 is below what damages a fresh network and, under the ramp, above what wastes time. None
             takes `lr` as it is, which suits fine-tuning, where even the limit may be too much.
         warmup: fraction of the run over which the step size is multiplied by a rising ramp.
-        find: fraction of the run after which the step size is committed to. 1 keeps adapting until the cooldown.
+        find: fraction of the run after which the step size is committed to. None takes a fifth from 1,500 steps on,
+            and 0.12, but 51 steps at least, up to 1,000 (`SHORT`). 1 keeps adapting until the cooldown.
         measure: fraction of the run, after `find`, in which the correction is measured. It takes about a hundred
             steps; in shorter runs the prior correction, 1.4, stays.
         correction: factor on the committed step size (see above) instead of a measured one.
@@ -103,7 +113,7 @@ class MetaOptimizeStrategy(LRStrategy):
     trace: str = "hessian_free"
     limit: float | None = 0.01
     warmup: float = 0.1
-    find: float = 0.2
+    find: float | None = None
     measure: float = 0.12
     correction: float | None = None
     cooldown: float = 0.3
@@ -128,7 +138,7 @@ class MetaOptimizeStrategy(LRStrategy):
         object.__setattr__(self, "meta_betas", tuple(self.meta_betas))
         if self.correction is not None:
             check_positive(self, "correction")
-        check_fraction(self, "warmup", "find", "measure", "cooldown")
+        check_fraction(self, "warmup", "measure", "cooldown", *(() if self.find is None else ("find",)))
 
     @property
     def prior_correction(self) -> float:
@@ -160,7 +170,17 @@ class MetaOptimizeStrategy(LRStrategy):
         if self.trusts_law:
             return 0.0
         low, high = META_LR_BOUNDS
-        return min(high, max(low, LOG_TRAVEL / horizon))
+        return min(high, max(low, LOG_TRAVEL / horizon)) * slowness(self.base_rule())
+
+    def horizon_find(self, horizon: int) -> float:
+        """Fraction of a run of `horizon` steps after which its step size is committed to."""
+        if self.find is not None:
+            return self.find
+        if self.trusts_law:
+            return FIND
+        low, high = SHORT
+        usual = FIND_SHORT + (FIND - FIND_SHORT) * min(1.0, max(0.0, (horizon - low) / (high - low)))
+        return min(FIND, max(usual, FIND_LEAST / horizon))
 
     def start(self) -> tuple[float, tuple[float, float] | None]:
         """α₀ before any limit, and the bounds of β: the interval of what a law expects."""

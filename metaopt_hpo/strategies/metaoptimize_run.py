@@ -10,22 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metaopt_hpo.errors import warn
-from metaopt_hpo.optim import MetaOptimize
+from metaopt_hpo.optim import MetaOptimize, host
 from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.optim.traces import HESSIAN_FREE
 from metaopt_hpo.strategies.balance import (
-    PRIOR_NORMALISED,
-    measurement,
-    normalises,
+    Balance,
+    planned,
     set_anchor,
     shrunk,
     trace_product,
 )
 from metaopt_hpo.strategies.base import LRRun, StrategyError
 from metaopt_hpo.strategies.checks import scalar
-from metaopt_hpo.strategies.errors import RunWarning
-from metaopt_hpo.strategies.guard import MOST, Guard
+from metaopt_hpo.strategies.guard import Guard
+from metaopt_hpo.strategies.kinds import follows_gradient_size, slowness
 from metaopt_hpo.strategies.metaoptimize_options import MetaOptimizeOptions
 from metaopt_hpo.strategies.plateau import Plateau
 from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
@@ -62,19 +60,24 @@ class MetaOptimizeRun(LRRun):
         self._warmup_steps = round(strategy.warmup * horizon)
         self._cooldown_steps = round(strategy.cooldown * horizon)
         stable = horizon - self._cooldown_steps
-        self._commit_step = min(stable, max(1, round(strategy.find * horizon)))
+        find = strategy.horizon_find(horizon)
+        self._commit_step = min(stable, max(1, round(find * horizon)))
         self._meta_lr = strategy.horizon_meta_lr(horizon)
-        self._corrected = strategy.find < 1 and (self._meta_lr > 0 or strategy.trusts_law)
+        self._corrected = find < 1 and (self._meta_lr > 0 or strategy.trusts_law)
         self._limited = strategy.limit is not None and strategy.expected is None and self._meta_lr > 0
         self._limit = math.nan if self._limited else math.inf
         """Largest first step size; NaN until the first gradients that did not overflow."""
-        measures = self._corrected and strategy.correction is None and not self.needs_graph
+        rule = strategy.base_rule()
         self._correction = strategy.prior_correction
-        if strategy.correction is None and normalises(model):
-            self._correction, measures = 1.0 if strategy.trusts_law else PRIOR_NORMALISED, False
-        measures = measures and strategy.find + strategy.measure < 1 - strategy.cooldown
-        self._balances = [measurement(horizon, strategy.find, strategy.measure)] if measures else []
+        self._balances: list[Balance] = []
+        if strategy.correction is None:
+            prior, self._balances = planned(model, rule, horizon, find, strategy.measure)
+            self._correction = 1.0 if strategy.trusts_law else prior
+        if not self._corrected or self.needs_graph or find + strategy.measure >= 1 - strategy.cooldown:
+            self._balances = []
         """Measurements still to come, or under way, in order."""
+        self._bounds_gradient = self._meta_lr > 0 and not self.needs_graph and follows_gradient_size(rule)
+        """Whether, without a `max_grad_norm`, gradients are clipped to the norm of the first one."""
         self._climbs = 0
         """Steps in which the step size may still be doubled towards the limit."""
         self._average_from = self._commit_step - max(1, self._commit_step // 3)
@@ -111,7 +114,7 @@ class MetaOptimizeRun(LRRun):
             self.steps_taken += 1
         elif self.guard is not None and loss is not None and self.guard.look(loss):
             self._say_if_past_horizon()
-            self._say_if_given_up(self.guard.returns)
+            self.guard.say_if_given_up()
             self._slow_down(0.5**self.guard.returns)
             self._balances = []  # what was seen of the loss belongs to weights that are gone
             self.optimizer.zero_grad(set_to_none=True)
@@ -122,13 +125,11 @@ class MetaOptimizeRun(LRRun):
         else:
             super().step(loss, scaler=scaler)
 
-    def _say_if_given_up(self, returns: int) -> None:
-        if returns == MOST + 1:
-            warn(
-                f"the loss is not finite or does not come back after {returns} returns to the last good weights at "
-                "ever smaller step sizes; the learning rate is not the reason: look at the data",
-                RunWarning,
-            )
+    def _measure_and_clip(self) -> None:
+        super()._measure_and_clip()
+        if self._bounds_gradient and self.max_grad_norm is None and self.grad_norm is not None:
+            norm = host.read([self.grad_norm])[0]
+            self.max_grad_norm = norm if 0 < norm < math.inf else None
 
     def _step_with_graph(self, loss: Tensor | None, scaler: torch.amp.GradScaler | None) -> None:
         if scaler is not None:
@@ -228,7 +229,8 @@ class MetaOptimizeRun(LRRun):
                 p: n for g in groups for n, p in zip(g.get("param_names", ()), g["params"], strict=False)
             }
             rule = self._strategy.base_rule().as_base()
-            limit = self._strategy.limit * relative_step(params, rule, names, self._directions)
+            limit = self._strategy.limit * slowness(rule)
+            limit *= relative_step(params, rule, names, self._directions)
             if limit < math.inf:
                 self._limit, self._climbs = limit, 2 * round(math.log2(BELOW))
             # no gradient yet: nothing to learn from, and decay alone must not act
@@ -265,6 +267,7 @@ class MetaOptimizeRun(LRRun):
             "meta_lr": self.optimizer.meta_lr,
             "factor": self._factor,
             "limit": self._limit,
+            "max_grad_norm": self.max_grad_norm,
             "climbs": self._climbs,
             "log_sum": self._log_sum,
             "committed": self._committed,
@@ -279,6 +282,7 @@ class MetaOptimizeRun(LRRun):
         self.optimizer.meta_lr = float(state["meta_lr"])
         self._factor, self._limit = float(state["factor"]), float(state["limit"])
         self._climbs = int(state.get("climbs", 0))
+        self.max_grad_norm = state.get("max_grad_norm", self.max_grad_norm)
         here = self.optimizer.param_groups[0]["beta"].device  # checkpoints are loaded to the host
         self._log_sum, self._committed = (
             None if state[name] is None else state[name].to(here) for name in ("log_sum", "committed")

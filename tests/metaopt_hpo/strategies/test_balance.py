@@ -22,6 +22,7 @@ def measured(jitter: float, fall: float, *, noise: float = 0.0, last: float = 1.
     """`Balance.factor` of a run whose loss is last + fall·ln(T / t) + H, with 2H = `jitter`."""
     generator = torch.Generator().manual_seed(0)
     balance = measurement(LEARNED_AT, 0.2, 0.12)
+    assert balance is not None
     for step in range(LEARNED_AT * 32 // 100):
         loss = torch.tensor(last + fall * math.log(LEARNED_AT / (step + 1)) + jitter / 2)
         loss = loss + noise * torch.randn((), generator=generator)
@@ -56,6 +57,7 @@ def test_a_run_shorter_than_those_it_was_learned_on_believes_its_measurement_les
     moved = []
     for horizon in (LEARNED_AT // 4, LEARNED_AT // 2, LEARNED_AT):
         balance = measurement(horizon, 0.2, 0.12)
+        assert balance is not None
         for step in range(horizon * 32 // 100):
             loss = torch.tensor(1.0 + 0.05 * math.log(horizon / (step + 1)) + 0.05)
             product = torch.tensor(0.1) if balance.wants_product(step) else None
@@ -81,8 +83,8 @@ def noisy_run(horizon: int = 600, stop: int | None = None, run=None, model=None,
 
 
 def test_the_step_size_is_corrected_once_after_the_measurement() -> None:
-    _, _, sizes = noisy_run()
-    _, _, fixed = noisy_run(correction=1.4)
+    _, _, sizes = noisy_run(find=0.2)
+    _, _, fixed = noisy_run(find=0.2, correction=1.4)
     assert sizes[:192] == pytest.approx(fixed[:192])
     assert len(set(sizes[120:192])) == len(set(sizes[192:420])) == 1
     assert sizes[192] != sizes[120]
@@ -106,7 +108,7 @@ def test_resumed_while_it_measures_it_goes_on_as_it_would_have(at: int, tmp_path
 def test_a_model_with_batch_norm_is_corrected_by_its_own_prior_alone() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1))
-    run = make("metaoptimize").build(model, 300)
+    run = make("metaoptimize", find=0.2).build(model, 300)
     _, _, sizes = noisy_run(300, run=run, model=model)
     adapted = torch.tensor(sizes[40:59]).log().mean().exp()
     assert sizes[100] == pytest.approx(float(adapted) * PRIOR_NORMALISED, rel=0.1)

@@ -72,6 +72,18 @@ def test_the_meta_step_follows_the_horizon_within_bounds() -> None:
     assert make("metaoptimize", meta_lr=3e-3).horizon_meta_lr(2_000) == 3e-3
 
 
+def test_a_short_run_commits_earlier_and_no_later_than_a_fifth() -> None:
+    strategy = make("metaoptimize")
+    steps = {h: strategy.horizon_find(h) * h for h in (100, 256, 512, 1000, 1250, 1500, 2000, 10**6)}
+    assert steps[100] == 20
+    assert steps[256] == 51
+    assert steps[512] == pytest.approx(61.44)
+    assert steps[1000] == pytest.approx(120)
+    assert steps[1250] == pytest.approx(200)
+    assert [steps[h] / h for h in (1500, 2000, 10**6)] == [0.2] * 3
+    assert make("metaoptimize", find=0.3).horizon_find(512) == 0.3
+
+
 @pytest.mark.parametrize("at", [5, 25, 29, 30, 31, 75])
 def test_resumed_in_any_part_it_goes_on_as_it_would_have(at: int) -> None:
     _, sizes, _ = run_quadratic(lr=1e-3)
