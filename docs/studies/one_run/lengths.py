@@ -110,6 +110,7 @@ def study(
     seeds: Annotated[int, typer.Option(help="Seeds of each cell.", min=1)] = 1,
     only: Annotated[str, typer.Option(help="Jobs whose names begin with this.")] = "",
     longest: Annotated[int, typer.Option(help="Leave out longer runs, in steps.", min=1)] = 10**9,
+    having: Annotated[str, typer.Option(help="Cells with this option alone, as blocks or base.")] = "",
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing.")] = False,
 ) -> None:
     """One run against tuned WSD and linear-to-zero schedules at 500 to 30,000 steps.
@@ -121,6 +122,8 @@ def study(
     for cell in plan(seeds):
         known = (table[KEY] == pd.Series(cell)[KEY]).all(axis=1).any()
         if report_only or known or not cell["job"].startswith(only) or cell["steps"] > longest:
+            continue
+        if having and having not in json.loads(cell["options"]):
             continue
         strategy = make(cell["strategy"], **json.loads(cell["options"]))
         row = cell | train(job(cell["job"]), strategy, cell["steps"], cell["seed"])

@@ -1,0 +1,219 @@
+"""One run over every base rule against seven tuned schedules over the same rule: `python -m studies.one_run.bases`.
+
+The schedule is WSD, the shape that a `metaoptimize` run ends in, and its peak is tuned by seven runs on the first seed:
+three a factor of four apart, moved until the best lies inside, then halves of the distance around the best. Other seeds
+get the same seven rates. All are kept, and the best is the one that is best in the mean over seeds. Jobs have
+other widths and seeds than those on which the constants of `strategies` were chosen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+
+from metaopt_hpo.atomic import replacing
+from metaopt_hpo.strategies import LRStrategy, make
+from studies import run as commands
+from studies.one_run.length_jobs import job
+from studies.one_run.lengths import train
+
+KEPT = Path(__file__).parent / "bases.parquet"
+KEY = ["job", "steps", "seed", "base", "strategy", "lr"]
+OURS, SCHEDULE = "metaoptimize", "wsd"
+TRIALS = 7
+STEPS = 2000
+FIRST_SEED = 700
+JOBS = ("teach64", "shortgru48", "shorttf48")
+BEGIN = {"sgd": 0.5, "sgdm": 0.1, "rmsprop": 4e-3, "lion": 1e-3, "adamw": 8e-3}
+"""Middle of the first three rates of a base rule; also the rules, in the order in which they are run."""
+
+BARE = " unclipped"
+"""After a base rule: gradients are not clipped, as in a loop that calls `wrap` on a plain optimizer."""
+
+
+def strategy(name: str, base: str, **options: Any) -> LRStrategy:
+    """A strategy over a base rule of this study's names."""
+    if base.endswith(BARE):
+        options["max_grad_norm"] = None
+    return make(name, base=base.removesuffix(BARE), **options)
+
+
+def next_rate(tried: dict[float, float], begin: float) -> float:
+    """The rate to try next.
+
+    Args:
+        tried: loss of each rate so far; one that is not finite counts as the worst.
+        begin: the middle of the first three.
+    """
+    for rate in (begin, 4 * begin, begin / 4):
+        if not _among(rate, tried):
+            return rate
+    rates = sorted(tried)
+    losses = [tried[r] if np.isfinite(tried[r]) else float("inf") for r in rates]
+    best = int(np.argmin(losses))
+    if best == 0:
+        return rates[0] / 4
+    if best == len(rates) - 1:
+        return rates[-1] * 4
+    # the wider gap beside the best; of two equal ones that towards the better neighbour
+    below, above = rates[best] / rates[best - 1], rates[best + 1] / rates[best]
+    low = below > 1.01 * above or (below > above / 1.01 and losses[best - 1] < losses[best + 1])
+    return float((rates[best] * rates[best - 1 if low else best + 1]) ** 0.5)
+
+
+def _among(rate: float, tried: dict[float, float]) -> bool:
+    return any(abs(r / rate - 1) < 1e-6 for r in tried)
+
+
+def rows_of(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows with these values."""
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
+
+
+def read(path: Path) -> pd.DataFrame:
+    """What is kept so far."""
+    return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=[*KEY, "held_out"])
+
+
+def study(
+    out: Annotated[
+        Path, typer.Option(help="Parquet file of the runs; finished ones are not repeated.")
+    ] = KEPT,
+    jobs: Annotated[str, typer.Option(help="Jobs, by comma.")] = ",".join(JOBS),
+    bases: Annotated[str, typer.Option(help="Base rules, by comma.")] = ",".join(BEGIN),
+    steps: Annotated[int, typer.Option(help="Steps of a run.", min=1)] = STEPS,
+    seeds: Annotated[int, typer.Option(help="Seeds of each pair.", min=1)] = 2,
+    first_seed: Annotated[int, typer.Option(help="The first of them.", min=0)] = FIRST_SEED,
+    only: Annotated[str, typer.Option(help="Run this strategy alone.")] = "",
+    again: Annotated[
+        bool, typer.Option("--again", help="Repeat the metaoptimize runs that are kept.")
+    ] = False,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing.")] = False,
+) -> None:
+    """One run over every base rule against seven tuned WSD schedules over the same rule.
+
+    Example: python -m studies.one_run.bases --jobs teach64 --bases sgdm
+    """
+    torch.set_num_threads(1)
+    asked = [
+        (b, j, s)
+        for b in bases.split(",")
+        for s in range(first_seed, first_seed + seeds)
+        for j in jobs.split(",")
+    ]
+    renew = set(asked) if again else set()
+    for base, name, seed in [] if report_only else asked:
+        key = {"job": name, "steps": steps, "seed": seed, "base": base}
+        if only in ("", SCHEDULE):
+            _tune(out, key, first_seed)
+        if only in ("", OURS):
+            mine = key | {"strategy": OURS, "lr": 0.0}
+            if rows_of(read(out), **mine).empty or (base, name, seed) in renew:
+                _keep(out, mine, train(job(name), strategy(OURS, base), steps, seed))
+    typer.echo(markdown(read(out)))
+
+
+def _tune(out: Path, key: dict[str, Any], first_seed: int) -> None:
+    """The seven schedules of a base rule on a job and a seed."""
+    while True:
+        kept = rows_of(read(out), **key, strategy=SCHEDULE)
+        tried = dict(zip(kept.lr, kept.held_out, strict=True))
+        if key["seed"] == first_seed:
+            if len(tried) >= TRIALS:
+                return
+            rate = next_rate(tried, BEGIN[key["base"].removesuffix(BARE)])
+        else:
+            first = rows_of(read(out), **key | {"seed": first_seed}, strategy=SCHEDULE).lr
+            missing = [r for r in first if not _among(r, tried)]
+            if not missing:
+                return
+            rate = missing[0]
+        schedule = strategy(SCHEDULE, key["base"], lr=rate)
+        _keep(
+            out,
+            key | {"strategy": SCHEDULE, "lr": rate},
+            train(job(key["job"]), schedule, key["steps"], key["seed"]),
+        )
+
+
+def _keep(out: Path, key: dict[str, Any], found: dict[str, float]) -> None:
+    """Add a run, in place of one of the same key."""
+    table = read(out)  # read again: another process may have added to it
+    same = (table[KEY] == pd.Series(key)[KEY]).all(axis=1)
+    row = pd.DataFrame([key | found])
+    table = pd.concat([table[~same], row], ignore_index=True) if (~same).any() else row
+    with replacing(out) as path:
+        table.to_parquet(path, index=False)
+    typer.echo(
+        " ".join(map(str, key.values())) + f": {found['held_out']:.4f} at {found['step_size']:.3g}", err=True
+    )
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a base rule, job and seed: our loss beside that of the rate which is best in the mean over seeds."""
+    out = []
+    for (base, name, steps), rows in table.groupby(["base", "job", "steps"], sort=False):
+        ours = rows_of(rows, strategy=OURS)
+        tuned = rows_of(rows, strategy=SCHEDULE)
+        grid = tuned[tuned.seed.isin(ours.seed)].pivot_table(index="lr", columns="seed", values="held_out")
+        grid = grid.dropna()
+        if grid.empty:
+            continue
+        best = grid.mean(axis=1).idxmin()
+        theirs = dict(zip(tuned.seed[tuned.lr == best], tuned.held_out[tuned.lr == best], strict=True))
+        for mine in ours[ours.seed.isin(grid.columns)].to_dict("records"):
+            tuned_loss = float(theirs[mine["seed"]])
+            out.append(
+                {
+                    "base": base,
+                    "job": name,
+                    "steps": steps,
+                    "seed": mine["seed"],
+                    "held_out": mine["held_out"],
+                    "step_size": mine["step_size"],
+                    "tuned": tuned_loss,
+                    "tuned_lr": best,
+                    "trials": len(grid),
+                    "excess": 100 * (float(mine["held_out"]) / tuned_loss - 1),
+                }
+            )
+    return pd.DataFrame(out)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A line a base rule and job, then one a base rule: mean excess over the tuned schedule, and its standard error."""
+    lines = [
+        "| base | job | steps | seeds | one run | at | best WSD | at | of | one run against it |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    found = compared(table)
+    if found.empty:
+        return "\n".join(lines)
+    for (base, name, steps), rows in found.groupby(["base", "job", "steps"], sort=False):
+        size = float(np.exp(np.log(rows.step_size).mean()))
+        lines.append(
+            f"| {base} | {name} | {steps:,} | {len(rows)} | {rows.held_out.mean():.4f} | {size:.2g} "
+            f"| {rows.tuned.mean():.4f} | {rows.tuned_lr.iloc[0]:.2g} | {rows.trials.iloc[0]} "
+            f"| {rows.excess.mean():+.1f} % |"
+        )
+    lines += [
+        "",
+        "| base | jobs | mean excess | standard error over jobs | worst job |",
+        "|---|---|---|---|---|",
+    ]
+    for base, rows in found.groupby(found.base.astype(str), sort=False):
+        means = rows.groupby("job").excess.mean()
+        error = f"{means.std(ddof=1) / len(means) ** 0.5:.1f}" if len(means) > 1 else "–"
+        lines.append(f"| {base} | {len(means)} | {means.mean():+.1f} % | {error} | {means.max():+.1f} % |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    commands.run(study)
