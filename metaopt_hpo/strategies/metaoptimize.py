@@ -170,7 +170,7 @@ class MetaOptimizeStrategy(LRStrategy):
         if self.trusts_law:
             return 0.0
         low, high = META_LR_BOUNDS
-        return min(high, max(low, LOG_TRAVEL / horizon)) * slowness(self.base_rule())
+        return min(high, max(low, slowness(self.base_rule()) * LOG_TRAVEL / horizon))
 
     def horizon_find(self, horizon: int) -> float:
         """Fraction of a run of `horizon` steps after which its step size is committed to."""
