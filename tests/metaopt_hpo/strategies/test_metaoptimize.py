@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from metaopt_hpo.optim.rules import Lion
 from metaopt_hpo.strategies import make
 from metaopt_hpo.strategies.balance import Balance, shrunk
+from metaopt_hpo.strategies.kinds import slowness
 
 
 def run_quadratic(horizon: int = 100, **options: object):  # type: ignore[no-untyped-def]
@@ -135,7 +137,8 @@ def test_the_limit_is_relative_to_the_weights() -> None:
     first = starts(lr=1.0, limit=0.01, base="lion")[0]
     # what is seen after a step has moved by one meta step already
     meta = make("metaoptimize").horizon_meta_lr(100)
-    assert 0.01 * rms * math.exp(-1.001 * meta) <= first <= 0.01 * rms * math.exp(1.001 * meta)
+    limit = 0.01 * slowness(Lion()) * rms
+    assert limit * math.exp(-1.001 * meta) <= first <= limit * math.exp(1.001 * meta)
 
 
 def test_a_start_far_below_the_limit_is_soon_there() -> None:
