@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 
 from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.table import TrialTable
 from studies.race import outcome
-from studies.race.command import race
+from studies.race.command import METHODS, race
 
 
 def record(lr: float, method: str, noise: float = 0.0, **more: object) -> TrialRecord:
@@ -18,8 +20,8 @@ def record(lr: float, method: str, noise: float = 0.0, **more: object) -> TrialR
 
 
 def seed(*runs: TrialRecord) -> outcome.Seed:
-    names = dict.fromkeys(r.method for r in runs)
-    return outcome.Seed({n: list(outcome._spending([r for r in runs if r.method == n], 2.0)) for n in names})
+    (made,) = outcome.seeds_of([dataclasses.replace(r, study="seed0") for r in runs])
+    return made
 
 
 def test_compute_until_the_goal_counts_pilots_and_failures() -> None:
@@ -53,6 +55,17 @@ def test_a_lucky_run_moves_the_best_of_all_and_not_the_curve() -> None:
 
 def test_an_empty_race_says_how_to_run_it(tmp_path: Path) -> None:
     with pytest.raises(outcome.RaceError, match=r"studies\.race --out"):
-        outcome.table(tmp_path)
-    with pytest.raises(outcome.RaceError):
-        race(out=tmp_path, report_only=True)
+        outcome.gather(tmp_path)
+    with pytest.raises(outcome.RaceError, match="there is no"):
+        race(out=tmp_path, kept=tmp_path / "none.parquet", report_only=True)
+
+
+def test_the_kept_race_is_whole() -> None:
+    """Every seed has every method, and a plan whose pilots cost no more than their budget."""
+    seeds = outcome.seeds_of(TrialTable.read(outcome.KEPT).records())
+    for found in seeds:
+        assert set(found.runs) == {outcome.PLAN, *METHODS}
+        (spent, _target), *_ = found.targets(outcome.PLAN)
+        assert 1.0 < spent <= 1.1501
+    assert outcome.curve(seeds) is not None
+    assert len(outcome.table(seeds).rows) == 1 + len(METHODS)

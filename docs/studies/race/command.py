@@ -30,6 +30,9 @@ def race(
     seeds: Annotated[int, typer.Option(help="Seeds.", min=1)] = 5,
     budget: Annotated[str, typer.Option(help="What pilots may cost.")] = "15 % of the target",
     workers: Annotated[int | None, typer.Option(help="Searches at once. [default: CPUs]", min=1)] = None,
+    kept: Annotated[
+        Path | None, typer.Option(help="Parquet file of all runs. [default: race.parquet beside this study]")
+    ] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing.")] = False,
 ) -> None:
     """A plan against TPE, GP, ASHA and grid on text-lm: target runs until within 0.5 % of the best of all.
@@ -43,8 +46,9 @@ def race(
     from metaopt_hpo.comparison.protocol import compare
     from metaopt_hpo.comparison.training_objective import TrainObjective
     from metaopt_hpo.plan.api import plan
+    from metaopt_hpo.trials.table import TrialTable
     from metaopt_hpo.workloads import members
-    from studies.race.outcome import table
+    from studies.race import outcome
 
     widths = [int(w) for w in pilots.split(",")]
     low, high = (float(x) for x in lr.split(","))
@@ -85,7 +89,13 @@ def race(
             ),
             command="python -m studies.race",
         )
-    typer.echo(table(out).markdown())
+        outcome.gather(out).write(kept or outcome.KEPT)
+    file = kept or outcome.KEPT
+    if not file.exists():
+        raise outcome.RaceError(
+            f"no seed of the race has finished: there is no {file}; run: python -m studies.race"
+        )
+    typer.echo(outcome.table(outcome.seeds_of(TrialTable.read(file).records())).markdown())
 
 
 def _seeded(made: Plan, seed: int) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,11 @@ from metaopt_hpo.plan import store
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from studies.section import Section
+
+KEPT = Path(__file__).parent / "race.parquet"
+
+PLAN = "plan"
+"""What the plan's runs are called beside the other methods'."""
 
 WITHIN = 0.005
 
@@ -39,16 +44,6 @@ class Seed:
     """One seed: every method's runs in order, each with the compute spent until its end, in target runs."""
 
     runs: Mapping[str, Sequence[tuple[float, TrialRecord]]]
-
-    @classmethod
-    def read(cls, folder: Path) -> Seed:
-        """Of a seed's folder."""
-        held = store.read(folder / "plan")
-        unit = held.plan.target_cost.flops
-        by: dict[str, list[TrialRecord]] = {"plan": [*held.pilots, *([held.target] if held.target else [])]}
-        for r in TrialTable.read(folder / "others" / TABLE_FILE).records():
-            by.setdefault(r.method, []).append(r)
-        return cls({name: list(_spending(runs, unit)) for name, runs in by.items()})
 
     def targets(self, name: str) -> list[tuple[float, TrialRecord]]:
         """A method's complete runs of the target."""
@@ -101,6 +96,35 @@ def curve(seeds: Sequence[Seed]) -> Excess | None:
     return lambda lr: float(a * (math.log(lr) + b / (2 * a)) ** 2)
 
 
+def gather(out: Path) -> TrialTable:
+    """All runs of the seeds that have finished, each method's in order; the plan's pilots and target are `PLAN`'s.
+
+    Raises:
+        RaceError: no seed has finished.
+    """
+    records: list[TrialRecord] = []
+    for folder in sorted(out.glob("seed*")):
+        if not (folder / "others" / TABLE_FILE).exists():
+            continue
+        held = store.read(folder / "plan")
+        own = [*held.pilots, *([held.target] if held.target else [])]
+        runs = [replace(r, method=PLAN, trial=r.study) for r in own]
+        runs += TrialTable.read(folder / "others" / TABLE_FILE).records()
+        records += [replace(r, study=folder.name, trial=f"{r.method}/{r.trial}", curve=None) for r in runs]
+    if not records:
+        raise RaceError(f"no seed of the race in {out} has finished; run: python -m studies.race --out {out}")
+    return TrialTable.from_records(records, warn=False)
+
+
+def seeds_of(records: Sequence[TrialRecord]) -> list[Seed]:
+    """The seeds of a table that `gather` made; a target run is the unit of compute."""
+    by: dict[str, dict[str, list[TrialRecord]]] = {}
+    for r in records:
+        by.setdefault(r.study, {}).setdefault(r.method, []).append(r)
+    unit = max(r.cost for r in records)
+    return [Seed({m: list(_spending(runs, unit)) for m, runs in methods.items()}) for methods in by.values()]
+
+
 def _spending(runs: Sequence[TrialRecord], unit: float) -> Iterator[tuple[float, TrialRecord]]:
     spent = 0.0
     for r in runs:
@@ -108,19 +132,11 @@ def _spending(runs: Sequence[TrialRecord], unit: float) -> Iterator[tuple[float,
         yield spent, r
 
 
-def table(out: Path) -> Section:
-    """The race's table.
-
-    Raises:
-        RaceError: no seed has finished.
-    """
-    done = [f for f in sorted(out.glob("seed*")) if (f / "others" / TABLE_FILE).exists()]
-    if not done:
-        raise RaceError(f"no seed of the race in {out} has finished; run: python -m studies.race --out {out}")
-    seeds = [Seed.read(f) for f in done]
+def table(seeds: Sequence[Seed]) -> Section:
+    """The race's table."""
     excess = curve(seeds)
     section = Section(
-        f"Target runs until within {WITHIN:.1%} of the best, {len(done)} seeds",
+        f"Target runs until within {WITHIN:.1%} of the best, {len(seeds)} seeds",
         (
             "method",
             "of all runs: in",
@@ -140,7 +156,7 @@ def table(out: Path) -> Section:
         ends = [min((r.loss for _, r in s.targets(name)), default=math.nan) / s.best - 1 for s in seeds]
         section.rows.append(
             (
-                "Plan" if name == "plan" else method(name).title,
+                "Plan" if name == PLAN else method(name).title,
                 f"{sum(map(math.isfinite, runs))} of {len(runs)}",
                 *_words(runs),
                 *_words([when for when, _ in settled]),
