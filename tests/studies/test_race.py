@@ -35,6 +35,9 @@ def test_compute_until_the_goal_counts_pilots_and_failures() -> None:
     assert found.best == 2.0
     assert found.reached("plan") == 1.25
     assert found.reached("grid") == 3.0
+    assert found.after("plan", 1.25) == 0.0
+    assert found.after("grid", 1.25) == math.inf
+    assert found.after("grid", 2.0) == pytest.approx(math.expm1(0.05 * math.log(1e-2 / 3e-3) ** 2))
     assert [r.lr for _, r in found.targets("grid")] == [1e-2, 3.1e-3]
 
 

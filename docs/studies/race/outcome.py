@@ -64,6 +64,11 @@ class Seed:
         goal = self.best * (1 + WITHIN)
         return next((spent for spent, r in self.targets(name) if r.loss <= goal), math.inf)
 
+    def after(self, name: str, compute: float) -> float:
+        """Loss over the best of all once so much compute is spent; inf where no run of the target has ended by then."""
+        ended = [r.loss for spent, r in self.targets(name) if spent <= compute]
+        return min(ended) / self.best - 1 if ended else math.inf
+
     def settled(self, name: str, excess: Excess) -> tuple[float, float]:
         """Compute until the best run so far has an lr that costs at most `WITHIN`, and what the last such lr costs."""
         when, over, best = math.inf, math.nan, math.inf
@@ -145,7 +150,8 @@ def table(seeds: Sequence[Seed]) -> Section:
             "by the curve: median",
             "each",
             "its last lr costs",
-            "loss over the best",
+            "loss over the best with the plan's compute",
+            "with all of its own",
         ),
         note="Compute of pilots is counted in target runs; – where a seed never came so near. By the curve: the best "
         "run so far has an lr that a parabola through all runs of all seeds puts so near: luck hardly moves it.",
@@ -153,7 +159,8 @@ def table(seeds: Sequence[Seed]) -> Section:
     for name in seeds[0].runs:
         runs = [seed.reached(name) for seed in seeds]
         settled = [(math.nan, math.nan) if excess is None else seed.settled(name, excess) for seed in seeds]
-        ends = [min((r.loss for _, r in s.targets(name)), default=math.nan) / s.best - 1 for s in seeds]
+        ends = [s.after(name, math.inf) for s in seeds]
+        early = [s.after(name, s.targets(PLAN)[0][0]) for s in seeds]
         section.rows.append(
             (
                 "Plan" if name == PLAN else method(name).title,
@@ -161,7 +168,8 @@ def table(seeds: Sequence[Seed]) -> Section:
                 *_words(runs),
                 *_words([when for when, _ in settled]),
                 f"{math.expm1(float(np.nanmean([over for _, over in settled]))):.2%}",
-                f"{float(np.nanmean(ends)):.2%}",
+                f"{float(np.mean(early)):.2%}",
+                f"{float(np.mean(ends)):.2%}",
             )
         )
     return section
