@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 WARMUP_STEPS = 2000
 """Longest warm-up: the schedules' own fraction of a short run, no more of a long one."""
 
-FALSE_CONFIDENCE = (12.0, 7, 100)
+FALSE_CONFIDENCE = (12.0, 5, 100)
 """Distance in size, laws that were wrong without a warning, laws: tables of known truth, a target 12 times the largest
 size (`docs/studies/laws`, "Worlds of known truth"). Nothing was measured farther out."""
 
