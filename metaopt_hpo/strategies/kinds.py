@@ -20,14 +20,14 @@ def follows_gradient_size(rule: Rule) -> bool:
     """
     if isinstance(rule, Given):
         return False
-    w = torch.tensor([[0.5, -1.0], [2.0, 0.25]])
-    g = torch.tensor([[1.0, 2.0], [-0.5, 0.75]])
+    w = torch.tensor([[0.5, -1.0], [2.0, 0.25]], device="cpu")
+    g = torch.tensor([[1.0, 2.0], [-0.5, 0.75]], device="cpu")
     try:
         own = rule.as_base().for_parameter(None, w)
         once, twice = (direction(own, k * g, own.init_state(w), 1.0, w, None)[0] for k in (1.0, 2.0))
-    except Exception:  # a rule that wants names, as Muon does, or other weights
+        return bool(once.any()) and torch.allclose(twice, 2 * once)
+    except Exception:  # a rule that wants names, as Muon does, or other weights; tensors without values
         return False
-    return bool(once.any()) and torch.allclose(twice, 2 * once)
 
 
 def memory(rule: Rule) -> float:

@@ -308,8 +308,14 @@ def _uncovered(
     done = done.where(np.isin(np.arange(done.n), np.argsort(done.loss, kind="stable")[:CONSIDERED]))
     noise = max(2.0 * bowl.scale, LOSS_NOISE)
     p = posterior(shifts, bowl.surface, _from(centre, done), np.log(done.loss), sd, noise)
-    placed = there.where(np.isfinite(there.lr) & np.isfinite(there.batch))
-    dx, dy = uncovered(shifts, p, bowl.surface, _from(centre, placed))
+    placed = np.isfinite(there.lr) & np.isfinite(there.batch)
+    made = _from(centre, there.where(placed))
+    for _ in range(
+        int((~placed).sum())
+    ):  # under way, it is not known where: where they would have been proposed
+        here = uncovered(shifts, p, bowl.surface, made) if made.size else (bowl.margin(sd**2), 0.0)
+        made = np.vstack([made, here])
+    dx, dy = uncovered(shifts, p, bowl.surface, made)
     return centre[0] + dx, centre[1] + dy
 
 

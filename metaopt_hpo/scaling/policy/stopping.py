@@ -272,12 +272,12 @@ def _too_early(run: Run, law: Law, rule: Rule) -> str | None:
     if seen is None:
         return "its last loss is not a positive number"
     tokens = seen[0]
+    if run.tokens <= tokens <= OVERSHOOT * run.tokens:
+        return "it has reached its planned end, and stopping it would save nothing"
     if tokens > OVERSHOOT * run.tokens:
         return f"it reported {tokens:g} tokens and is planned for {run.tokens:g}"
     if tokens < max(rule.grace * run.tokens, rule.grace_tokens):
         return "it is in its grace"
-    if tokens >= run.tokens:
-        return None
     left = math.log(run.tokens / tokens)
     if law.fall is None:
         return (

@@ -77,39 +77,49 @@ class AdaLRSRun(ScheduleRun):
         """The rate that is held; None before that."""
         return self._rate if self.steps_taken >= self._last else None
 
-    def _before_step(self, step: int, loss: Tensor | None) -> None:
+    def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
+        """See `LRRun.step`; a step on which the run goes back takes no update."""
         if loss is None:
             raise StrategyError("adalrs searches by the training loss: call run.step(loss)")
-        if self._first <= step < self._last:
+        if self._first <= self.steps_taken < self._last:
             self._losses.append(loss.detach().double().reshape(()))
             if len(self._losses) == self._window:
-                self._decide(*_velocity(self._losses))
+                back = self._goes_back(*_velocity(self._losses))
                 self._losses = []
+                if back:
+                    self.optimizer.zero_grad(set_to_none=True)
+                    self.steps_taken += 1
+                    return
+        elif self.steps_taken == self._last:
+            self._losses, self._kept = [], None
+        super().step(loss, scaler=scaler)
+
+    def _before_step(self, step: int, loss: Tensor | None) -> None:
         super()._before_step(step, loss)
         for group in self.optimizer.param_groups:
             group["lr"] *= self._rate / self._strategy.lr
 
-    def _decide(self, velocity: float, error: float) -> None:
+    def _goes_back(self, velocity: float, error: float) -> bool:
         params = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self._kept is not None and self._before is not None and not velocity > self._before + error:
             with torch.no_grad():
                 for p, old in zip(params, self._kept["weights"], strict=True):
                     p.copy_(old)
             self.optimizer.load_state_dict(self._kept["optimizer"])
-            self.optimizer.zero_grad(set_to_none=True)  # gradients of weights that are gone
             self._rate *= self._strategy.down / self._strategy.up
             self._before = self._kept = None
-        else:
-            state = copy.deepcopy(self.optimizer.state_dict())
-            self._kept = {"weights": [p.detach().clone() for p in params], "optimizer": state}
-            self._before, self._rate = velocity, self._rate * self._strategy.up
+            return True
+        state = copy.deepcopy(self.optimizer.state_dict())
+        self._kept = {"weights": [p.detach().clone() for p in params], "optimizer": state}
+        self._before, self._rate = velocity, self._rate * self._strategy.up
+        return False
 
     def _extra_state(self) -> dict[str, Any]:
         return {"rate": self._rate, "losses": self._losses, "before": self._before, "kept": self._kept}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self._rate, self._losses = float(state["rate"]), list(state["losses"])
-        self._before, self._kept = state["before"], state["kept"]
+        self._rate, self._losses, self._before = float(state["rate"]), list(state["losses"]), state["before"]
+        self._kept = state["kept"]
 
 
 def _velocity(losses: list[Tensor]) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -93,13 +94,13 @@ def test_a_wrapped_optimizer(kind: type[torch.optim.Optimizer]) -> None:
 def test_a_training_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """120 steps: past two looks at the loss; reports, which read numbers, are left out, and so is `backward()`."""
 
-    def backward(run: TrainingRun, losses: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        for p in run.model.parameters():
+    def backward(losses: Sequence[torch.Tensor], model: nn.Module, **_: object) -> torch.Tensor:
+        for p in model.parameters():
             p.grad = torch.ones_like(p)
         return losses[0]
 
     monkeypatch.setattr(TrainingRun, "_report", lambda *_: None)
-    monkeypatch.setattr(TrainingRun, "_backward", backward)
+    monkeypatch.setattr("metaopt_hpo.training.run.backward", backward)
     with harness.fake_cuda():
         options = {"size": 200, "tokens": 120 * 32, "batch": 32, "evaluate": lambda: 1.0}
         run = TrainingRun(model(), make("cosine", lr=1e-3), **options)
