@@ -31,7 +31,7 @@ SUPPORTED = ((2, 60), (2, 61))
 """Versions of Ray, from the first on and below the second, whose inside was read and tested; as in pyproject.toml."""
 
 _USED: tuple[tuple[type, tuple[str, ...]], ...] = (
-    (Trial, ("init_local_path", "set_status", "create_placement_group_factory")),
+    (Trial, ("init_local_path", "set_status", "create_placement_group_factory", "is_saving")),
     (CallbackList, ("restore_from_dir", "CKPT_FILE_TMPL")),
     (SearchGenerator, ("has_checkpoint", "restore_from_dir", "CKPT_FILE_TMPL")),
     (BasicVariantGenerator, ("has_checkpoint", "restore_from_dir", "total_samples", "CKPT_FILE_TMPL")),
@@ -110,6 +110,15 @@ def asha_properties(asha: AsyncHyperBandScheduler) -> tuple[str | None, str | No
 def asha_time(asha: AsyncHyperBandScheduler) -> tuple[str, float]:
     """(name of the result that is an ASHA scheduler's time, the time at which it ends every trial)."""
     return asha._time_attr, float(asha._max_t)
+
+
+def stopped_as_it_waited(trial: Trial) -> bool:
+    """Whether a trial that now ends was between two steps: another trial's report, by way of a scheduler, ends it.
+
+    Synchronous HyperBand pauses trials and halves them later. One whose checkpoint for the pause is still being written
+    is called RUNNING. Tune itself ends no trial then: it keeps its own decisions until the checkpoint is whole.
+    """
+    return trial.status in (Trial.PAUSED, Trial.PENDING) or bool(trial.is_saving)
 
 
 def met_criterion(trial: Any, result: Any) -> bool:

@@ -17,11 +17,12 @@ from ray.tune.schedulers import TrialScheduler
 from metaopt_hpo.scaling.policy import Decision
 from metaopt_hpo.trials.quantities import flatten
 from metaopt_hpo.trials.record import TrialState
+from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import REASON, STATE, Columns
 from metaopt_hpo_ray.entry import DONE
 from metaopt_hpo_ray.judge import Judge
 from metaopt_hpo_ray.launches import WAITING, Launches
-from metaopt_hpo_ray.reports import Results, know, outcome, report, why_failed
+from metaopt_hpo_ray.reports import ENDED_BY_SCHEDULER, Results, know, outcome, report, why_failed
 from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.wrapped import Wrapped
 
@@ -158,7 +159,10 @@ class Decisions:
             by_tune = entry.last[0] != tokens and not entry.closed
             if by_tune or not entry.closed:
                 report(self._book, key, tokens, loss, result)
-        self._close(key, *outcome(entry, result, by_tune=by_tune))
+        state, reason = outcome(entry, result, by_tune=by_tune)
+        if state == "stopped" and _compat.stopped_as_it_waited(trial):
+            state, reason = "pruned", ENDED_BY_SCHEDULER
+        self._close(key, state, reason)
         self._judge.learn()
 
     def error(self, trial: Trial) -> None:
@@ -168,8 +172,10 @@ class Decisions:
 
     def remove(self, trial: Trial) -> None:
         """The trial ends without running (again)."""
-        if trial.trial_id in self._book.entries:
-            self._close(trial.trial_id, "pruned", "it was removed before it ran")
+        entry = self._book.entries.get(trial.trial_id)
+        if entry is not None:
+            reason = ENDED_BY_SCHEDULER if entry.points else "it was removed before it ran"
+            self._close(trial.trial_id, "pruned", reason)
 
     def _close(self, key: str, state: TrialState, reason: str) -> None:
         self._book.close(key, state, reason)

@@ -23,7 +23,7 @@ from metaopt_hpo_ray.entry import Entry
 from metaopt_hpo_ray.journal import JOURNAL, Journal
 from metaopt_hpo_ray.metrics import Metrics
 from metaopt_hpo_ray.older_checkpoints import NONE_SAVED, make_good
-from metaopt_hpo_ray.reports import Results, know, outcome, report, why_failed
+from metaopt_hpo_ray.reports import ENDED_BY_SCHEDULER, Results, know, outcome, report, why_failed
 from metaopt_hpo_ray.storage import warn_unshared
 from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.trial_files import read_trials
@@ -279,15 +279,14 @@ class CurveKeeper(Callback):
     def _end(self, trial: Trial) -> None:
         key, result = trial.trial_id, trial.last_result or {}
         entry = self.book.entries[key]
-        # a scheduler that pauses trials ends them as they wait
-        done = key in self._done or getattr(trial, "status", "") in (Trial.PAUSED, Trial.PENDING)
+        done = key in self._done or _compat.stopped_as_it_waited(trial)
         self._done.discard(key)
         if not entry.points and (loss := self._results.loss(result)) is not None and entry.tokens > 0:
             report(self.book, key, entry.tokens, -loss if self._maximize else loss, result)
         met = done and (not self._decides or _compat.met_criterion(trial, result))
         state, reason = outcome(entry, result, by_tune=met)
         if state == "stopped" and done and self._decides and result.get(STATE, "running") == "running":
-            state, reason = "pruned", "its scheduler, or a stopper, ended it before its planned tokens"
+            state, reason = "pruned", ENDED_BY_SCHEDULER
         self.book.close(key, state, reason)
 
     @_safe

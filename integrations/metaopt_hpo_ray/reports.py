@@ -135,6 +135,10 @@ def report(book: TrialBook, key: str, tokens: float, loss: float, result: Mappin
     )
 
 
+ENDED_BY_SCHEDULER = "its scheduler, or a stopper, ended it before its planned tokens"
+"""Why a trial was stopped by something that gives no reason."""
+
+
 def outcome(entry: Entry, result: Mapping[str, Any], *, by_tune: bool = False) -> tuple[TrialState, str]:
     """How a trial that Tune calls complete, and that no decision has stopped, has really ended, and why.
 

@@ -145,6 +145,28 @@ def test_a_keeper_without_our_scheduler_tells_a_stop_from_an_end(decides: bool, 
     assert states == {"ends": "complete", "returns": "stopped", "done": "pruned" if decides else "complete"}
 
 
+def test_a_trial_ended_while_its_pause_is_being_saved_was_pruned(tmp_path: Path) -> None:
+    """HyperBand halves trials whose checkpoint is not yet whole; Tune calls them RUNNING and asks nobody again."""
+    keeper = CurveKeeper()
+    keeper.open_journal(storage_at(tmp_path))
+    ours, _ = wired()
+    cluster, told = started(ours)
+    trial = stub_trial("halted", **SPACE)
+    for saved in (trial, told):
+        saved.set_status(Trial.RUNNING)
+    result = result_of(trial, 1e7, 3.0)
+    keeper.on_trial_result(1, [trial], trial, result)
+    ours.on_trial_result(cluster, told, result_of(told, 1e7, 3.0))
+    for saved in (trial, told):
+        saved.run_metadata.last_result = result
+        saved.temporary_state.saving_to = "a checkpoint under way"
+    keeper.on_trial_complete(1, [trial], trial)
+    ours.on_trial_complete(cluster, told, result_of(told, 1e7, 3.0))
+    assert [b.entries[t.trial_id].state for b, t in ((keeper.book, trial), (ours.book, told))] == [
+        "pruned"
+    ] * 2
+
+
 # -- results -------------------------------------------------------------------------------------------------
 
 SCALARS = [float, np.float32, np.float64, np.int64, torch.tensor, lambda x: np.array(float(x))]

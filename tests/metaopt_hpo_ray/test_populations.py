@@ -143,8 +143,7 @@ def test_synchronous_hyperband_halves_what_it_halts(cluster: str, tmp_path: Path
     search = method("hyperband-sync")
     records = RayEngine().search(search, t, store=str(tmp_path), study="s")
     states = {r.state for r in records}
-    # a halted trial that Tune ends before the scheduler has said so is "stopped": rare, by who comes first
-    assert {"complete", "pruned"} <= states <= {"complete", "pruned", "stopped"}
+    assert states == {"complete", "pruned"}
     cost = math.fsum(r.cost for r in records)
     assert 3.5 * WHOLE < cost <= t.budget * (1 + 1e-9)
     for r in records:
