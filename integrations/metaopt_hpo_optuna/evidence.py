@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from metaopt_hpo.scaling.base.sources import BaseLike
     from metaopt_hpo.scaling.law import Law
     from metaopt_hpo.scaling.policy import Run
-    from metaopt_hpo.scaling.policy.points import Bowl, Runs
+    from metaopt_hpo.scaling.policy.points import FittedBowl, Runs
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -159,14 +159,14 @@ class Evidence:
             curve=tuple((t, sign * value) for t, value in reports.points),
         )
 
-    def runs(self, study: Study, trial: FrozenTrial) -> tuple[Runs, Bowl | None]:
+    def runs(self, study: Study, trial: FrozenTrial) -> tuple[Runs, FittedBowl | None]:
         """All runs that began before `trial`, for proposals, and the bowl they show.
 
         Trials that ended without a loss, or still run, are runs without one. Where the trial has a strategy, runs
         of others are left out, for the best lr depends on the schedule; so are runs that find their own lr.
         The bowl is that of the first K finished trials, K as for laws; it takes milliseconds.
         """
-        from metaopt_hpo.scaling.policy.points import Runs, bowl_of
+        from metaopt_hpo.scaling.policy.points import Runs, fitted_bowl
         from metaopt_hpo.scaling.policy.refits import step
 
         strategy = strategy_of(trial)
@@ -183,7 +183,7 @@ class Evidence:
             )
             if strategy not in known.bowls or known.bowls[strategy][0] != key:
                 rows = [row_of(r) for r in known.records(key[0]) if counts(r.strategy) and not r.self_tuning]
-                known.bowls[strategy] = (key, bowl_of(Runs.of(rows), base=self.base))
+                known.bowls[strategy] = (key, fitted_bowl(Runs.of(rows), base=self.base))
             rows = [row_of(r) for r in known.records() if counts(r.strategy) and not r.self_tuning]
             without = [*known.pruned.values(), *self._running(study, trial)]
             rows += [row for row, other in without if counts(other)]

@@ -17,7 +17,7 @@ from metaopt_hpo_optuna.study_table import trial_record
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
     from metaopt_hpo.scaling.policy import Fitted, History, Refits
-    from metaopt_hpo.scaling.policy.points import Bowl
+    from metaopt_hpo.scaling.policy.points import FittedBowl
 
 Cell = tuple[float, float]
 """Size and planned tokens."""
@@ -51,7 +51,7 @@ class StudyHistory:
     refits: Refits | None = None
     fitted: Fitted | None = None
     """The law in force when it was last asked for."""
-    bowls: dict[str, tuple[tuple[int, int, int], Bowl | None]] = field(default_factory=dict)
+    bowls: dict[str, tuple[tuple[int, int, int], FittedBowl | None]] = field(default_factory=dict)
     """By strategy, the bowl behind proposals, the numbers of trials it was fitted to, and how many came late."""
 
     @property

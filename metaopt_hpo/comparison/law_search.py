@@ -13,7 +13,7 @@ from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.scaling import LawRefused, fit
 from metaopt_hpo.scaling.base.sources import BaseLike
 from metaopt_hpo.scaling.policy import Context, propose_at, propose_next, runs_of
-from metaopt_hpo.scaling.policy.points import Runs, bowl_of
+from metaopt_hpo.scaling.policy.points import Runs, fitted_bowl
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -61,7 +61,7 @@ class TargetSearch:
         except LawRefused as error:
             raise EngineError(f"method 'law': the smaller models give no law: {error.reason}") from error
         self._evidence = runs_of(table)
-        self._bowl = bowl_of(self._evidence, law)
+        self._bowl = fitted_bowl(self._evidence, law)
         self._target = (float(task.size), float(task.tokens))
         batch = float(task.batch)
         self._context = Context(

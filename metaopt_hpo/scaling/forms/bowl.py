@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling.forms.registry import named
 
 Array = NDArray[np.float64]
 
@@ -166,14 +166,5 @@ CUBIC = BOWLS["cubic"]
 
 
 def bowl_of(name: str) -> Bowl:
-    """The form of this name.
-
-    Raises:
-        MetaOptError: there is none, for instance because the module that defines it was not imported.
-    """
-    if name not in BOWLS:
-        raise MetaOptError(
-            f"no form {name!r} of the quadratic in ln lr; there are {', '.join(sorted(BOWLS))}: import the module that "
-            "defines it first"
-        )
-    return BOWLS[name]
+    """The form of this name; see `registry.named`."""
+    return named(BOWLS, name, "the quadratic in ln lr")

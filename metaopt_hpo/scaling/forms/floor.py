@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling.forms.axes import Array
+from metaopt_hpo.scaling.forms.registry import named
 
 PRIOR = {
     "level": (math.log(0.5), 1.0),
@@ -126,17 +126,8 @@ POWER = FLOORS["power"]
 
 
 def floor_of(name: str) -> FloorForm:
-    """The form of this name.
-
-    Raises:
-        MetaOptError: there is none, for instance because the module that defines it was not imported.
-    """
-    if name not in FLOORS:
-        raise MetaOptError(
-            f"no form {name!r} of the loss floor; there are {', '.join(sorted(FLOORS))}: import the module that "
-            "defines it first"
-        )
-    return FLOORS[name]
+    """The form of this name; see `registry.named`."""
+    return named(FLOORS, name, "the loss floor")
 
 
 @dataclass(frozen=True)

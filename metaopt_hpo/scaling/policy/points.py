@@ -134,7 +134,7 @@ def _positive(values: Array) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Bowl:
+class FittedBowl:
     """What a proposal needs of a fit: the centre at a cell, the shape, and the noise about it."""
 
     surface: Surface
@@ -157,19 +157,19 @@ class Bowl:
         return self.surface.margin(variance)
 
 
-def bowl_of(runs: Runs, law: Law | None = None, base: Base | None = None) -> Bowl | None:
+def fitted_bowl(runs: Runs, law: Law | None = None, base: Base | None = None) -> FittedBowl | None:
     """The law's bowl, or one fitted to the finished runs in milliseconds; None where they show none.
 
     With a base there is one before any run has finished, unless the runs disagree with it.
     """
     if law is not None:
-        return Bowl(law.surface, law.noise, law)
+        return FittedBowl(law.surface, law.noise, law)
     done = runs.done()
     if done.n < FIRST and base is None:
         return None
     if not done.n and base is not None:
         known = base_fit(base)
-        return None if known is None else Bowl(known.surface, known.scale, known)
+        return None if known is None else FittedBowl(known.surface, known.scale, known)
     cells = thin(make_cells(done.size, done.tokens, done.batch, done.lr, done.loss), WIDEST)
     if base is not None and disagreement(cells, base) is not None:
         base = None
@@ -177,7 +177,7 @@ def bowl_of(runs: Runs, law: Law | None = None, base: Base | None = None) -> Bow
         fit = point_fit(cells, base=base)
     except (LawRefused, np.linalg.LinAlgError):
         return None
-    return Bowl(fit.surface, fit.scale, fit)
+    return FittedBowl(fit.surface, fit.scale, fit)
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def spread_points(n: int, seed: int) -> Array:
     return np.asarray((shift + np.arange(1, n + 1)[:, None] * alpha) % 1.0)
 
 
-def pilot_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) -> tuple[float, float]:
+def pilot_point(runs: Runs, cell: Cell, box: Box, bowl: FittedBowl | None, seed: int) -> tuple[float, float]:
     """(lr, batch) of the next pilot of a cell.
 
     Evenly over the box before there is a bowl, then evenly over a neighbourhood of its optimum that is as wide as
@@ -260,7 +260,7 @@ def pilot_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) 
     return box.part(x, y, reach, u, v)
 
 
-def target_point(runs: Runs, cell: Cell, box: Box, bowl: Bowl | None, seed: int) -> tuple[float, float]:
+def target_point(runs: Runs, cell: Cell, box: Box, bowl: FittedBowl | None, seed: int) -> tuple[float, float]:
     """(lr, batch) of the next run of the target: the law's optimum first, then where it may lie that no run covers.
 
     The optimum scatters about the law; its prior is the design's variance from all other cells, and the target's
@@ -300,7 +300,7 @@ def _spread_beside(runs: Runs, cell: Cell, box: Box) -> float:
 
 
 def _uncovered(
-    there: Runs, bowl: Bowl, centre: tuple[float, float], sd: float, box: Box
+    there: Runs, bowl: FittedBowl, centre: tuple[float, float], sd: float, box: Box
 ) -> tuple[float, float]:
     """(ln lr, ln B) that is likeliest good where none of the cell's runs is (`covering`)."""
     shifts = lattice(sd, two=box.two and bowl.surface.has_batch)
@@ -329,7 +329,7 @@ def _made(there: Runs, lr: float, batch: float) -> bool:
     return bool((away < MADE).any())
 
 
-def _inside(bowl: Bowl, cell: Cell, box: Box) -> tuple[float, float]:
+def _inside(bowl: FittedBowl, cell: Cell, box: Box) -> tuple[float, float]:
     """The bowl's centre in the box: where the batch is held back, lr moves along the valley with it."""
     x, y = bowl.centre(cell)
     held = min(max(y, math.log(box.batch[0])), math.log(box.batch[1]))

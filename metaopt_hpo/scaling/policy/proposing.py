@@ -19,7 +19,7 @@ from metaopt_hpo.scaling.estimates import positive
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.policy.design import USUAL_CURVATURE, Design
 from metaopt_hpo.scaling.policy.limits import Limits
-from metaopt_hpo.scaling.policy.points import Bowl, Box, Runs, bowl_of, pilot_point, target_point
+from metaopt_hpo.scaling.policy.points import Box, FittedBowl, Runs, fitted_bowl, pilot_point, target_point
 from metaopt_hpo.scaling.sameness import at_least, same
 
 if TYPE_CHECKING:
@@ -185,10 +185,10 @@ def runs_of(table: TrialTable | None, running: tuple[Config, ...] = ()) -> Runs:
 
 
 def propose_next(
-    runs: Runs, context: Context, *, law: Law | None = None, bowl: Bowl | None = None
+    runs: Runs, context: Context, *, law: Law | None = None, bowl: FittedBowl | None = None
 ) -> Proposal:
     """`propose` from arrays; `bowl` is one fitted to the runs before."""
-    bowl = bowl or bowl_of(runs, law, context.known)
+    bowl = bowl or fitted_bowl(runs, law, context.known)
     cell = next_cell(runs, context, bowl=bowl)
     config = propose_at(runs, cell, context, bowl=bowl)
     if not _same_cell(cell, context.target):
@@ -200,7 +200,7 @@ def propose_next(
     return Proposal(config, "the law's optimum" if not seen else "drawn from where the optimum may be")
 
 
-def propose_at(runs: Runs, cell: tuple[float, float], context: Context, *, bowl: Bowl | None) -> Config:
+def propose_at(runs: Runs, cell: tuple[float, float], context: Context, *, bowl: FittedBowl | None) -> Config:
     """lr and batch of a run whose size and tokens are decided: a pilot's, where it is cheaper than the target."""
     box = Box(context.lr, context.batch)
     pilot = not at_least(cell[0] * cell[1], context.target[0] * context.target[1])
@@ -212,7 +212,7 @@ def propose_at(runs: Runs, cell: tuple[float, float], context: Context, *, bowl:
     return Config(cell[0], cell[1], point[1], point[0])
 
 
-def next_cell(runs: Runs, context: Context, *, bowl: Bowl | None = None) -> tuple[float, float]:
+def next_cell(runs: Runs, context: Context, *, bowl: FittedBowl | None = None) -> tuple[float, float]:
     """(size, tokens) of the next run: a pilot, or the target once pilots cost more than they save.
 
     A function of the number of runs in each cell, and of how sharp the bowl is: in a flat one a run is good further

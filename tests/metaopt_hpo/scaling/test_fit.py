@@ -15,7 +15,7 @@ from metaopt_hpo.scaling.build import fit_cells
 from metaopt_hpo.scaling.fitting.cells import thin
 from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.scaling.policy import Context, Refits, propose_at
-from metaopt_hpo.scaling.policy.points import Runs, bowl_of
+from metaopt_hpo.scaling.policy.points import Runs, fitted_bowl
 from metaopt_hpo.scaling.sameness import group
 from metaopt_hpo.trials.table import TrialTable
 
@@ -115,7 +115,7 @@ def test_with_a_prior_three_trials_are_enough_and_begin_at_its_optimum(
     assert Refits(prior=prior).need == 3 < Refits().need
     context = Context(target=BIG, candidates=((3e7, 3e9), BIG), lr=(1e-6, 1.0), batch=(1e4, 1e8), prior=prior)
     nothing = Runs.of([])
-    first = propose_at(nothing, BIG, context, bowl=bowl_of(nothing, base=context.known))
+    first = propose_at(nothing, BIG, context, bowl=fitted_bowl(nothing, base=context.known))
     assert first.lr == pytest.approx(true_optimum(*BIG)[0], rel=0.5)
 
 
