@@ -205,6 +205,20 @@ def test_tokens_that_are_no_multiple_of_the_batch_find_their_rivals(off: float) 
     assert h.best(SIZES[3] * 1.5, planned, BATCH) is None
 
 
+def test_a_run_at_its_end_is_never_stopped() -> None:
+    """Stopping it would save nothing and lose a finished run; its last step may fall short of the plan or pass it."""
+    h = History.of(history(0))
+    fitted = Refits(background=False).in_force(h)
+    planned = 20 * SIZES[3]
+
+    def says(part: float) -> str:
+        curve = ((part * planned, 9.0),)
+        return decide(Run(size=SIZES[3], tokens=planned, batch=BATCH, lr=1.0, curve=curve), h, fitted).action
+
+    assert [says(part) for part in (0.5, 0.9)] == ["stop", "stop"]
+    assert not {says(part) for part in (0.995, 1.0, 1.001, 1.3)} & {"stop"}
+
+
 def test_a_run_of_another_strategy_is_not_judged_by_the_laws() -> None:
     h = History.of([r for r in history(0) if r.state == "complete"])
     fitted = Refits(background=False).in_force(h)

@@ -272,7 +272,7 @@ def _too_early(run: Run, law: Law, rule: Rule) -> str | None:
     if seen is None:
         return "its last loss is not a positive number"
     tokens = seen[0]
-    if run.tokens <= tokens <= OVERSHOOT * run.tokens:
+    if at_least(tokens, run.tokens) and tokens <= OVERSHOOT * run.tokens:
         return "it has reached its planned end, and stopping it would save nothing"
     if tokens > OVERSHOOT * run.tokens:
         return f"it reported {tokens:g} tokens and is planned for {run.tokens:g}"
