@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.plan import decide
 from metaopt_hpo.plan.band import LEAST, predicted_end
+from metaopt_hpo.plan.estimate import Z90
 from metaopt_hpo.plan.status import Status, decisions, status
 from metaopt_hpo.plan.status_words import cost_words, pilot_rows
 from metaopt_hpo.plan.store import STORE_FILE
@@ -183,7 +184,7 @@ def losses(now: Status) -> go.Figure:
     if len(ends) >= LEAST:
         centre, sd = predicted_end(ends, t.size, t.tokens)
         plot.add_scatter(
-            x=[t.tokens] * 3, y=[math.exp(centre + k * 1.645 * sd) for k in (-1, 0, 1)], mode="lines+markers",
+            x=[t.tokens] * 3, y=[math.exp(centre + k * Z90 * sd) for k in (-1, 0, 1)], mode="lines+markers",
             name="target, expected", line={"color": LAW.colour, "width": 3},
         )  # fmt: skip
         high = max(high, t.tokens)

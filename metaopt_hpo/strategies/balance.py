@@ -30,7 +30,7 @@ from metaopt_hpo.strategies.processes import mean_over_processes
 ANCHOR = 40
 """Steps between anchors, at least: the jitter is forgotten after ten to thirty, and the path has hardly moved. Under a
 rule of a longer momentum it lasts longer (`kinds.FORGOTTEN` memories): over 40 steps of Lion, whose momentum lasts a
-hundred, the factor came out as 3 to 8 where 1.1 to 1.5 was best."""
+hundred, the noise comes out too small and the factor too large."""
 
 PROPORTION = 1.5
 """S / 2H at the best peak rate, S from an eighth to a quarter of the run."""
