@@ -58,9 +58,19 @@ def test_a_lucky_run_moves_the_best_of_all_and_not_the_curve() -> None:
 
 def test_an_empty_race_says_how_to_run_it(tmp_path: Path) -> None:
     with pytest.raises(outcome.RaceError, match=r"studies\.race --out"):
-        outcome.gather(tmp_path)
+        outcome.gather(tmp_path, tmp_path / "none.parquet", (1.0, 1.0))
     with pytest.raises(outcome.RaceError, match="there is no"):
         race(out=tmp_path, kept=tmp_path / "none.parquet", report_only=True)
+
+
+def test_kept_seeds_of_the_same_target_stay_and_others_go(tmp_path: Path) -> None:
+    kept = outcome.kept_seeds(outcome.KEPT, (size := 445264.0, tokens := 1048576.0))
+    assert kept
+    again = outcome.gather(tmp_path, outcome.KEPT, (size, tokens)).records()
+    assert [(r.study, r.trial, r.loss) for r in again if r.state == "complete"] == [
+        (r.study, r.trial, r.loss) for runs in kept.values() for r in runs if r.state == "complete"
+    ]
+    assert outcome.kept_seeds(outcome.KEPT, (2 * size, tokens)) == {}
 
 
 def test_the_kept_race_is_whole() -> None:

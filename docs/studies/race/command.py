@@ -38,7 +38,8 @@ def race(
     """A plan against TPE, GP, ASHA and grid on text-lm: target runs until within 0.5 % of the best of all.
 
     At the defaults about 1.78 M parameters, 32 times the largest pilot: some ten minutes a run on one core. Interrupt
-    with Ctrl-C at any time and start the same command again.
+    with Ctrl-C at any time and start the same command again. The other methods' runs of a seed that are in the kept
+    file are not made again; a plan is, unless it is in the folder, for what it does may change with the package.
 
     Example: python -m studies.race --width 64 --steps 256 --pilots 16,24,32 --seeds 1 --runs 3
     """
@@ -52,6 +53,7 @@ def race(
 
     widths = [int(w) for w in pilots.split(",")]
     low, high = (float(x) for x in lr.split(","))
+    file = kept or outcome.KEPT
     for seed in [] if report_only else range(seeds):
         folder = out / f"seed{seed}"
         made = plan(
@@ -65,32 +67,33 @@ def race(
             widths=widths,
         )
         seeded = _seeded(made, seed)
+        cell = seeded.target.size, seeded.target.tokens
+        if folder.name not in outcome.kept_seeds(file, cell):
+            compare(
+                TrainObjective(members("text-lm", [width])),
+                Comparing(
+                    workload="text-lm",
+                    methods=METHODS,
+                    seeds=(seed,),
+                    size=seeded.target.size,
+                    pilot_sizes=(),
+                    tokens=seeded.target.tokens,
+                    batch=BATCH,
+                    lr_bounds=(low, high),
+                    runs=runs,
+                    pilot_runs=1,
+                ),
+                folder / "others",
+                workers=workers,
+                progress=lambda study, r: typer.echo(
+                    f"  {study}: lr {r.lr:.3g}, {r.state}, {r.loss:.4f}", err=True
+                ),
+                command="python -m studies.race",
+            )
         result = seeded.run(out=folder / "plan", target=True)
         assert result.target is not None
         typer.echo(f"seed {seed}: plan, lr {result.lr.value:.3g}, loss {result.target.loss:.4f}", err=True)
-        compare(
-            TrainObjective(members("text-lm", [width])),
-            Comparing(
-                workload="text-lm",
-                methods=METHODS,
-                seeds=(seed,),
-                size=seeded.target.size,
-                pilot_sizes=(),
-                tokens=seeded.target.tokens,
-                batch=BATCH,
-                lr_bounds=(low, high),
-                runs=runs,
-                pilot_runs=1,
-            ),
-            folder / "others",
-            workers=workers,
-            progress=lambda study, r: typer.echo(
-                f"  {study}: lr {r.lr:.3g}, {r.state}, {r.loss:.4f}", err=True
-            ),
-            command="python -m studies.race",
-        )
-        outcome.gather(out).write(kept or outcome.KEPT)
-    file = kept or outcome.KEPT
+        outcome.gather(out, file, cell).write(file)
     if not file.exists():
         raise outcome.RaceError(
             f"no seed of the race has finished: there is no {file}; run: python -m studies.race"

@@ -13,6 +13,7 @@ from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.results import TABLE_FILE
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.plan import store
+from metaopt_hpo.scaling.sameness import same
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from studies.section import Section
@@ -101,24 +102,49 @@ def curve(seeds: Sequence[Seed]) -> Excess | None:
     return lambda lr: float(a * (math.log(lr) + b / (2 * a)) ** 2)
 
 
-def gather(out: Path) -> TrialTable:
+def kept_seeds(file: Path, cell: tuple[float, float]) -> dict[str, list[TrialRecord]]:
+    """Runs by seed of a kept race whose target has this size and these tokens; none where it had another."""
+    seeds: dict[str, list[TrialRecord]] = {}
+    for r in TrialTable.read(file).records() if file.exists() else ():
+        seeds.setdefault(r.study, []).append(r)
+
+    def is_target(r: TrialRecord) -> bool:
+        return r.method != PLAN and same(r.size, cell[0]) and same(r.target_tokens or r.tokens, cell[1])
+
+    return {name: runs for name, runs in seeds.items() if any(map(is_target, runs))}
+
+
+def gather(out: Path, kept: Path, cell: tuple[float, float]) -> TrialTable:
     """All runs of the seeds that have finished, each method's in order; the plan's pilots and target are `PLAN`'s.
+
+    What the folder does not have of a seed is taken from the `kept` file, where its target is `cell`.
 
     Raises:
         RaceError: no seed has finished.
     """
-    records: list[TrialRecord] = []
+    seeds = kept_seeds(kept, cell)
     for folder in sorted(out.glob("seed*")):
-        if not (folder / "others" / TABLE_FILE).exists():
-            continue
-        held = store.read(folder / "plan")
-        own = [*held.pilots, *([held.target] if held.target else [])]
-        runs = [replace(r, method=PLAN, trial=r.study) for r in own]
-        runs += TrialTable.read(folder / "others" / TABLE_FILE).records()
-        records += [replace(r, study=folder.name, trial=f"{r.method}/{r.trial}", curve=None) for r in runs]
-    if not records:
+        before = seeds.get(folder.name, [])
+        own = [r for r in before if r.method == PLAN]
+        others = [r for r in before if r.method != PLAN]
+        if (folder / "plan").exists():
+            held = store.read(folder / "plan")
+            if held.target:
+                own = [replace(r, method=PLAN, trial=r.study) for r in (*held.pilots, held.target)]
+                own = [_named(r, folder.name) for r in own]
+        if (folder / "others" / TABLE_FILE).exists():
+            others = [
+                _named(r, folder.name) for r in TrialTable.read(folder / "others" / TABLE_FILE).records()
+            ]
+        if own and others:
+            seeds[folder.name] = [*own, *others]
+    if not seeds:
         raise RaceError(f"no seed of the race in {out} has finished; run: python -m studies.race --out {out}")
-    return TrialTable.from_records(records, warn=False)
+    return TrialTable.from_records([r for name in sorted(seeds) for r in seeds[name]], warn=False)
+
+
+def _named(record: TrialRecord, seed: str) -> TrialRecord:
+    return replace(record, study=seed, trial=f"{record.method}/{record.trial}", curve=None)
 
 
 def seeds_of(records: Sequence[TrialRecord]) -> list[Seed]:
