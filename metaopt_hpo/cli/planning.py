@@ -153,8 +153,8 @@ def recipe(
     to: Annotated[
         str | None,
         typer.Option(
-            help="Write the configuration of: transformers, lightning, torchtitan, nanochat, litgpt, yaml, card (a "
-            "model card's section). [default: the recipe in words]"
+            help="Write the configuration of a tool, such as transformers, torchtitan or yaml, or card, a model card's "
+            "section; another name shows all. [default: the recipe in words]"
         ),
     ] = None,
     trials: Annotated[

@@ -57,7 +57,7 @@ class Recipe(recipes.Recipe):
         """The recipe as a tool's configuration.
 
         Args:
-            to: "transformers", "lightning", "torchtitan", "nanochat", "litgpt", "yaml", or "card" for Markdown.
+            to: the name of one of `plan.exporters.exporters()`: "transformers", "torchtitan", "card" …
             sequence_length: tokens of a sequence.
             devices: that train together.
             per_device: sequences that a device takes at once; the batch is made up by accumulation.

@@ -25,6 +25,12 @@ from metaopt_hpo.comparison.protocol import compare
 from metaopt_hpo.comparison.replay import replay
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.optim.rules import Rule
+from metaopt_hpo.plan import exporters
+from metaopt_hpo.plan.costs import Cost, PlanError
+from metaopt_hpo.plan.exporters.base import Exporter
+from metaopt_hpo.plan.model import Target
+from metaopt_hpo.plan.recipe import Basis, Range
+from metaopt_hpo.plan.recipes import Recipe
 from metaopt_hpo.report import render, sections
 from metaopt_hpo.report.axes import empty_figure
 from metaopt_hpo.scaling.forms.bowl import BOWLS, Bowl
@@ -182,6 +188,43 @@ def test_a_figure_on_a_page_of_its_own() -> None:
     assert 'id="plot-ours"' in page
     assert "Content-Security-Policy" in page
     assert page.count("</script>") == page.count("<script")
+
+
+# -- a recipe exporter ----------------------------------------------------------------------------------------
+
+ONE = Range(value=1e-3, low=5e-4, high=2e-3)
+RECIPE = Recipe(
+    target=Target(size=7e9, tokens=1.4e12),
+    lr=ONE,
+    batch=Range(value=4e6, low=2e6, high=8e6),
+    weight_decay=ONE,
+    warmup=1e10,
+    cooldown=2.8e11,
+    loss=Range(value=2.0, low=1.9, high=2.1),
+    within=2.0,
+    cost=Cost(flops=5.9e22),
+    basis=Basis(runs=6, size=1e8, tokens=2e9, ln_size=4.2, ln_tokens=6.5),
+)
+
+
+def test_a_recipe_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Exporter("make", "variables of a Makefile", lambda recipe, setup: f"LR = {recipe.lr.value:g}\n")
+    offer(monkeypatch, exporters, "make", ours)
+    assert RECIPE.export("make") == "LR = 0.001\n"
+    with pytest.raises(PlanError, match=r"make \(variables of a Makefile\)"):
+        RECIPE.export("cmake")
+
+
+def test_a_recipe_exporter_of_another_distribution_never_replaces_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offer(monkeypatch, exporters, "yaml", Exporter("yaml", "another", lambda recipe, setup: "other"))
+    assert RECIPE.export("yaml") != "other"
+
+
+def test_each_exporter_is_one_file_of_its_folder() -> None:
+    folder = Path(exporters.__file__).parent
+    assert len(exporters.exporters()) == len({p.stem for p in folder.glob("*.py")} - {"__init__", "base"})
 
 
 # -- a framework ----------------------------------------------------------------------------------------------

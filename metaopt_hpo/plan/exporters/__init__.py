@@ -1,64 +1,32 @@
-"""A recipe as the configuration of a tool that people train with: one file a tool, a function `export`."""
+"""A recipe as the configuration of a tool that people train with: one file a tool, with an `EXPORTER`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import pkgutil
 from importlib import import_module
+from importlib.metadata import entry_points
 
 from metaopt_hpo.plan.costs import PlanError
+from metaopt_hpo.plan.exporters.base import Exporter as Exporter
+from metaopt_hpo.plan.exporters.base import Setup as Setup
 from metaopt_hpo.plan.recipe import Recipe
 
-EXPORTERS = {
-    "transformers": "TrainingArguments, for HfArgumentParser.parse_yaml_file",
-    "lightning": "Trainer and optimizer, as LightningCLI and jsonargparse write them",
-    "torchtitan": "a job's TOML",
-    "nanochat": "arguments of scripts.base_train",
-    "litgpt": "a config of litgpt pretrain",
-    "yaml": "plain names, for a tool of your own",
-    "card": "a section of a model card, in Markdown",
-}
-"""Name → what is written. Each is a module of this package."""
+ENTRY_POINT_GROUP = "metaopt_hpo.exporters"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What a configuration needs beside a recipe.
+def exporters() -> dict[str, Exporter]:
+    """By name: each module of this folder that has an `EXPORTER`, then those of other distributions.
 
-    Attributes:
-        sequence_length: tokens of a sequence.
-        devices: that train together.
-        per_device: sequences that a device takes at once.
+    An entry point whose distribution cannot be imported is left out, and one never takes the place of ours.
     """
-
-    sequence_length: int = 2048
-    devices: int = 1
-    per_device: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("sequence_length", "devices", "per_device"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-
-    def sequences(self, recipe: Recipe) -> int:
-        """Of a batch, at least one."""
-        return max(1, round(recipe.batch.value / self.sequence_length))
-
-    def split(self, recipe: Recipe) -> tuple[int, int]:
-        """Sequences a device takes at once, and how often it does before a step; their product is nearest the batch."""
-        each = max(1, round(self.sequences(recipe) / self.devices))
-        at_once = min(self.per_device, each)
-        return at_once, max(1, round(each / at_once))
-
-    def real_batch(self, recipe: Recipe) -> int:
-        """Tokens a step as they really become."""
-        at_once, times = self.split(recipe)
-        return at_once * times * self.devices * self.sequence_length
-
-    def steps(self, recipe: Recipe, tokens: float) -> int:
-        """Steps for so many tokens at the real batch."""
-        return max(0, round(tokens / self.real_batch(recipe)))
+    modules = (import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    found = [m.EXPORTER for m in modules if hasattr(m, "EXPORTER")]
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            found.append(entry.load())
+        except ImportError:
+            continue
+    return {e.name: e for e in reversed(found)}
 
 
 def export(recipe: Recipe, to: str, setup: Setup | None = None) -> str:
@@ -66,50 +34,14 @@ def export(recipe: Recipe, to: str, setup: Setup | None = None) -> str:
 
     Args:
         recipe: what to train.
-        to: one of `EXPORTERS`.
+        to: the name of one of `exporters()`.
         setup: sequence length and devices.
 
     Raises:
         PlanError: there is no such exporter.
     """
-    if to not in EXPORTERS:
-        raise PlanError(f"there is no export to {to!r}; there are {', '.join(EXPORTERS)}")
-    module = import_module(f"{__name__}.{to}_export" if to == "yaml" else f"{__name__}.{to}")
-    text: str = module.export(recipe, setup or Setup())
-    return text
-
-
-def remarks(recipe: Recipe, setup: Setup) -> list[str]:
-    """What every file says at its head: units, intervals, and what was rounded."""
-    r = recipe
-    out = [
-        f"metaopt-hpo: {r.target.size:.4g} parameters, {r.target.tokens:.4g} tokens, schedule {r.target.schedule}",
-        f"peak lr {r.lr} (no unit), batch {r.batch} tokens per step, weight decay {r.weight_decay} (times lr, a step)",
-        f"expected loss at the end {r.loss} nats per token; intervals at {r.level:.0%}",
-        f"batch as written here: {setup.real_batch(r)} tokens per step ({setup.devices} devices, sequences of "
-        f"{setup.sequence_length} tokens)",
-    ]
-    if r.ramp:
-        ramp = ", ".join(f"{b:.3g} tokens per step from {t:.3g} tokens on" for t, b in r.ramp)
-        out.append(f"batch ramp, not part of this file: {ramp}")
-    out.append(
-        f"strategy metaoptimize: expected={r.lr.value:.4g}, within={r.within:.3g} keeps lr near while it trains"
-    )
-    return out + [f"warning: {w}" for w in r.warnings]
-
-
-def commented(recipe: Recipe, setup: Setup) -> str:
-    """`remarks` behind hash signs."""
-    return "".join(f"# {line}\n" for line in remarks(recipe, setup))
-
-
-def number(value: float) -> float:
-    """Four digits: more say nothing."""
-    return float(f"{value:.4g}")
-
-
-def as_yaml(values: Mapping[str, object]) -> str:
-    """YAML text, keys in their order, numbers as every YAML reader takes them."""
-    import yaml
-
-    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
+    found = exporters()
+    if to not in found:
+        offered = "; ".join(f"{name} ({found[name].writes})" for name in sorted(found))
+        raise PlanError(f"there is no export to {to!r}; there are: {offered}")
+    return found[to].export(recipe, setup or Setup())

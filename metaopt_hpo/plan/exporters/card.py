@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from metaopt_hpo.plan.exporters import Setup
+from metaopt_hpo.plan.exporters.base import Exporter, Setup
 from metaopt_hpo.plan.recipe import Recipe
 from metaopt_hpo.plan.words import short
 
@@ -50,3 +50,6 @@ def export(recipe: Recipe, setup: Setup) -> str:
         )
     lines += [*(f"- {w}" for w in r.warnings), ""]
     return "\n".join(lines)
+
+
+EXPORTER = Exporter("card", "a section of a model card, in Markdown", export)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaopt_hpo.plan.exporters import Setup, as_yaml, commented, number
+from metaopt_hpo.plan.exporters.base import Exporter, Setup, as_yaml, commented, number
 from metaopt_hpo.plan.recipe import Recipe
 
 
@@ -33,3 +33,6 @@ def export(recipe: Recipe, setup: Setup) -> str:
         f"# sequences a device takes at once (the data module's batch size): {at_once}\n"
     )
     return commented(recipe, setup) + schedule + as_yaml(values)
+
+
+EXPORTER = Exporter("lightning", "Trainer and optimizer, as LightningCLI and jsonargparse write them", export)

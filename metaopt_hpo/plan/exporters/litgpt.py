@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaopt_hpo.plan.exporters import Setup, as_yaml, commented, number
+from metaopt_hpo.plan.exporters.base import Exporter, Setup, as_yaml, commented, number
 from metaopt_hpo.plan.recipe import Recipe
 
 
@@ -32,3 +32,6 @@ def export(recipe: Recipe, setup: Setup) -> str:
     if recipe.target.schedule != "cosine":
         remark = f"# litgpt pretrain decays as a cosine; the recipe is for {recipe.target.schedule}\n"
     return commented(recipe, setup) + remark + as_yaml(values)
+
+
+EXPORTER = Exporter("litgpt", "a config of litgpt pretrain", export)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaopt_hpo.plan.exporters import Setup, commented, number
+from metaopt_hpo.plan.exporters.base import Exporter, Setup, commented, number
 from metaopt_hpo.plan.recipe import Recipe
 
 
@@ -30,3 +30,6 @@ def export(recipe: Recipe, setup: Setup) -> str:
         + remark
         + f"torchrun --nproc_per_node={setup.devices} -m scripts.base_train -- \\\n{lines}\n"
     )
+
+
+EXPORTER = Exporter("nanochat", "arguments of scripts.base_train", export)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomlkit
 
-from metaopt_hpo.plan.exporters import Setup, commented, number
+from metaopt_hpo.plan.exporters.base import Exporter, Setup, commented, number
 from metaopt_hpo.plan.recipe import Recipe
 
 
@@ -36,3 +36,6 @@ def export(recipe: Recipe, setup: Setup) -> str:
         },
     }
     return commented(recipe, setup) + tomlkit.dumps(values)
+
+
+EXPORTER = Exporter("torchtitan", "a job's TOML", export)

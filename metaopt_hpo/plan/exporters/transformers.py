@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaopt_hpo.plan.exporters import Setup, as_yaml, commented, number
+from metaopt_hpo.plan.exporters.base import Exporter, Setup, as_yaml, commented, number
 from metaopt_hpo.plan.recipe import Recipe
 
 SCHEDULERS = {
@@ -37,3 +37,6 @@ def export(recipe: Recipe, setup: Setup) -> str:
             "min_lr_ratio": 0.0,
         }
     return commented(recipe, setup) + as_yaml(values)
+
+
+EXPORTER = Exporter("transformers", "TrainingArguments, for HfArgumentParser.parse_yaml_file", export)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from metaopt_hpo.plan.api import Plan, plan
 from metaopt_hpo.plan.costs import Cost, PlanError
-from metaopt_hpo.plan.exporters import EXPORTERS, Setup, export
+from metaopt_hpo.plan.exporters import Setup, export, exporters
 from metaopt_hpo.plan.model import Target
 from metaopt_hpo.plan.rebudget import lr_at, rebudget
 from metaopt_hpo.plan.recipe import Basis, Range
@@ -145,7 +145,7 @@ def test_one_pilot_is_enough_for_a_recipe_with_a_warning(made: Plan) -> None:
     assert found.lr.low < found.lr.value < found.lr.high
 
 
-@pytest.mark.parametrize("to", EXPORTERS)
+@pytest.mark.parametrize("to", exporters())
 def test_every_export_says_units_and_intervals(recipe: Recipe, to: str) -> None:
     text = recipe.export(to, sequence_length=2048, devices=8)
     assert "tokens per step" in text
@@ -246,7 +246,7 @@ def test_any_batch_can_be_written(batch: float, length: int, devices: int, per_d
     setup = Setup(sequence_length=length, devices=devices, per_device=per_device)
     assert setup.real_batch(r) >= length
     assert setup.split(r)[0] <= per_device
-    for to in EXPORTERS:
+    for to in exporters():
         assert export(r, to, setup)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from metaopt_hpo.plan.exporters import Setup, as_yaml, commented, number
+from metaopt_hpo.plan.exporters.base import Exporter, Setup, as_yaml, commented, number
 from metaopt_hpo.plan.recipe import Recipe
 
 
@@ -32,3 +32,6 @@ def export(recipe: Recipe, setup: Setup) -> str:
         "stop": list(r.stop),
     }
     return commented(recipe, setup) + as_yaml(values)
+
+
+EXPORTER = Exporter("yaml", "plain names, for a tool of your own", export)
