@@ -88,9 +88,12 @@ def history(seed: int, count: int = 28) -> list[TrialRecord]:
     return records
 
 
-def optuna_says(records: Sequence[TrialRecord], size: float, u: float, worse: float) -> list[bool]:
-    study = optuna.create_study(pruner=ScalingLawPruner())
-    d = FloatDistribution(1e-9, 1e3, log=True)
+ANY_LR = FloatDistribution(1e-9, 1e3, log=True)
+
+
+def _study(records: Sequence[TrialRecord], pruner: ScalingLawPruner) -> optuna.Study:
+    """A study that holds these trials."""
+    study = optuna.create_study(pruner=pruner)
     for r in records:
         curve = {round(t): x for t, x in zip(r.curve.tokens, r.curve.loss, strict=True)}  # type: ignore[union-attr]
         study.add_trial(
@@ -100,16 +103,26 @@ def optuna_says(records: Sequence[TrialRecord], size: float, u: float, worse: fl
                 else optuna.trial.TrialState.PRUNED,
                 value=r.loss,
                 params={"lr": r.lr},
-                distributions={"lr": d},
+                distributions={"lr": ANY_LR},
                 user_attrs={"size": r.size, "tokens": r.target_tokens, "batch": r.batch},
                 intermediate_values=curve,
             )
         )
-    lr = 0.8 * size**-0.3 * math.exp(u)
+    return study
+
+
+def _asked(study: optuna.Study, size: float, lr: float) -> optuna.Trial:
+    """The study's next trial, a run of this size and learning rate."""
     study.enqueue_trial({"lr": lr})
-    trial = study.ask({"lr": d})
+    trial = study.ask({"lr": ANY_LR})
     for name, value in (("size", size), ("tokens", 20 * size), ("batch", BATCH)):
         trial.set_user_attr(name, value)
+    return trial
+
+
+def optuna_says(records: Sequence[TrialRecord], size: float, u: float, worse: float) -> list[bool]:
+    lr = 0.8 * size**-0.3 * math.exp(u)
+    trial = _asked(_study(records, ScalingLawPruner()), size, lr)
     said = []
     for part in PARTS[:-1]:
         trial.report(worse * loss_of(size, lr, part), round(20 * size * part))
@@ -216,7 +229,45 @@ def test_a_run_at_its_end_is_never_stopped() -> None:
         return decide(Run(size=SIZES[3], tokens=planned, batch=BATCH, lr=1.0, curve=curve), h, fitted).action
 
     assert [says(part) for part in (0.5, 0.9)] == ["stop", "stop"]
-    assert not {says(part) for part in (0.995, 1.0, 1.001, 1.3)} & {"stop"}
+    assert {says(part) for part in (0.995, 1.0, 1.001, 1.3)} == {"keep"}
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["law", "wrapped"])
+def test_both_integrations_keep_a_hopeless_run_from_the_same_part_of_it_on(wrapped: bool) -> None:
+    """What the law would stop, or a wrapped pruner where there is no law, is let finish from 99 % of its plan on."""
+    records = [] if wrapped else history(0)
+    size, parts = SIZES[3], (0.94, 0.96, 0.98, 0.995, 1.0)
+    lr = 0.8 * size**-0.3
+    study = _study(
+        records, ScalingLawPruner(wrapped=optuna.pruners.ThresholdPruner(upper=5.0) if wrapped else None)
+    )
+    trial = _asked(study, size, lr)
+    one = []
+    for part in parts:
+        trial.report(9.0, round(20 * size * part))
+        one.append(trial.should_prune())
+    from ray.tune.experiment import Trial
+    from ray.tune.schedulers import ASHAScheduler
+
+    asha = ASHAScheduler(time_attr="tokens_seen", grace_period=1, max_t=10**12, reduction_factor=2)
+    scheduler = schedulers.ScalingLawScheduler(
+        background=False, evidence=records, hold=False, wrapped=asha if wrapped else None
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler.set_search_properties("loss", "min")
+    config = {"size": size, "tokens": 20 * size, "batch": BATCH, "lr": lr}
+    other = []
+    for part in parts:
+        tokens = round(20 * size * part)
+        stub = Trial("__fake", trial_id=f"at {part}", config=config, stub=True)
+        rival = Trial("__fake", trial_id=f"rival at {part}", config=config, stub=True)
+        for told, loss in ((rival, 2.0), (stub, 9.0)):
+            scheduler.on_trial_add(None, told)
+            result = {"loss": loss, "tokens_seen": tokens, "trial_id": told.trial_id, "training_iteration": 1}
+            said = scheduler.on_trial_result(None, told, result)
+        other.append(said == "STOP")
+    assert one == other == [True, True, True, False, False]
 
 
 def test_a_run_of_another_strategy_is_not_judged_by_the_laws() -> None:

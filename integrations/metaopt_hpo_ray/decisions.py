@@ -19,7 +19,6 @@ from metaopt_hpo.trials.quantities import flatten
 from metaopt_hpo.trials.record import TrialState
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import REASON, STATE, Columns
-from metaopt_hpo_ray.entry import DONE
 from metaopt_hpo_ray.judge import Judge
 from metaopt_hpo_ray.launches import WAITING, Launches
 from metaopt_hpo_ray.reports import ENDED_BY_SCHEDULER, Results, know, outcome, report, why_failed
@@ -123,8 +122,6 @@ class Decisions:
             return self._stop(key, "diverged", Decision("stop", str(result.get(REASON, ""))))
         if not math.isfinite(entry.last[1]):
             return self._stop(key, "diverged", self._judge.judge(key))
-        if entry.tokens > 0 and entry.last[0] >= entry.tokens * DONE:
-            return TrialScheduler.CONTINUE  # it ends by itself
         decision = self._judge.judge(key)
         if decision.action == "stop":
             return self._stop(key, "pruned", decision)

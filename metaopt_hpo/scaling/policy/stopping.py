@@ -220,6 +220,8 @@ def decide(
         others: trials of earlier searches.
     """
     law = fitted.law
+    if _at_its_end(run):
+        return Decision("keep", "it has reached its planned end, and stopping it would save nothing")
     if run.self_tuning:
         return Decision("abstain", "its strategy finds its own learning rate")
     if law is None:
@@ -266,14 +268,18 @@ def _teaches(run: Run, history: History, law: Law, rule: Rule, others: Sequence[
     return done < TEACHES
 
 
+def _at_its_end(run: Run) -> bool:
+    """Whether a run has seen the tokens it was planned for, as far as they count as the same (`sameness`)."""
+    seen = last_point(run.curve[-1:])
+    return seen is not None and at_least(seen[0], run.tokens) and seen[0] <= OVERSHOOT * run.tokens
+
+
 def _too_early(run: Run, law: Law, rule: Rule) -> str | None:
     """Why a running loss says nothing yet, or None."""
     seen = last_point(run.curve[-1:])
     if seen is None:
         return "its last loss is not a positive number"
     tokens = seen[0]
-    if at_least(tokens, run.tokens) and tokens <= OVERSHOOT * run.tokens:
-        return "it has reached its planned end, and stopping it would save nothing"
     if tokens > OVERSHOOT * run.tokens:
         return f"it reported {tokens:g} tokens and is planned for {run.tokens:g}"
     if tokens < max(rule.grace * run.tokens, rule.grace_tokens):
