@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = "metaopt-hpo law"
 VERSION = 2
-
+"""Of the file's fields: a law's file of another version is refused."""
 
 MAX_BYTES = 256 * 2**20
 """Largest file that is read as a law: a law of a thousand cells with 10,000 draws has a tenth of it."""

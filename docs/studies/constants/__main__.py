@@ -1,6 +1,6 @@
-"""`python -m studies.constants --data DIR` prints the table of constants of docs/laws.md."""
+"""`python -m studies.constants --data DIR` measures the constants of README.md beside this."""
 
-from studies.constants.table import main
+from studies.constants.command import main
 from studies.run import run
 
 if __name__ == "__main__":

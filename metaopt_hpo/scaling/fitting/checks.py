@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from metaopt_hpo.scaling.base.population import Base
 
 MIN_SIZES = 3
+"""Sizes of a law, without `allow_weak`: two give an exponent and nothing that could contradict it."""
 
 MIN_TRIALS = 6
+"""Trials of a law: two of each of three sizes."""
 
 COLLINEAR = 0.98
 """Squared correlation of ln size and ln tokens above which their effects cannot be told apart."""

@@ -39,6 +39,7 @@ PSEUDO_LEVELS = 3.0
 """Held-out levels that `LEVELS` counts for against those that ordered validation measured."""
 
 CALIBRATION_DRAWS = 30
+"""Draws of each leave-one-level-out fit that calibrates `LEVELS`: its variance is known to a quarter."""
 
 DRAW_STEPS = 12
 """Iterations of a draw's fit, which begins at the point estimate."""

@@ -17,7 +17,11 @@ from metaopt_hpo.scaling.forms.axes import Array
 from metaopt_hpo.scaling.forms.floor import POWER, FloorForm
 
 FIRST_DAMPING = 1e-2
+"""Damping of the first step, relative to the normal matrix's diagonal."""
+
 LEAST_DAMPING = 1e-9
+"""Damping below which it falls no further: from there a step is Gauss and Newton's."""
+
 TRIES = 6
 """Dampings tried in one step, each five times the last."""
 

@@ -28,9 +28,10 @@ INTERCEPT_SPREAD = 1.5
 """Prior standard deviation, ln units, of an optimum about the best runs: keeps a flat bowl's centre near its grid."""
 
 SLOPE_PRIOR = {"lr": {"size": -0.4, "tokens": 0.0}, "batch": {"size": 0.0, "tokens": 0.5}}
+"""Prior mean of the exponents: the mean over published laws."""
 
 SLOPE_SPREAD = {"lr": {"size": 0.4, "tokens": 0.4}, "batch": {"size": 0.4, "tokens": 0.3}}
-"""Weak prior on the exponents (mean and standard deviation over published laws): matters for tiny tables only."""
+"""Prior standard deviation of the exponents, that over published laws: it matters for tiny tables only."""
 
 
 class Known(Protocol):

@@ -22,6 +22,7 @@ from metaopt_hpo.scaling.forms.floor import Floor
 from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, Array, CurvaturePrior, Surface
 
 CURVATURE_SPREAD = 0.1
+"""Prior standard deviation of a second-order coefficient, ln lr or ln batch by the product of two axes' e-folds."""
 
 SPARE_CELLS = 3
 """Cells beyond the coefficients of a fit with curvature below which its jackknife says nothing."""
