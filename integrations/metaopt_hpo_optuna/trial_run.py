@@ -133,7 +133,7 @@ class TrialRun(FrameworkRun):
             tuning="self" if strategy.tunes_lr else "external",
             comparable_from=strategy.comparable_from,
         )
-        self._link.set(FLOPS_PER_TOKEN, self._flops_per_token)
+        self._link.set(FLOPS_PER_TOKEN, self.planned.flops_per_token)
         if path is not None:
             self._link.set(CHECKPOINT, path)
 
@@ -178,7 +178,7 @@ class TrialRun(FrameworkRun):
         """Take the value of the finished trial that this one repeats, where there is one."""
         facts = {
             "strategy": [self.strategy.name, self.strategy.options()],
-            "run": [self.size, self.target_tokens, self.batch, self._seed, self._workload],
+            "run": [self.size, self.target_tokens, self.batch, self.planned.seed, self.planned.workload],
         }
         earlier = self._link.repeated(facts) if self._repeats == "reuse" else None
         self.repeats, value = from_rank_0(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -56,6 +57,16 @@ def no_progress(loss: float, initial: float, steps: int) -> str | None:
     if steps < LEAST_STEPS or not initial - loss <= LEAST_GAIN * abs(initial):
         return None
     return f"made no progress: held-out loss {loss:.4g} after {steps} steps, {initial:.4g} before the first"
+
+
+def warn_no_progress(strategy: str, base: str, said: str, *, stacklevel: int) -> None:
+    """Warn of a run that learned nothing; `said` is what `no_progress` gave."""
+    warnings.warn(
+        f"the run under strategy {strategy!r} (base {base!r}) {said}; try another base or lr, and see whether the "
+        "model can learn at all with plain AdamW",
+        NoProgress,
+        stacklevel=stacklevel + 1,
+    )
 
 
 class FiniteLosses:

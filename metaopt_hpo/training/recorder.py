@@ -67,6 +67,15 @@ class Recorder:
         mean = sum(logs) / len(logs)
         return math.exp(median), math.sqrt(sum((x - mean) ** 2 for x in logs) / len(logs))
 
+    def fields(self) -> dict[str, Any]:
+        """What a `TrialRecord` takes from here."""
+        return {
+            "cost": self.cost,
+            "seconds": self.seconds,
+            "grad_noise": self.noise.value(),
+            "curve": self.curve(),
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint."""
         return {

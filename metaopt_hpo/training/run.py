@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,17 +20,17 @@ from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training import checkpoint as checkpoints
 from metaopt_hpo.training.ending import (
     FiniteLosses,
-    NoProgress,
     RunDiverged,
     RunStopped,
     no_progress,
+    warn_no_progress,
     why_diverged,
 )
 from metaopt_hpo.training.gradients import NOISE_EVERY, backward
 from metaopt_hpo.training.live import Listener
+from metaopt_hpo.training.planned import PlannedRun
 from metaopt_hpo.training.recorder import Recorder, peak_memory
-from metaopt_hpo.training.size import unique_count
-from metaopt_hpo.trials.record import TrialRecord, TrialState, report_grid, token_grid
+from metaopt_hpo.trials.record import TrialRecord, TrialState
 
 
 class TrainingRun:
@@ -115,22 +113,29 @@ class TrainingRun:
         workload: str = "",
         params: Mapping[str, float | int | str | bool] | None = None,
     ) -> None:
-        for name, value in (("size", size), ("tokens", tokens), ("batch", batch)):
-            if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
-        for name, count in (
-            ("checkpoint_every", checkpoint_every),
-            ("report_stride", report_stride),
-            ("reports", reports),
-        ):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count!r}")
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every!r}")
+        self.planned = PlannedRun(
+            size=size,
+            tokens=tokens,
+            batch=batch,
+            flops_per_token=math.nan if flops_per_token is None else float(flops_per_token),
+            reports=reports,
+            report_stride=report_stride,
+            unique_tokens=unique_tokens,
+            epochs=epochs,
+            seed=seed,
+            workload=workload,
+            params=params or {},
+        )
+        """What is fixed before the first step."""
+        self._file = None if checkpoint is None else checkpoints.RunFile(checkpoint, checkpoint_every)
         self.model = model
         self.strategy = strategy
-        self.size = float(size)
-        self.batch = float(batch)
-        self.target_tokens = float(tokens)
-        self.horizon = math.ceil(tokens / batch)
+        self.size = self.planned.size
+        self.batch = self.planned.batch
+        self.target_tokens = self.planned.tokens
+        self.horizon = self.planned.horizon
         self.lr_run = strategy.build(model, self.horizon)
         self.recorder = Recorder()
         self.loss = math.nan
@@ -139,23 +144,10 @@ class TrainingRun:
         self.state: TrialState = "running"
         self.reason = ""
         self._evaluate = evaluate
-        self._flops_per_token = 6.0 * self.size if flops_per_token is None else float(flops_per_token)
-        self._checkpoint = None if checkpoint is None else Path(checkpoint)
-        self._checkpoint_every = checkpoint_every
-        self._seed = seed
-        self._workload = workload
-        self._params = dict(params or {})
         self._scaler = scaler
         self._reports = 0
-        end = self.horizon * self.batch
-        self._grid = (
-            report_grid(end, start=self.batch, reports=reports)
-            if report_stride is None
-            else token_grid(end, start=self.batch, stride=report_stride)
-        )
-        self._unique_tokens = unique_count(self.target_tokens, unique_tokens, epochs)
+        self._points = self.planned.report_points()
         self._listeners = list(listeners)
-        self._next_point = 0
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._finite = FiniteLosses(self._device)
 
@@ -181,8 +173,8 @@ class TrainingRun:
         return self.lr_run.forward()
 
     def __enter__(self) -> Self:
-        if self._checkpoint is not None and self._checkpoint.exists():
-            self._resume(self._checkpoint)
+        if self._file is not None:
+            self._file.resume(self.identity(), self.load_state_dict)
         if self.state == "stopped" and self.steps_taken < self.horizon:
             self.state, self.reason = "running", ""  # it goes on
         if math.isnan(self.initial_loss):
@@ -204,7 +196,7 @@ class TrainingRun:
 
     def _end_early(self) -> None:
         """Record that the loop ended by itself; a checkpoint lets it go on from here."""
-        if self._checkpoint is not None:
+        if self._file is not None:
             self.save()
         self.state = "stopped"
         self.reason = (
@@ -241,14 +233,11 @@ class TrainingRun:
             )
         self.lr_run.step(loss, scaler=self._scaler)
         loss = loss.detach()
-        self.recorder.cost += self._flops_per_token * self.batch
+        self.recorder.cost += self.planned.flops_per_token * self.batch
         self._watch(loss)
         for listener in self._listeners:
             listener(self.lr_run, loss)
-        point = None
-        while self._next_point < len(self._grid) and self._grid[self._next_point] <= self.tokens:
-            point = self._grid[self._next_point]
-            self._next_point += 1
+        point = self._points.passed(self.tokens)
         done = self.steps_taken >= self.horizon
         if done:
             point = round(self.tokens)
@@ -279,26 +268,16 @@ class TrainingRun:
             self._diverge(lost)
         if done:
             self.state = "complete"
-            self._say_if_nothing_was_learned()
-        if self._checkpoint is not None and (done or self._reports % self._checkpoint_every == 0):
+            self.reason = no_progress(self.loss, self.initial_loss, self.horizon) or ""
+            if self.reason:
+                warn_no_progress(self.strategy.name, self.strategy.base, self.reason, stacklevel=4)
+        if self._file is not None and (done or self._file.due(self._reports)):
             self.save()
         self.report(point, self.loss)
         reason = None if done else self.should_stop()
         if reason is not None:
             self.state, self.reason = "pruned", reason
             raise RunStopped(reason)
-
-    def _say_if_nothing_was_learned(self) -> None:
-        said = no_progress(self.loss, self.initial_loss, self.horizon)
-        if said is None:
-            return
-        self.reason = said
-        warnings.warn(
-            f"the run under strategy {self.strategy.name!r} (base {self.strategy.base!r}) {self.reason}; try another "
-            "base or lr, and see whether the model can learn at all with plain AdamW",
-            NoProgress,
-            stacklevel=4,
-        )
 
     def _held_out(self) -> float:
         self.model.eval()
@@ -341,9 +320,9 @@ class TrainingRun:
         Raises:
             CheckpointError: it cannot be written; the one before is whole.
         """
-        if self._checkpoint is None:
+        if self._file is None:
             raise ValueError("this run has no checkpoint file; pass checkpoint=PATH")
-        checkpoints.save(self._checkpoint, self.state_dict())
+        self._file.save(self.state_dict())
 
     def identity(self) -> dict[str, Any]:
         """Which run this is: a checkpoint holds it, and no run that differs in any of it goes on from there.
@@ -351,26 +330,15 @@ class TrainingRun:
         Integrations add who the trial is; values are plain, so that they compare across processes.
         """
         return {
-            "workload": self._workload,
+            "workload": self.planned.workload,
             "strategy": self.strategy.name,
             "options": {k: checkpoints.plain(v) for k, v in self.strategy.options().items()},
             "size": self.size,
             "tokens": self.target_tokens,
             "batch": self.batch,
-            "seed": self._seed,
+            "seed": self.planned.seed,
             "model": checkpoints.shapes(self.model),
         }
-
-    def _resume(self, path: Path) -> None:
-        state = checkpoints.load(path)
-        checkpoints.check_identity(path, state, self.identity())
-        try:
-            self.load_state_dict(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise checkpoints.CheckpointError(
-                f"the checkpoint {path} does not fit this run ({str(error).splitlines()[0]}); "
-                "remove it to start again"
-            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Identity, model, optimizer, strategy, recorder, counters and random generators."""
@@ -411,7 +379,7 @@ class TrainingRun:
         self.initial_loss, self.loss = float(counters["initial_loss"]), float(counters["loss"])
         self._reports, self.state = int(counters["reports"]), counters["state"]
         self._finite.load_state(counters["bad_steps"])
-        self._next_point = sum(t <= self.tokens for t in self._grid)
+        self._points.go_on(self.tokens)
         checkpoints.set_random_state(state["random"])
         if self._scaler is not None and state.get("scaler"):
             self._scaler.load_state_dict(state["scaler"])
@@ -424,27 +392,18 @@ class TrainingRun:
         """
         found_lr, spread = self.recorder.plateau() if self.strategy.tunes_lr else (math.nan, math.nan)
         values: dict[str, Any] = {
-            "size": self.size,
+            **self.planned.fields(),
+            **self.recorder.fields(),
             "tokens": self.tokens,
-            "batch": self.batch,
             "lr": self.strategy.lr,
             "loss": self.loss,
-            "workload": self._workload,
             "strategy": self.strategy.name,
             "tuning": "self" if self.strategy.tunes_lr else "external",
             "state": self.state,
             "reason": self.reason,
-            "seed": self._seed,
             "initial_loss": self.initial_loss,
-            "target_tokens": self.horizon * self.batch,
-            "cost": self.recorder.cost,
-            "seconds": self.recorder.seconds,
             "memory": peak_memory(self._device),
-            "grad_noise": self.recorder.noise.value(),
             "found_lr": found_lr,
             "found_lr_spread": spread,
-            "unique_tokens": self._unique_tokens,
-            "params": self._params,
-            "curve": self.recorder.curve(),
         }
         return TrialRecord(**{**values, **fields})
