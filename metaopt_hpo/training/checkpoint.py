@@ -81,41 +81,27 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-class RunFile:
-    """Where one run saves, and how often.
+def resume(
+    path: str | os.PathLike[str], identity: Mapping[str, Any], take: Callable[[dict[str, Any]], None]
+) -> None:
+    """Hand a saved state over to the run that it is of.
 
     Args:
-        path: the file.
-        every: save at every n-th report.
+        path: the checkpoint.
+        identity: of the run, as `check_identity` compares it.
+        take: what goes on from the state.
+
+    Raises:
+        CheckpointError: the file is damaged, another run's, or does not fit.
     """
-
-    def __init__(self, path: str | os.PathLike[str], every: int) -> None:
-        self.path, self.every = Path(path), every
-
-    def due(self, reports: int) -> bool:
-        """Whether to save after so many reports."""
-        return reports % self.every == 0
-
-    def save(self, state: dict[str, Any]) -> None:
-        """As the function `save`."""
-        save(self.path, state)
-
-    def resume(self, identity: Mapping[str, Any], take: Callable[[dict[str, Any]], None]) -> None:
-        """Hand the saved state over, where there is one.
-
-        Raises:
-            CheckpointError: the file is damaged, another run's, or does not fit.
-        """
-        if not self.path.exists():
-            return
-        state = load(self.path)
-        check_identity(self.path, state, identity)
-        try:
-            take(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint {self.path} does not fit this run ({_first_line(error)}); remove it to start again"
-            ) from error
+    state = load(path)
+    check_identity(path, state, identity)
+    try:
+        take(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint {path} does not fit this run ({_first_line(error)}); remove it to start again"
+        ) from error
 
 
 def _check_sum(path: Path) -> None:

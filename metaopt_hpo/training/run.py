@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -129,7 +130,8 @@ class TrainingRun:
             params=params or {},
         )
         """What is fixed before the first step."""
-        self._file = None if checkpoint is None else checkpoints.RunFile(checkpoint, checkpoint_every)
+        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._checkpoint_every = checkpoint_every
         self.model = model
         self.strategy = strategy
         self.size = self.planned.size
@@ -173,8 +175,8 @@ class TrainingRun:
         return self.lr_run.forward()
 
     def __enter__(self) -> Self:
-        if self._file is not None:
-            self._file.resume(self.identity(), self.load_state_dict)
+        if self._checkpoint is not None and self._checkpoint.exists():
+            self._resume(self._checkpoint)
         if self.state == "stopped" and self.steps_taken < self.horizon:
             self.state, self.reason = "running", ""  # it goes on
         if math.isnan(self.initial_loss):
@@ -196,7 +198,7 @@ class TrainingRun:
 
     def _end_early(self) -> None:
         """Record that the loop ended by itself; a checkpoint lets it go on from here."""
-        if self._file is not None:
+        if self._checkpoint is not None:
             self.save()
         self.state = "stopped"
         self.reason = (
@@ -271,7 +273,7 @@ class TrainingRun:
             self.reason = no_progress(self.loss, self.initial_loss, self.horizon) or ""
             if self.reason:
                 warn_no_progress(self.strategy.name, self.strategy.base, self.reason, stacklevel=4)
-        if self._file is not None and (done or self._file.due(self._reports)):
+        if self._checkpoint is not None and (done or self._reports % self._checkpoint_every == 0):
             self.save()
         self.report(point, self.loss)
         reason = None if done else self.should_stop()
@@ -320,9 +322,9 @@ class TrainingRun:
         Raises:
             CheckpointError: it cannot be written; the one before is whole.
         """
-        if self._file is None:
+        if self._checkpoint is None:
             raise ValueError("this run has no checkpoint file; pass checkpoint=PATH")
-        self._file.save(self.state_dict())
+        checkpoints.save(self._checkpoint, self.state_dict())
 
     def identity(self) -> dict[str, Any]:
         """Which run this is: a checkpoint holds it, and no run that differs in any of it goes on from there.
@@ -339,6 +341,9 @@ class TrainingRun:
             "seed": self.planned.seed,
             "model": checkpoints.shapes(self.model),
         }
+
+    def _resume(self, path: Path) -> None:
+        checkpoints.resume(path, self.identity(), self.load_state_dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Identity, model, optimizer, strategy, recorder, counters and random generators."""
