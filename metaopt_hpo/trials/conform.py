@@ -1,4 +1,4 @@
-"""A foreign frame turned into a trial table's columns: names, units, types, duplicates and trial ids.
+"""A foreign frame turned into a trial table's columns: names, units, types.
 
 A table is read in chunks: `Reading.take` conforms one, `Reading.finish` settles what only the whole table can say
 (which sign separates decimals, which rows are reports of one run, whether the units are plausible).
@@ -7,7 +7,7 @@ A table is read in chunks: `Reading.take` conforms one, `Reading.finish` settles
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from metaopt_hpo.trials import cells, naming, numbers, quantities, reports, schema, states, units
+from metaopt_hpo.trials.complete import complete
 from metaopt_hpo.trials.nested import expand
-from metaopt_hpo.trials.schema import CURVE_COLUMNS, Note, TableError
+from metaopt_hpo.trials.schema import Note, TableError
 from metaopt_hpo.trials.values import curve_values, merge_params, objects, params_text, text_of
 
 
@@ -242,7 +243,7 @@ class Reading:
             source = self.names.source("tokens")
             planned_only = isinstance(source, str) and quantities.parts(source)[0] == "config"
             states.take_finished(frame, notes, take=options.take_finished, planned_only=planned_only)
-        frame = finish(
+        frame = complete(
             frame,
             notes,
             told=set(options.units) | ({"tokens"} if "epochs" in self.names.found else set()),
@@ -261,53 +262,3 @@ class Reading:
             frame["tokens"] = frame["_steps"] * frame["batch"]
             self.notes.append(Note("derived", len(frame), "tokens are steps times batch"))
         return frame.drop(columns=[c for c in ("_epochs", "_steps") if c in frame])
-
-
-def finish(
-    frame: pd.DataFrame,
-    notes: list[Note],
-    *,
-    told: Collection[str] = (),
-    refuse: bool = False,
-    foreign: bool = False,
-) -> pd.DataFrame:
-    """Checked frame with plain text columns, unique trials and a fresh index; `told` and the rest as `units.check`."""
-    frame = frame.reset_index(drop=True)
-    if len(frame) == 0:
-        raise TableError("the table has no rows")
-    schema.check(frame, notes)
-    units.check(frame, notes, told=told, refuse=refuse, foreign=foreign)
-    same = frame.drop(columns=list(CURVE_COLUMNS)).duplicated().to_numpy()
-    if same.any():
-        n = int(same.sum())
-        notes.append(Note("duplicates", n, f"{n} rows repeat another row exactly and were left out"))
-        frame = frame.loc[~same].reset_index(drop=True)
-    named = frame["trial"].to_numpy() != ""
-    clash = frame.loc[named].duplicated(["study", "trial"]).to_numpy()
-    if clash.any():
-        row = frame.loc[named].iloc[int(np.flatnonzero(clash)[0])]
-        times = int(((frame["trial"] == row["trial"]) & (frame["study"] == row["study"])).sum())
-        raise TableError(
-            f"trial {row['trial']!r} of study {row['study']!r} appears {times} times with "
-            "different values; give each run its own trial id, or name the column that counts a run's reports with "
-            "columns={'progress': …}"
-        )
-    if not named.all():
-        trial = frame["trial"].to_numpy().astype(object)
-        width = len(str(len(frame)))
-        taken = set(trial[named])
-        for i in np.flatnonzero(~named):
-            name = f"row-{i:0{width}d}"
-            while name in taken:
-                name += "'"
-            trial[i] = name
-        frame["trial"] = trial
-    # plain lists: a frame's own look-ups would take most of the time of a long table
-    curves, trials = frame["curve_tokens"].tolist(), frame["trial"].tolist()
-    for name in CURVE_COLUMNS[1:]:
-        for trial, tokens, values in zip(trials, curves, frame[name].tolist(), strict=True):
-            if tokens is not None and values is not None and len(values) not in (0, len(tokens)):
-                raise TableError(
-                    f"trial {trial!r}: {name} has {len(values)} values for {len(tokens)} token counts"
-                )
-    return frame

@@ -6,10 +6,9 @@ for 6·N·D passes int64 at the sizes that matter.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +17,15 @@ import pandas as pd
 
 from metaopt_hpo import markup
 from metaopt_hpo.trials import schema
-from metaopt_hpo.trials.conform import Options, Reading, finish
+from metaopt_hpo.trials.complete import complete
+from metaopt_hpo.trials.conform import Options, Reading
 from metaopt_hpo.trials.files import VERSION_KEY as VERSION_KEY
 from metaopt_hpo.trials.files import readable, write_frame
 from metaopt_hpo.trials.numbers import decimal_mark
-from metaopt_hpo.trials.record import CURVE_FIELDS, Curve, TrialRecord
-from metaopt_hpo.trials.schema import CURVE_COLUMNS, Note, TableError
-from metaopt_hpo.trials.values import merge_params, objects
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.rows import frame_of, records_of
+from metaopt_hpo.trials.schema import Note, TableError
+from metaopt_hpo.trials.values import merge_params
 
 SHOWN = 10
 """Rows that a notebook shows."""
@@ -126,22 +127,8 @@ class TrialTable:
             warn: say what `notes` count as warnings too. Threads pass False: warning filters belong to the whole
                 process, and cannot be silenced in one thread alone.
         """
-        rows = list(records)
-        data: dict[str, Any] = {}
-        for col in schema.COLUMNS:
-            if col.kind == "curve":
-                field = col.name.removeprefix("curve_")
-                data[col.name] = objects([None if r.curve is None else getattr(r.curve, field) for r in rows])
-            elif col.kind == "params":
-                data[col.name] = objects([schema.params_to_json(r.params) for r in rows])
-            elif col.kind == "number":
-                data[col.name] = _numbers(rows, col.name, "float64")
-            elif col.kind == "integer":
-                data[col.name] = _numbers(rows, col.name, "int64")
-            else:
-                data[col.name] = objects([getattr(r, col.name) for r in rows])
         notes: list[Note] = []
-        frame = finish(pd.DataFrame(data), notes)
+        frame = complete(frame_of(records), notes)
         if warn:
             schema.issue(notes)
         return cls(frame, tuple(notes))
@@ -183,7 +170,7 @@ class TrialTable:
         if not parts:
             raise ValueError("concat needs at least one table, got none")
         notes: list[Note] = []
-        frame = finish(pd.concat([t.frame for t in parts], ignore_index=True), notes)
+        frame = complete(pd.concat([t.frame for t in parts], ignore_index=True), notes)
         known = {n for t in parts for n in t.notes}
         return cls(frame, tuple(known | set(notes)))
 
@@ -211,22 +198,7 @@ class TrialTable:
 
     def records(self) -> list[TrialRecord]:
         """The trials as plain dataclasses."""
-        return list(self._iter_records())
-
-    def _iter_records(self) -> Iterator[TrialRecord]:
-        names = list(schema.COLUMN_NAMES)
-        for values in self.frame[names].itertuples(index=False, name=None):
-            row = dict(zip(names, values, strict=True))
-            curve = None
-            if row["curve_tokens"] is not None:
-                curve = Curve(
-                    **{f: tuple(row[c] or ()) for f, c in zip(CURVE_FIELDS, CURVE_COLUMNS, strict=True)}
-                )
-            for c in CURVE_COLUMNS:
-                del row[c]
-            row["params"] = json.loads(row["params"])
-            row["seed"] = int(row["seed"])
-            yield TrialRecord(**row, curve=curve)
+        return list(records_of(self.frame))
 
     def select(
         self,
@@ -287,7 +259,7 @@ class TrialTable:
         if extra:
             out["params"] = merge_params(out["params"], merged.loc[:, extra])
         notes: list[Note] = []
-        return TrialTable(finish(out, notes), self.notes + tuple(notes))
+        return TrialTable(complete(out, notes), self.notes + tuple(notes))
 
     def costs(self) -> pd.Series:
         """Training FLOPs of each trial (float64): as recorded, else 6·N·D of the tokens it saw."""
@@ -303,22 +275,3 @@ class TrialTable:
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write `.parquet` (schema version inside) or `.csv`; the file appears whole or not at all."""
         return write_frame(self.frame, Path(path))
-
-
-def _numbers(rows: Sequence[TrialRecord], name: str, kind: str) -> np.ndarray:
-    """A field of every record as an array.
-
-    Raises:
-        TableError: one holds no such number.
-    """
-    values = [getattr(r, name) for r in rows]
-    try:
-        return np.array(values, dtype=kind)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    for r, value in zip(rows, values, strict=True):
-        try:
-            np.array(value, dtype=kind).item()
-        except (TypeError, ValueError, OverflowError):
-            raise TableError(f"{name} of trial {r.trial!r} must be a number, got {value!r:.60}") from None
-    raise TableError(f"{name} must be a number in every record")
