@@ -23,8 +23,8 @@ from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler
 from metaopt_hpo_optuna.trial_link import TrialLink  # noqa: F401  the integration loads as a user has it
 
-judges = pytest.importorskip("metaopt_hpo_ray.judge", reason="Ray is not installed")
-books = pytest.importorskip("metaopt_hpo_ray.trial_book")
+orders = pytest.importorskip("metaopt_hpo.scaling.policy.launching")
+books = pytest.importorskip("metaopt_hpo.trials.logbook")
 schedulers = pytest.importorskip("metaopt_hpo_ray.scheduler")
 
 BATCH = 65536
@@ -131,21 +131,21 @@ def optuna_says(records: Sequence[TrialRecord], size: float, u: float, worse: fl
 
 
 def ray_says(records: Sequence[TrialRecord], size: float, u: float, worse: float) -> list[bool]:
-    book = books.TrialBook()
-    judge = judges.Judge(book, background=False)
+    book = books.Logbook()
+    order = orders.LaunchOrder(book, background=False)
     for r in records:
         book.add(r.trial, size=r.size, tokens=r.target_tokens, batch=r.batch, lr=r.lr)
         assert r.curve is not None
         for t, x in zip(r.curve.tokens, r.curve.loss, strict=True):
             book.report(r.trial, float(round(t)), x)
         book.close(r.trial, r.state)
-        judge.ended(r.trial)
+        order.ended(r.trial)
     lr = 0.8 * size**-0.3 * math.exp(u)
     book.add("now", size=size, tokens=20 * size, batch=BATCH, lr=lr)
     said = []
     for part in PARTS[:-1]:
         book.report("now", float(round(20 * size * part)), worse * loss_of(size, lr, part))
-        said.append(judge.judge("now").action == "stop")
+        said.append(order.decision("now").action == "stop")
     return said
 
 
@@ -354,8 +354,8 @@ def test_both_integrations_lean_on_the_same_prior() -> None:
     records = [finished(SIZES[0], u, i) for i, u in enumerate((-0.5, 0.0, 0.5))]
     leaning = optuna_proposes(records, prior=prior)
     assert leaning == pytest.approx(ray_proposes(records, prior=prior))
-    judge = judges.Judge(books.TrialBook(), background=False, prior=prior)
+    order = orders.LaunchOrder(books.Logbook(), background=False, prior=prior)
     pruner = ScalingLawPruner(prior=prior)
-    assert judge._refits.base.to_dict() == pruner._evidence.base.to_dict()  # type: ignore[union-attr]
+    assert order._refits.base.to_dict() == pruner._evidence.base.to_dict()  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="prior or base, not both"):
         ScalingLawPruner(prior=prior, base=prior)

@@ -30,9 +30,9 @@ from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.record_json import plain, record_to_json
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, record_from_json
-from metaopt_hpo_optuna.kept_search import open_study, quiet_optuna
 from metaopt_hpo_optuna.proposers import PROPOSERS, Proposal
 from metaopt_hpo_optuna.resuming import Reports, checkpoint_file, running_folder
+from metaopt_hpo_optuna.search_study import open_study, quiet_optuna
 from metaopt_hpo_optuna.store import store_errors
 
 CONFIGURATION = "metaopt:configuration"

@@ -16,10 +16,11 @@ except ImportError as error:
         'metaopt_hpo_ray needs Ray Tune, which is not installed; run: pip install "metaopt-hpo[ray]"'
     ) from error
 
+from metaopt_hpo_ray.earlier_names import find_earlier_names
 from metaopt_hpo_ray.registration import register_by_name
 
 _HOMES = {
-    "CurveKeeper": "keeper",
+    "JournalCallback": "journal_callback",
     "RayEngine": "engine",
     "ScalingLawScheduler": "scheduler",
     "ScalingLawSearch": "searcher",
@@ -37,7 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "CurveKeeper",
+    "JournalCallback",
     "RayEngine",
     "ScalingLawScheduler",
     "ScalingLawSearch",
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from metaopt_hpo_ray.columns import TuneWarning
     from metaopt_hpo_ray.configs import tuner_configs
     from metaopt_hpo_ray.engine import RayEngine
-    from metaopt_hpo_ray.keeper import CurveKeeper
+    from metaopt_hpo_ray.journal_callback import JournalCallback
     from metaopt_hpo_ray.restoring import restore
     from metaopt_hpo_ray.result_table import decision_log, trial_table
     from metaopt_hpo_ray.scheduler import ScalingLawScheduler
@@ -79,3 +80,4 @@ def __dir__() -> list[str]:
 
 
 register_by_name()
+find_earlier_names()

@@ -34,26 +34,6 @@ NOTE = "run_note"
 """Result: what happened to the run on its way, for its row of the table."""
 
 
-REPORTED = (
-    "size",
-    "batch",
-    "lr",
-    "strategy",
-    "tuning",
-    "target_tokens",
-    "initial_loss",
-    "seed",
-    "workload",
-    "seconds",
-    "memory",
-    "grad_noise",
-    "found_lr",
-    "found_lr_spread",
-    "unique_tokens",
-)
-"""Results: fields of the trial record that every report of a `TrialRun` carries; no table needs a checkpoint."""
-
-
 class TuneWarning(MetaOptWarning):
     """Something about an experiment keeps a law or a restore from working; the message says what to do.
 

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, TuneWarning
 from metaopt_hpo_ray.fair import Fair
-from metaopt_hpo_ray.keeper import CurveKeeper
+from metaopt_hpo_ray.journal_callback import JournalCallback
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
 from metaopt_hpo_ray.shown import show_decisions
 from metaopt_hpo_ray.storage import warn_unshared
@@ -68,7 +68,7 @@ def tuner_configs(
 
     Args:
         param_space: of the trials; with `size`, `tokens`, `batch` and `lr` under the scheduler's names.
-        scheduler: a `ScalingLawScheduler` by default; any other, or its name, is wired to a `CurveKeeper` too.
+        scheduler: a `ScalingLawScheduler` by default; any other, or its name, is wired to a `JournalCallback` too.
         search_alg: a searcher or its name, with a space of its own or limited by Tune's `ConcurrencyLimiter`, or None
             for Tune's own random and grid search.
         metric, mode: as in `TuneConfig`.
@@ -150,7 +150,7 @@ def tuner_configs(
     )
     _check_checkpoints(scheduler, checkpoints.num_to_keep)
     told = warn_unshared(storage_path)
-    keeper = CurveKeeper(
+    keeper = JournalCallback(
         scheduler if isinstance(scheduler, ScalingLawScheduler) else None,
         metric=metric,
         maximize=mode == "max",

@@ -1,6 +1,6 @@
 """Decisions: what becomes of a trial after each event, entered in the book with its reason.
 
-Between Tune's hooks (`scheduler`) and the law's verdicts (`judge`). It may raise; the hooks may not.
+Between Tune's hooks (`scheduler`) and the law's verdicts (`scaling.policy.launching`). It may raise; the hooks may not.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from metaopt_hpo.scaling.policy import Decision
+from metaopt_hpo.scaling.policy.launching import LaunchOrder
+from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.quantities import flatten
 from metaopt_hpo.trials.record import TrialState
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import REASON, STATE, Columns
-from metaopt_hpo_ray.judge import Judge
+from metaopt_hpo_ray.earlier_names import Restored
 from metaopt_hpo_ray.launches import WAITING, Launches
 from metaopt_hpo_ray.reports import ENDED_BY_SCHEDULER, Results, know, outcome, report, why_failed
-from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.wrapped import Wrapped
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Decisions:
+class Decisions(Restored):
     """Launches and stops the trials of one experiment.
 
     Args:
         book: where everything is entered.
-        judge: verdicts and the order of launches.
+        order: verdicts and the order of launches.
         metric, progress: results that hold the loss and count tokens.
         columns: where a trial's config keeps size, tokens, batch and lr.
         wrapped: decides where the law cannot, or None.
@@ -46,8 +47,8 @@ class Decisions:
 
     def __init__(
         self,
-        book: TrialBook,
-        judge: Judge,
+        book: Logbook,
+        order: LaunchOrder,
         *,
         metric: str,
         progress: str,
@@ -57,9 +58,9 @@ class Decisions:
         ahead: int | None = None,
     ) -> None:
         self._results = Results(metric, progress)
-        self.launches = Launches(book, judge, ahead)
+        self.launches = Launches(book, order, ahead)
         self._book = book
-        self._judge = judge
+        self._order = order
         self._columns = columns
         self._wrapped = wrapped
         self._hold = hold
@@ -85,13 +86,13 @@ class Decisions:
             elif not entry.closed:  # Tune knows that it has ended, and the journal has lost it
                 self.complete(trial, flatten(trial.last_result or {}))
             return
-        if not entry.known:
+        if not entry.described:
             self._warn(
                 "config",
                 f"trial {key} has no {', '.join(entry.missing)} in its config, so it is neither held back nor judged; "
                 "name the entries with ScalingLawScheduler(size=…, tokens=…, batch=…, lr=…)",
             )
-        if entry.launched or not entry.known or not self._hold or entry.closed:
+        if entry.launched or not entry.described or not self._hold or entry.closed:
             self.launches.start(trial, "it is not held back")
         elif trial.status in WAITING:
             self.launches.hold(trial)
@@ -121,13 +122,13 @@ class Decisions:
         if result.get(STATE) == "diverged":
             return self._stop(key, "diverged", Decision("stop", str(result.get(REASON, ""))))
         if not math.isfinite(entry.last[1]):
-            return self._stop(key, "diverged", self._judge.judge(key))
-        decision = self._judge.judge(key)
+            return self._stop(key, "diverged", self._order.decision(key))
+        decision = self._order.decision(key)
         if decision.action == "stop":
             return self._stop(key, "pruned", decision)
         if decision.spared:
             self._book.spare(key)
-            self._judge.log(key, "keep", decision)
+            self._order.log(key, "keep", decision)
             logger.info("trial %s: keep: %s", key, decision.reason)
         if self._wrapped is None or entry.self_tuning:
             return TrialScheduler.CONTINUE  # a run that finds its own lr starts low: no rung may judge it
@@ -160,7 +161,7 @@ class Decisions:
         if state == "stopped" and _compat.stopped_as_it_waited(trial):
             state, reason = "pruned", ENDED_BY_SCHEDULER
         self._close(key, state, reason)
-        self._judge.learn()
+        self._order.learn()
 
     def error(self, trial: Trial) -> None:
         """The trial has failed; where a retry is left it is added again."""
@@ -180,7 +181,7 @@ class Decisions:
 
     def _stop(self, key: str, state: TrialState, decision: Decision) -> str:
         self._book.close(key, state, decision.reason)
-        self._judge.log(key, "stop", decision)
+        self._order.log(key, "stop", decision)
         logger.info("trial %s: stop (%s): %s", key, state, decision.reason)
         return TrialScheduler.STOP
 

@@ -25,10 +25,10 @@ from metaopt_hpo_ray import populations, race
 from metaopt_hpo_ray.cluster import quiet, start_ray, threads_here
 from metaopt_hpo_ray.columns import METRIC
 from metaopt_hpo_ray.configs import SAFE_FOR_PBT
-from metaopt_hpo_ray.keeper import CurveKeeper
-from metaopt_hpo_ray.kept_search import Own, claim, finished, folder_of
+from metaopt_hpo_ray.journal_callback import JournalCallback
 from metaopt_hpo_ray.populations import Population
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer, make_scheduler
+from metaopt_hpo_ray.search_folder import Own, claim, finished, folder_of
 from metaopt_hpo_ray.trainables import halted_run, whole_run
 
 
@@ -195,7 +195,7 @@ class _Experiments:
     def _fit(
         self, part: str, first: int, trainable: Any, space: dict[str, Any], **options: Any
     ) -> list[TrialRecord]:
-        keeper = CurveKeeper()
+        keeper = JournalCallback()
         told = _Tell(keeper, Own(self.method, self.study, self.task.objective.name), first, self.progress)
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": self.threads}),
@@ -222,7 +222,7 @@ class _Experiments:
 class _Tell(tune.Callback):
     """Hands on each finished trial as a record."""
 
-    def __init__(self, keeper: CurveKeeper, own: Own, first: int, progress: Progress | None) -> None:
+    def __init__(self, keeper: JournalCallback, own: Own, first: int, progress: Progress | None) -> None:
         self.records: list[TrialRecord] = []
         self._keeper = keeper
         self._own = own

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow.fs  # type: ignore[import-untyped]
 
 from metaopt_hpo.atomic import WriteError, write_bytes
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logbook_file import LineFile, LogbookError, header
 from metaopt_hpo_ray.restoring import copy_tuner
-from metaopt_hpo_ray.saved import BookError, header
-from metaopt_hpo_ray.trial_book import TrialBook
 
 logger = logging.getLogger(__name__)
 
@@ -27,70 +27,6 @@ JOURNAL = "metaopt-trials.jsonl"
 
 DECISIONS = "metaopt-decisions.jsonl"
 """Name of the decision log beside it: one line for each launch, stop and fit, for people and their tools."""
-
-
-class Appended:
-    """A file of lines that is only appended to, and that survives a full disk.
-
-    What cannot be written waits in memory and is written later, from the very byte at which the disk was full. A file
-    that was deleted or moved meanwhile is begun anew with `first`.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._handle: int | None = None
-        self._waiting = bytearray()
-        self._failing = False
-
-    def open(self) -> bool:
-        """Open it, made where it is missing; True where it is new."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(self.path, os.O_APPEND | os.O_CREAT | os.O_RDWR, 0o644)
-        size = os.fstat(self._handle).st_size
-        if size and os.pread(self._handle, 1, size - 1) != b"\n":
-            self._waiting[:0] = b"\n"  # a line that a kill has cut off stands alone
-        return size == 0
-
-    @property
-    def deleted(self) -> bool:
-        """True where somebody has deleted it while it was open."""
-        return self._handle is not None and os.fstat(self._handle).st_nlink == 0
-
-    def write(self, rows: Iterable[Any]) -> None:
-        """Append each row as a line of JSON, now or as soon as that can be done again."""
-        self._waiting += "".join(f"{json.dumps(row, default=str)}\n" for row in rows).encode()
-        if not self._waiting:
-            return
-        try:
-            if self._handle is None:
-                self.open()
-            assert self._handle is not None
-            while self._waiting:
-                del self._waiting[: os.write(self._handle, self._waiting)]
-        except OSError as error:
-            if not self._failing:
-                logger.warning("%s cannot be written (%s); what happens is kept in memory", self.path, error)
-            self._failing = True
-            return
-        if self._failing:
-            logger.warning("%s can be written again; nothing is missing in it", self.path)
-        self._failing = False
-
-    def forget_waiting(self) -> None:
-        """Drop what waits: it is about to be said anew."""
-        self._waiting.clear()
-
-    def close(self) -> None:
-        """Close it, after a last attempt to write what waits."""
-        self.write(())
-        if self._waiting:
-            logger.error("%s could not be written: %d bytes are lost", self.path, len(self._waiting))
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_handle": None, "_waiting": bytearray(), "_failing": False}
 
 
 class Journal:
@@ -106,13 +42,13 @@ class Journal:
         rebuild: makes a book from the trials' own files in (file system, folder), where the journal is of no use.
     """
 
-    def __init__(self, book: TrialBook, rebuild: Callable[[Any, str], TrialBook] | None = None) -> None:
+    def __init__(self, book: Logbook, rebuild: Callable[[Any, str], Logbook] | None = None) -> None:
         self.book = book
         self.resumed = False
         self.restored = False
         self._rebuild = rebuild
-        self._events: Appended | None = None
-        self._decisions: Appended | None = None
+        self._events: LineFile | None = None
+        self._decisions: LineFile | None = None
 
     @property
     def is_open(self) -> bool:
@@ -145,7 +81,7 @@ class Journal:
         if local:
             with contextlib.suppress(OSError, WriteError):
                 copy_tuner(str(folder))
-        self._events, self._decisions = Appended(path), Appended(folder / DECISIONS)
+        self._events, self._decisions = LineFile(path), LineFile(folder / DECISIONS)
         self.book.outbox, self.book.decisions = [], []
         self._begin()
 
@@ -160,8 +96,8 @@ class Journal:
     def _take_over(self, path: Path, trials: set[str]) -> None:
         try:
             with path.open(encoding="utf-8", errors="replace") as lines:
-                saved = TrialBook.replay(lines)
-        except BookError as error:
+                saved = Logbook.replay(lines)
+        except LogbookError as error:
             logger.warning("%s; it is moved aside", error)
             saved = None
         if saved is not None and (self.restored or not trials.isdisjoint(saved.entries)):

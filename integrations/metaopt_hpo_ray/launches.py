@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.experiment import Trial
 
-from metaopt_hpo_ray.judge import Judge
-from metaopt_hpo_ray.trial_book import TrialBook
+from metaopt_hpo.scaling.policy.launching import LaunchOrder
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo_ray.earlier_names import Restored
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -29,20 +30,20 @@ WAITING = (Trial.PENDING, Trial.PAUSED)
 """Statuses of a trial that has no resources."""
 
 
-class Launches:
-    """The trials without resources, launched in the judge's order.
+class Launches(Restored):
+    """The trials without resources, launched in the order of promise per cost.
 
     Args:
         book: where a launch, or a trial that is not launched, is entered.
-        judge: says which of the trials that wait is next.
+        order: says which of the trials that wait is next.
         ahead: trials of each kind of resources that may be launched and not running yet; None follows
             TUNE_MAX_PENDING_TRIALS_PG, where that is set, and is 8 else.
     """
 
-    def __init__(self, book: TrialBook, judge: Judge, ahead: int | None = None) -> None:
+    def __init__(self, book: Logbook, order: LaunchOrder, ahead: int | None = None) -> None:
         self._ahead = ahead
         self._book = book
-        self._judge = judge
+        self._order = order
         self._held: dict[str, Trial] = {}
         self._released: dict[str, tuple[Trial, Any]] = {}
 
@@ -53,21 +54,21 @@ class Launches:
         if trial.storage is not None:
             trial.init_local_path()  # Tune's console asks every trial that is not PENDING for its folder
         self._held[trial.trial_id] = trial
-        self._judge.hold(trial.trial_id)
+        self._order.hold(trial.trial_id)
 
     def start(self, trial: Trial, reason: str) -> None:
         """The trial may have resources."""
         key = trial.trial_id
         self._held.pop(key, None)
-        self._judge.let_go(key)
-        self._judge.started(key)
+        self._order.let_go(key)
+        self._order.started(key)
         self._book.launch(key, reason)
         if trial.status in WAITING:
             self._released[key] = (trial, trial.placement_group_factory)
 
     def ended(self, key: str) -> None:
         """The trial has ended, well or badly."""
-        self._judge.ended(key)
+        self._order.ended(key)
         self._released.pop(key, None)
         self._held.pop(key, None)
 
@@ -88,7 +89,7 @@ class Launches:
         def full(key: str) -> bool:
             return pending.get(self._held[key].placement_group_factory, 0) >= limit
 
-        while (found := self._judge.next(full if pending else _never)) is not None:
+        while (found := self._order.next(full if pending else _never)) is not None:
             key, decision = found
             trial = self._held[key]
             if trial.status not in WAITING:
@@ -97,19 +98,19 @@ class Launches:
                 logger.debug("trial %s: launch: %s", key, decision.reason)
                 if decision.spared:
                     self._book.spare(key)
-                self._judge.log(key, "launch", decision)
+                self._order.log(key, "launch", decision)
                 self.start(trial, decision.reason)
                 return trial
             else:
                 self._book.close(key, "pruned", decision.reason)
-                self._judge.log(key, "stop", decision)
+                self._order.log(key, "stop", decision)
                 logger.info("trial %s: stop (pruned): %s", key, decision.reason)
                 self.ended(key)
                 controller.stop_trial(trial)
         return first
 
     def any(self) -> Trial | None:
-        """A trial that waits, whatever the judge would say: where it fails, the experiment must go on."""
+        """A trial that waits, whatever the order: where it fails, the experiment must go on."""
         for trial in [*(t for t, _ in self._released.values()), *self._held.values()]:
             if trial.status in WAITING:
                 self.start(trial, "the law could not be asked")

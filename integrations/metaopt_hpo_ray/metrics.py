@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from metaopt_hpo_ray.trial_book import TrialBook
+from metaopt_hpo.trials.logbook import Logbook
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ GAUGES = {
 }
 
 
-def count(book: TrialBook) -> dict[str, float]:
+def count(book: Logbook) -> dict[str, float]:
     """The metrics' values."""
     out = dict.fromkeys(GAUGES, 0.0)
     for e in book.entries.values():
@@ -45,7 +45,7 @@ class Metrics:
         self._gauges: dict[str, Any] = {}
         self._last = -EVERY
 
-    def update(self, book: TrialBook, *, now: bool = False) -> None:
+    def update(self, book: Logbook, *, now: bool = False) -> None:
         """Bring the metrics up to date."""
         at = time.monotonic()
         if not ray.is_initialized() or (at - self._last < EVERY and not now):

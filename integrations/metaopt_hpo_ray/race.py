@@ -22,7 +22,7 @@ from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, WORK
-from metaopt_hpo_ray.keeper import CurveKeeper
+from metaopt_hpo_ray.journal_callback import JournalCallback
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
 from metaopt_hpo_ray.searcher import ScalingLawSearch
 
@@ -187,7 +187,7 @@ def _scheduler(method: str, race: SearchTask) -> TrialScheduler:
     scheduler: TrialScheduler
     if method == "law+scheduler":
         scheduler = ScalingLawScheduler(background=False, seed=race.seed)
-        CurveKeeper(scheduler)
+        JournalCallback(scheduler)
     elif "asha" in method or method == "hyperband":
         first, last = first_rung(race.tokens), int(race.tokens) + 1
         kind = AsyncHyperBandScheduler if method == "hyperband" else ASHAScheduler

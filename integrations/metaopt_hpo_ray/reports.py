@@ -12,11 +12,11 @@ from typing import Any
 from ray.tune.experiment import Trial
 
 from metaopt_hpo.strategies.registry import get, tuning_of
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logged_trial import DONE, REPORTED, LoggedTrial
 from metaopt_hpo.trials.quantities import PROGRESS_TOKENS, QUANTITIES, at
 from metaopt_hpo.trials.record import TrialState
-from metaopt_hpo_ray.columns import COST, NOTE, PROCESS, PROGRESS, REASON, REPORTED, STATE, WORK, Columns
-from metaopt_hpo_ray.entry import DONE, Entry
-from metaopt_hpo_ray.trial_book import TrialBook
+from metaopt_hpo_ray.columns import COST, NOTE, PROCESS, PROGRESS, REASON, STATE, WORK, Columns
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def describe(config: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     return facts
 
 
-def know(book: TrialBook, trial: Trial, columns: Columns) -> Entry:
+def know(book: Logbook, trial: Trial, columns: Columns) -> LoggedTrial:
     """Enter what a trial's config says of it now: a searcher, or another scheduler, may have changed it."""
     book.add(trial.trial_id, **describe(trial.config, columns))
     lr = columns.get(trial.config, "lr")
@@ -105,7 +105,7 @@ def _start(strategy: str) -> float:
     return float(get(strategy)().lr)
 
 
-def report(book: TrialBook, key: str, tokens: float, loss: float, result: Mapping[str, Any]) -> None:
+def report(book: Logbook, key: str, tokens: float, loss: float, result: Mapping[str, Any]) -> None:
     """Enter one of Tune's results in the book; what `TrialRun` adds to it is used where it is there."""
     get = result.get
     if get(STATE) == "diverged":
@@ -139,7 +139,9 @@ ENDED_BY_SCHEDULER = "its scheduler, or a stopper, ended it before its planned t
 """Why a trial was stopped by something that gives no reason."""
 
 
-def outcome(entry: Entry, result: Mapping[str, Any], *, by_tune: bool = False) -> tuple[TrialState, str]:
+def outcome(
+    entry: LoggedTrial, result: Mapping[str, Any], *, by_tune: bool = False
+) -> tuple[TrialState, str]:
     """How a trial that Tune calls complete, and that no decision has stopped, has really ended, and why.
 
     Args:
@@ -165,7 +167,7 @@ def outcome(entry: Entry, result: Mapping[str, Any], *, by_tune: bool = False) -
     return "stopped", ended_early(entry)
 
 
-def ended_early(entry: Entry) -> str:
+def ended_early(entry: LoggedTrial) -> str:
     """That a trial has seen fewer tokens than planned."""
     return f"it ended by itself after {entry.last[0]:g} of {entry.tokens:g} planned tokens"
 

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow.fs  # type: ignore[import-untyped]
 from ray.tune import ResultGrid
 
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logbook_file import LogbookError
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
 from metaopt_hpo_ray.journal import DECISIONS, JOURNAL
 from metaopt_hpo_ray.reports import Results
-from metaopt_hpo_ray.saved import BookError
-from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.trial_files import fill_in_configs, read_json, read_text, read_trials
 
 
@@ -33,17 +33,17 @@ def trial_table(
 ) -> TrialTable:
     """All trials of an experiment that were launched, or refused, as a trial table, with curves and what they cost.
 
-    The journal of a `CurveKeeper` is read where there is one; nothing is missing then, whatever was killed.
+    The journal of a `JournalCallback` is read where there is one; nothing is missing then, whatever was killed.
     Without one the trials' own JSON files are read, and a warning says that Tune may have lost rows of them.
     No pickle is opened.
 
     Args:
         source: what `Tuner.fit` returned, or the experiment's folder, also of a run that is still going on.
-        metric, progress, maximize, size, tokens, batch, lr: as `CurveKeeper`.
+        metric, progress, maximize, size, tokens, batch, lr: as `JournalCallback`.
 
     Raises:
         TableError: no experiment there, or no trial has all of size, batch and lr.
-        BookError: the journal is of a newer version.
+        LogbookError: the journal is of a newer version.
 
     Warns:
         TuneWarning: lines of the journal are damaged, or there is none.
@@ -66,17 +66,17 @@ def trial_table(
     files, folder = _place(source)
     journal = f"{folder}/{JOURNAL}"
     study = Path(folder).name
-    book: TrialBook | None = None
+    book: Logbook | None = None
     if files.get_file_info(journal).type == pyarrow.fs.FileType.File:
         try:
-            book = TrialBook.replay(read_text(files, journal).splitlines())
-        except BookError as error:
+            book = Logbook.replay(read_text(files, journal).splitlines())
+        except LogbookError as error:
             if "upgrade" in str(error):
                 raise
             warnings.warn(f"{journal}: {error}; the trials' own files are read", TuneWarning, stacklevel=2)
     else:
         warnings.warn(
-            f"{folder} holds no journal of a CurveKeeper, so the trials' own files are read, in which Tune may "
+            f"{folder} holds no journal of a JournalCallback, so the trials' own files are read, in which Tune may "
             "have lost rows of trials that were paused or retried; use tuner_configs for the next experiment",
             TuneWarning,
             stacklevel=2,

@@ -18,17 +18,18 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.policy import STOP_BELOW
+from metaopt_hpo.scaling.policy.launching import LaunchOrder
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logbook_file import read_state
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
 from metaopt_hpo_ray.decisions import Decisions
+from metaopt_hpo_ray.earlier_names import Restored
 from metaopt_hpo_ray.journal import Journal
-from metaopt_hpo_ray.judge import Judge
-from metaopt_hpo_ray.keeper import own
+from metaopt_hpo_ray.journal_callback import own
 from metaopt_hpo_ray.reports import Results
-from metaopt_hpo_ray.saved import read_state
 from metaopt_hpo_ray.shown import show_decisions
-from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.trial_files import read_trials
 from metaopt_hpo_ray.wrapped import Wrapped
 
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class ScalingLawScheduler(FIFOScheduler):
+class ScalingLawScheduler(Restored, FIFOScheduler):
     """Spend a cluster on the trials that a law across model sizes gives a chance.
 
     The smallest sizes run first and teach the law; larger trials wait. Once there is a law they are launched
@@ -52,7 +53,7 @@ class ScalingLawScheduler(FIFOScheduler):
     table.
 
     `tuner_configs` puts the scheduler to work so that its state survives `Tuner.restore`; without it, or a
-    `CurveKeeper` of this scheduler among the callbacks, a restored experiment starts with an empty law.
+    `JournalCallback` of this scheduler among the callbacks, a restored experiment starts with an empty law.
 
     Args:
         metric: result to judge (default "loss"); a loss, so mode is always "min".
@@ -123,13 +124,13 @@ class ScalingLawScheduler(FIFOScheduler):
         self._columns = Columns(size, tokens, batch, lr)
         self._progress = progress
         self._kept = False
-        """True where a CurveKeeper saves this scheduler's state."""
-        self.journal = Journal(TrialBook(), self._rebuild)
+        """True where a JournalCallback saves this scheduler's state."""
+        self.journal = Journal(Logbook(), self._rebuild)
         """Where everything known of the trials is kept, once the experiment's folder is known."""
         self._wrapped = None if wrapped is None else Wrapped(wrapped, self.book, progress)
         self._saved: Mapping[str, Any] | None = None
         records = evidence.records() if isinstance(evidence, TrialTable) else list(evidence)
-        self._judge = Judge(
+        self._order = LaunchOrder(
             self.book,
             law=law,
             evidence=records,
@@ -143,7 +144,7 @@ class ScalingLawScheduler(FIFOScheduler):
         )
         self._decisions = Decisions(
             self.book,
-            self._judge,
+            self._order,
             metric=self.metric,
             progress=progress,
             columns=self._columns,
@@ -153,14 +154,15 @@ class ScalingLawScheduler(FIFOScheduler):
         )
 
     @property
-    def book(self) -> TrialBook:
+    def book(self) -> Logbook:
         """What is known of every trial."""
         return self.journal.book
 
     @property
     def law(self) -> Law | None:
         """The law in force."""
-        return self._judge.law
+        found = self._order.law
+        return found if found is None or isinstance(found, Law) else Law.of(found)
 
     @property
     def columns(self) -> Columns:
@@ -199,7 +201,7 @@ class ScalingLawScheduler(FIFOScheduler):
                     "for ever"
                 )
             warnings.warn(
-                "ScalingLawScheduler runs without a CurveKeeper: Tuner.restore will not bring its law and its "
+                "ScalingLawScheduler runs without a JournalCallback: Tuner.restore will not bring its law and its "
                 "decisions back, since Tune does not save schedulers; build the Tuner's configs with "
                 "metaopt_hpo_ray.tuner_configs(scheduler=…)",
                 TuneWarning,
@@ -251,10 +253,10 @@ class ScalingLawScheduler(FIFOScheduler):
     def debug_string(self) -> str:
         """One line on where things stand."""
         states = [e.state for e in self.book.entries.values()]
-        law = self._judge.law
-        about = f"a law from {law.trials} trials" if law else f"no law ({self._judge.refusal or 'not yet'})"
+        law = self._order.law
+        about = f"a law from {law.trials} trials" if law else f"no law ({self._order.refusal or 'not yet'})"
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        return f"ScalingLawScheduler: {about}; {self._judge.held} held back; {counts or 'no trials'}"
+        return f"ScalingLawScheduler: {about}; {self._order.held} held back; {counts or 'no trials'}"
 
     def _add(self, trial: Trial) -> None:
         if self._kept and trial.storage is not None and not self.journal.is_open:
@@ -264,39 +266,39 @@ class ScalingLawScheduler(FIFOScheduler):
                 self._take_up(self._saved)
         self._decisions.add(trial)
 
-    def _rebuild(self, files: Any, folder: str) -> TrialBook:
+    def _rebuild(self, files: Any, folder: str) -> Logbook:
         results = Results(self.metric, self._progress)
         return read_trials(files, folder, self._columns, results, 1.0, ended=False)
 
     def finish(self) -> None:
-        """Told by a CurveKeeper that the experiment has ended."""
+        """Told by a JournalCallback that the experiment has ended."""
         for key in list(self.book.entries):
             self._decisions.launches.ended(key)
 
     # -- state ---------------------------------------------------------------------------------------------
 
     def keep_with(self) -> None:
-        """Told by a CurveKeeper that it saves this scheduler's state."""
+        """Told by a JournalCallback that it saves this scheduler's state."""
         show_decisions()
         self._kept = True
 
     def get_state(self) -> dict[str, Any]:
         """What a restored experiment needs beside the journal; where none is kept, the trials too. Plain data."""
-        return {"book": self.journal.state(), "judge": self._judge.to_state()}
+        return {"book": self.journal.state(), "judge": self._order.to_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Become the scheduler `get_state` described, before Tune adds the trials anew.
 
         Raises:
-            BookError: not such a state.
+            LogbookError: not such a state.
         """
         self.journal.load_state(state["book"])
         self._saved = dict(state["judge"])
         self._take_up(self._saved)
 
-    def _take_up(self, judge: Mapping[str, Any] | None) -> None:
-        """Go on from the book as it is now; without what the judge had saved it fits anew."""
-        self._judge.load_state(dict(judge) if judge is not None else Judge(self.book).to_state())
+    def _take_up(self, saved: Mapping[str, Any] | None) -> None:
+        """Go on from the book as it is now; without the saved law it fits anew."""
+        self._order.load_state(dict(saved) if saved is not None else LaunchOrder(self.book).to_state())
         self._decisions.launches.forget()
         if self._wrapped is not None:
             self._wrapped.forget()
@@ -310,7 +312,7 @@ class ScalingLawScheduler(FIFOScheduler):
         """Read what `save` wrote.
 
         Raises:
-            BookError: not a file of ours, or a damaged one.
+            LogbookError: not a file of ours, or a damaged one.
         """
         read_state(checkpoint_path, "ScalingLawScheduler", self.set_state)
 

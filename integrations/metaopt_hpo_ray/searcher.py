@@ -23,13 +23,13 @@ from metaopt_hpo.scaling.base.sources import BaseLike, lent
 from metaopt_hpo.scaling.build import MIN_SIZES
 from metaopt_hpo.scaling.policy import Limits, propose_next
 from metaopt_hpo.scaling.policy.points import Runs
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logbook_file import read_state
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
 from metaopt_hpo_ray.reports import Results, describe, outcome, report
 from metaopt_hpo_ray.result_table import trial_table
-from metaopt_hpo_ray.saved import read_state
-from metaopt_hpo_ray.trial_book import TrialBook
 
 Pair = tuple[float, float]
 
@@ -117,7 +117,7 @@ class ScalingLawSearch(Searcher):
         self._limits = limits
         self._began: float | None = None
         """Seconds since the epoch at the first suggestion."""
-        self.book = TrialBook()
+        self.book = Logbook()
         self.reasons: dict[str, str] = {}
         """trial id → why it was suggested."""
         self._given: list[dict[str, Any]] = []
@@ -237,7 +237,7 @@ class ScalingLawSearch(Searcher):
         """What is left of the limits, for a context; a run under way counts with all it will see."""
         if self._limits is None:
             return {}
-        ran = [e for e in self.book.entries.values() if e.known]
+        ran = [e for e in self.book.entries.values() if e.described]
         used = [(e.size, e.last[0] if e.closed and e.state != "complete" else e.tokens) for e in ran]
         gone = 0.0 if self._began is None else time.time() - self._began
         flops, tokens = 6.0 * math.fsum(n * d for n, d in used), math.fsum(d for _, d in used)
@@ -248,7 +248,7 @@ class ScalingLawSearch(Searcher):
 
         Runs whose strategy finds its own lr are left out.
         """
-        records = [*self._evidence, *(e.record() for e in self.book.entries.values() if e.known)]
+        records = [*self._evidence, *(e.record() for e in self.book.entries.values() if e.described)]
         return Runs.of(
             (
                 r.size,
@@ -283,7 +283,7 @@ class ScalingLawSearch(Searcher):
         """Become the search `get_state` described.
 
         Raises:
-            BookError: not such a state.
+            LogbookError: not such a state.
         """
         made, reasons, given = int(state["made"]), dict(state["reasons"]), list(state.get("given", ()))
         self.book.load_state(state["book"])
@@ -301,7 +301,7 @@ class ScalingLawSearch(Searcher):
         """Read what `save` wrote.
 
         Raises:
-            BookError: not a file of ours, or a damaged one.
+            LogbookError: not a file of ours, or a damaged one.
         """
         read_state(checkpoint_path, "ScalingLawSearch", self.set_state)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import logging
 import sys
 
-LOGGER = "metaopt_hpo_ray"
+LOGGERS = ("metaopt_hpo_ray", "metaopt_hpo.scaling.policy")
 
 
 def show_decisions() -> None:
     """Let lines at INFO be seen, unless logging was configured: then it is the program's own affair."""
-    logger = logging.getLogger(LOGGER)
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    if not logger.hasHandlers():
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("metaopt-hpo: %(message)s"))
-        logger.addHandler(handler)
+    for logger in map(logging.getLogger, LOGGERS):
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+        if not logger.hasHandlers():
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(logging.Formatter("metaopt-hpo: %(message)s"))
+            logger.addHandler(handler)

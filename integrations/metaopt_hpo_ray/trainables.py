@@ -17,8 +17,9 @@ from ray import tune
 from metaopt_hpo.comparison.live import Resumable
 from metaopt_hpo.comparison.objective import Configuration, Objective
 from metaopt_hpo.trials.diverged import stand_in_loss
+from metaopt_hpo.trials.logged_trial import REPORTED
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_ray.columns import METRIC, PROCESS, PROGRESS, REASON, REPORTED, STATE, WORK
+from metaopt_hpo_ray.columns import METRIC, PROCESS, PROGRESS, REASON, STATE, WORK
 from metaopt_hpo_ray.populations import LOG_LR, TURN
 
 SAVED = "run.pt"

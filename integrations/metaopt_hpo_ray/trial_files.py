@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow.fs  # type: ignore[import-untyped]
 
+from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo_ray.columns import STATE, Columns
 from metaopt_hpo_ray.reports import Results, describe, outcome, report
-from metaopt_hpo_ray.trial_book import TrialBook
 
 
 def read_text(files: Any, path: str) -> str:
@@ -28,7 +28,7 @@ def _folders(files: Any, folder: str) -> Iterator[tuple[str, str, set[str]]]:
                 yield info.path, info.base_name, names
 
 
-def fill_in_configs(files: Any, folder: str, columns: Columns, book: TrialBook) -> int:
+def fill_in_configs(files: Any, folder: str, columns: Columns, book: Logbook) -> int:
     """Fill in the configs that a damaged journal lacks from the trials' own files; how many there were."""
     lacking = {key for key, e in book.entries.items() if e.missing}
     found = 0
@@ -43,13 +43,13 @@ def fill_in_configs(files: Any, folder: str, columns: Columns, book: TrialBook) 
 
 def read_trials(
     files: Any, folder: str, columns: Columns, results: Results, sign: float, *, ended: bool = True
-) -> TrialBook:
+) -> Logbook:
     """The book that the trials' `params.json` and `result.json` describe.
 
     Args:
         ended: False where the experiment goes on, and Tune knows which of its trials have ended.
     """
-    book = TrialBook()
+    book = Logbook()
     for path, name, names in _folders(files, folder):
         config = read_json(read_text(files, f"{path}/params.json"))
         if not isinstance(config, Mapping) or "result.json" not in names:
@@ -69,7 +69,7 @@ def read_trials(
     return book
 
 
-def _close(book: TrialBook, key: str, results: Results, sign: float, last: dict[str, Any]) -> None:
+def _close(book: Logbook, key: str, results: Results, sign: float, last: dict[str, Any]) -> None:
     entry, loss = book.entries[key], results.loss(last)
     if not entry.points and loss is not None and entry.tokens > 0:
         report(book, key, entry.tokens, sign * loss, last)

@@ -24,6 +24,7 @@ from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training import checkpoint as checkpoints
 from metaopt_hpo.training.distributed import rank
 from metaopt_hpo.training.framework_run import FrameworkRun
+from metaopt_hpo.trials.logged_trial import REPORTED
 from metaopt_hpo.trials.quantities import at
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import (
@@ -33,7 +34,6 @@ from metaopt_hpo_ray.columns import (
     PROCESS,
     PROGRESS,
     REASON,
-    REPORTED,
     STATE,
     WORK,
     TuneWarning,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logged_trial import Cell, LoggedTrial
 from metaopt_hpo_ray import _compat
-from metaopt_hpo_ray.entry import Cell, Entry
 from metaopt_hpo_ray.fair import is_late
-from metaopt_hpo_ray.trial_book import TrialBook
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -30,7 +30,7 @@ class Wrapped:
         ValueError: it does not decide from results alone.
     """
 
-    def __init__(self, asha: AsyncHyperBandScheduler, book: TrialBook, progress: str) -> None:
+    def __init__(self, asha: AsyncHyperBandScheduler, book: Logbook, progress: str) -> None:
         if not isinstance(asha, AsyncHyperBandScheduler):
             raise ValueError(
                 f"wrapped must be an ASHAScheduler, which decides from results alone, got {type(asha).__name__}; "
@@ -68,7 +68,7 @@ class Wrapped:
                     self._tell(self._rungs[rung], controller, other)
         return self._tell(self._rungs[rung], controller, entry)
 
-    def _tell(self, asha: AsyncHyperBandScheduler, controller: TuneController, entry: Entry) -> bool:
+    def _tell(self, asha: AsyncHyperBandScheduler, controller: TuneController, entry: LoggedTrial) -> bool:
         """Report to ASHA what it has not seen of a trial; whether it would stop it."""
         time, most = _compat.asha_time(asha)
         metric, _ = _compat.asha_properties(asha)
@@ -93,7 +93,7 @@ class Wrapped:
         self._rungs = {}
 
 
-def _rung(entry: Entry) -> tuple[Cell, str]:
+def _rung(entry: LoggedTrial) -> tuple[Cell, str]:
     """Trials of one cell compete; a strategy whose running losses say little of its end competes with itself."""
     return entry.cell, entry.strategy if entry.self_tuning or is_late(entry.strategy) else ""
 

@@ -32,7 +32,7 @@ from stub_cluster import Curve, StubCluster, stub_trial, world_curve
 from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler
+from metaopt_hpo_ray import JournalCallback, ScalingLawScheduler
 from metaopt_hpo_ray.journal import JOURNAL
 
 SIZES = tuple(1e6 * 2**k for k in range(6))
@@ -46,7 +46,7 @@ def asha() -> TrialScheduler:
 
 def law(background: bool = False) -> TrialScheduler:
     scheduler = ScalingLawScheduler(background=background)
-    CurveKeeper(scheduler)
+    JournalCallback(scheduler)
     return scheduler
 
 
@@ -109,7 +109,7 @@ def test_hooks(count: int) -> None:
 def test_scale(count: int, tmp_path: Path) -> None:
     """Stub trials on 1,000 slots with a journal: hooks, snapshot, memory, journal and restore."""
     scheduler = ScalingLawScheduler(background=True)
-    keeper = CurveKeeper(scheduler)
+    keeper = JournalCallback(scheduler)
     keeper.open_journal(at(tmp_path))
     swept = trials(count)
     report = scheduler.on_trial_result
@@ -126,7 +126,7 @@ def test_scale(count: int, tmp_path: Path) -> None:
         size = len(snapshot())
     keeper.on_experiment_end(cluster.get_trials())
     journal = (tmp_path / JOURNAL).stat().st_size
-    again = CurveKeeper(ScalingLawScheduler(background=False))
+    again = JournalCallback(ScalingLawScheduler(background=False))
     again.set_state(keeper.get_state())
     restore = Timed(lambda: again.open_journal(at(tmp_path)))
     restore()

@@ -20,10 +20,11 @@ from stub_cluster import StubCluster, result_of, stub_trial
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.strategies import make
+from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import (
-    CurveKeeper,
+    JournalCallback,
     ScalingLawScheduler,
     ScalingLawSearch,
     TrialRun,
@@ -33,9 +34,8 @@ from metaopt_hpo_ray import (
     tuner_configs,
 )
 from metaopt_hpo_ray._compat import SUPPORTED
-from metaopt_hpo_ray.keeper import JOURNAL
+from metaopt_hpo_ray.journal_callback import JOURNAL
 from metaopt_hpo_ray.reader import READER
-from metaopt_hpo_ray.trial_book import TrialBook
 
 SPACE = {"size": 100, "tokens": 64, "batch": 8, "lr": tune.loguniform(1e-3, 1e-1)}
 
@@ -65,7 +65,7 @@ def test_a_scheduler_given_by_name_is_wired_too() -> None:
 
 def test_any_other_scheduler_gets_its_curves_kept() -> None:
     configs = tuner_configs(param_space={}, scheduler=FIFOScheduler(), metric="accuracy", mode="max")
-    assert [type(c) for c in configs["run_config"].callbacks] == [CurveKeeper]
+    assert [type(c) for c in configs["run_config"].callbacks] == [JournalCallback]
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_a_trial_run_outside_a_trial_says_where_it_belongs() -> None:
 # -- tables --------------------------------------------------------------------------------------------------
 
 
-def keep(folder: Path, points: list[tuple[float, float]], maximize: bool = False) -> CurveKeeper:
+def keep(folder: Path, points: list[tuple[float, float]], maximize: bool = False) -> JournalCallback:
     """A keeper that has seen one trial of a FIFO experiment."""
-    keeper = CurveKeeper(maximize=maximize)
+    keeper = JournalCallback(maximize=maximize)
     storage = SimpleNamespace(storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(folder))
     trial = stub_trial("t", **{**SPACE, "lr": 0.01, "width": 4})
     keeper.open_journal(storage)
@@ -186,11 +186,11 @@ def test_curves_survive_a_keeper_that_was_killed(tmp_path: Path) -> None:
     assert record.curve.tokens == (16.0, 32.0, 48.0, 64.0)
     assert record.cost == 6 * 100 * (48 + (64 - 16))
     assert record.params == {"width": 4}
-    again = CurveKeeper()
+    again = JournalCallback()
     storage = SimpleNamespace(
         storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path)
     )
-    again.set_state({"book": TrialBook().to_state()})  # Tune's snapshot, older than the journal
+    again.set_state({"book": Logbook().to_state()})  # Tune's snapshot, older than the journal
     again.open_journal(storage)
     assert again.table().cost() == record.cost
 
@@ -211,7 +211,7 @@ def test_where_the_journal_is_lost_curves_come_from_the_trials_own_files(tmp_pat
     (folder / "params.json").write_text(json.dumps({**SPACE, "lr": 0.01}))
     (folder / "result.json").write_text(json.dumps({"trial_id": "t", "tokens_seen": 16, "loss": 3.0}) + "\n")
     (tmp_path / JOURNAL).write_text("no journal of ours")
-    again = CurveKeeper()
+    again = JournalCallback()
     again.set_state(json.loads(json.dumps(keeper.get_state())))
     again.open_journal(
         SimpleNamespace(storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path))
@@ -300,7 +300,7 @@ def test_folders_that_hold_no_experiment_are_named(tmp_path: Path) -> None:
 
 def test_the_keeper_writes_launches_and_stops_of_the_scheduler(tmp_path: Path) -> None:
     scheduler = ScalingLawScheduler(background=False)
-    keeper = CurveKeeper(scheduler)
+    keeper = JournalCallback(scheduler)
     storage = SimpleNamespace(
         storage_filesystem=pyarrow.fs.LocalFileSystem(), experiment_fs_path=str(tmp_path)
     )
@@ -312,7 +312,7 @@ def test_the_keeper_writes_launches_and_stops_of_the_scheduler(tmp_path: Path) -
     keeper.on_experiment_end([])
     assert [r.state for r in trial_table(tmp_path).records()] == ["complete"] * 3
     copy = ScalingLawScheduler(background=False)
-    again = CurveKeeper(copy)
+    again = JournalCallback(copy)
     again.set_state(json.loads(json.dumps(keeper.get_state())))
     again.open_journal(storage)
     assert json.dumps(copy.book.to_state()) == json.dumps(scheduler.book.to_state())
@@ -375,7 +375,7 @@ def test_a_strategy_that_finds_its_lr_needs_none_and_small_ones_go_first() -> No
     with pytest.raises(ValueError, match="'lr'"):
         tuner_configs(param_space={**space, "strategy": "cosine"})
     scheduler = ScalingLawScheduler(background=False)
-    CurveKeeper(scheduler)
+    JournalCallback(scheduler)
     cluster = StubCluster(scheduler, lambda t: [(64.0, 2.0)], slots=1)
     for size in (8e8, 4e6, 2e6, 1e6):
         cluster.add(

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from stub_cluster import StubCluster, stub_trial, world_curve, world_loss
 
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logbook_file import LogbookError, header
 from metaopt_hpo_ray import ScalingLawScheduler, ScalingLawSearch
-from metaopt_hpo_ray.keeper import CurveKeeper
-from metaopt_hpo_ray.saved import BookError, header
-from metaopt_hpo_ray.trial_book import TrialBook
+from metaopt_hpo_ray.journal_callback import JournalCallback
 
 JUNK: tuple[Any, ...] = (
     None, True, -1, 1e308, 10**400, float("nan"), float("inf"), "x", "", [], {}, [None], {"a": 1}, "1e3",
@@ -41,7 +41,7 @@ def ask(s: ScalingLawSearch, first: int, count: int) -> None:
 
 def scheduler() -> ScalingLawScheduler:
     out = ScalingLawScheduler(background=False)
-    CurveKeeper(out)
+    JournalCallback(out)
     assert out.set_search_properties("loss", "min")
     return out
 
@@ -112,7 +112,7 @@ def go_on_scheduling(s: ScalingLawScheduler) -> None:
 def refusal(taker: Any, file: Path) -> str | None:
     try:
         taker.restore(str(file))
-    except BookError as error:
+    except LogbookError as error:
         return str(error)
     return None
 
@@ -161,27 +161,27 @@ def test_a_missing_a_deep_and_a_binary_state_are_one_sentence(
     (tmp_path / "binary").write_bytes(b"\x80\x04\xff")
     (tmp_path / "list").write_text("[1]")
     for name in ("missing", "deep", "binary", "list"):
-        with pytest.raises(BookError, match=name) as raised:
+        with pytest.raises(LogbookError, match=name) as raised:
             make().restore(str(tmp_path / name))
         assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("state", [None, [], {}, {"owner": 3}, {"owner": {"book": None}}, {"scheduler": "x"}])
 def test_the_keeper_never_raises_into_a_restore(state: Any) -> None:
-    CurveKeeper(scheduler()).set_state(state)
-    CurveKeeper().set_state(state)
+    JournalCallback(scheduler()).set_state(state)
+    JournalCallback().set_state(state)
 
 
 def test_an_event_of_other_types_is_passed_over() -> None:
     add = {"k": "add", "id": "a", "size": 1e6, "tokens": 40.0, "batch": 2.0, "lr": 1e-2}
     told = {"k": "report", "id": "a", "t": 4, "loss": 2.0, "p": "p1"}
     good = [header(), json.dumps(add), json.dumps(told)]
-    whole = TrialBook.replay(good).records()
+    whole = Logbook.replay(good).records()
     for event in (add, told):
         for key in set(event) - {"k", "id"}:
             for junk in ("x", [], {}, None, True, 10**400):
                 bad = json.dumps({**event, "id": "a", key: junk})
-                book = TrialBook.replay([*good, bad, good[-1]])
+                book = Logbook.replay([*good, bad, good[-1]])
                 if not (key == "p" and junk == "x"):
                     assert book.damaged == 1, (key, junk)
                     assert book.records() == whole

@@ -19,7 +19,7 @@ from ray.tune.schedulers import (
 )
 from stub_cluster import Curve, StubCluster, stub_trial
 
-from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler, tuner_configs
+from metaopt_hpo_ray import JournalCallback, ScalingLawScheduler, tuner_configs
 from metaopt_hpo_ray.fair import Fair
 
 TIMES = {"time_attr": "training_iteration"}
@@ -113,7 +113,7 @@ def test_an_inner_asha_compares_at_equal_tokens_and_within_a_size() -> None:
         grace=0.0,
         wrapped=ASHAScheduler(grace_period=10, max_t=100, reduction_factor=2),
     )
-    CurveKeeper(scheduler)
+    JournalCallback(scheduler)
     scheduler.set_search_properties("loss", "min")
     cluster = StubCluster(scheduler, curve_of, slots=9)
 
@@ -137,7 +137,7 @@ def test_an_inner_asha_compares_at_equal_tokens_and_within_a_size() -> None:
         grace=0.0,
         wrapped=ASHAScheduler(grace_period=10, max_t=100, reduction_factor=2),
     )
-    CurveKeeper(again)
+    JournalCallback(again)
     again.set_search_properties("loss", "min")
     again.set_state(scheduler.get_state())
     scheduler = again

@@ -25,7 +25,7 @@ from ray.tune.schedulers import (
 from stub_cluster import Curve, StubCluster, result_of, stub_trial
 
 from metaopt_hpo.strategies import LRStrategy, available, get, register, registry
-from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler
+from metaopt_hpo_ray import JournalCallback, ScalingLawScheduler
 from metaopt_hpo_ray import fair as fair_module
 from metaopt_hpo_ray.fair import Fair
 
@@ -149,7 +149,7 @@ def test_beside_the_schedulers_as_they_are_it_is_stopped_or_overwritten(name: st
 @pytest.mark.parametrize("name", ["asha", "async hyperband"])
 def test_an_inner_scheduler_of_the_law_stops_none_of_them_either(name: str) -> None:
     scheduler = ScalingLawScheduler(background=False, hold=False, grace=0.0, wrapped=MAKERS[name]())
-    CurveKeeper(scheduler)
+    JournalCallback(scheduler)
     pairs = [(n, base) for n in LATE for base in get(n).bases] + [(THIRD_PARTY, "adamw")]
     made = mixed(scheduler, pairs)
     assert {made[f"{n}-{b}-0"] for n, b in pairs} == {REPORTS}

@@ -16,10 +16,10 @@ import toy_trial
 from ray import tune
 
 from metaopt_hpo.training.run import TrainingRun
+from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import ScalingLawScheduler, trial_table, tuner_configs
-from metaopt_hpo_ray.keeper import FORGOTTEN, JOURNAL
-from metaopt_hpo_ray.trial_book import TrialBook
+from metaopt_hpo_ray.journal_callback import FORGOTTEN, JOURNAL
 
 TOKENS = 1024
 BASE = {"size": 100, "tokens": TOKENS, "batch": toy_trial.BATCH, "lr": 1e-2, "seed": 0}
@@ -147,7 +147,7 @@ def test_a_killed_driver_is_restored_with_the_state_it_had(cluster: str, tmp_pat
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     text = journal.read_text()
-    before = TrialBook.replay(text.splitlines())
+    before = Logbook.replay(text.splitlines())
     ended = {k for k, e in before.entries.items() if e.closed}
 
     tuner = tune.Tuner.restore(str(folder), toy_trial.train)
@@ -155,7 +155,7 @@ def test_a_killed_driver_is_restored_with_the_state_it_had(cluster: str, tmp_pat
 
     lines = journal.read_text().splitlines()
     assert lines[: before.events + 1] == text.splitlines()[: before.events + 1], "it is only ever appended to"
-    after = TrialBook.replay(lines)
+    after = Logbook.replay(lines)
     # what Tune's snapshot, a second older, did not know of has failed, and is counted
     forgotten = {k for k, e in after.entries.items() if e.reason == FORGOTTEN}
     assert len(results) == 8
@@ -175,7 +175,7 @@ def test_a_killed_driver_is_restored_with_the_state_it_had(cluster: str, tmp_pat
 def _ended(journal: Path) -> int:
     if not journal.exists():
         return 0
-    book = TrialBook.replay(journal.read_text().splitlines())
+    book = Logbook.replay(journal.read_text().splitlines())
     return sum(e.closed for e in book.entries.values())
 
 

@@ -20,8 +20,8 @@ from ray.tune.schedulers import TrialScheduler
 from stub_cluster import StubCluster, result_of, stub_trial, world_curve
 
 from metaopt_hpo.scaling.policy import refits
-from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler, ScalingLawSearch, decision_log, trial_table
-from metaopt_hpo_ray.keeper import CUT, NOT_LAUNCHED
+from metaopt_hpo_ray import JournalCallback, ScalingLawScheduler, ScalingLawSearch, decision_log, trial_table
+from metaopt_hpo_ray.journal_callback import CUT, NOT_LAUNCHED
 from metaopt_hpo_ray.metrics import count
 from metaopt_hpo_ray.older_checkpoints import NONE_SAVED
 
@@ -36,9 +36,9 @@ def storage_at(folder: Path) -> Any:
     )
 
 
-def wired(**options: Any) -> tuple[ScalingLawScheduler, CurveKeeper]:
+def wired(**options: Any) -> tuple[ScalingLawScheduler, JournalCallback]:
     scheduler = ScalingLawScheduler(**{"background": False, **options})
-    keeper = CurveKeeper(scheduler)
+    keeper = JournalCallback(scheduler)
     scheduler.set_search_properties("loss", "min")
     return scheduler, keeper
 
@@ -130,7 +130,7 @@ def test_an_experiments_end_closes_what_runs_and_what_waits_and_a_restore_takes_
 
 @pytest.mark.parametrize("decides", [True, False])
 def test_a_keeper_without_our_scheduler_tells_a_stop_from_an_end(decides: bool, tmp_path: Path) -> None:
-    keeper = CurveKeeper(decides=decides)
+    keeper = JournalCallback(decides=decides)
     keeper.open_journal(storage_at(tmp_path))
     ends = {"ends": (2e7, {}), "returns": (1e7, {}), "done": (1e7, {"done": True})}
     for key, (tokens, more) in ends.items():
@@ -147,7 +147,7 @@ def test_a_keeper_without_our_scheduler_tells_a_stop_from_an_end(decides: bool, 
 
 def test_a_trial_ended_while_its_pause_is_being_saved_was_pruned(tmp_path: Path) -> None:
     """HyperBand halves trials whose checkpoint is not yet whole; Tune calls them RUNNING and asks nobody again."""
-    keeper = CurveKeeper()
+    keeper = JournalCallback()
     keeper.open_journal(storage_at(tmp_path))
     ours, _ = wired()
     cluster, told = started(ours)
@@ -178,14 +178,14 @@ def test_numbers_of_every_kind_flat_or_nested_are_numbers(kind: Any, name: str, 
     loss, tokens = kind(3), kind(20_000_000)
     flat = {name: loss, "tokens_seen": tokens}
     nested = {"eval": {"loss": loss}, "tokens_seen": tokens} if "/" in name else flat
-    keeper = CurveKeeper(metric=name)
+    keeper = JournalCallback(metric=name)
     keeper.open_journal(storage_at(tmp_path))
     trial = stub_trial("t", **SPACE)
     trial.run_metadata.last_result = nested
     keeper.on_trial_result(1, [trial], trial, nested)
     keeper.on_trial_complete(1, [trial], trial)
     scheduler = ScalingLawScheduler(metric=name, background=False)
-    CurveKeeper(scheduler)
+    JournalCallback(scheduler)
     cluster, trial = started(scheduler)
     assert scheduler.on_trial_result(cluster, trial, flat) == TrialScheduler.CONTINUE
     scheduler.on_trial_complete(cluster, trial, flat)
@@ -234,7 +234,7 @@ REPORTED = {
 def test_what_a_plain_trainable_reports_by_the_names_of_facts_says_nothing_of_the_trial(
     keeper_only: bool,
 ) -> None:
-    scheduler, keeper = (None, CurveKeeper()) if keeper_only else wired()
+    scheduler, keeper = (None, JournalCallback()) if keeper_only else wired()
     trial = stub_trial("t", **SPACE, strategy="cosine", seed=3)
     for tokens in (1e6, 2e7):
         result = result_of(trial, tokens, 3.0, found_lr=2e-3, **REPORTED)
@@ -265,7 +265,7 @@ def test_a_complete_trial_that_learned_nothing_keeps_its_reason() -> None:
 
 
 def test_a_trial_run_says_who_tunes_and_what_was_found() -> None:
-    keeper = CurveKeeper()
+    keeper = JournalCallback()
     trial = stub_trial("t", **SPACE)
     said = {
         "process": "p",
@@ -296,7 +296,7 @@ def test_sizes_that_come_late_from_the_config_or_the_results_are_taken() -> None
 
 
 def test_population_based_training_changes_a_trials_lr_through_its_config() -> None:
-    keeper = CurveKeeper()
+    keeper = JournalCallback()
     trial = stub_trial("t", **SPACE)
     keeper.on_trial_result(1, [trial], trial, result_of(trial, 1e6, 3.0))
     trial.config["lr"] = 2e-2
@@ -350,7 +350,7 @@ def test_fits_refusals_and_stops_are_seen_without_any_configuration(monkeypatch:
 
 def test_a_trial_that_goes_on_from_trains_own_checkpoints_is_not_said_to_have_begun_anew() -> None:
     for first, noted in ((1e6, True), (3e6, False)):
-        keeper = CurveKeeper()
+        keeper = JournalCallback()
         trial = stub_trial("t", **SPACE)
         keeper.on_trial_start(1, [trial], trial)
         for tokens in (1e6, 2e6):
@@ -466,5 +466,5 @@ def test_a_snapshot_does_not_grow_with_what_is_in_the_journal(tmp_path: Path) ->
 
 def test_no_state_makes_set_state_raise() -> None:
     for state in ({}, {"owner": None}, {"scheduler": {"book": {"format": "x"}}}, {"book": 3}):
-        for keeper in (CurveKeeper(), wired()[1]):
+        for keeper in (JournalCallback(), wired()[1]):
             keeper.set_state(state)

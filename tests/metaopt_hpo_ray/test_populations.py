@@ -14,12 +14,12 @@ from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.comparison.training_objective import TrainObjective
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logged_trial import LR_PATH
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import RayEngine, populations
-from metaopt_hpo_ray.entry import LR_PATH
-from metaopt_hpo_ray.keeper import JOURNAL
-from metaopt_hpo_ray.trial_book import TrialBook
+from metaopt_hpo_ray.journal_callback import JOURNAL
 
 TRAIN = TrainObjective([Tiny()])
 WHOLE = 6 * 9 * 960.0
@@ -80,14 +80,14 @@ def test_plans_fit_the_budget_and_depth_follows_it(runs: float) -> None:
 
 
 def test_a_changed_lr_is_kept_and_replayed() -> None:
-    book = TrialBook()
+    book = Logbook()
     book.outbox = []
     book.add("t", size=9.0, tokens=960.0, batch=16.0, lr=0.01)
     for tokens, lr in ((120, 0.01), (240, 0.02), (360, 0.02)):
         book.report("t", tokens, 1.0, process="p", work=1.0, extra={"lr": lr})
     (record,) = book.records()
     assert (record.lr, record.params) == (0.02, {LR_PATH: "0:0.01 120:0.02"})
-    again = TrialBook()
+    again = Logbook()
     for event in book.outbox:
         again.apply(event)
     assert again.to_state() == book.to_state()
@@ -153,7 +153,7 @@ def test_synchronous_hyperband_halves_what_it_halts(cluster: str, tmp_path: Path
             want = t.objective.run(c)
             assert r.loss == want.loss  # halted and taken up again, and the same to the last bit
     journal = tmp_path / "s" / "part-0" / JOURNAL
-    book = TrialBook.replay(journal.read_text().splitlines())
+    book = Logbook.replay(journal.read_text().splitlines())
     assert max(len(e.work) for e in book.entries.values() if e.state == "complete") == 2
     again = RayEngine().search(search, t, store=str(tmp_path), study="s")
     facts = [sorted((r.lr, r.state, r.loss, r.cost) for r in found) for found in (again, records)]

@@ -10,8 +10,8 @@ import pyarrow.fs
 from ray.tune.experiment import Trial
 from stub_cluster import result_of, stub_trial
 
-from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler
-from metaopt_hpo_ray.keeper import FORGOTTEN
+from metaopt_hpo_ray import JournalCallback, ScalingLawScheduler
+from metaopt_hpo_ray.journal_callback import FORGOTTEN
 
 SPACE = {"size": 100, "tokens": 64, "batch": 8, "lr": 0.01}
 
@@ -27,7 +27,7 @@ def trial_in(folder: Path, key: str) -> Trial:
 
 def test_what_tune_forgot_is_closed_with_its_cost_and_the_rest_goes_on(tmp_path: Path) -> None:
     scheduler = ScalingLawScheduler(background=False)
-    keeper = CurveKeeper(scheduler)
+    keeper = JournalCallback(scheduler)
     keeper.set_state(json.loads(json.dumps(keeper.get_state())))
     old = {key: trial_in(tmp_path, key) for key in ("known", "late")}
     for trial in old.values():
@@ -35,8 +35,8 @@ def test_what_tune_forgot_is_closed_with_its_cost_and_the_rest_goes_on(tmp_path:
         scheduler.on_trial_result(None, trial, result_of(trial, 16.0, 2.0, pid=1))  # type: ignore[arg-type]
     keeper.on_step_end(1, [])
     snapshot = ScalingLawScheduler(background=False)  # Tune's is older than the journal
-    restored = CurveKeeper(snapshot)
-    restored.set_state(CurveKeeper(ScalingLawScheduler(background=False)).get_state())
+    restored = JournalCallback(snapshot)
+    restored.set_state(JournalCallback(ScalingLawScheduler(background=False)).get_state())
     again = trial_in(tmp_path, "known")
     snapshot.on_trial_add(None, again)  # type: ignore[arg-type]
     restored.on_step_begin(1, [again])

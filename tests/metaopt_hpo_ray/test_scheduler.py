@@ -17,14 +17,14 @@ from stub_cluster import Curve, StubCluster, result_of, stub_trial, world_curve,
 from metaopt_hpo.scaling import fit
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler, TuneWarning
+from metaopt_hpo_ray import JournalCallback, ScalingLawScheduler, TuneWarning
 
 SIZES = tuple(1e6 * 2**k for k in range(6))
 
 
 def kept(**options: Any) -> ScalingLawScheduler:
     scheduler = ScalingLawScheduler(**{"background": False, **options})
-    CurveKeeper(scheduler)
+    JournalCallback(scheduler)
     scheduler.set_search_properties("loss", "min")
     return scheduler
 
@@ -377,11 +377,11 @@ def test_a_size_that_only_the_trial_knows_holds_nobody_up() -> None:
     assert cluster.started == ["t0", "t1"]
 
 
-def test_a_judge_that_fails_does_not_hold_the_cluster_up(
+def test_a_decision_that_fails_does_not_hold_the_cluster_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     scheduler = kept(law=fit(TrialTable.from_records(evidence())))
-    monkeypatch.setattr("metaopt_hpo_ray.judge.decide", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("metaopt_hpo.scaling.policy.logged_search.decide", lambda *_, **__: 1 / 0)
     cluster = StubCluster(scheduler, curve_of, slots=4)
     for trial in sweep(12):
         cluster.add(trial)
@@ -397,7 +397,7 @@ def test_launches_that_fail_do_not_hold_the_cluster_up(
     cluster = StubCluster(scheduler, curve_of, slots=4)
     for trial in sweep(12):
         cluster.add(trial)
-    monkeypatch.setattr("metaopt_hpo_ray.judge.decide", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("metaopt_hpo.scaling.policy.logged_search.decide", lambda *_, **__: 1 / 0)
     cluster.run()
     assert len(cluster.started) == 12
     assert "failed to choose and launches whichever trial waits" in caplog.text

@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from stub_cluster import StubCluster, result_of, stub_trial, world_curve
 
 from metaopt_hpo_ray import ScalingLawScheduler
-from metaopt_hpo_ray.keeper import CurveKeeper
+from metaopt_hpo_ray.journal_callback import JournalCallback
 
 SIZES = (1e6, 2e6, 4e6, 8e6)
 DECISIONS = {TrialScheduler.CONTINUE, TrialScheduler.PAUSE, TrialScheduler.STOP, TrialScheduler.NOOP}
@@ -57,7 +57,7 @@ def scheduler(name: str) -> TrialScheduler:
 
 def ready(scheduler: TrialScheduler) -> TrialScheduler:
     if isinstance(scheduler, ScalingLawScheduler):
-        CurveKeeper(scheduler)
+        JournalCallback(scheduler)
     assert scheduler.set_search_properties("loss", "min")
     return scheduler
 

@@ -15,10 +15,10 @@ from metaopt_hpo.comparison.engine import SearchTask
 from metaopt_hpo.comparison.law_search import law_search
 from metaopt_hpo.comparison.objective import Configuration, Report, no_report
 from metaopt_hpo.scaling import fit
+from metaopt_hpo.trials.logbook_file import LogbookError
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import ScalingLawSearch, strategy_space
-from metaopt_hpo_ray.saved import BookError
 
 PILOTS = [(1e6, 2e7), (2e6, 4e7), (4e6, 8e7)]
 TARGET = (1.6e7, 3.2e8)
@@ -129,7 +129,7 @@ def test_a_restored_search_goes_on_as_it_would_have(tmp_path: Path) -> None:
         end(one, "t18", running)
     assert drive(s, 5, 19) == drive(again, 5, 19)
     (tmp_path / "foreign").write_bytes(b"\x80\x04 pickle")
-    with pytest.raises(BookError, match="saved state"):
+    with pytest.raises(LogbookError, match="saved state"):
         search().restore(str(tmp_path / "foreign"))
 
 

@@ -13,7 +13,7 @@ from ray.tune.experiment import Experiment, Trial
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from metaopt_hpo_ray import CurveKeeper, ScalingLawScheduler, ScalingLawSearch, tuner_configs
+from metaopt_hpo_ray import JournalCallback, ScalingLawScheduler, ScalingLawSearch, tuner_configs
 from metaopt_hpo_ray.supply import ENDLESS, SUGGESTED, make_supply
 
 SPACE = {"size": tune.choice([1e6, 2e6]), "tokens": 64, "batch": 8, "lr": tune.loguniform(1e-3, 1e-1)}
@@ -125,7 +125,7 @@ def test_an_endless_supply_without_it_is_refused_at_wiring() -> None:
     scheduler = ScalingLawScheduler()
     with pytest.raises(ValueError, match="tuner_configs"):
         scheduler.set_search_properties("loss", "min", num_samples=sys.maxsize)
-    CurveKeeper(scheduler)
+    JournalCallback(scheduler)
     assert scheduler.set_search_properties("loss", "min", num_samples=sys.maxsize)
 
 

@@ -1,9 +1,9 @@
-"""TrialBook: what is known of every trial of an experiment, as a pure function of a list of events.
+"""Logbook: what is known of every trial of an experiment, as a pure function of a list of events.
 
-Tune restores neither its schedulers nor whole dataframes, and its counters go back when a trial is retried. So
-the plugin keeps its own book. Every change is an event, a small JSON object; `apply` is the only way to change
-the book, and applying the same events again gives the same book. That is what makes a restore exact, and an
-event that is told twice harmless. No Ray here.
+For frameworks that keep no whole history of their own: Ray Tune restores neither its schedulers nor whole dataframes,
+and its counters go back when a trial is retried. Every change is an event, a small JSON object (`trial_events`);
+`apply` is the only way to change the book, and applying the same events again gives the same book. That is what makes
+a restore exact, and an event that is told twice harmless.
 """
 
 from __future__ import annotations
@@ -11,23 +11,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
+from metaopt_hpo.trials.logbook_file import FORMAT, VERSION, LogbookError, check_header, parse
+from metaopt_hpo.trials.logged_trial import LoggedTrial
 from metaopt_hpo.trials.record import TrialRecord, TrialState
-from metaopt_hpo_ray.columns import REPORTED
-from metaopt_hpo_ray.entry import DONE, STATES, Entry, check_values
-from metaopt_hpo_ray.saved import FORMAT, VERSION, BookError, check_header, parse
-
-Event = dict[str, Any]
-
-_FACTS = ("size", "tokens", "batch", "lr", "strategy", "tuning", "seed", "params")
-_RECORDED = frozenset(REPORTED) - {*_FACTS, "target_tokens"}
-"""What a report says of a trial that its config does not."""
+from metaopt_hpo.trials.trial_events import CHANGES, FACTS, Event, added
 
 
-class TrialBook:
+class Logbook:
     """The trials of one experiment. Change it with `apply`, or with the methods that make the events.
 
     Attributes:
@@ -39,7 +33,7 @@ class TrialBook:
     """
 
     def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, LoggedTrial] = {}
         self.events = 0
         self.outbox: list[Event] | None = None
         self.decisions: list[dict[str, Any]] | None = None
@@ -69,9 +63,7 @@ class TrialBook:
             self._make({"k": "add", "id": trial, **facts})
             return
         new = {
-            k: v
-            for k, v in facts.items()
-            if k in _FACTS and not _is_known(getattr(entry, k)) and _is_known(v)
+            k: v for k, v in facts.items() if k in FACTS and not _is_known(getattr(entry, k)) and _is_known(v)
         }
         if new:
             self._make({"k": "facts", "id": trial, **new})
@@ -162,110 +154,36 @@ class TrialBook:
         """Change the book by one event.
 
         Raises:
-            BookError: no event of ours; the book is as it was.
+            LogbookError: no event of ours; the book is as it was.
         """
         try:
-            self._APPLY[event["k"]](self, event)
+            self._change(event)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise BookError(f"not an event of a trial journal: {event!r:.120} ({error!r})") from error
+            raise LogbookError(f"not an event of a trial journal: {event!r:.120} ({error!r})") from error
         self.events += 1
         self._packed.pop(event.get("id", ""), None)
         if self.outbox is not None:
             self.outbox.append(event)
 
-    def _entry(self, event: Event) -> Entry:
+    def _change(self, event: Event) -> None:
+        if event["k"] == "snapshot":
+            self.load_state(event["state"])
+            self.events -= 1  # the snapshot is no event of its own
+        elif event["k"] == "add":
+            self.entries[event["id"]] = added(event)
+        else:
+            change, entry = CHANGES[event["k"]], self._entry(event)
+            change(entry, event)
+            if event["k"] == "spare" and entry.trial not in self._spared:
+                self._spared.append(entry.trial)
+
+    def _entry(self, event: Event) -> LoggedTrial:
         entry = self.entries.get(event["id"])
         if entry is None:
             if not self._lenient:
                 raise KeyError(event["id"])
-            entry = self.entries[event["id"]] = Entry(event["id"])  # the line that added it is damaged
+            entry = self.entries[event["id"]] = LoggedTrial(event["id"])  # the line that added it is damaged
         return entry
-
-    def _add(self, event: Event) -> None:
-        facts = {k: v for k, v in event.items() if k in _FACTS}
-        check_values({"trial": event["id"], **facts})
-        self.entries[event["id"]] = Entry(event["id"], **facts)
-
-    def _facts(self, event: Event) -> None:
-        entry = self._entry(event)
-        check_values({name: event[name] for name in _FACTS if name in event})
-        for name in _FACTS:
-            if name in event:
-                setattr(entry, name, event[name])
-
-    def _launch(self, event: Event) -> None:
-        entry = self._entry(event)
-        said = {"launched_at": event.get("time", math.nan), "why_launched": event.get("reason", "")}
-        check_values(said)
-        entry.launched = True
-        entry.launched_at, entry.why_launched = said["launched_at"], said["why_launched"]
-
-    def _spare(self, event: Event) -> None:
-        entry = self._entry(event)
-        if not entry.spared:
-            entry.spared = True
-            self._spared.append(entry.trial)
-
-    def _lr(self, event: Event) -> None:
-        entry = self._entry(event)
-        if entry.lr > 0:
-            entry.note_lr(event["lr"])
-        else:
-            entry.lr = float(event["lr"])
-
-    def _report(self, event: Event) -> None:
-        entry = self._entry(event)
-        tokens, loss, process = event["t"], event["loss"], event["p"]
-        extra = event.get("extra")
-        values = {k: event[k] for k in ("step", "norm", "cost", "work") if event.get(k) is not None}
-        check_values({"extra": extra or {}, "work": {"t": tokens, "loss": loss, **values}, "trial": process})
-        spent = entry.spent(process, tokens, event.get("work"))
-        if extra and "lr" in extra:
-            entry.note_lr(extra["lr"])
-        nan = math.nan
-        entry.points[tokens] = (loss, event.get("step", nan), event.get("norm", nan), event.get("cost", nan))
-        entry.last = (tokens, loss)
-        entry.work[process] = max(spent, entry.work.get(process, 0.0))
-        entry.launched = True
-        if extra:
-            entry.extra = {k: v for k, v in extra.items() if k in _RECORDED}
-            for name in ("size", "batch", "lr"):
-                if not getattr(entry, name) > 0 and name in extra:
-                    setattr(entry, name, float(extra[name]))
-            entry.strategy = extra.get("strategy", entry.strategy)
-            entry.tuning = extra.get("tuning", entry.tuning)
-            entry.seed = extra.get("seed", entry.seed)
-
-    def _state(self, event: Event) -> None:
-        entry = self._entry(event)
-        if event["state"] not in STATES:
-            raise ValueError(f"state {event['state']!r}")
-        if entry.state == "complete":
-            return
-        entry.state, entry.reason, entry.cut = event["state"], event["reason"], bool(event.get("cut"))
-        if entry.state == "complete" and 0 < entry.last[0] < DONE * entry.tokens:
-            entry.tokens = entry.last[0]  # who ended it had planned no more
-
-    def _note(self, event: Event) -> None:
-        entry, text = self._entry(event), str(event["text"])
-        if text not in entry.note:
-            entry.note = f"{entry.note}; {text}" if entry.note else text
-
-    def _snapshot(self, event: Event) -> None:
-        self.load_state(event["state"])
-        self.events -= 1  # the snapshot is no event of its own
-
-    _APPLY: ClassVar[dict[str, Callable[[TrialBook, Event], None]]] = {
-        "snapshot": _snapshot,
-        "add": _add,
-        "facts": _facts,
-        "lr": _lr,
-        "launch": _launch,
-        "spare": _spare,
-        "report": _report,
-        "state": _state,
-        "note": _note,
-    }
 
     # -- as data -------------------------------------------------------------------------------------------
 
@@ -294,23 +212,23 @@ class TrialBook:
         """Become the book that `to_state` or `pack` described.
 
         Raises:
-            BookError: not such a state.
+            LogbookError: not such a state.
         """
         check_header(state)
         try:
             rows = [json.loads(e) if isinstance(e, str) else e for e in state["entries"]]
-            entries = [Entry.from_state(e) for e in rows]
+            entries = [LoggedTrial.from_state(e) for e in rows]
             events = int(state["events"])
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise BookError(f"the saved state of the trials is damaged ({error!r})") from error
+            raise LogbookError(f"the saved state of the trials is damaged ({error!r})") from error
         self.become(entries, events)
 
-    def take_over(self, other: TrialBook) -> None:
+    def take_over(self, other: Logbook) -> None:
         """Become a book like another, which is given up."""
         self.become(list(other.entries.values()), other.events)
         self.damaged = other.damaged
 
-    def become(self, entries: list[Entry], events: int) -> None:
+    def become(self, entries: list[LoggedTrial], events: int) -> None:
         """Become the book of these entries."""
         self.entries = {e.trial: e for e in entries}
         self.events = events
@@ -318,21 +236,21 @@ class TrialBook:
         self._spared = [e.trial for e in entries if e.spared]
 
     @classmethod
-    def replay(cls, lines: Iterable[str]) -> TrialBook:
+    def replay(cls, lines: Iterable[str]) -> Logbook:
         """The book that a journal's lines describe.
 
         Every line stands alone: one that is damaged, or was cut off by a kill, is passed over and counted in
         `damaged`. Where it was the line that added a trial, the trial's config is not known until Tune adds it again.
 
         Raises:
-            BookError: no journal of ours, or one of a newer version.
+            LogbookError: no journal of ours, or one of a newer version.
         """
         book = cls()
         book._lenient = True
         rows: Iterator[str] = (line for line in lines if line.strip())
         first = next(rows, None)
         if first is None:
-            raise BookError("the journal of trials is empty")
+            raise LogbookError("the journal of trials is empty")
         head = parse(first)
         if (
             head is None or "k" in head
@@ -347,12 +265,12 @@ class TrialBook:
             event = parse(line)
             try:
                 if event is None:
-                    raise BookError("no event")
+                    raise LogbookError("no event")
                 book.apply(event)
-            except (BookError, AttributeError):
+            except (LogbookError, AttributeError):
                 bad = 1
         if not book.events and (head is None or "k" in head):
-            raise BookError("this is not a journal of trials of metaopt-hpo")
+            raise LogbookError("this is not a journal of trials of metaopt-hpo")
         book._lenient = False
         return book
 

@@ -1,4 +1,4 @@
-"""Entry: what is known of one trial, its curve and what it has cost."""
+"""One trial of a logbook: what is known of it, its curve, and what it has cost."""
 
 from __future__ import annotations
 
@@ -13,6 +13,25 @@ from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState, Tuning
 DONE = 0.95
 """A trial that ends by itself after this fraction of its planned tokens has completed: last steps and part batches fall
 short, and tokens are often planned in round numbers."""
+
+REPORTED = (
+    "size",
+    "batch",
+    "lr",
+    "strategy",
+    "tuning",
+    "target_tokens",
+    "initial_loss",
+    "seed",
+    "workload",
+    "seconds",
+    "memory",
+    "grad_noise",
+    "found_lr",
+    "found_lr_spread",
+    "unique_tokens",
+)
+"""Fields of the trial record that every report of a run may carry; no table needs a checkpoint."""
 
 LR_PATH = "lr_path"
 """Parameter of a trial whose lr was changed during its run: "tokens:lr" of each, in order; `lr` is the last."""
@@ -33,7 +52,7 @@ Cell = tuple[int, int]
 
 
 @dataclass(slots=True)
-class Entry:
+class LoggedTrial:
     """One trial. NaN means "not known"."""
 
     trial: str
@@ -71,7 +90,7 @@ class Entry:
     """True where the law would have stopped it and it is let finish, to see whether the law is right."""
 
     @property
-    def known(self) -> bool:
+    def described(self) -> bool:
         """True where size, planned tokens, batch and lr are known, so that a law can judge it."""
         return not self.missing
 
@@ -189,7 +208,7 @@ class Entry:
         }
 
     @classmethod
-    def from_state(cls, data: Mapping[str, Any]) -> Entry:
+    def from_state(cls, data: Mapping[str, Any]) -> LoggedTrial:
         """The entry `to_state` described.
 
         Raises:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metaopt_hpo_ray.entry import STATES
-from metaopt_hpo_ray.saved import BookError, header
-from metaopt_hpo_ray.trial_book import TrialBook
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logbook_file import LogbookError, header
+from metaopt_hpo.trials.logged_trial import STATES
 
 reports = st.lists(
     st.tuples(
@@ -26,8 +26,8 @@ reports = st.lists(
 )
 
 
-def book_of(rows: list[Any]) -> tuple[TrialBook, list[dict[str, Any]]]:
-    book = TrialBook()
+def book_of(rows: list[Any]) -> tuple[Logbook, list[dict[str, Any]]]:
+    book = Logbook()
     book.outbox = []
     for trial in ("a", "b"):
         book.add(trial, size=1e6, tokens=40.0, batch=2.0, lr=1e-2)
@@ -49,9 +49,9 @@ def test_replaying_the_events_gives_the_same_book(rows: list[Any], ended: list[A
             book.add(trial)
         else:
             book.close(trial, what)
-    again = TrialBook.replay([header(), *(json.dumps(e) for e in events)])
+    again = Logbook.replay([header(), *(json.dumps(e) for e in events)])
     assert json.dumps(again.to_state()) == json.dumps(book.to_state())
-    copy = TrialBook()
+    copy = Logbook()
     copy.load_state(json.loads(json.dumps(book.to_state())))
     assert json.dumps(copy.to_state()) == json.dumps(book.to_state())
     for other in (again, copy):
@@ -70,7 +70,7 @@ def test_telling_an_event_twice_changes_nothing_but_the_count(rows: list[Any]) -
 
 @given(reports)
 def test_cost_never_goes_back_and_curves_are_keyed_by_tokens(rows: list[Any]) -> None:
-    book = TrialBook()
+    book = Logbook()
     for trial in ("a", "b"):
         book.add(trial, size=1e6, tokens=40.0, batch=2.0, lr=1e-2)
     cost = {"a": 0.0, "b": 0.0}
@@ -85,14 +85,14 @@ def test_cost_never_goes_back_and_curves_are_keyed_by_tokens(rows: list[Any]) ->
 
 
 def test_a_retry_is_paid_for_once_more_from_where_it_went_on() -> None:
-    book = TrialBook()
+    book = Logbook()
     book.add("a", size=10.0, tokens=8.0, batch=1.0, lr=0.1)
     for tokens in (2, 4, 6):
         book.report("a", tokens, 1.0, process="first")
     for tokens in (6, 8):  # killed after 6, went on from the checkpoint at 4
         book.report("a", tokens, 1.0, process="second")
     assert book.entries["a"].cost == 6 * 10 * (6 + 4)
-    told = TrialBook()
+    told = Logbook()
     told.add("a", size=10.0, tokens=8.0, batch=1.0, lr=0.1)
     for process, tokens, work in (("1", 2, 20.0), ("1", 4, 40.0), ("2", 4, 20.0), ("2", 6, 40.0)):
         told.report("a", tokens, 1.0, process=process, work=work)
@@ -100,7 +100,7 @@ def test_a_retry_is_paid_for_once_more_from_where_it_went_on() -> None:
 
 
 def test_a_failure_is_mended_by_a_retry_and_nothing_else_is() -> None:
-    book = TrialBook()
+    book = Logbook()
     book.add("a", size=1.0, tokens=1.0, batch=1.0, lr=1.0)
     book.close("a", "failed", "killed")
     book.add("a")
@@ -113,13 +113,13 @@ def test_a_failure_is_mended_by_a_retry_and_nothing_else_is() -> None:
 def test_damaged_lines_are_passed_over_and_counted_wherever_they_are() -> None:
     _, events = book_of([("a", 1, 1.0, "p", None), ("a", 2, 0.9, "p", None)])
     lines = [header(), *(json.dumps(e) for e in events)]
-    whole = TrialBook.replay(lines[:-1])
-    cut = TrialBook.replay([*lines[:-1], lines[-1][:20]])
+    whole = Logbook.replay(lines[:-1])
+    cut = Logbook.replay([*lines[:-1], lines[-1][:20]])
     assert json.dumps(cut.to_state()) == json.dumps(whole.to_state())
     assert (whole.damaged, cut.damaged) == (0, 0), "a kill does that"
     for number in range(len(lines) - 1):
         damaged = [*lines[:number], "\ufffd" + lines[number][2:], *lines[number + 1 :]]
-        book = TrialBook.replay(damaged)
+        book = Logbook.replay(damaged)
         assert book.damaged == 1
         assert {"a"} <= set(book.entries) <= {"a", "b"}
 
@@ -128,17 +128,17 @@ def test_damaged_lines_are_passed_over_and_counted_wherever_they_are() -> None:
     "first", ["", "{}", '{"format": "something else", "version": 1}', "no json", '{"version": 1}']
 )
 def test_foreign_journals_are_refused(first: str) -> None:
-    with pytest.raises(BookError):
-        TrialBook.replay([first])
+    with pytest.raises(LogbookError):
+        Logbook.replay([first])
 
 
 def test_a_newer_journal_asks_for_an_upgrade() -> None:
-    with pytest.raises(BookError, match="upgrade metaopt-hpo"):
-        TrialBook.replay([json.dumps({**json.loads(header()), "version": 99})])
+    with pytest.raises(LogbookError, match="upgrade metaopt-hpo"):
+        Logbook.replay([json.dumps({**json.loads(header()), "version": 99})])
 
 
 def test_a_diverged_trial_has_no_loss() -> None:
-    book = TrialBook()
+    book = Logbook()
     book.add("a", size=1.0, tokens=4.0, batch=1.0, lr=1.0)
     book.report("a", 2, 3.0)
     book.close("a", "diverged", "the loss exploded")

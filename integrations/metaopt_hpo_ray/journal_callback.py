@@ -1,4 +1,4 @@
-"""CurveKeeper: Tune's callback that enters curves, costs and ends in the journal, which is the one copy of them.
+"""JournalCallback: Tune's callback that enters curves, costs and ends in the journal, which is the one copy of them.
 
 Tune's own dataframes lose rows when a trial is paused or retried, and it saves no scheduler. Nothing here raises from
 a hook: that would end the experiment.
@@ -16,19 +16,19 @@ from weakref import WeakValueDictionary
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logged_trial import LoggedTrial
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
-from metaopt_hpo_ray.entry import Entry
 from metaopt_hpo_ray.journal import JOURNAL, Journal
 from metaopt_hpo_ray.metrics import Metrics
 from metaopt_hpo_ray.older_checkpoints import NONE_SAVED, make_good
 from metaopt_hpo_ray.reports import ENDED_BY_SCHEDULER, Results, know, outcome, report, why_failed
 from metaopt_hpo_ray.storage import warn_unshared
-from metaopt_hpo_ray.trial_book import TrialBook
 from metaopt_hpo_ray.trial_files import read_trials
 
-__all__ = ["JOURNAL", "CurveKeeper", "Owner"]
+__all__ = ["JOURNAL", "JournalCallback", "Owner"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Owner(Protocol):
     journal: Journal
 
     @property
-    def book(self) -> TrialBook:
+    def book(self) -> Logbook:
         """What is known of every trial."""
         ...
 
@@ -81,12 +81,12 @@ def _safe(hook: Callable[..., None]) -> Callable[..., None]:
         try:
             hook(self, *args, **info)
         except Exception:
-            logger.exception("CurveKeeper failed in %s and lets the experiment go on", hook.__name__)
+            logger.exception("JournalCallback failed in %s and lets the experiment go on", hook.__name__)
 
     return safely
 
 
-class CurveKeeper(Callback):
+class JournalCallback(Callback):
     """Keeps every trial's curve, cost and end, and the state of a `ScalingLawScheduler` through a restore.
 
     Curves are keyed by (trial, tokens): a step that is reported again replaces itself. Cost is the sum over
@@ -107,8 +107,8 @@ class CurveKeeper(Callback):
 
     Examples:
         >>> from ray.tune.schedulers import ASHAScheduler
-        >>> from metaopt_hpo_ray import CurveKeeper
-        >>> keeper = CurveKeeper(metric="loss", progress="tokens_seen")
+        >>> from metaopt_hpo_ray import JournalCallback
+        >>> keeper = JournalCallback(metric="loss", progress="tokens_seen")
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class CurveKeeper(Callback):
         self._results = Results(metric, progress)
         self._maximize = maximize
         self._columns = Columns(size, tokens, batch, lr)
-        self._own = Journal(TrialBook(), self._rebuild)
+        self._own = Journal(Logbook(), self._rebuild)
         self._restarted: dict[str, float] = {}
         """Trial that started again without a checkpoint of Tune's → the fewest tokens it had reported before."""
         self._done: set[str] = set()
@@ -148,7 +148,7 @@ class CurveKeeper(Callback):
         return self._own if self._scheduler is None else self._scheduler.journal
 
     @property
-    def book(self) -> TrialBook:
+    def book(self) -> Logbook:
         """What is known of every trial."""
         return self.journal.book
 
@@ -162,7 +162,7 @@ class CurveKeeper(Callback):
         if not self.journal.is_open:
             self.journal.open(storage, [t.trial_id for t in trials or ()])
 
-    def _rebuild(self, files: Any, folder: str) -> TrialBook:
+    def _rebuild(self, files: Any, folder: str) -> Logbook:
         sign = -1.0 if self._maximize else 1.0
         return read_trials(files, folder, self._columns, self._results, sign, ended=False)
 
@@ -258,7 +258,7 @@ class CurveKeeper(Callback):
             self._make_good(trial, entry)
         self.flush()
 
-    def _make_good(self, trial: Trial, entry: Entry) -> None:
+    def _make_good(self, trial: Trial, entry: LoggedTrial) -> None:
         if _compat.latest_checkpoint(trial) is None:
             if entry.points:
                 self._restarted[trial.trial_id] = min(entry.points)
@@ -310,7 +310,7 @@ class CurveKeeper(Callback):
         self._metrics.update(self.book, now=True)
         self.journal.close()
 
-    def _cut(self, key: str, entry: Entry) -> None:
+    def _cut(self, key: str, entry: LoggedTrial) -> None:
         if not entry.launched:
             self.book.close(key, "pruned", NOT_LAUNCHED, cut=True)
             self.book.decided(key, "stop", NOT_LAUNCHED)

@@ -11,10 +11,10 @@ from typing import Any
 from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logbook_file import LogbookError
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.journal import JOURNAL
-from metaopt_hpo_ray.saved import BookError
-from metaopt_hpo_ray.trial_book import TrialBook
 
 TASK = "task.json"
 """Beside the trials: what they were run for."""
@@ -60,8 +60,8 @@ def finished(part: Path, own: Own, first: int) -> list[TrialRecord]:
     if not journal.exists():
         return []
     try:
-        book = TrialBook.replay(journal.read_text(encoding="utf-8").splitlines())
-    except (BookError, UnicodeDecodeError) as error:
+        book = Logbook.replay(journal.read_text(encoding="utf-8").splitlines())
+    except (LogbookError, UnicodeDecodeError) as error:
         raise EngineError(f"{journal} cannot be read: {error}; move {part} away to begin anew") from error
     for key, entry in book.entries.items():
         if not entry.closed:

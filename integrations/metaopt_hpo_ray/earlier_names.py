@@ -1,0 +1,45 @@
+"""Names under which earlier versions pickled a Tuner's objects, so that `Tuner.restore` still finds them.
+
+Tune pickles scheduler, searcher and callbacks by module, class and attribute.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+CLASSES = {
+    "keeper": {"CurveKeeper": "metaopt_hpo_ray.journal_callback:JournalCallback"},
+    "judge": {"Judge": "metaopt_hpo.scaling.policy.launching:LaunchOrder"},
+    "trial_book": {"TrialBook": "metaopt_hpo.trials.logbook:Logbook"},
+}
+"""Module of this package → class in it → where that class is."""
+
+ATTRIBUTES = {"_judge": "_order"}
+
+
+class Restored:
+    """An object whose attributes may have been pickled under earlier names."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({ATTRIBUTES.get(name, name): value for name, value in state.items()})
+
+
+class _Moved(ModuleType):
+    """A module that is no more; it loads the classes that were in it from where they are."""
+
+    def __getattr__(self, name: str) -> Any:
+        where = CLASSES[self.__name__.rpartition(".")[2]].get(name)
+        if where is None:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        module, _, found = where.partition(":")
+        return getattr(import_module(module), found)
+
+
+def find_earlier_names() -> None:
+    """Let pickles of earlier versions be loaded."""
+    package = __name__.rpartition(".")[0]
+    for module in CLASSES:
+        sys.modules.setdefault(f"{package}.{module}", _Moved(f"{package}.{module}"))

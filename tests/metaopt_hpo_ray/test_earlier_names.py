@@ -1,0 +1,56 @@
+"""Objects that an earlier version pickled with a Tuner are found again under their new names, and go on."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+from stub_cluster import StubCluster, stub_trial, world_curve
+
+PICKLED = Path(__file__).parent / "data" / "objects.pickle.txt"
+"""Scheduler, searcher and callback of `tuner_configs`, of the last version whose modules were `keeper`, `judge` and
+`trial_book`: one trial has ended."""
+
+
+@pytest.fixture
+def objects() -> Any:
+    return cloudpickle.loads(base64.b64decode(PICKLED.read_text()))
+
+
+def test_a_scheduler_goes_on_with_what_it_knew(objects: Any) -> None:
+    scheduler, _, callback = objects["law"]
+    assert callback.book is scheduler.book
+    assert scheduler.columns.size == "n"
+    assert scheduler.book.entries["a"].spared
+    assert [r.loss for r in callback.table().records()] == [3.0]
+
+    def curve(trial: Any) -> Any:
+        return world_curve(trial.config["n"], trial.config["tokens"], trial.config["lr"])
+
+    cluster = StubCluster(scheduler, curve, slots=2)
+    for i in range(4):
+        cluster.add(stub_trial(f"t{i}", n=1e6, size=1e6, tokens=2e7, batch=1e4, lr=1e-3 * 2**i))
+    cluster.run()
+    # its ASHA ends every trial after 100 tokens
+    assert all("ASHA stopped it" in scheduler.book.entries[f"t{i}"].reason for i in range(4))
+    assert "no law" in scheduler.debug_string()
+
+
+def test_a_searcher_goes_on_with_what_it_knew(objects: Any) -> None:
+    _, supply, _ = objects["search"]
+    assert [r.loss for r in supply.searcher.book.records()] == [3.0]
+    assert supply.searcher.suggest("next")["size"] in (1e6, 2e6)
+
+
+def test_a_callback_of_another_scheduler_goes_on(objects: Any) -> None:
+    scheduler, _, callback = objects["asha"]
+    assert callback.book.entries == {}
+    assert scheduler.metric == "loss"
+
+
+def test_a_class_that_never_was_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="keeper"):
+        __import__("metaopt_hpo_ray.keeper", fromlist=["Nothing"]).Nothing  # noqa: B018
