@@ -1,30 +1,21 @@
 """Figures of a study, in Plotly: its scaling law, its step sizes, its pruning decisions; and the dashboard.
 
-`visualization_matplotlib` draws the same from the same data. Sizes, tokens and step sizes are on log axes.
+What they show and how they are drawn is `metaopt_hpo.report`'s to say (`study_views`, `study_figures`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 from optuna.study import Study
 
 from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo.report.palette import LAW, NEUTRAL, SERIES, STATES, faded
+from metaopt_hpo.report import study_figures, study_views
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo_optuna.fields import Fields
-from metaopt_hpo_optuna.study_views import (
-    PruningInfo,
-    ScalingLawInfo,
-    TrajectoriesInfo,
-    pruning_info,
-    scaling_law_info,
-    trajectories_info,
-)
-
-FAINT = 0.4
-"""Opacity of finished runs where pruned ones are to be seen among them."""
+from metaopt_hpo_optuna.study_table import check_single_objective, study_records
 
 DASHBOARD_IDS = ("metaopt-scaling-law", "metaopt-lr-trajectories", "metaopt-pruning")
 
@@ -39,103 +30,17 @@ def plot_scaling_law(
         source_studies: further studies whose trials count.
         names: where trials keep size, tokens, batch and lr.
     """
-    return draw_scaling_law(scaling_law_info(study, names, source_studies))
+    return study_figures.scaling_law(_law(study, source_studies, names))
 
 
 def plot_lr_trajectories(study: Study, *, names: Fields | None = None) -> go.Figure:
     """Step size over tokens, one line a trial, one colour a strategy."""
-    return draw_trajectories(trajectories_info(study, names))
+    return study_figures.trajectories(study_views.trajectories_info(_records(study, names)))
 
 
 def plot_pruning(study: Study, *, names: Fields | None = None) -> go.Figure:
     """Loss over tokens: finished trials, and stopped ones up to where they were stopped, with the reason."""
-    return draw_pruning(pruning_info(study, names))
-
-
-def draw_scaling_law(info: ScalingLawInfo) -> go.Figure:
-    """The figure of `plot_scaling_law`."""
-    figure = _empty("Learning rate against size", "size (parameters)", "learning rate", log_y=True)
-    if info.sizes:
-        band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
-        figure.add_trace(go.Scatter(x=info.sizes, y=info.high, **band))
-        figure.add_trace(
-            go.Scatter(x=info.sizes, y=info.low, fill="tonexty", fillcolor=faded(LAW.colour, 0.18), **band)
-        )
-        figure.add_trace(
-            go.Scatter(x=info.sizes, y=info.lr, mode="lines", name="law", line={"color": LAW.colour})
-        )
-    for best, name, symbol in ((False, "trials", "circle-open"), (True, "best of a size", "diamond")):
-        points = [p for p in info.points if p.best is best]
-        if points:
-            figure.add_trace(
-                go.Scatter(
-                    x=[p.size for p in points],
-                    y=[p.lr for p in points],
-                    mode="markers",
-                    name=name,
-                    marker={"symbol": symbol, "size": 9, "color": SERIES[1] if best else NEUTRAL.colour},
-                    text=[f"trial {p.trial}: loss {p.loss:.4g}" for p in points],
-                    hoverinfo="text",
-                )
-            )
-    if not info.sizes:
-        _say(figure, info.message)
-    return figure
-
-
-def draw_trajectories(info: TrajectoriesInfo) -> go.Figure:
-    """The figure of `plot_lr_trajectories`."""
-    figure = _empty("Step sizes during training", "tokens", "step size", log_y=True)
-    strategies = sorted({t.strategy for t in info.trajectories})
-    for t in info.trajectories:
-        first = t is next(o for o in info.trajectories if o.strategy == t.strategy)
-        figure.add_trace(
-            go.Scatter(
-                x=t.tokens,
-                y=t.step_size,
-                mode="lines",
-                name=t.strategy,
-                legendgroup=t.strategy,
-                showlegend=first,
-                line={"color": SERIES[strategies.index(t.strategy) % len(SERIES)], "width": 1.5},
-                text=f"trial {t.trial}, size {t.size:.3g}: loss {t.loss:.4g}",
-                hoverinfo="text",
-            )
-        )
-    if not info.trajectories:
-        _say(figure, "no trial recorded its step sizes; train with TrialRun")
-    return figure
-
-
-def draw_pruning(info: PruningInfo) -> go.Figure:
-    """The figure of `plot_pruning`."""
-    figure = _empty(
-        f"Pruned against finished: {info.saved:.0%} of the planned FLOPs not spent", "tokens", "loss"
-    )
-    shown: set[str] = set()
-    # finished runs are many: they are drawn first and faint, so that what was pruned can be seen among them
-    for c in sorted(info.curves, key=lambda c: c.state != "complete"):
-        look = STATES.get(c.state, NEUTRAL)
-        figure.add_trace(
-            go.Scatter(
-                x=c.tokens,
-                y=c.loss,
-                mode="lines+markers",
-                name=c.state,
-                legendgroup=c.state,
-                showlegend=c.state not in shown,
-                opacity=FAINT if c.state == "complete" else 1.0,
-                line={"color": look.colour, "dash": look.dash, "width": 1.2},
-                # a mark where it ended, and nowhere else
-                marker={"size": [0] * (len(c.tokens) - 1) + [8], "symbol": "x" if c.reason else "circle"},
-                text=f"trial {c.trial}, size {c.size:.3g}" + (f": {c.reason}" if c.reason else ""),
-                hoverinfo="text",
-            )
-        )
-        shown.add(c.state)
-    if not info.curves:
-        _say(figure, "no trial reported between its start and its end")
-    return figure
+    return study_figures.pruning(study_views.pruning_info(_records(study, names)))
 
 
 def save_to_dashboard(
@@ -154,43 +59,27 @@ def save_to_dashboard(
         raise MetaOptError(
             "save_to_dashboard needs optuna-dashboard; run: pip install optuna-dashboard"
         ) from error
-    law = scaling_law_info(study, names, source_studies)
-    pruning = pruning_info(study, names)
+    law, records = _law(study, source_studies, names), _records(study, names)
+    pruning = study_views.pruning_info(records)
     figures = (
-        draw_scaling_law(law),
-        draw_trajectories(trajectories_info(study, names)),
-        draw_pruning(pruning),
+        study_figures.scaling_law(law),
+        study_figures.trajectories(study_views.trajectories_info(records)),
+        study_figures.pruning(pruning),
     )
     for name, figure in zip(DASHBOARD_IDS, figures, strict=True):
         figure.update_layout(template=None)  # the default template is ten times the figure
         save_plotly_graph_object(study, figure, graph_object_id=name)
-    save_note(study, note(law, pruning))
+    save_note(study, study_figures.note(law, pruning))
 
 
-def note(law: ScalingLawInfo, pruning: PruningInfo) -> str:
-    """The law and the savings in a few lines of Markdown."""
-    lines = ["### metaopt-hpo"]
-    if law.sizes:
-        largest = max(p.size for p in law.points)
-        i = min(range(len(law.sizes)), key=lambda k: abs(law.sizes[k] - largest))
-        lines.append(
-            f"At size {law.sizes[i]:.3g} the law puts the best learning rate at {law.lr[i]:.3g} "
-            f"[{law.low[i]:.3g}, {law.high[i]:.3g}]."
-        )
-    else:
-        lines.append(f"No law: {law.message}.")
-    lines.append(f"Stopped trials left {pruning.saved:.0%} of the planned FLOPs unspent.")
-    return "\n\n".join(lines)
+def _law(study: Study, sources: Sequence[Study], names: Fields | None) -> study_views.ScalingLawInfo:
+    try:
+        records = [r for each in (study, *sources) for r in _records(each, names)]
+    except TableError as error:  # said in the figure
+        return study_views.ScalingLawInfo([], [], [], [], [], str(error))
+    return study_views.scaling_law_info(records)
 
 
-def _empty(title: str, x: str, y: str, *, log_y: bool = False) -> go.Figure:
-    axis: dict[str, Any] = {"type": "log", "exponentformat": "power"}
-    figure = go.Figure()
-    figure.update_layout(
-        title=title, xaxis={"title": x, **axis}, yaxis={"title": y, **(axis if log_y else {})}
-    )
-    return figure
-
-
-def _say(figure: go.Figure, message: str) -> None:
-    figure.add_annotation(text=message, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+def _records(study: Study, names: Fields | None) -> list[TrialRecord]:
+    check_single_objective(study, "a figure of a law")
+    return study_records(study, names or Fields(), study.get_trials(deepcopy=False))

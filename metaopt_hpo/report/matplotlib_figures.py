@@ -45,9 +45,22 @@ def to_matplotlib(plot: go.Figure, axes: Any = None) -> Any:
     bars = [t for t in plot.data if t.type == "bar"]
     for i, trace in enumerate(bars):
         _bar(axes, trace, i, len(bars), stacked=plot.layout.barmode == "stack")
-    for trace in plot.data:
+    for i, trace in enumerate(plot.data):
         if trace.type == "scatter":
-            _scatter(axes, trace)
+            _scatter(axes, trace, 2 + i / len(plot.data))
+    for said in plot.layout.annotations:
+        if (said.xref, said.yref) == ("paper", "paper"):
+            axes.text(
+                said.x,
+                said.y,
+                _plain(said.text),
+                transform=axes.transAxes,
+                ha="center",
+                va="center",
+                wrap=True,
+            )
+    if plot.layout.title.text:
+        axes.set_title(_plain(plot.layout.title.text))
     for shape in plot.layout.shapes:
         line = {"color": shape.line.color, "linewidth": shape.line.width or 1}
         line["linestyle"] = DASHES[shape.line.dash or "solid"]
@@ -79,14 +92,14 @@ def _scale(axes: Any, which: str, axis: Any) -> None:
     axes.grid(True, alpha=0.3)
 
 
-def _scatter(axes: Any, trace: Any) -> None:
+def _scatter(axes: Any, trace: Any, order: float) -> None:
     mode = trace.mode or "lines"
     shown = trace.showlegend is not False and bool(trace.name)
     label = _plain(trace.name) if shown else "_nolegend_"
     x, y = _numbers(trace.x), _numbers(trace.y)
     colour = trace.line.color or trace.marker.color or None
     if trace.fill == "toself":
-        axes.fill(x, y, color=_band(trace.fillcolor), linewidth=0, label=label)
+        axes.fill(x, y, color=_band(trace.fillcolor), linewidth=0, label=label, zorder=order)
         return
     if mode == "text" or (trace.meta != LEGEND and not x):
         return
@@ -94,6 +107,7 @@ def _scatter(axes: Any, trace: Any) -> None:
         "color": _band(colour) if isinstance(colour, str) else None,
         "alpha": trace.opacity or 1.0,
         "label": label,
+        "zorder": order,  # matplotlib draws lines of one order by kind, not by turn
     }
     if trace.line.shape == "hv":
         draw["drawstyle"] = "steps-post"
@@ -116,7 +130,8 @@ def _scatter(axes: Any, trace: Any) -> None:
     if "markers" in mode and size is not None and not isinstance(size, int | float) and x:
         # one mark, where the line ends
         symbol = MARKERS.get(str(trace.marker.symbol or "circle"), "o")
-        axes.plot(x[-1:], y[-1:], symbol, color=draw["color"], markersize=5, label="_nolegend_")
+        end = {k: draw[k] for k in ("color", "alpha", "zorder")}
+        axes.plot(x[-1:], y[-1:], symbol, **end, markersize=5, label="_nolegend_")
 
 
 def _bar(axes: Any, trace: Any, i: int, count: int, *, stacked: bool) -> None:

@@ -1,20 +1,16 @@
-"""What a study's figures show, as plain data; the Plotly and the matplotlib figures are drawn from these."""
+"""What the figures of a search's trials show, as plain data: its law, its step sizes, what it did not spend."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from optuna.study import Study
 
 from metaopt_hpo.scaling import LawRefused, fit
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_optuna.fields import Fields
-from metaopt_hpo_optuna.study_table import check_single_objective, study_records
 
 LINE_POINTS = 40
 REACH = 4.0
@@ -80,16 +76,8 @@ class PruningInfo(NamedTuple):
     """FLOPs that stopped trials did not spend, as a part of all trials' planned FLOPs."""
 
 
-def scaling_law_info(
-    study: Study, names: Fields | None = None, source_studies: Sequence[Study] = ()
-) -> ScalingLawInfo:
-    """Data of `plot_scaling_law`; a refusal becomes its message."""
-    records: list[TrialRecord] = []
-    try:
-        for each in (study, *source_studies):
-            records += _records(each, names)
-    except TableError as error:
-        return ScalingLawInfo([], [], [], [], [], str(error))
+def scaling_law_info(records: Sequence[TrialRecord]) -> ScalingLawInfo:
+    """Learning rates against size, and the law that they bear; a refusal becomes its message."""
     done = [r for r in records if r.state == "complete" and math.isfinite(r.loss)]
     best = {size: min(r.loss for r in done if r.size == size) for size in {r.size for r in done}}
     points = [
@@ -115,10 +103,10 @@ def scaling_law_info(
     )
 
 
-def trajectories_info(study: Study, names: Fields | None = None) -> TrajectoriesInfo:
-    """Data of `plot_lr_trajectories`."""
+def trajectories_info(records: Iterable[TrialRecord]) -> TrajectoriesInfo:
+    """Step sizes over tokens; a zero has no logarithm and is left out."""
     found = []
-    for r in _records(study, names):
+    for r in records:
         if r.curve is None:
             continue
         pairs = [(t, s) for t, s in zip(r.curve.tokens, r.curve.step_size, strict=True) if s > 0]
@@ -136,10 +124,10 @@ def trajectories_info(study: Study, names: Fields | None = None) -> Trajectories
     return TrajectoriesInfo(found)
 
 
-def pruning_info(study: Study, names: Fields | None = None) -> PruningInfo:
-    """Data of `plot_pruning`."""
+def pruning_info(records: Iterable[TrialRecord]) -> PruningInfo:
+    """Losses over tokens, and the part of the planned FLOPs that stopped trials did not spend."""
     curves, planned, saved = [], 0.0, 0.0
-    for r in _records(study, names):
+    for r in records:
         per_token = r.cost / r.tokens if r.tokens > 0 and math.isfinite(r.cost) else 6 * r.size
         if math.isfinite(r.target_tokens):
             planned += per_token * r.target_tokens
@@ -150,8 +138,3 @@ def pruning_info(study: Study, names: Fields | None = None) -> PruningInfo:
                 PruningCurve(r.trial, r.size, r.state, r.reason, list(r.curve.tokens), list(r.curve.loss))
             )
     return PruningInfo(curves, saved / planned if planned else 0.0)
-
-
-def _records(study: Study, names: Fields | None) -> list[TrialRecord]:
-    check_single_objective(study, "a figure of a law")
-    return study_records(study, names or Fields(), study.get_trials(deepcopy=False))
