@@ -1,7 +1,7 @@
-"""Where in (lr, batch) the next run of a cell goes: around a law's optimum, as wide as it is unsure.
+"""The runs of a search, the box it searches, the bowl they show, and where in the box the next pilot goes.
 
-A pilot is put where it shows both slopes of the bowl; a run of the target where the optimum probably is. Both are
-functions of the runs so far and a seed, so that workers that have seen the same runs agree.
+A pilot is put where it shows both slopes of the bowl. A function of the runs so far and a seed, so that workers that
+have seen the same runs agree.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from metaopt_hpo.scaling.estimates import LawRefused
 from metaopt_hpo.scaling.fitting.cells import make_cells, thin
 from metaopt_hpo.scaling.fitting.pointfit import PointFit, base_fit, point_fit
 from metaopt_hpo.scaling.forms.surface import Array, Surface
-from metaopt_hpo.scaling.policy.covering import lattice, posterior, uncovered
 from metaopt_hpo.scaling.policy.design import Cell, Design
-from metaopt_hpo.scaling.sameness import all_same, group, same
+from metaopt_hpo.scaling.sameness import all_same, group
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
@@ -42,24 +41,11 @@ REACH = 2.0
 LEAST_REACH = 0.7
 """Half-width, ln units, below which a pilot would see the flat part of its optimum only."""
 
-LOSS_NOISE = 0.0015
-"""Least standard deviation of ln loss about a fitted quadratic: the model-error floor."""
-
-RETURN = 4
-"""Runs of the target after which the law may be wrong: from then on half of them stay near the best so far, and
-a quarter cover the box evenly, so that no more than four times a plain search's runs are ever needed."""
-
-NEAR = 0.3
-"""Standard deviation, ln units, of those near the best."""
-
 MADE = 0.02
 """Distance, ln units, below which two runs of a cell are one: it is not made again."""
 
 TRIES = 50
 """Places looked at for one that has no run; in a box of a single point there is none."""
-
-CONSIDERED = 200
-"""Runs of the target that are weighed, the best ones."""
 
 
 @dataclass(frozen=True)
@@ -252,84 +238,21 @@ def pilot_point(runs: Runs, cell: Cell, box: Box, bowl: FittedBowl | None, seed:
     """
     there = runs.at(cell)
     if bowl is None:
-        return _cover(there, cell, box, there.n, seed)
+        return cover(there, cell, box, there.n, seed)
     u, v = _even(cell, there.n, seed)
-    x, y = _inside(bowl, cell, box)
+    x, y = inside(bowl, cell, box)
     sd = math.sqrt(Design(runs.counts((cell,)), cell, box.spread).variance(cell))
     reach = max(LEAST_REACH, REACH * sd)
     return box.part(x, y, reach, u, v)
 
 
-def target_point(runs: Runs, cell: Cell, box: Box, bowl: FittedBowl | None, seed: int) -> tuple[float, float]:
-    """(lr, batch) of the next run of the target: the law's optimum first, then where it may lie that no run covers.
-
-    The optimum scatters about the law; its prior is the design's variance from all other cells, and the target's
-    own runs are weighed by the law's bowl (`covering`). Should the bowl be wrong, runs
-    near the best and runs all over the box take turns with them (`RETURN`). No run is made twice.
-    """
-    there = runs.at(cell)
-    if bowl is None:
-        return pilot_point(runs, cell, box, None, seed)
-    if there.n >= RETURN and there.n % 4 == 1:
-        return _cover(there, cell, box, RETURN + (there.n - RETURN) // 4, seed)
-    centre = _inside(bowl, cell, box)
-    spread = _spread_beside(runs, cell, box)
-    if not there.n:
-        return box.clip(centre[0] + bowl.margin(spread**2), centre[1])
-    rng = np.random.default_rng([seed & 0xFFFFFFFF, there.n])
-    done = there.done()
-    if done.n >= RETURN and there.n % 2 == 0:
-        best = int(np.argmin(done.loss))
-        x, y = math.log(done.lr[best]), math.log(done.batch[best])
-    else:
-        x, y = _uncovered(there, bowl, centre, spread, box)
-        if not _made(there, *box.clip(x, y)):
-            return box.clip(x, y)
-    for _ in range(TRIES):
-        x, y = (float(v) for v in (x, y) + NEAR * rng.standard_normal(2))
-        point = box.inside(x, y)
-        if not _made(there, *point):
-            break  # a crowded place is left step by step
-    return point
-
-
-def _spread_beside(runs: Runs, cell: Cell, box: Box) -> float:
-    """Standard deviation of the optimum at a cell, from the runs of all others."""
-    counts = {c: n for c, n in runs.counts().items() if not (same(c[0], cell[0]) and same(c[1], cell[1]))}
-    return math.sqrt(Design(counts, cell, box.spread).variance(cell))
-
-
-def _uncovered(
-    there: Runs, bowl: FittedBowl, centre: tuple[float, float], sd: float, box: Box
-) -> tuple[float, float]:
-    """(ln lr, ln B) that is likeliest good where none of the cell's runs is (`covering`)."""
-    shifts = lattice(sd, two=box.two and bowl.surface.has_batch)
-    done = there.done()
-    done = done.where(np.isin(np.arange(done.n), np.argsort(done.loss, kind="stable")[:CONSIDERED]))
-    noise = max(2.0 * bowl.scale, LOSS_NOISE)
-    p = posterior(shifts, bowl.surface, _from(centre, done), np.log(done.loss), sd, noise)
-    placed = np.isfinite(there.lr) & np.isfinite(there.batch)
-    made = _from(centre, there.where(placed))
-    for _ in range(
-        int((~placed).sum())
-    ):  # under way, it is not known where: where they would have been proposed
-        here = uncovered(shifts, p, bowl.surface, made) if made.size else (bowl.margin(sd**2), 0.0)
-        made = np.vstack([made, here])
-    dx, dy = uncovered(shifts, p, bowl.surface, made)
-    return centre[0] + dx, centre[1] + dy
-
-
-def _from(centre: tuple[float, float], runs: Runs) -> Array:
-    return np.column_stack([np.log(runs.lr) - centre[0], np.log(runs.batch) - centre[1]])
-
-
-def _made(there: Runs, lr: float, batch: float) -> bool:
+def made(there: Runs, lr: float, batch: float) -> bool:
     """Whether the cell has a run there already; one without lr is nowhere yet."""
     away = np.maximum(np.abs(np.log(there.lr / lr)), np.abs(np.log(there.batch / batch)))
     return bool((away < MADE).any())
 
 
-def _inside(bowl: FittedBowl, cell: Cell, box: Box) -> tuple[float, float]:
+def inside(bowl: FittedBowl, cell: Cell, box: Box) -> tuple[float, float]:
     """The bowl's centre in the box: where the batch is held back, lr moves along the valley with it."""
     x, y = bowl.centre(cell)
     held = min(max(y, math.log(box.batch[0])), math.log(box.batch[1]))
@@ -338,11 +261,11 @@ def _inside(bowl: FittedBowl, cell: Cell, box: Box) -> tuple[float, float]:
     return min(max(x, math.log(box.lr[0])), math.log(box.lr[1])), held
 
 
-def _cover(there: Runs, cell: Cell, box: Box, k: int, seed: int) -> tuple[float, float]:
+def cover(there: Runs, cell: Cell, box: Box, k: int, seed: int) -> tuple[float, float]:
     """The first of evenly spread points of the box, from the k-th on, where nothing has been run."""
     for j in range(k, k + TRIES):
         point = box.at(*_even(cell, j, seed))
-        if not _made(there, *point):
+        if not made(there, *point):
             break
     return point
 

@@ -19,7 +19,8 @@ from metaopt_hpo.scaling.estimates import positive
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.policy.design import USUAL_CURVATURE, Design
 from metaopt_hpo.scaling.policy.limits import Limits
-from metaopt_hpo.scaling.policy.points import Box, FittedBowl, Runs, fitted_bowl, pilot_point, target_point
+from metaopt_hpo.scaling.policy.points import Box, FittedBowl, Runs, fitted_bowl, pilot_point
+from metaopt_hpo.scaling.policy.target_points import target_point
 from metaopt_hpo.scaling.sameness import at_least, same
 
 if TYPE_CHECKING:

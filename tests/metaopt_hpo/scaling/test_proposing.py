@@ -1,4 +1,4 @@
-"""Where runs of a cell go: inside the box, nowhere twice, and everywhere in the end should the law be wrong."""
+"""Where runs of a cell go: inside the box, nowhere twice, and to the optimum though the law be wrong."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ def test_no_run_is_made_twice_even_where_the_optimum_is_outside_the_box(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_where_the_law_is_far_off_the_whole_box_is_covered_all_the_same(seed: int) -> None:
-    lr = np.sort(np.log(drive(3e-2, 40, (1e5, 1e5), seed).at(TARGET).lr))
-    gaps = np.diff([math.log(LR[0]), *lr, math.log(LR[1])])
-    assert gaps.max() < math.log(LR[1] / LR[0]) / 4
+def test_where_the_law_is_far_off_the_optimum_is_found_all_the_same(seed: int) -> None:
+    """It lies two decades above the pilots'."""
+    lr = np.log(drive(3e-2, 12, (1e5, 1e5), seed).at(TARGET).lr)
     assert np.abs(lr - math.log(3e-2)).min() < 0.2
 
 
