@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from metaopt_hpo.report.axes import empty_figure
-from metaopt_hpo.report.figures import plain
+from metaopt_hpo.report.legends import plain
 from metaopt_hpo.report.palette import NEUTRAL, of_rank
 from metaopt_hpo.report.sections import BOUNDS, Source, figure, page, table
 from metaopt_hpo.scaling.estimates import Estimate

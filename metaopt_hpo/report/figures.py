@@ -1,59 +1,21 @@
-"""The report's figures: pure functions from a view (plain data) to a Plotly figure.
-
-Colours of text, grid and background come from the page's style sheet, so that one figure serves the light
-page, the dark page and print. Text that a user wrote reaches Plotly only through `plain`, for Plotly reads some
-HTML in texts.
-"""
+"""The report's figures: pure functions from a view (plain data) to a Plotly figure."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import plotly.graph_objects as go
 
 from metaopt_hpo.report import palette, words
 from metaopt_hpo.report.axes import empty_figure, log_axis, run_axis
-from metaopt_hpo.report.behind import LEGEND
 from metaopt_hpo.report.cost_views import SearchCost
 from metaopt_hpo.report.law_views import LossAtRate, OptimalRate
+from metaopt_hpo.report.legends import Figure, LegendEntry, plain, with_legend
 from metaopt_hpo.report.palette import Look
 from metaopt_hpo.report.search_views import LossAgainstCompute, RateTrajectories
 
 HEADROOM = 3.0
 """Best-so-far losses farther above the lowest than this multiple of what separates the methods at the end are
 cut off: the start of a search would hide its end."""
-
-
-@dataclass(frozen=True)
-class LegendEntry:
-    """One line of a figure's legend: `line` and `marker` say what is drawn."""
-
-    text: str
-    look: Look
-    line: bool = True
-    marker: bool = False
-    band: bool = False
-    group: str = ""
-    """Name of the traces that a click on the entry hides; none where empty."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A Plotly figure, its legend inside, and what explains it."""
-
-    plot: go.Figure
-    note: str = ""
-    """What a reader must know to read it right; a sentence."""
-
-
-def plain(text: str, limit: int = 80) -> str:
-    """A user's text for Plotly: its markup escaped, its length bounded."""
-    text = " ".join(str(text).split())
-    short = text if len(text) <= limit else text[: limit - 1] + "…"
-    return html.escape(short, quote=True)
 
 
 def loss_against_compute(view: LossAgainstCompute) -> Figure:
@@ -274,27 +236,6 @@ def search_cost(view: SearchCost) -> Figure:
         LegendEntry("spent at the target size", Look("#808080", "solid", "square"), line=False, marker=True),
     ]
     return Figure(with_legend(plot, legend if len(parts) > 1 else []))
-
-
-def with_legend(plot: go.Figure, entries: Sequence[LegendEntry]) -> go.Figure:
-    """Each entry as a trace without points; a click on one hides the traces of its group."""
-    grouped = {e.group for e in entries if e.group}
-    for trace in plot.data:
-        trace.showlegend = False
-        if trace.name in grouped:
-            trace.legendgroup = trace.name
-    for e in entries:
-        symbol = "square" if e.band else e.look.symbol
-        plot.add_scatter(
-            x=[None], y=[None], mode="+".join(["lines"] * e.line + ["markers"] * (e.marker or e.band)) or "markers",
-            line={"width": 2.2, "color": e.look.colour, "dash": e.look.dash},
-            marker={"symbol": symbol, "size": 11 if e.band else 8,
-                    "line": {"width": int(e.band), "color": e.look.colour},
-                    "color": palette.faded(e.look.colour, 0.35 if e.band else 1)},
-            name=e.text, legendgroup=e.group or e.text, showlegend=True, hoverinfo="skip", meta=LEGEND,
-        )  # fmt: skip
-    plot.update_layout(showlegend=bool(entries))
-    return plot
 
 
 def _finite(values: Sequence[float]) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""Figures of a law: slices of its surface, its optimum against scale, residuals and calibration.
+"""Figures of a law: slices of its surface, and its optimum against scale.
 
 Each takes plain results and returns a Plotly figure; data about which a figure can be tested (points, bands) are its
 traces. `law_page` puts them on one page.
@@ -6,20 +6,17 @@ traces. `law_page` puts them on one page.
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from metaopt_hpo.report.axes import empty_figure, log_axis
+from metaopt_hpo.report.law_runs import at_defaults, grids_of, span
 from metaopt_hpo.report.palette import LAW, NEUTRAL, of_rank
 from metaopt_hpo.report.words import count
 from metaopt_hpo.scaling import Law
-from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.scaling.sameness import SAME
-from metaopt_hpo.trials import settings
 from metaopt_hpo.trials.table import TrialTable
 
 BAND = "rgba(181, 82, 159, 0.18)"
@@ -41,7 +38,7 @@ def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
         cells: how many cells to show, spread over size × tokens.
     """
     plot = empty_figure()
-    frame = _usual(law, table)
+    frame = at_defaults(law, table)
     keys = sorted(
         {*zip(frame["size"].tolist(), frame["tokens"].tolist(), strict=True)}, key=lambda c: c[0] * c[1]
     )
@@ -73,7 +70,7 @@ def surface_slices(law: Law, table: TrialTable, *, cells: int = 6) -> go.Figure:
             x=lrs, y=losses / least - 1, mode="lines", line={"color": look.colour}, name=name, hoverinfo="skip",
             legendgroup=name, showlegend=False,
         )  # fmt: skip
-    log_axis(plot.update_xaxes, *_span(frame["lr"]), "Learning rate")
+    log_axis(plot.update_xaxes, *span(frame["lr"]), "Learning rate")
     plot.update_yaxes(
         title_text="Loss above the law's minimum", tickformat=".1%", range=[-0.004, 1.03 * SLICE_TOP]
     )
@@ -120,7 +117,7 @@ def optimum_against(
     shown: list[float | None] = [None] if law.path is not None else [float(v) for v in few]
     xs = np.geomspace(low, high * reach, 40)
     values: list[float] = []
-    grids = {} if table is None else _grids(_usual(law, table))
+    grids = {} if table is None else grids_of(at_defaults(law, table))
     for rank, other in enumerate(shown):
         look = of_rank(rank, len(shown))
         estimates = [getattr(law.predict(*_place(law, axis, x, other)), what) for x in map(float, xs)]
@@ -166,124 +163,10 @@ def optimum_against(
     log_axis(plot.update_xaxes, float(xs[0]), float(xs[-1]), "Parameters" if axis == "size" else "Tokens")
     log_axis(
         plot.update_yaxes,
-        *_span(values),
+        *span(values),
         "Optimal learning rate" if what == "lr" else "Optimal batch (tokens)",
     )
     return plot
-
-
-def residuals(law: Law, table: TrialTable) -> go.Figure:
-    """What the law misses on each run, in percent of loss, against the run's distance from the optimal lr."""
-    plot = empty_figure()
-    frame = _complete(table)
-    extra = _extra(law, frame)
-    n, d = frame["size"].to_numpy(dtype=float), frame["tokens"].to_numpy(dtype=float)
-    lr, batch = frame["lr"].to_numpy(dtype=float), frame["batch"].to_numpy(dtype=float)
-    miss = 100.0 * np.log(frame["loss"].to_numpy(dtype=float) / law.loss(n, d, batch, lr, extra=extra))
-    places = list(zip(n.tolist(), d.tolist(), *(v.tolist() for v in extra.values()), strict=True))
-    best = {
-        at: law.predict(at[0], at[1], extra=dict(zip(extra, at[2:], strict=True))).lr.value
-        for at in {*places}
-    }
-    distance = lr / np.array([best[at] for at in places])
-    sizes = np.unique(n)
-    for rank, size in enumerate(sizes):
-        look = of_rank(rank, len(sizes))
-        rows = n == size
-        plot.add_scatter(
-            x=distance[rows],
-            y=miss[rows],
-            mode="markers",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 5},
-            name=f"{count(float(size))} parameters",
-        )
-    plot.add_hline(y=0, line={"color": NEUTRAL.colour, "width": 1})
-    log_axis(plot.update_xaxes, *_span(distance), "lr / optimal lr")
-    plot.update_yaxes(title_text="Residual, % of loss")
-    return plot
-
-
-def calibration(law: Law, table: TrialTable) -> go.Figure:
-    """Share of held-out cells inside the law's intervals against the level of the interval; the diagonal is perfect.
-
-    Intervals of other levels are the law's own, scaled as those of a normal distribution.
-    """
-    from statistics import NormalDist
-
-    plot = empty_figure()
-    levels = np.linspace(0.05, 0.99, 40)
-    base = NormalDist().inv_cdf(0.5 + 0.5 * law.level)
-    plot.add_scatter(
-        x=[0, 1],
-        y=[0, 1],
-        mode="lines",
-        line={"dash": "dot", "color": NEUTRAL.colour},
-        name="perfect",
-        hoverinfo="skip",
-    )
-    scores: dict[str, list[float]] = {"lr": [], "batch": [], "loss": []}
-    for (size, tokens), grid in _grids(_usual(law, table)).items():
-        p = law.predict(size, tokens)
-        edges = grid.at_edge()
-        for key, e, got, censored in (
-            ("lr", p.lr, grid.best_lr, edges[0]),
-            ("batch", p.batch, grid.best_batch, edges[1]),
-            ("loss", p.loss, grid.best, False),
-        ):
-            if censored or e.low == e.high:
-                continue
-            side = e.high if got > e.value else e.low
-            scores[key].append(
-                abs(math.log(got / e.value)) / max(abs(math.log(side / e.value)), 1e-12) * base
-            )
-    for rank, (key, z) in enumerate(scores.items()):
-        if z:
-            look = of_rank(rank, 3)
-            limits = [NormalDist().inv_cdf(0.5 + 0.5 * level) for level in levels]
-            share = [float(np.mean(np.array(z) <= limit)) for limit in limits]
-            plot.add_scatter(
-                x=levels,
-                y=share,
-                mode="lines",
-                line={"color": look.colour, "dash": ("solid", "dash", "dot")[rank]},
-                name=f"{key}, {len(z)} cells",
-            )
-    plot.update_xaxes(title_text="Level of the interval", range=[0, 1])
-    plot.update_yaxes(title_text="Share of held-out cells inside", range=[0, 1.02])
-    return plot
-
-
-def _complete(table: TrialTable) -> pd.DataFrame:
-    frame = table.frame
-    mask = (frame["state"] == "complete") & (frame["loss"] > 0) & np.isfinite(frame["loss"])
-    usable: pd.DataFrame = frame.loc[mask]
-    return usable
-
-
-def _extra(law: Law, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Each trial's further coordinates; the law's default where a trial has none."""
-    if not law.axes.defaults:
-        return {}
-    rows = [(json.loads(text), str(s)) for text, s in zip(frame["params"], frame["strategy"], strict=True)]
-
-    def of(name: str, default: float | str) -> np.ndarray:
-        if not isinstance(default, str):
-            found = [settings.find(p, name) for p, _ in rows]
-            return np.array([default if v is None else v for v in found], dtype=float)
-        words = [settings.setting(p, name, s) for p, s in rows]
-        return np.array([w if w in law.axes.levels[name] else default for w in words])
-
-    return {name: of(name, default) for name, default in law.axes.defaults.items()}
-
-
-def _usual(law: Law, table: TrialTable) -> pd.DataFrame:
-    """Completed trials at the law's defaults of further coordinates."""
-    frame = _complete(table)
-    keep = np.ones(len(frame), dtype=bool)
-    for name, values in _extra(law, frame).items():
-        default = law.axes.defaults[name]
-        keep &= values == default if isinstance(default, str) else np.isclose(values, default, rtol=1e-6)
-    return frame.loc[keep] if keep.any() else frame
 
 
 def _place(law: Law, axis: str, x: float, other: float | None) -> tuple[float, float]:
@@ -295,19 +178,3 @@ def _place(law: Law, axis: str, x: float, other: float | None) -> tuple[float, f
     if axis == "size":
         return x, math.exp(log_factor + power * math.log(x))
     return math.exp((math.log(x) - log_factor) / power), x
-
-
-def _grids(frame: pd.DataFrame) -> dict[tuple[float, float], CellGrid]:
-    out = {}
-    for _, g in frame.groupby(["size", "tokens"]):
-        size, tokens, lr, batch, loss = (
-            g[c].to_numpy(dtype=float) for c in ("size", "tokens", "lr", "batch", "loss")
-        )
-        out[float(size[0]), float(tokens[0])] = CellGrid(lr, batch, loss)
-    return out
-
-
-def _span(values: object) -> tuple[float, float]:
-    v = np.asarray(values, dtype=float)
-    v = v[np.isfinite(v) & (v > 0)]
-    return float(v.min()), float(v.max())

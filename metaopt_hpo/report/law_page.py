@@ -11,11 +11,10 @@ from metaopt_hpo.atomic import write_text
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.law_figures import (
     SLICE_TOP,
-    calibration,
     optimum_against,
-    residuals,
     surface_slices,
 )
+from metaopt_hpo.report.law_misses import calibration, residuals
 from metaopt_hpo.report.words import count, scientific
 from metaopt_hpo.scaling import Law
 from metaopt_hpo.trials.table import TrialTable

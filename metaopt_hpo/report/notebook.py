@@ -16,6 +16,7 @@ from metaopt_hpo.report import (
     cost_views,
     figures,
     law_figures,
+    law_misses,
     law_views,
     prediction_page,
     replay_page,
@@ -25,19 +26,20 @@ from metaopt_hpo.report import (
     trial_views,
 )
 from metaopt_hpo.report.axes import empty_figure, log_axis
+from metaopt_hpo.report.legends import Figure
 from metaopt_hpo.report.matplotlib_figures import to_matplotlib
 from metaopt_hpo.report.palette import of_rank
 from metaopt_hpo.report.words import count
 from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.preregistration import Registered, Score
-from metaopt_hpo.theory.verify import RuleCheck
+from metaopt_hpo.theory.rule_check import RuleCheck
 from metaopt_hpo.trials.table import TrialTable
 
 Backend = Literal["plotly", "matplotlib"]
 
 HEIGHT = 430
 
-OF_OUTCOME: dict[str, tuple[Callable[[Outcome], Any], Callable[[Any], figures.Figure]]] = {
+OF_OUTCOME: dict[str, tuple[Callable[[Outcome], Any], Callable[[Any], Figure]]] = {
     "compute": (search_views.loss_against_compute, figures.loss_against_compute),
     "trajectories": (search_views.rate_trajectories, figures.rate_trajectories),
     "curves": (trial_views.loss_curves, trial_figures.loss_curves),
@@ -137,8 +139,8 @@ def _of_law(law: Law, what: str, table: TrialTable | None) -> go.Figure:
         raise ValueError(f"{what!r} shows trials beside the law; pass table=")
     draw = {
         "slices": law_figures.surface_slices,
-        "residuals": law_figures.residuals,
-        "calibration": law_figures.calibration,
+        "residuals": law_misses.residuals,
+        "calibration": law_misses.calibration,
     }[what]
     return draw(law, table)
 

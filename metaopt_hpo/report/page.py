@@ -33,7 +33,7 @@ from metaopt_hpo.report import (
     trial_views,
     words,
 )
-from metaopt_hpo.report.figures import Figure
+from metaopt_hpo.report.legends import Figure
 from metaopt_hpo.report.sections import METAOPTIMIZE, Panel, Source
 
 REPORT_FILE = "report.html"

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from metaopt_hpo.report.axes import empty_figure
 from metaopt_hpo.report.palette import NEUTRAL, of_rank
 from metaopt_hpo.report.sections import BOUNDS, Source, figure, page, table
-from metaopt_hpo.theory.verify import RuleCheck
+from metaopt_hpo.theory.rule_check import RuleCheck
 
 MARGIN = 0.4
 """How far the lr axis reaches beyond the rule and the exponents without loss."""

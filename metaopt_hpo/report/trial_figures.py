@@ -6,7 +6,7 @@ import numpy as np
 
 from metaopt_hpo.report import palette, words
 from metaopt_hpo.report.axes import empty_figure, log_axis
-from metaopt_hpo.report.figures import Figure, LegendEntry, plain, with_legend
+from metaopt_hpo.report.legends import Figure, LegendEntry, plain, with_legend
 from metaopt_hpo.report.trial_views import Importance, LossCurves
 
 SKIPPED = 0.25

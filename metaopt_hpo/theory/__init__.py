@@ -16,8 +16,9 @@ from metaopt_hpo.theory.exponents import (
     published_exponents,
     side_by_side,
 )
+from metaopt_hpo.theory.rule_check import RuleCheck
 from metaopt_hpo.theory.schedules import ScheduleFactors, last_iterate_value, schedule_factors
-from metaopt_hpo.theory.verify import RuleCheck, depth_path, rate_loss_profile, verify_rule
+from metaopt_hpo.theory.verify import depth_path, rate_loss_profile, verify_rule
 
 __all__ = [
     "FittedExponents",

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from metaopt_hpo.comparison.methods import available_methods
 from metaopt_hpo.comparison.outcome import Outcome
 from metaopt_hpo.comparison.results import PILOT
-from metaopt_hpo.report import axes, cost_views, figures, law_views, palette, search_views, words
+from metaopt_hpo.report import (
+    axes,
+    behind,
+    cost_views,
+    figures,
+    law_views,
+    legends,
+    palette,
+    search_views,
+    words,
+)
 
 
 def test_loss_against_compute_is_best_so_far_of_the_table(outcome: Outcome) -> None:
@@ -51,7 +61,7 @@ def test_trajectories_are_the_step_sizes_of_the_best_trials(outcome: Outcome) ->
     figure = figures.rate_trajectories(view).plot
     assert figure.layout.yaxis.type == "log"
     assert len(view.lines) == len(outcome.methods) * len(outcome.comparison.plan.seeds)
-    drawn = [t for t in figure.data if t.meta != figures.LEGEND]
+    drawn = [t for t in figure.data if t.meta != behind.LEGEND]
     for line, trace in zip(view.lines, drawn, strict=True):
         own = [
             r
@@ -147,7 +157,7 @@ def test_contrast_is_wcags() -> None:
 
 @given(st.text())
 def test_plain_text_has_no_markup_and_is_bounded(text: str) -> None:
-    safe = figures.plain(text)
+    safe = legends.plain(text)
     assert not set(safe) & set("<>\"'")
     assert len(html.unescape(safe)) <= 80
 

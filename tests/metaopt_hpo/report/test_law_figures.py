@@ -13,6 +13,7 @@ import pytest
 from metaopt_hpo.comparison.replay import replay
 from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.report import law_figures as figures
+from metaopt_hpo.report.law_misses import calibration, residuals
 from metaopt_hpo.report.law_page import law_page
 from metaopt_hpo.report.replay_page import replay_curves
 from metaopt_hpo.scaling import Law, fit
@@ -68,7 +69,7 @@ def test_the_optimum_lies_inside_its_band(law: Law, table: TrialTable, what: str
 
 
 def test_residuals_centre_on_zero(law: Law, table: TrialTable) -> None:
-    plot = figures.residuals(law, table)
+    plot = residuals(law, table)
     values = np.concatenate([np.array(t.y) for t in plot.data])
     assert len(values) == len(table)
     assert abs(np.median(values)) < 0.5
@@ -84,7 +85,7 @@ def test_further_coordinates_are_held_where_the_law_is_drawn(table: TrialTable) 
         parts.append(part.assign(lr=part["lr"] * (decay / 0.1) ** -0.5))
     both = TrialTable(pd.concat(parts, ignore_index=True))
     law = fit(both, extra=("weight_decay",), draws=30)
-    misses = np.concatenate([np.array(t.y) for t in figures.residuals(law, both).data])
+    misses = np.concatenate([np.array(t.y) for t in residuals(law, both).data])
     assert len(misses) == len(both)
     assert np.abs(misses).max() < 1.0
     for points, line in zip(*(figures.surface_slices(law, both).data[i::2] for i in (0, 1)), strict=True):
@@ -107,7 +108,7 @@ def test_tied_tokens_give_one_line_along_their_path(table: TrialTable) -> None:
 
 
 def test_calibration_rises(law: Law, table: TrialTable) -> None:
-    plot = figures.calibration(law, table)
+    plot = calibration(law, table)
     assert {t.name.split(",")[0] for t in plot.data} == {"perfect", "lr", "batch", "loss"}
     for trace in plot.data[1:]:
         assert (np.diff(trace.y) >= 0).all()
@@ -123,9 +124,7 @@ def test_replay_curves_fall(table: TrialTable) -> None:
 
 
 def test_the_page_needs_no_network_and_escapes(law: Law, table: TrialTable, tmp_path: Path) -> None:
-    path = law_page(
-        "<b>mine</b>", law, [("Residuals <i>", figures.residuals(law, table))], tmp_path / "l.html"
-    )
+    path = law_page("<b>mine</b>", law, [("Residuals <i>", residuals(law, table))], tmp_path / "l.html")
     text = path.read_text(encoding="utf-8")
     assert "<b>mine</b>" not in text
     assert "&lt;b&gt;mine" in text

@@ -29,7 +29,6 @@ from metaopt_hpo.comparison.results import PLAN_FILE, TABLE_FILE, CompareError, 
 from metaopt_hpo.report import (
     ReportError,
     behind,
-    figures,
     palette,
     render,
     report_from_folder,
@@ -260,7 +259,7 @@ def test_every_method_has_its_look_in_every_figure_and_its_entry_in_the_legends(
     text = Parsed(render(outcome))
     found = {a["id"]: json.loads(t) for a, t in text.scripts() if a.get("type") == "application/json"}
     for panel in ("data-compute", "data-trajectories"):
-        legend = [t for t in found[panel]["data"] if t.get("meta") == figures.LEGEND]
+        legend = [t for t in found[panel]["data"] if t.get("meta") == behind.LEGEND]
         shown = {t["name"]: (t["line"]["dash"], t["marker"]["symbol"]) for t in legend}
         for name in methods:
             look = palette.of_method(name)
