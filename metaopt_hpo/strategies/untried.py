@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from metaopt_hpo.errors import MetaOptWarning, warn
-from metaopt_hpo.optim.rules import AdamW, Lion, RMSprop, Rule
+from metaopt_hpo.optim.rules import SGDM, AdamW, Lion, RMSprop, Rule
 from metaopt_hpo.strategies.any_optimizer import Given
-from metaopt_hpo.strategies.torch_rules import TorchRMSprop
+from metaopt_hpo.strategies.torch_rules import TorchMomentum, TorchRMSprop
 
-TRIED: tuple[type[Rule], ...] = (AdamW, RMSprop, TorchRMSprop, Lion)
-"""Base rules on which a run was compared with tuned schedules over the same rule (`studies.one_run.lengths`)."""
+TRIED: tuple[type[Rule], ...] = (AdamW, RMSprop, TorchRMSprop, Lion, SGDM, TorchMomentum)
+"""Base rules on which a run was compared with tuned schedules over the same rule (`studies.one_run.bases`); momentum
+in torch's units is the same rule. Nesterov's step was not."""
 
 _said: set[str] = set()
 
@@ -25,11 +26,12 @@ def say_if_untried(rule: Rule, called: str = "") -> None:
         called: its name where it is an optimizer that no rule is known for.
     """
     name = called if called and isinstance(rule, Given) else type(rule).__name__
-    if type(rule) in TRIED or name in _said or (isinstance(rule, Given) and not called):
+    tried = type(rule) in TRIED and not getattr(rule, "nesterov", False)
+    if tried or name in _said or (isinstance(rule, Given) and not called):
         return
     _said.add(name)
     warn(
-        f"metaoptimize over {name} has not been compared with tuned runs, as over AdamW, RMSprop and Lion: compare one "
-        "run with a tuned lr before you rely on it",
+        f"metaoptimize over {name} has not been compared with tuned runs, as over AdamW, RMSprop, Lion and SGD with "
+        "momentum: compare one run with a tuned lr before you rely on it",
         UntriedBase,
     )

@@ -30,9 +30,8 @@ def built(**options: Any) -> Any:
     ("build", "name"),
     [
         (built(base="sgd"), "SGD"),
-        (built(base="sgdm"), "SGDM"),
         (built(base="muon"), "Muon"),
-        (wrapped(torch.optim.SGD, momentum=0.9), "TorchMomentum"),
+        (wrapped(torch.optim.SGD, momentum=0.9, nesterov=True), "TorchMomentum"),
         (wrapped(torch.optim.AdamW, amsgrad=True), "AMSGrad"),
     ],
 )
@@ -54,9 +53,11 @@ def test_an_untested_base_is_said_once_in_one_sentence(build: Any, name: str) ->
         built(),
         built(base="rmsprop"),
         built(base="lion"),
+        built(base="sgdm"),
         built(base="sgd", meta_lr=0.0),
         wrapped(torch.optim.Adam),
         wrapped(torch.optim.RMSprop),
+        wrapped(torch.optim.SGD, momentum=0.9),
     ],
 )
 def test_a_tested_base_and_a_plain_schedule_are_not(build: Any) -> None:
