@@ -13,7 +13,7 @@ from metaopt_hpo.optim import AdamW, MetaOptimize
 from metaopt_hpo.optim.blocks import BlockSpec
 from metaopt_hpo.optim.rules import BASE_RULES, Rule, base_rule
 from metaopt_hpo.optim.traces import HESSIAN_FREE, TRACES
-from metaopt_hpo.strategies.balance import PRIOR, PRIOR_SPREAD
+from metaopt_hpo.strategies.balance import EARLY, PRIOR, PRIOR_SPREAD, USUAL
 from metaopt_hpo.strategies.base import LRRun, LRStrategy
 from metaopt_hpo.strategies.checks import check_fraction, check_horizon, check_positive
 from metaopt_hpo.strategies.groups import decay_groups
@@ -31,8 +31,8 @@ META_LR_BOUNDS = (1e-3, 5e-2)
 """The paper's printed η below (its authors' code has units of its own, see `optim.presets.authors_units`); above,
 momentum would carry α past what z asks for before z can object."""
 
-FIND, FIND_SHORT, FIND_LEAST = 0.2, 0.12, 51
-"""Fraction of a run in which the step size adapts; that of a short run; and the steps that this takes at least."""
+FIND_LEAST = 51
+"""Steps in which the step size adapts, at least."""
 
 SHORT = (1000, 1500)
 """Steps up to which a run is short, and from which on it is not. The adapted step size of a wide transformer falls as
@@ -88,8 +88,8 @@ class MetaOptimizeStrategy(LRStrategy):
         warmup: fraction of the run over which the step size is multiplied by a rising ramp.
         find: fraction of the run after which the step size is committed to. None takes a fifth from 1,500 steps on,
             and 0.12, but 51 steps at least, up to 1,000 (`SHORT`). 1 keeps adapting until the cooldown.
-        measure: fraction of the run, after `find`, in which the correction is measured. It takes about a hundred
-            steps; in shorter runs the prior correction, 1.4, stays.
+        measure: fraction of the run, after `find`, in which the correction is measured. Runs of up to 1,000 steps
+            commit early and measure nothing: their prior correction is 1.4 up to 310 steps and falls to 0.85.
         correction: factor on the committed step size (see above) instead of a measured one.
         cooldown: fraction of the run at its end over which the step size is multiplied by a falling ramp.
         max_grad_norm: see `LRStrategy`. Where it is None, over a rule whose update grows with the gradient (SGD, with
@@ -177,10 +177,10 @@ class MetaOptimizeStrategy(LRStrategy):
         if self.find is not None:
             return self.find
         if self.trusts_law:
-            return FIND
+            return USUAL
         low, high = SHORT
-        usual = FIND_SHORT + (FIND - FIND_SHORT) * min(1.0, max(0.0, (horizon - low) / (high - low)))
-        return min(FIND, max(usual, FIND_LEAST / horizon))
+        usual = EARLY + (USUAL - EARLY) * min(1.0, max(0.0, (horizon - low) / (high - low)))
+        return min(USUAL, max(usual, FIND_LEAST / horizon))
 
     def start(self) -> tuple[float, tuple[float, float] | None]:
         """α₀ before any limit, and the bounds of β: the interval of what a law expects."""

@@ -161,7 +161,7 @@ class MetaOptimizeRun(LRRun):
             self.optimizer.scale_step_size(factor)
             if self._log_sum is not None:  # what was averaged so far belongs to a run that went wrong
                 count = max(0, min(self.steps_taken, self._commit_step) - self._average_from)
-                self._log_sum = self.optimizer.step_sizes().log() * count
+                self._log_sum = self.step_sizes().log() * count
         else:
             self._committed = self._committed * 0.5
             self.optimizer.set_step_size(self._committed)
@@ -176,7 +176,8 @@ class MetaOptimizeRun(LRRun):
             self._put_off(step, loss, self._plateau)
         self.optimizer.meta_lr = self._meta_lr if step < self._commit_step else 0.0
         if self._average_from <= step < self._commit_step:
-            logs = self.optimizer.step_sizes().log()
+            # with the ramp: the meta-gradient answers to what the weights were moved by
+            logs = self.step_sizes().log()
             self._log_sum = logs if self._log_sum is None else self._log_sum + logs
         elif step >= self._commit_step and self._committed is None and self._corrected:
             self._commit()

@@ -1,0 +1,37 @@
+"""The table of a study that keeps its runs in one Parquet file: read it, and add a finished run to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from metaopt_hpo.atomic import replacing
+
+
+def read(path: Path, key: list[str]) -> pd.DataFrame:
+    """What is kept so far; an empty table with the key's columns and a loss where there is no file."""
+    return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=[*key, "held_out"])
+
+
+def has(table: pd.DataFrame, wanted: Mapping[str, Any]) -> bool:
+    """Whether a row has these values."""
+    return not rows_of(table, **wanted).empty
+
+
+def rows_of(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """The rows with these values."""
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return table
+
+
+def keep(path: Path, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Add a run, in place of one of the same key; the file is read again, as another process may have added to it."""
+    table = read(path, list(key))
+    row = pd.DataFrame([{**key, **found}])
+    others = table[~(table[list(key)] == pd.Series(dict(key))).all(axis=1)]
+    with replacing(path) as new:
+        (pd.concat([others, row], ignore_index=True) if len(others) else row).to_parquet(new, index=False)
