@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from optuna.trial import Trial
 
-from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo_optuna.reporter import Point, TrialReporter
-
-try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError as error:
-    raise ImportError(
-        "metaopt_hpo_optuna.lightning_callback needs lightning, which is not installed; run: pip install lightning"
-    ) from error
+from metaopt_hpo.training.lightning_callback import ReportedLightning
+from metaopt_hpo_optuna.reporter import TrialReporter
 
 
-class TrialLightningCallback(Callback):
+class TrialLightningCallback(ReportedLightning[TrialReporter]):
     """Reports each validation to the trial, at the grid point passed last, and stops when the pruner says so.
 
         folder = trial_folder(trial, "checkpoints/")  # of metaopt_hpo_optuna
@@ -60,69 +53,11 @@ class TrialLightningCallback(Callback):
         strategy: str = "",
         lease: float | None = None,
     ) -> None:
-        self._trial = trial
-        self._size = size
-        self._batch = batch
-        self._lr = lr
-        self._tokens = tokens
-        self._monitor = monitor
-        self._strategy = strategy
-        self._lease = lease
-        self._earlier: list[Point] = []
-        self._reporter: TrialReporter | None = None
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Describe the run to the trial."""
-        tokens = self._tokens
-        if tokens is None:
-            if trainer.max_steps is None or trainer.max_steps < 1:
-                raise ValueError("tokens is not known: give tokens=… or Trainer(max_steps=…)")
-            tokens = trainer.max_steps * self._batch
-        self._reporter = TrialReporter(
-            self._trial,
-            size=self._size,
-            tokens=tokens,
-            batch=self._batch,
-            lr=self._lr,
-            strategy=self._strategy,
-            lease=self._lease,
+        begin = partial(TrialReporter, trial, lease=lease)
+        super().__init__(
+            begin, size=size, batch=batch, lr=lr, tokens=tokens, monitor=monitor, strategy=strategy
         )
-        self._reporter.begin(self._earlier)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was reported so far, for Lightning's checkpoint."""
-        return {"points": [] if self._reporter is None else self._reporter.points()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it from there; Lightning calls it before `on_fit_start`."""
-        self._earlier = [tuple(point) for point in state_dict["points"]]
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give up the lease."""
-        if self._reporter is not None:
-            self._reporter.close()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give up the lease."""
-        if self._reporter is not None:
-            self._reporter.close()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, and stop where the pruner says so."""
-        if trainer.sanity_checking or self._reporter is None:
-            return
-        metrics: Any = trainer.callback_metrics
-        if self._monitor not in metrics:
-            raise MetaOptError(
-                f"no metric {self._monitor!r} was logged; there are {', '.join(sorted(metrics))}; log it in "
-                "validation_step, or name another with monitor=…"
-            )
-        reason = self._reporter.report(trainer.global_step * self._batch, float(metrics[self._monitor]))
-        if reason is not None:
-            trainer.should_stop = True
 
     def result(self) -> float:
         """What the objective returns; raises `optuna.TrialPruned` for a run that was stopped or diverged."""
-        if self._reporter is None:
-            raise MetaOptError("Lightning has not begun to train; call trainer.fit first")
-        return self._reporter.result()
+        return self.run.result()

@@ -159,6 +159,9 @@ class ReportedRun:
     def keep(self, record: TrialRecord) -> None:
         """Keep the record of the run that has ended."""
 
+    def close(self) -> None:
+        """Give up what the framework holds for a run under way; called however it ends, and maybe twice."""
+
     # -- what a callback calls -------------------------------------------------------------------------------
 
     def begin(self, earlier: Iterable[Point] = ()) -> bool:
