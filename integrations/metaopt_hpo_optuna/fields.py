@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from optuna.trial import FrozenTrial
@@ -13,7 +13,7 @@ from metaopt_hpo.trials import record_json
 from metaopt_hpo.trials.quantities import positive
 from metaopt_hpo.trials.record import TrialRecord, Tuning
 from metaopt_hpo.trials.sources import Sources
-from metaopt_hpo.trials.steps import tokens_of
+from metaopt_hpo.trials.steps import Reports, by_tokens
 
 RECORD = "metaopt:record"
 """User attribute: the whole trial record as a JSON object, written when the run ends."""
@@ -156,49 +156,14 @@ def planned_of(trial: FrozenTrial) -> float | None:
     return positive(trial.user_attrs.get("tokens", trial.params.get("tokens")))
 
 
-@dataclass(frozen=True, slots=True)
-class Reports:
-    """A trial's reports by tokens seen.
-
-    Attributes:
-        points: (tokens, value) in order; empty where it is not known how many tokens a step is.
-        problem: what is wrong with the steps, and what to do; empty where nothing is.
-    """
-
-    points: tuple[tuple[float, float], ...] = ()
-    problem: str = ""
-
-
 def reports_of(trial: FrozenTrial, names: Fields) -> Reports:
-    """A trial's reports by tokens: a step is a token count (`trials.steps`), or an epoch of known length.
-
-    Steps below one optimizer step's tokens are no token counts: most objectives report by epoch. Where the trial says
-    how many tokens an epoch has, they are taken as that; epochs from 0 are those that have been done by then.
-    """
-    steps = sorted(trial.intermediate_values)
+    """A trial's reports by tokens; see `trials.steps.by_tokens`."""
     planned = names.get(trial, "tokens")
-    if not steps or planned is None:
+    if planned is None or not trial.intermediate_values:
         return Reports()
     batch, epoch = names.get(trial, "batch"), names.get(trial, "epoch_tokens")
-    least = 0.5 * min(batch, planned) if batch is not None else 1e-6 * planned
-    positive = [s for s in steps if s > 0]
-    if steps != [0] and positive and positive[0] < least:
-        if epoch is None:
-            return Reports(
-                problem=f"it reports at step {positive[0]}, which is no number of tokens (an optimizer step is "
-                f"{2 * least:g}); report tokens seen as the step, trial.report(loss, tokens), or set the user "
-                f"attribute {names.epoch_tokens!r} where steps are epochs"
-            )
-        done = 1 if steps[0] == 0 else 0
-        return Reports(tuple((epoch * (s + done), trial.intermediate_values[s]) for s in steps))
-    if steps == [0] and epoch is not None:
-        return Reports(((epoch, trial.intermediate_values[0]),))
-    tokens = [tokens_of(s) for s in steps]
-    if tokens[-1] > 1.5 * planned:
-        return Reports(
-            problem=f"it reports at step {steps[-1]} and is planned for {planned:g} tokens; report tokens as the step, "
-            "on the shared grid, as TrialRun does"
-        )
-    return Reports(
-        tuple((t, trial.intermediate_values[s]) for t, s in zip(tokens, steps, strict=True) if t > 0)
-    )
+    reports = by_tokens(trial.intermediate_values, planned, batch, epoch)
+    if not reports.by_epoch:
+        return reports
+    remedy = f"or set the user attribute {names.epoch_tokens!r} where steps are epochs"
+    return replace(reports, problem=f"{reports.problem}, trial.report(loss, tokens), {remedy}")

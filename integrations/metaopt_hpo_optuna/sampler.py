@@ -4,37 +4,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.distributions import (
     BaseDistribution,
-    CategoricalDistribution,
 )
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from metaopt_hpo.errors import MetaOptError
-from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import Fields, is_pair
-from metaopt_hpo_optuna.ranges import known_range, log_range, nearest
-from metaopt_hpo_optuna.study_history import Cell
+from metaopt_hpo_optuna.law_proposals import REMEMBERED, Proposals
+from metaopt_hpo_optuna.ranges import log_range, nearest
 from metaopt_hpo_optuna.study_table import check_single_objective
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.base.sources import BaseLike
     from metaopt_hpo.scaling.law import Law
-    from metaopt_hpo.scaling.policy import Context, Limits
-    from metaopt_hpo.scaling.policy.points import Runs
-
-USUAL_LR = (1e-4, 1e-1)
-"""Range of lr before any trial has shown one; only its width counts, for what a first pilot may be worth."""
-
-REMEMBERED = 256
-"""Trials whose batch was chosen together with lr and is yet to be asked for."""
+    from metaopt_hpo.scaling.policy import Limits
 
 
 class ScalingLawSampler(BaseSampler):
@@ -122,16 +111,14 @@ class ScalingLawSampler(BaseSampler):
             raise ValueError(f"target must be (size, tokens), both > 0, or None, got {target!r}")
         names = Fields(size, tokens, batch, lr, dict(models or {}), model)
         self._evidence = Evidence(names, source_studies, base=base, prior=prior)
-        self._limits = limits
-        self._target = target
         self._base = TPESampler(seed=seed) if base_sampler is None else base_sampler
-        self._entropy = _fresh_entropy() if seed is None else seed
-        self._chosen: OrderedDict[tuple[str, int], float] = OrderedDict()
+        entropy = _fresh_entropy() if seed is None else seed
+        self._proposals = Proposals(self._evidence, target, limits, entropy)
         self._by_base: OrderedDict[tuple[str, int], bool] = OrderedDict()
 
     def reseed_rng(self) -> None:
         """Draw new entropy; Optuna calls it in each thread of `n_jobs > 1`."""
-        self._entropy = _fresh_entropy()
+        self._proposals.entropy = _fresh_entropy()
         self._base.reseed_rng()
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -142,7 +129,7 @@ class ScalingLawSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         """Passed on to the base sampler; says once why trials were sampled without the law."""
-        self._chosen.pop((study.study_name, trial.number), None)
+        self._proposals.forget(study, trial)
         by_base = self._by_base.pop((study.study_name, trial.number), False)
         if state == TrialState.COMPLETE:
             self._tell_why(study, trial, by_base)
@@ -199,7 +186,7 @@ class ScalingLawSampler(BaseSampler):
         check_single_objective(study, "ScalingLawSampler")
         names = self._evidence.names
         if names.models and param_name == names.model:
-            return self._choose_model(study, trial, param_distribution)
+            return self._proposals.model(study, trial, param_distribution)
         if param_name in self._ours():
             value = self._by_law(study, trial, param_name, param_distribution)
             if value is not None:
@@ -226,7 +213,7 @@ class ScalingLawSampler(BaseSampler):
                     f"such as suggest_float({name!r}, 1e-5, 1e-1, log=True)",
                 )
                 return None
-            return self._propose(study, trial, place, name, bounds)
+            return self._proposals.value(study, trial, place, name, bounds)
         except ValueError as error:
             self._evidence.tell_once("no-number", f"ScalingLawSampler: {error}")
         except Exception as error:  # a proposal that fails must not end a search
@@ -241,122 +228,6 @@ class ScalingLawSampler(BaseSampler):
         names = self._evidence.names
         found = {n for n in (names.lr, names.batch) if isinstance(n, str)}
         return found | {names.model} if names.models else found
-
-    def _choose_model(self, study: Study, trial: FrozenTrial, distribution: BaseDistribution) -> Any:
-        """The choice whose run is the best buy: a pilot, or the target."""
-        from metaopt_hpo.scaling.policy import next_cell
-
-        names = self._evidence.names
-        offered = distribution.choices if isinstance(distribution, CategoricalDistribution) else ()
-        unknown = [c for c in offered if c not in names.models]
-        if not offered or unknown:
-            raise ValueError(
-                f"parameter {names.model!r} must be suggested with suggest_categorical, from the choices given as "
-                f"models; unknown: {', '.join(map(repr, unknown)) or distribution!r}"
-            )
-        cells = {c: _pair(names.models[c]) for c in offered}
-        runs, bowl = self._evidence.runs(study, trial)
-        context = self._context(study, trial, runs, tuple(cells.values()), None, None)
-        try:
-            cell = next_cell(runs, context, bowl=bowl)
-        except MetaOptError as error:  # nothing can finish any more
-            return self._stop(study, min(cells, key=lambda c: cells[c][0] * cells[c][1]), str(error))
-        if not context.bears(*cell):
-            self._stop(study, cell, "what is left of the limits does not pay for another run")
-        dearest = max(cells, key=lambda c: cells[c][0] * cells[c][1])
-        return next((c for c, pair in cells.items() if pair == cell), dearest)
-
-    def _stop(self, study: Study, choice: Any, why: str) -> Any:
-        """The study ends after the present trial, where `optimize` runs it."""
-        self._evidence.tell_once("limits", f"ScalingLawSampler: {why}; the study is stopped")
-        with suppress(RuntimeError):  # ask and tell: its caller decides
-            study.stop()
-        return choice
-
-    def _propose(
-        self, study: Study, trial: FrozenTrial, place: Cell, name: str, bounds: tuple[float, float]
-    ) -> float:
-        from metaopt_hpo.scaling.policy import propose_at
-
-        names = self._evidence.names
-        chosen = self._chosen.get((study.study_name, trial.number))
-        if name == names.batch and chosen is not None:
-            return chosen
-        if name == names.lr and chosen is not None and names.get(trial, "batch") is None:
-            return chosen
-        runs, bowl = self._evidence.runs(study, trial)
-        waiting = self._evidence.undecided(study, trial)
-        runs = runs.with_unfinished(place, waiting)
-        given = names.get(trial, "lr" if name == names.batch else "batch")
-        context = self._context(
-            study,
-            trial,
-            runs,
-            (place,),
-            bounds if name == names.lr else None,
-            bounds
-            if name == names.batch
-            else (given, given)
-            if given is not None and name == names.lr
-            else None,
-        )
-        config = propose_at(runs, place, context, bowl=bowl)
-        if given is None:
-            # lr and batch belong together: the other one is kept until it is asked for
-            self._chosen[study.study_name, trial.number] = config.batch if name == names.lr else config.lr
-            while len(self._chosen) > REMEMBERED:
-                self._chosen.popitem(last=False)
-        return config.lr if name == names.lr else config.batch
-
-    def _context(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        runs: Runs,
-        candidates: tuple[Cell, ...],
-        lr: tuple[float, float] | None,
-        batch: tuple[float, float] | None,
-    ) -> Context:
-        """What may be chosen; a range that the trial has not shown yet is that of trials before it."""
-        from metaopt_hpo.scaling.policy import Context
-
-        names = self._evidence.names
-        target = self._target
-        if target is None:
-            known = [_pair(p) for p in names.models.values()]
-            known = known or [*candidates, *zip(runs.size.tolist(), runs.tokens.tolist(), strict=True)]
-            target = max(known, key=lambda c: c[0] * c[1])
-        if batch is None:
-            given = names.get(trial, "batch")
-            found = known_range(study, names.batch) if isinstance(names.batch, str) else None
-            batch = (given, given) if given is not None else found or _seen(runs.batch)
-        return Context(
-            target=target,
-            candidates=candidates,
-            lr=lr or known_range(study, names.lr) or _seen(runs.lr) or USUAL_LR,
-            batch=batch or (1.0, 1.0),
-            base=self._evidence.base,
-            seed=self._entropy & 0xFFFFFFFF,
-            **self._left(study, trial),
-        )
-
-    def _left(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-        """What is left of the limits, for a context; time runs from the study's first trial."""
-        if self._limits is None:
-            return {}
-        flops, tokens = self._evidence.spent(study, trial)
-        begins = [t.datetime_start for t in _compat.trials_at_ask(study) if t.datetime_start is not None]
-        now = trial.datetime_start
-        gone = 0.0 if now is None or not begins else (now - min(begins)).total_seconds()
-        return vars(self._limits.after(flops=flops, tokens=tokens, seconds=gone))
-
-
-def _pair(pair: Sequence[float]) -> Cell:
-    return float(pair[0]), float(pair[1])
-
-
-def _seen(values: Any) -> tuple[float, float] | None:
-    return (float(values.min()), float(values.max())) if values.size else None
 
 
 def _fresh_entropy() -> int:
