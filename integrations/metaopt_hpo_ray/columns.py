@@ -34,6 +34,29 @@ NOTE = "run_note"
 """Result: what happened to the run on its way, for its row of the table."""
 
 
+def agreed_metric(what: str, own: str | None, told: str | None, mode: str | None) -> str | None:
+    """The metric that something of ours judges: its own, or the Tuner's.
+
+    Args:
+        what: the class, for the message.
+        own, told: the metric it was made with, and the one that `TuneConfig` names.
+        mode: of either.
+
+    Raises:
+        ValueError: the two differ, or the mode is not "min".
+    """
+    if mode not in (None, "min"):
+        raise ValueError(
+            f"{what} needs mode='min', got {mode!r}: a law is of a positive loss; report the loss, or for a score "
+            "1 − score"
+        )
+    if told and own and told != own:
+        raise ValueError(
+            f"TuneConfig has metric={told!r} and {what} has metric={own!r}; give it in one place"
+        )
+    return told or own
+
+
 class TuneWarning(MetaOptWarning):
     """Something about an experiment keeps a law or a restore from working; the message says what to do.
 

@@ -7,11 +7,9 @@ a hook: that would end the experiment.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
@@ -21,58 +19,17 @@ from metaopt_hpo.trials.logged_trial import LoggedTrial
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import _compat
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
-from metaopt_hpo_ray.journal import JOURNAL, Journal
+from metaopt_hpo_ray.journal import Journal, Owner, owner_of
 from metaopt_hpo_ray.metrics import Metrics
 from metaopt_hpo_ray.older_checkpoints import NONE_SAVED, make_good
-from metaopt_hpo_ray.reports import ENDED_BY_SCHEDULER, Results, know, outcome, report, why_failed
+from metaopt_hpo_ray.reports import ENDED_BY_SCHEDULER, Results, cut_off, know, outcome, report, why_failed
 from metaopt_hpo_ray.storage import warn_unshared
 from metaopt_hpo_ray.trial_files import read_trials
-
-__all__ = ["JOURNAL", "JournalCallback", "Owner"]
 
 logger = logging.getLogger(__name__)
 
 FORGOTTEN = "the driver was killed before Tune had saved this trial, so a restore does not know it"
 """Reason of a trial that is in the journal and not in Tune's snapshot, which is seconds older."""
-
-CUT = "the experiment ended (time_budget_s, a stopper, fail_fast or an interrupt) before it did"
-NOT_LAUNCHED = "not launched: the experiment ended first"
-
-
-class Owner(Protocol):
-    """What a keeper needs of a scheduler that owns the experiment's state."""
-
-    journal: Journal
-
-    @property
-    def book(self) -> Logbook:
-        """What is known of every trial."""
-        ...
-
-    def keep_with(self) -> None:
-        """Told that its state is kept."""
-        ...
-
-    def get_state(self) -> dict[str, Any]:
-        """What Tune's snapshot holds."""
-        ...
-
-    def set_state(self, state: Any) -> None:
-        """Take up what `get_state` gave."""
-        ...
-
-    def finish(self) -> None:
-        """The experiment has ended."""
-        ...
-
-
-_owners: WeakValueDictionary[str, Owner] = WeakValueDictionary()
-"""Folder of an experiment → its scheduler in this process, whoever pickled the two apart on their way here."""
-
-
-def own(storage: Any, owner: Owner) -> None:
-    """Make a scheduler known as the one that owns the state of an experiment."""
-    _owners[str(storage.experiment_fs_path)] = owner
 
 
 def _safe(hook: Callable[..., None]) -> Callable[..., None]:
@@ -181,7 +138,7 @@ class JournalCallback(Callback):
         if storage is None:
             return
         if self._scheduler is not None:
-            self._scheduler = _owners.get(str(storage.experiment_fs_path), self._scheduler)
+            self._scheduler = owner_of(storage, self._scheduler)
         self._check(storage)
         if not self.journal.is_open:
             self.open_journal(storage, trials)
@@ -303,23 +260,12 @@ class JournalCallback(Callback):
         """Close what the experiment's end has cut off, of which Tune tells nobody, and the journal."""
         for key, entry in self.book.entries.items():
             if not entry.closed:
-                self._cut(key, entry)
+                cut_off(self.book, key, entry)
         if self._scheduler is not None:
             self._scheduler.finish()
         self.flush()
         self._metrics.update(self.book, now=True)
         self.journal.close()
-
-    def _cut(self, key: str, entry: LoggedTrial) -> None:
-        if not entry.launched:
-            self.book.close(key, "pruned", NOT_LAUNCHED, cut=True)
-            self.book.decided(key, "stop", NOT_LAUNCHED)
-        elif entry.points and not math.isfinite(entry.last[1]):
-            self.book.close(key, "diverged", f"the loss is {entry.last[1]}")
-        elif entry.points and outcome(entry, {})[0] == "complete":
-            self.book.close(key, "complete")
-        else:
-            self.book.close(key, "stopped", CUT, cut=True)
 
     def get_state(self) -> dict[str, Any]:
         """For Tune's snapshot: where the journal is."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from metaopt_hpo.comparison.budget import (
@@ -83,21 +83,8 @@ class _TPE:
     strategy: str | None = None
 
     def __init__(self, task: SearchTask) -> None:
-        try:
-            import optuna
-            from ray.tune.search.optuna import OptunaSearch
-        except ImportError as error:
-            raise EngineError(
-                'Bayesian search on Ray uses Optuna, which is not installed; run: pip install "metaopt-hpo[optuna]"'
-            ) from error
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._search = OptunaSearch(
-            space={"lr": tune.loguniform(*task.lr_bounds)},
-            metric=METRIC,
-            mode="min",
-            sampler=optuna.samplers.TPESampler(
-                seed=proposal_seed(task, 0), n_startup_trials=random_first(task)
-            ),
+        self._search = tpe_search(
+            {"lr": task.lr_bounds}, seed=proposal_seed(task, 0), n_startup_trials=random_first(task)
         )
 
     def propose(self, key: str, made: int) -> float | None:
@@ -116,6 +103,24 @@ class _TPE:
             self._search.on_trial_complete(key, error=True)
 
 
+def tpe_search(box: Mapping[str, tuple[float, float]], **options: Any) -> Any:
+    """Tune's OptunaSearch over a box of positive numbers, with a TPE sampler of these options."""
+    try:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError as error:
+        raise EngineError(
+            'Bayesian search on Ray uses Optuna, which is not installed; run: pip install "metaopt-hpo[optuna]"'
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return OptunaSearch(
+        space={name: tune.loguniform(*bounds) for name, bounds in box.items()},
+        metric=METRIC,
+        mode="min",
+        sampler=optuna.samplers.TPESampler(**options),
+    )
+
+
 def make_proposer(method: Method, task: SearchTask) -> Proposer:
     """The proposer of a method."""
     if method.name == "grid":
@@ -132,19 +137,14 @@ METHODS = ("grid", "random", "tpe", "median", "hyperband", "asha", "metaoptimize
 
 def make_scheduler(method: Method, task: SearchTask) -> TrialScheduler | None:
     """The scheduler of a method; its time is tokens."""
-    first = first_rung(task.tokens)
-    last = int(task.tokens) + 1  # the last report is not a rung: the run ends by itself
+    options: dict[str, Any] = {"time_attr": PROGRESS, "grace_period": first_rung(task.tokens)}
     if method.name == "median":
-        return MedianStoppingRule(
-            time_attr=PROGRESS, grace_period=first, min_samples_required=before_median(task)
-        )
-    if method.name == "asha":
-        return ASHAScheduler(time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=REDUCTION)
-    if method.name == "hyperband":
-        return AsyncHyperBandScheduler(
-            time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=REDUCTION, brackets=RUNGS
-        )
-    return None
+        return MedianStoppingRule(**options, min_samples_required=before_median(task))
+    if method.name not in ("asha", "tpe+asha", "hyperband"):
+        return None
+    brackets = RUNGS if method.name == "hyperband" else 1
+    last = int(task.tokens) + 1  # the last report is not a rung: the run ends by itself
+    return AsyncHyperBandScheduler(**options, max_t=last, reduction_factor=REDUCTION, brackets=brackets)
 
 
 class BudgetSearch(Searcher):

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from metaopt_hpo.comparison.budget import REDUCTION, RUNGS, first_rung
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, WORK
 from metaopt_hpo_ray.journal_callback import JournalCallback
+from metaopt_hpo_ray.proposers import make_scheduler, tpe_search
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler
 from metaopt_hpo_ray.searcher import ScalingLawSearch
 
@@ -57,7 +57,7 @@ def race(method: Method, race: SearchTask) -> Iterator[TrialRecord]:
     if method.name not in METHODS:
         raise EngineError(f"engine 'ray' races {', '.join(METHODS)}; not {method.name!r}")
     logging.getLogger("metaopt_hpo_ray").setLevel(logging.WARNING)
-    search, scheduler = _search(method.name, race), _scheduler(method.name, race)
+    search, scheduler = _search(method.name, race), _scheduler(method, race)
     controller = _Controller(scheduler)
     spent, idle, number = 0.0, 0, 0
     while spent < race.budget and idle < IDLE:
@@ -142,28 +142,8 @@ def _search(method: str, race: SearchTask) -> Any:
         search.set_search_properties(METRIC, "min", {})
         return search
     if method.startswith("tpe"):
-        return _tpe(race)
+        return tpe_search(race.box, seed=race.seed)
     return _Random(race)
-
-
-def _tpe(race: SearchTask) -> Any:
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError as error:
-        raise EngineError(
-            'TPE on Ray uses Optuna, which is not installed; run: pip install "metaopt-hpo[optuna]"'
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return OptunaSearch(
-        space={
-            name: optuna.distributions.FloatDistribution(*bounds, log=True)
-            for name, bounds in race.box.items()
-        },
-        metric=METRIC,
-        mode="min",
-        sampler=optuna.samplers.TPESampler(seed=race.seed),
-    )
 
 
 class _Random:
@@ -183,19 +163,12 @@ class _Random:
         """Nothing is learned."""
 
 
-def _scheduler(method: str, race: SearchTask) -> TrialScheduler:
+def _scheduler(method: Method, race: SearchTask) -> TrialScheduler:
     scheduler: TrialScheduler
-    if method == "law+scheduler":
+    if method.name == "law+scheduler":
         scheduler = ScalingLawScheduler(background=False, seed=race.seed)
         JournalCallback(scheduler)
-    elif "asha" in method or method == "hyperband":
-        first, last = first_rung(race.tokens), int(race.tokens) + 1
-        kind = AsyncHyperBandScheduler if method == "hyperband" else ASHAScheduler
-        brackets = RUNGS if method == "hyperband" else 1
-        scheduler = kind(
-            time_attr=PROGRESS, grace_period=first, max_t=last, reduction_factor=REDUCTION, brackets=brackets
-        )
     else:
-        scheduler = FIFOScheduler()
+        scheduler = make_scheduler(method, race) or FIFOScheduler()
     scheduler.set_search_properties(METRIC, "min")
     return scheduler

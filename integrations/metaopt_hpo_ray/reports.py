@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from metaopt_hpo.strategies.registry import get, tuning_of
 from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.logged_trial import DONE, REPORTED, LoggedTrial
-from metaopt_hpo.trials.quantities import PROGRESS_TOKENS, QUANTITIES, at
+from metaopt_hpo.trials.quantities import PROGRESS_TOKENS, QUANTITIES, at, number
 from metaopt_hpo.trials.record import TrialState
 from metaopt_hpo_ray.columns import COST, NOTE, PROCESS, PROGRESS, REASON, STATE, WORK, Columns
 
@@ -31,6 +31,9 @@ OTHER_PROGRESS = ("tokens", *PROGRESS_TOKENS, *QUANTITIES["tokens"].strong)
 """Results that are read as tokens seen where the one that was named is missing."""
 
 REASON_LENGTH = 300
+
+CUT = "the experiment ended (time_budget_s, a stopper, fail_fast or an interrupt) before it did"
+NOT_LAUNCHED = "not launched: the experiment ended first"
 
 
 class Results:
@@ -167,6 +170,19 @@ def outcome(
     return "stopped", ended_early(entry)
 
 
+def cut_off(book: Logbook, key: str, entry: LoggedTrial) -> None:
+    """Close a trial that is open when its experiment ends, of which Tune tells nobody."""
+    if not entry.launched:
+        book.close(key, "pruned", NOT_LAUNCHED, cut=True)
+        book.decided(key, "stop", NOT_LAUNCHED)
+    elif entry.points and not math.isfinite(entry.last[1]):
+        book.close(key, "diverged", f"the loss is {entry.last[1]}")
+    elif entry.points and outcome(entry, {})[0] == "complete":
+        book.close(key, "complete")
+    else:
+        book.close(key, "stopped", CUT, cut=True)
+
+
 def ended_early(entry: LoggedTrial) -> str:
     """That a trial has seen fewer tokens than planned."""
     return f"it ended by itself after {entry.last[0]:g} of {entry.tokens:g} planned tokens"
@@ -182,23 +198,6 @@ def why_failed(trial: Any) -> str:
         text = ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:REASON_LENGTH] if lines else "the trial's process failed"
-
-
-def number(value: Any) -> float | None:
-    """A real scalar of Python's, NumPy's or torch's as a float; None for anything else, texts and booleans included."""
-    kind = type(value)
-    if kind is float:
-        return value  # type: ignore[no-any-return]
-    if kind is int:
-        return float(value)
-    if value is None or kind is bool or isinstance(value, str | bytes):
-        return None
-    if getattr(value, "ndim", 0) != 0 or not hasattr(value, "__float__"):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def plain(value: Any) -> Any:

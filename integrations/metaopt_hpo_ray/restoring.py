@@ -18,6 +18,7 @@ from ray import cloudpickle, tune
 
 from metaopt_hpo.atomic import write_bytes
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo_ray.storage import filesystem_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tun
         >>> len(restore(results.experiment_path, train).fit())
         2
     """
-    files, folder = pyarrow.fs.FileSystem.from_uri(str(path)) if "://" in str(path) else _local(path)
+    files, folder = filesystem_of(path)
     found = files.get_file_info(pyarrow.fs.FileSelector(folder))
     names = {i.base_name for i in found if i.type == pyarrow.fs.FileType.File}
     _mend(files, folder, TUNER, names, cloudpickle.loads)
@@ -89,10 +90,6 @@ def restore(path: str | os.PathLike[str], trainable: Any, **options: Any) -> tun
     else:
         raise RestoreError(f"no snapshot of the trials in {folder} can be read; start the experiment anew")
     return tune.Tuner.restore(str(path), trainable, **options)
-
-
-def _local(path: str | os.PathLike[str]) -> tuple[Any, str]:
-    return pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
 
 
 def _mend(files: Any, folder: str, name: str, names: set[str], parse: Callable[[bytes], Any]) -> None:

@@ -17,6 +17,7 @@ from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
 from metaopt_hpo_ray.journal import DECISIONS, JOURNAL
 from metaopt_hpo_ray.reports import Results
+from metaopt_hpo_ray.storage import filesystem_of
 from metaopt_hpo_ray.trial_files import fill_in_configs, read_json, read_text, read_trials
 
 
@@ -143,12 +144,7 @@ def _place(source: ResultGrid | str | os.PathLike[str]) -> tuple[Any, str]:
     """File system and folder of an experiment."""
     if isinstance(source, ResultGrid):
         return source.filesystem, str(source.experiment_path)
-    path = os.fspath(source)
-    files, folder = (
-        pyarrow.fs.FileSystem.from_uri(path)
-        if "://" in path
-        else (pyarrow.fs.LocalFileSystem(), str(Path(path).expanduser().resolve()))
-    )
+    files, folder = filesystem_of(source)
     if files.get_file_info(folder).type != pyarrow.fs.FileType.Directory:
         raise TableError(f"there is no experiment in {folder}; give the folder <storage_path>/<name>")
     return files, folder

@@ -5,30 +5,26 @@ Nothing here raises from a hook: that would end the experiment.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from metaopt_hpo.atomic import write_text
 from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.policy import STOP_BELOW
 from metaopt_hpo.scaling.policy.launching import LaunchOrder
 from metaopt_hpo.trials.logbook import Logbook
-from metaopt_hpo.trials.logbook_file import read_state
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
+from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, agreed_metric
 from metaopt_hpo_ray.decisions import Decisions
 from metaopt_hpo_ray.earlier_names import Restored
-from metaopt_hpo_ray.journal import Journal
-from metaopt_hpo_ray.journal_callback import own
+from metaopt_hpo_ray.journal import Journal, own, warn_unkept
 from metaopt_hpo_ray.reports import Results
+from metaopt_hpo_ray.saved_state import SavedAsJson
 from metaopt_hpo_ray.shown import show_decisions
 from metaopt_hpo_ray.trial_files import read_trials
 from metaopt_hpo_ray.wrapped import Wrapped
@@ -42,7 +38,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class ScalingLawScheduler(Restored, FIFOScheduler):
+class ScalingLawScheduler(Restored, SavedAsJson, FIFOScheduler):
     """Spend a cluster on the trials that a law across model sizes gives a chance.
 
     The smallest sizes run first and teach the law; larger trials wait. Once there is a law they are launched
@@ -112,7 +108,6 @@ class ScalingLawScheduler(Restored, FIFOScheduler):
         prior: Law | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        _check_mode(mode)
         if pilot_sizes < 1:
             raise ValueError(f"pilot_sizes must be at least 1, got {pilot_sizes!r}")
         if ahead is not None and ahead < 1:
@@ -120,7 +115,7 @@ class ScalingLawScheduler(Restored, FIFOScheduler):
         for name, value in (("stop_below", stop_below), ("grace", grace)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
-        self._metric = metric
+        self._metric = agreed_metric("ScalingLawScheduler", None, metric, mode)
         self._columns = Columns(size, tokens, batch, lr)
         self._progress = progress
         self._kept = False
@@ -183,30 +178,12 @@ class ScalingLawScheduler(Restored, FIFOScheduler):
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the metric from `TuneConfig`; called before anything runs, so a contradiction is an error here."""
-        _check_mode(mode)
-        if metric and self._metric and metric != self._metric:
-            raise ValueError(
-                f"TuneConfig has metric={metric!r} and ScalingLawScheduler has metric={self._metric!r}; "
-                "give it in one place"
-            )
-        self._metric = metric or self._metric
+        self._metric = agreed_metric("ScalingLawScheduler", self._metric, metric, mode)
         self._decisions.metric = self.metric
         if self._wrapped is not None:
             self._wrapped.judge_by(self.metric)
         if not self._kept:
-            if spec.get("num_samples") == sys.maxsize:
-                raise ValueError(
-                    "num_samples=-1 with ScalingLawScheduler needs metaopt_hpo_ray.tuner_configs(scheduler=…, "
-                    "num_samples=-1): trials that are held back do not count as pending, and Tune would draw new ones "
-                    "for ever"
-                )
-            warnings.warn(
-                "ScalingLawScheduler runs without a JournalCallback: Tuner.restore will not bring its law and its "
-                "decisions back, since Tune does not save schedulers; build the Tuner's configs with "
-                "metaopt_hpo_ray.tuner_configs(scheduler=…)",
-                TuneWarning,
-                stacklevel=2,
-            )
+            warn_unkept(endless=spec.get("num_samples") == sys.maxsize)
         return True
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
@@ -303,18 +280,9 @@ class ScalingLawScheduler(Restored, FIFOScheduler):
         if self._wrapped is not None:
             self._wrapped.forget()
 
-    def save(self, checkpoint_path: str) -> None:
-        """Write the state, trials included, as JSON."""
-        state = {**self.get_state(), "book": self.book.pack()}
-        write_text(checkpoint_path, json.dumps(state))
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Read what `save` wrote.
-
-        Raises:
-            LogbookError: not a file of ours, or a damaged one.
-        """
-        read_state(checkpoint_path, "ScalingLawScheduler", self.set_state)
+    def whole_state(self) -> dict[str, Any]:
+        """The state with the trials."""
+        return {**self.get_state(), "book": self.book.pack()}
 
     # -- safety --------------------------------------------------------------------------------------------
 
@@ -324,11 +292,3 @@ class ScalingLawScheduler(Restored, FIFOScheduler):
         except Exception:
             logger.exception("ScalingLawScheduler failed in %s and lets the experiment go on", hook.__name__)
             return fallback
-
-
-def _check_mode(mode: str | None) -> None:
-    if mode not in (None, "min"):
-        raise ValueError(
-            f"ScalingLawScheduler needs mode='min', got {mode!r}: a law is of a positive loss; report the loss, "
-            "or for a score 1 − score"
-        )

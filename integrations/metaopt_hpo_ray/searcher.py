@@ -5,36 +5,32 @@ Every proposal is `scaling.policy.propose_next`'s. What is added is the book of 
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from ray.tune.search import Searcher
-from ray.tune.search.sample import Domain, Function
 
-from metaopt_hpo.atomic import write_text
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling import Config, Context, Law
 from metaopt_hpo.scaling.base.sources import BaseLike, lent
 from metaopt_hpo.scaling.build import MIN_SIZES
 from metaopt_hpo.scaling.policy import Limits, propose_next
-from metaopt_hpo.scaling.policy.points import Runs
+from metaopt_hpo.scaling.policy.logged_search import all_runs, spent
 from metaopt_hpo.trials.logbook import Logbook
-from metaopt_hpo.trials.logbook_file import read_state
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
+from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns, agreed_metric
 from metaopt_hpo_ray.reports import Results, describe, outcome, report
 from metaopt_hpo_ray.result_table import trial_table
+from metaopt_hpo_ray.saved_state import SavedAsJson
+from metaopt_hpo_ray.spaces import resolve, whole
 
 Pair = tuple[float, float]
 
 
-class ScalingLawSearch(Searcher):
+class ScalingLawSearch(SavedAsJson, Searcher):
     """Suggests sizes, tokens, batch and lr: what teaches most about the target per FLOP, then the target itself.
 
     Pilots are suggested while they save more runs of the target than they cost; then the target at the predicted
@@ -97,7 +93,7 @@ class ScalingLawSearch(Searcher):
         progress: str = PROGRESS,
         seed: int = 0,
     ) -> None:
-        _check_mode(mode)
+        agreed_metric("ScalingLawSearch", None, metric, mode)
         super().__init__(metric=metric, mode=mode if metric else None)
         pairs = tuple((float(s), float(t)) for s, t in candidates)
         if not pairs:
@@ -129,13 +125,8 @@ class ScalingLawSearch(Searcher):
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
         """Take metric and the rest of the parameter space from the Tuner."""
-        _check_mode(mode)
-        if metric and self._metric and metric != self._metric:
-            raise ValueError(
-                f"TuneConfig has metric={metric!r} and ScalingLawSearch has metric={self._metric!r}; give it in "
-                "one place"
-            )
-        self._metric, self._mode = metric or self._metric or METRIC, "min"
+        agreed = agreed_metric("ScalingLawSearch", self._metric, metric, mode)
+        self._metric, self._mode = agreed or METRIC, "min"
         own = {self._columns.size, self._columns.tokens, self._columns.batch, self._columns.lr}
         for key, value in config.items():
             if key in own:
@@ -162,12 +153,12 @@ class ScalingLawSearch(Searcher):
         self._made += 1
         names = self._columns
         suggestion = {
-            str(names.size): _whole(config.size),
-            str(names.tokens): _whole(config.tokens),
-            str(names.batch): _whole(config.batch),
+            str(names.size): whole(config.size),
+            str(names.tokens): whole(config.tokens),
+            str(names.batch): whole(config.batch),
             names.lr: config.lr,
         }
-        full = {**_resolve(self._space, rng), **suggestion}
+        full = {**resolve(self._space, rng), **suggestion}
         self.reasons[trial_id] = reason
         self.book.add(trial_id, **describe(full, self._columns))
         return full
@@ -217,7 +208,7 @@ class ScalingLawSearch(Searcher):
     # -- deciding ------------------------------------------------------------------------------------------
 
     def _next(self) -> tuple[Config, str]:
-        runs = self._runs()
+        runs = all_runs(self.book, self._evidence)
         taught = len(set(runs.done().size.tolist())) >= MIN_SIZES
         proposal = propose_next(runs, self._context(), law=None if taught else self._law)
         return proposal.config, proposal.reason
@@ -237,29 +228,9 @@ class ScalingLawSearch(Searcher):
         """What is left of the limits, for a context; a run under way counts with all it will see."""
         if self._limits is None:
             return {}
-        ran = [e for e in self.book.entries.values() if e.described]
-        used = [(e.size, e.last[0] if e.closed and e.state != "complete" else e.tokens) for e in ran]
         gone = 0.0 if self._began is None else time.time() - self._began
-        flops, tokens = 6.0 * math.fsum(n * d for n, d in used), math.fsum(d for _, d in used)
+        flops, tokens = spent(self.book)
         return vars(self._limits.after(flops=flops, tokens=tokens, seconds=gone))
-
-    def _runs(self) -> Runs:
-        """All runs so far; one that is under way, was stopped, diverged or failed counts and teaches nothing.
-
-        Runs whose strategy finds its own lr are left out.
-        """
-        records = [*self._evidence, *(e.record() for e in self.book.entries.values() if e.described)]
-        return Runs.of(
-            (
-                r.size,
-                r.planned_tokens,
-                r.batch,
-                r.lr,
-                r.loss if r.state == "complete" else math.nan,
-            )
-            for r in records
-            if not r.self_tuning
-        )
 
     def _enter(self, trial_id: str, result: Mapping[str, Any]) -> None:
         self._results.metric = self._metric or METRIC
@@ -293,18 +264,6 @@ class ScalingLawSearch(Searcher):
         for facts in given[len(self._given) :]:
             self._give(facts["loss"], {k: v for k, v in facts.items() if k != "loss"})
 
-    def save(self, checkpoint_path: str) -> None:
-        """Write the state as JSON; Tune calls this with each of its snapshots."""
-        write_text(checkpoint_path, json.dumps(self.get_state()))
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Read what `save` wrote.
-
-        Raises:
-            LogbookError: not a file of ours, or a damaged one.
-        """
-        read_state(checkpoint_path, "ScalingLawSearch", self.set_state)
-
 
 def read_records(source: Any) -> list[TrialRecord]:
     """Trials to learn from: a table, records, or an experiment of Tune."""
@@ -316,32 +275,3 @@ def read_records(source: Any) -> list[TrialRecord]:
             raise ValueError(f"sources must hold trial tables, records or experiments, got {strange!r}")
         return list(source)
     return trial_table(source).records()
-
-
-def _check_mode(mode: str | None) -> None:
-    if mode not in (None, "min"):
-        raise ValueError(f"ScalingLawSearch needs mode='min', got {mode!r}: a law is of a positive loss")
-
-
-def _whole(value: float) -> float | int:
-    """Sizes and tokens as whole numbers where they are."""
-    return int(value) if value == math.floor(value) and value < 2**53 else value
-
-
-def _resolve(space: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Values for the rest of the parameter space: plain ones first, then those that depend on others."""
-    out: dict[str, Any] = {}
-    waiting: dict[str, Function] = {}
-    for key, value in space.items():
-        if isinstance(value, Function):
-            waiting[key] = value
-        elif isinstance(value, Domain):
-            state = np.random.RandomState(int(rng.integers(2**31)))
-            out[key] = value.sample(random_state=state)
-        elif isinstance(value, Mapping):
-            out[key] = _resolve(value, rng)
-        else:
-            out[key] = value
-    for key, value in waiting.items():
-        out[key] = value.func(SimpleNamespace(config=out))
-    return out

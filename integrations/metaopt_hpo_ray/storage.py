@@ -59,6 +59,15 @@ def warn_unshared(storage_path: str | None, files: Any = None, stacklevel: int =
     return True
 
 
+def filesystem_of(path: str | os.PathLike[str]) -> tuple[Any, str]:
+    """File system and folder of a path or URI."""
+    text = os.fspath(path)
+    if "://" in text:
+        found: tuple[Any, str] = pyarrow.fs.FileSystem.from_uri(text)
+        return found
+    return pyarrow.fs.LocalFileSystem(), str(Path(text).expanduser().resolve())
+
+
 def probe(storage_path: str | None, nodes: list[dict[str, Any]]) -> int:
     """How many of the nodes do not see a file that was just written to the path here; those not to be asked count."""
     ids = [n.get("NodeID") for n in nodes]

@@ -248,6 +248,23 @@ IN_SEQUENCES = ("bs", "bsz", "gbsz", "gbs", "batch_size", "batchsize", "global_b
 """Names of columns that count sequences, most often."""
 
 
+def number(value: Any) -> float | None:
+    """A real scalar of Python's, NumPy's or torch's as a float; None for anything else, texts and booleans included."""
+    kind = type(value)
+    if kind is float:
+        return value  # type: ignore[no-any-return]
+    if kind is int:
+        return float(value)
+    if value is None or kind is bool or isinstance(value, str | bytes):
+        return None
+    if getattr(value, "ndim", 0) != 0 or not hasattr(value, "__float__"):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def unit_hint(name: str) -> str | None:
     """The unit that a column's name suggests: `params_m` millions, `batch_size` sequences; None where it says none."""
     words = normalise(name).split("_")

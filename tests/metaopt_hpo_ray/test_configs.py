@@ -34,7 +34,7 @@ from metaopt_hpo_ray import (
     tuner_configs,
 )
 from metaopt_hpo_ray._compat import SUPPORTED
-from metaopt_hpo_ray.journal_callback import JOURNAL
+from metaopt_hpo_ray.journal import JOURNAL
 from metaopt_hpo_ray.reader import READER
 
 SPACE = {"size": 100, "tokens": 64, "batch": 8, "lr": tune.loguniform(1e-3, 1e-1)}

@@ -20,7 +20,7 @@ from metaopt_hpo.comparison.table_objective import TableObjective
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import RayEngine
-from metaopt_hpo_ray.journal_callback import JOURNAL
+from metaopt_hpo_ray.journal import JOURNAL
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer
 
 TOKENS = 270.0

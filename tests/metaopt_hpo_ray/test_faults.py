@@ -19,7 +19,8 @@ from metaopt_hpo.training.run import TrainingRun
 from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import ScalingLawScheduler, trial_table, tuner_configs
-from metaopt_hpo_ray.journal_callback import FORGOTTEN, JOURNAL
+from metaopt_hpo_ray.journal import JOURNAL
+from metaopt_hpo_ray.journal_callback import FORGOTTEN
 
 TOKENS = 1024
 BASE = {"size": 100, "tokens": TOKENS, "batch": toy_trial.BATCH, "lr": 1e-2, "seed": 0}

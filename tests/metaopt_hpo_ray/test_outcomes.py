@@ -21,9 +21,9 @@ from stub_cluster import StubCluster, result_of, stub_trial, world_curve
 
 from metaopt_hpo.scaling.policy import refits
 from metaopt_hpo_ray import JournalCallback, ScalingLawScheduler, ScalingLawSearch, decision_log, trial_table
-from metaopt_hpo_ray.journal_callback import CUT, NOT_LAUNCHED
 from metaopt_hpo_ray.metrics import count
 from metaopt_hpo_ray.older_checkpoints import NONE_SAVED
+from metaopt_hpo_ray.reports import CUT, NOT_LAUNCHED
 
 SPACE = {"size": 1e6, "tokens": 2e7, "batch": 1e4, "lr": 1e-2}
 
@@ -287,7 +287,7 @@ def test_sizes_that_come_late_from_the_config_or_the_results_are_taken() -> None
     cluster.add(trial)
     trial.set_status(Trial.RUNNING)
     scheduler.on_trial_result(cluster, trial, result_of(trial, 1e6, 3.0, size=1e6))
-    assert scheduler.book.entries["t"].known
+    assert scheduler.book.entries["t"].described
     other = stub_trial("u", tokens=2e7, batch=1e4, lr=1e-2)
     cluster.add(other)
     other.config["size"] = 4e6

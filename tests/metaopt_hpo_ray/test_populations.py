@@ -19,7 +19,7 @@ from metaopt_hpo.trials.logged_trial import LR_PATH
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import RayEngine, populations
-from metaopt_hpo_ray.journal_callback import JOURNAL
+from metaopt_hpo_ray.journal import JOURNAL
 
 TRAIN = TrainObjective([Tiny()])
 WHOLE = 6 * 9 * 960.0

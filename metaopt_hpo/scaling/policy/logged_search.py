@@ -16,6 +16,7 @@ from metaopt_hpo.scaling.base.sources import BaseLike
 from metaopt_hpo.scaling.forecast import distribution
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.policy.history import History, Run
+from metaopt_hpo.scaling.policy.points import Runs
 from metaopt_hpo.scaling.policy.refits import Fitted, Refits
 from metaopt_hpo.scaling.policy.stopping import STOP_BELOW, Decision, Rule, decide
 from metaopt_hpo.trials.logbook import Logbook
@@ -181,3 +182,24 @@ class LoggedSearch:
         for trial in dict.fromkeys([*ended, *self.book.entries]):
             if trial in self.book.entries and self.book.entries[trial].closed:
                 self._enter(trial)
+
+
+def all_runs(book: Logbook, evidence: Sequence[TrialRecord] = ()) -> Runs:
+    """Runs for proposals: a book's and those of earlier work.
+
+    One that is under way, was stopped, diverged or failed counts and teaches nothing. Runs whose strategy finds its
+    own lr are left out.
+    """
+    records = [*evidence, *(e.record() for e in book.entries.values() if e.described)]
+    return Runs.of(
+        (r.size, r.planned_tokens, r.batch, r.lr, r.loss if r.state == "complete" else math.nan)
+        for r in records
+        if not r.self_tuning
+    )
+
+
+def spent(book: Logbook) -> tuple[float, float]:
+    """(FLOPs, tokens) of a book's trials; one under way counts with all it will see."""
+    ran = [e for e in book.entries.values() if e.described]
+    used = [(e.size, e.last[0] if e.closed and e.state != "complete" else e.tokens) for e in ran]
+    return 6.0 * math.fsum(n * d for n, d in used), math.fsum(d for _, d in used)
