@@ -24,7 +24,7 @@ _HOMES = {
     "add_records": "study_table",
     "trial_table": "study_table",
     "repeat_seed": "strategy",
-    "retry_lost_trials": "leases",
+    "retry_stale_trials": "leases",
     "suggest_strategy": "strategy",
     "trial_folder": "checkpoints",
 }
@@ -37,7 +37,7 @@ __all__ = [
     "TrialRun",
     "add_records",
     "repeat_seed",
-    "retry_lost_trials",
+    "retry_stale_trials",
     "suggest_strategy",
     "trial_folder",
     "trial_table",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from metaopt_hpo_optuna.checkpoints import trial_folder
     from metaopt_hpo_optuna.engine import OptunaEngine
     from metaopt_hpo_optuna.fields import StudyWarning
-    from metaopt_hpo_optuna.leases import retry_lost_trials
+    from metaopt_hpo_optuna.leases import retry_stale_trials
     from metaopt_hpo_optuna.pruner import ScalingLawPruner
     from metaopt_hpo_optuna.sampler import ScalingLawSampler
     from metaopt_hpo_optuna.strategy import repeat_seed, suggest_strategy

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from metaopt_hpo.atomic import WriteError
 from metaopt_hpo.comparison.budget import limit_of
-from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
+from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask, check_method
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Checkpointing, Configuration, ObjectiveUnavailable
 from metaopt_hpo.locks import only_process
@@ -84,10 +84,7 @@ class OptunaEngine:
         Raises:
             EngineError: an unknown method, a corrupt or foreign store, or a study of another task.
         """
-        if method.name not in PROPOSERS:
-            raise EngineError(
-                f"engine 'optuna' has no method {method.name!r}; it has {', '.join(sorted(PROPOSERS))}"
-            )
+        check_method(self.name, method, PROPOSERS)
         folder = running_folder(store)
         alone = (
             nullcontext()

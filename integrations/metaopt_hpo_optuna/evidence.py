@@ -71,7 +71,7 @@ class Evidence:
         self._forget()
 
     def _forget(self) -> None:
-        self._known: weakref.WeakKeyDictionary[BaseStorage, dict[int, StudyHistory]] = (
+        self._past: weakref.WeakKeyDictionary[BaseStorage, dict[int, StudyHistory]] = (
             weakref.WeakKeyDictionary()
         )
         self._lock = threading.RLock()
@@ -79,7 +79,7 @@ class Evidence:
         self._places: OrderedDict[tuple[str, int, datetime | None], Cell] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_known", "_lock", "_told", "_places")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_past", "_lock", "_told", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -129,11 +129,11 @@ class Evidence:
         from metaopt_hpo.scaling.policy import Refits
 
         with self._lock:
-            known = self._read(study, at_ask)
-            if known.refits is None:
-                known.refits = Refits(need=self._need, allow_weak=self._allow_weak, base=self.base)
-            known.fitted = known.refits.in_force(known.history, [k.history for k in known.sources])
-            return known
+            past = self._read(study, at_ask)
+            if past.refits is None:
+                past.refits = Refits(need=self._need, allow_weak=self._allow_weak, base=self.base)
+            past.fitted = past.refits.in_force(past.history, [k.history for k in past.sources])
+            return past
 
     def run_of(self, study: Study, trial: FrozenTrial) -> Run | None:
         """The trial as the policy sees it, with its whole curve; None where a quantity is missing.
@@ -175,25 +175,25 @@ class Evidence:
             return not strategy or other in ("", strategy)
 
         with self._lock:
-            known = self._read(study, True)
+            past = self._read(study, True)
             key = (
-                step(known.finished),
-                sum(s.finished for s in known.sources),
-                sum(k.history.late for k in (known, *known.sources)),
+                step(past.finished),
+                sum(s.finished for s in past.sources),
+                sum(k.history.late for k in (past, *past.sources)),
             )
-            if strategy not in known.bowls or known.bowls[strategy][0] != key:
-                rows = [row_of(r) for r in known.records(key[0]) if counts(r.strategy) and not r.self_tuning]
-                known.bowls[strategy] = (key, fitted_bowl(Runs.of(rows), base=self.base))
-            rows = [row_of(r) for r in known.records() if counts(r.strategy) and not r.self_tuning]
-            without = [*known.pruned.values(), *self._running(study, trial)]
+            if strategy not in past.bowls or past.bowls[strategy][0] != key:
+                rows = [row_of(r) for r in past.records(key[0]) if counts(r.strategy) and not r.self_tuning]
+                past.bowls[strategy] = (key, fitted_bowl(Runs.of(rows), base=self.base))
+            rows = [row_of(r) for r in past.records() if counts(r.strategy) and not r.self_tuning]
+            without = [*past.pruned.values(), *self._running(study, trial)]
             rows += [row for row, other in without if counts(other)]
-            return Runs.of(rows), known.bowls[strategy][1]
+            return Runs.of(rows), past.bowls[strategy][1]
 
     def spent(self, study: Study, trial: FrozenTrial) -> tuple[float, float]:
         """(FLOPs, tokens) of the study's own trials before this one; one that still runs counts in full."""
         with self._lock:
-            known = self._read(study, True)
-            used = [*known.used, *(row[:2] for row, _ in self._running(study, trial))]
+            past = self._read(study, True)
+            used = [*past.used, *(row[:2] for row, _ in self._running(study, trial))]
         return 6.0 * math.fsum(n * d for n, d in used), math.fsum(d for _, d in used)
 
     def undecided(self, study: Study, trial: FrozenTrial) -> int:
@@ -219,8 +219,8 @@ class Evidence:
             return None
 
     def _read(self, study: Study, at_ask: bool) -> StudyHistory:
-        known = self._update(study, at_ask)
-        known.sources = [self._update(s, False) for s in self.sources]
+        past = self._update(study, at_ask)
+        past.sources = [self._update(s, False) for s in self.sources]
         for source in self.sources:
             if source.direction != study.direction:
                 raise ValueError(
@@ -228,10 +228,10 @@ class Evidence:
                     f"{study.study_name!r} to {study.direction.name.lower()}; a law cannot serve both, "
                     "negate the values of one of them"
                 )
-        for of, read in ((study, known), *zip(self.sources, known.sources, strict=True)):
+        for of, read in ((study, past), *zip(self.sources, past.sources, strict=True)):
             self._tell_about(of, read)
-        finished = sum(k.finished for k in (known, *known.sources))
-        if finished and not any(k.positive for k in (known, *known.sources)):
+        finished = sum(k.finished for k in (past, *past.sources))
+        if finished and not any(k.positive for k in (past, *past.sources)):
             maximize = study.direction == StudyDirection.MAXIMIZE
             self.tell_once(
                 "direction",
@@ -240,7 +240,7 @@ class Evidence:
                 f"{'maximize' if maximize else 'minimize'}; return the loss and minimize it, or for a score "
                 "minimize 1 - score",
             )
-        return known
+        return past
 
     def tell_once(self, code: str, message: str) -> None:
         """Warn with a `StudyWarning`, the first time for each code."""
@@ -250,32 +250,32 @@ class Evidence:
 
     def _update(self, study: Study, at_ask: bool) -> StudyHistory:
         storage, study_id = _compat.storage_of(study), _compat.study_id(study)
-        known = self._known.setdefault(storage, {}).setdefault(study_id, StudyHistory())
-        if not at_ask and _compat.ended_count(study) == len(known.seen):
-            return known
+        past = self._past.setdefault(storage, {}).setdefault(study_id, StudyHistory())
+        if not at_ask and _compat.ended_count(study) == len(past.seen):
+            return past
         if at_ask:
             ended = [t for t in _compat.trials_at_ask(study) if t.state in ENDED]
         else:
             ended = study.get_trials(deepcopy=False, states=ENDED)
-        if len(ended) > len(known.seen):
+        if len(ended) > len(past.seen):
             check_single_objective(study, "a law")
-            known.take(ended, self.names, study)
-        return known
+            past.take(ended, self.names, study)
+        return past
 
-    def _tell_about(self, study: Study, known: StudyHistory) -> None:
+    def _tell_about(self, study: Study, past: StudyHistory) -> None:
         """Say once what of a study cannot be used."""
-        if known.left_out:
-            number, why = next(iter(known.left_out.items()))
+        if past.left_out:
+            number, why = next(iter(past.left_out.items()))
             self.tell_once(
                 f"left-out-{study.study_name}",
-                f"{len(known.left_out)} trials of study {study.study_name!r} are left out, trial {number} for one: "
+                f"{len(past.left_out)} trials of study {study.study_name!r} are left out, trial {number} for one: "
                 f"{why}",
             )
-        if study in self.sources and known.seen and not known.finished and not known.left_out:
+        if study in self.sources and past.seen and not past.finished and not past.left_out:
             names = ", ".join(repr(n) for n in sorted(self.names.names()))
             self.tell_once(
                 f"no-size-{study.study_name}",
-                f"none of the {len(known.seen)} ended trials of source study {study.study_name!r} has all of {names} "
+                f"none of the {len(past.seen)} ended trials of source study {study.study_name!r} has all of {names} "
                 "as parameters or user attributes, so it teaches nothing; its names must be those of this study",
             )
 

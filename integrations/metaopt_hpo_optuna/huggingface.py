@@ -36,7 +36,7 @@ class TrialTrainerCallback(ReportedTrainer[TrialReporter]):
         size: trainable non-embedding parameters; default counted from the model, embeddings left out.
         metric: which evaluation metric is reported.
         strategy: name of what sets lr; default the Trainer's scheduler.
-        lease: seconds of silence after which `retry_lost_trials` may queue the trial again, as in `TrialRun`.
+        lease: seconds of silence after which `retry_stale_trials` may queue the trial again, as in `TrialRun`.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.evidence import Evidence
-from metaopt_hpo_optuna.ranges import known_range
+from metaopt_hpo_optuna.ranges import range_so_far
 from metaopt_hpo_optuna.study_history import Cell
 
 if TYPE_CHECKING:
@@ -133,17 +133,17 @@ class Proposals:
         names = self._evidence.names
         target = self._target
         if target is None:
-            known = [_pair(p) for p in names.models.values()]
-            known = known or [*candidates, *zip(runs.size.tolist(), runs.tokens.tolist(), strict=True)]
-            target = max(known, key=lambda c: c[0] * c[1])
+            cells = [_pair(p) for p in names.models.values()]
+            cells = cells or [*candidates, *zip(runs.size.tolist(), runs.tokens.tolist(), strict=True)]
+            target = max(cells, key=lambda c: c[0] * c[1])
         if batch is None:
             given = names.get(trial, "batch")
-            found = known_range(study, names.batch) if isinstance(names.batch, str) else None
+            found = range_so_far(study, names.batch) if isinstance(names.batch, str) else None
             batch = (given, given) if given is not None else found or _seen(runs.batch)
         return Context(
             target=target,
             candidates=candidates,
-            lr=lr or known_range(study, names.lr) or _seen(runs.lr) or USUAL_LR,
+            lr=lr or range_so_far(study, names.lr) or _seen(runs.lr) or USUAL_LR,
             batch=batch or (1.0, 1.0),
             base=self._evidence.base,
             seed=self.entropy & 0xFFFFFFFF,

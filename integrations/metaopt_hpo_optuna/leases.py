@@ -101,17 +101,17 @@ JUMP = 1.0
 _now = _Now()
 
 
-def retry_lost_trials(
+def retry_stale_trials(
     study: Study, trial: FrozenTrial | None = None, *, max_retry: int = 3, grace: float | None = GRACE
 ) -> list[int]:
     """Close running trials whose lease has run out and queue each again, to go on from its checkpoint.
 
     A worker that is killed between `ask` and `TrialRun` leaves a trial that never had a lease. In a study whose
     trials take leases, one that is `grace` seconds old and has neither a lease, nor a report, nor what `TrialRun`
-    writes at its start, counts as lost as well.
+    writes at its start, counts as stale as well.
 
     Call it before each trial, or give it to `study.optimize` as a callback (then `trial` is the one that
-    finished). The retry has the parameters and user attributes of the lost trial, the checkpoint's path among
+    finished). The retry has the parameters and user attributes of the stale trial, the checkpoint's path among
     them, and Optuna's own notes of a retry. When several workers call it, one of them queues each trial.
 
     Args:
@@ -127,8 +127,8 @@ def retry_lost_trials(
     Examples:
         >>> import optuna
         >>> study = optuna.create_study()
-        >>> from metaopt_hpo_optuna import retry_lost_trials
-        >>> retry_lost_trials(study)
+        >>> from metaopt_hpo_optuna import retry_stale_trials
+        >>> retry_stale_trials(study)
         []
     """
     if max_retry < 0:
@@ -137,31 +137,31 @@ def retry_lost_trials(
         raise ValueError(f"grace must be more than 0 seconds, or None, got {grace!r}")
     now = _now()
     closed = []
-    for lost in study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
-        expiry = lost.user_attrs.get(LEASE)
+    for stale in study.get_trials(deepcopy=True, states=(TrialState.RUNNING,)):
+        expiry = stale.user_attrs.get(LEASE)
         if not isinstance(expiry, int | float):  # none, or somebody else's
             expiry = None
-        if expiry is None and not _never_began(study, lost, now, grace):
+        if expiry is None and not _never_began(study, stale, now, grace):
             continue
         if expiry is not None and expiry > now:
             continue
         try:
-            study.tell(lost.number, state=TrialState.FAIL)
+            study.tell(stale.number, state=TrialState.FAIL)
         except (ValueError, RuntimeError):
             continue  # another worker was first
-        closed.append(lost.number)
-        history = [*lost.system_attrs.get("retry_history", []), lost.number]
+        closed.append(stale.number)
+        history = [*stale.system_attrs.get("retry_history", []), stale.number]
         if len(history) > max_retry:
             continue
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,
-                params=lost.params,
-                distributions=lost.distributions,
-                user_attrs={k: v for k, v in lost.user_attrs.items() if k not in (LEASE, REASON)},
+                params=stale.params,
+                distributions=stale.distributions,
+                user_attrs={k: v for k, v in stale.user_attrs.items() if k not in (LEASE, REASON)},
                 system_attrs={
-                    **lost.system_attrs,
-                    "failed_trial": lost.system_attrs.get("failed_trial", lost.number),
+                    **stale.system_attrs,
+                    "failed_trial": stale.system_attrs.get("failed_trial", stale.number),
                     "retry_history": history,
                 },
             )
@@ -174,7 +174,7 @@ def _never_began(study: Study, trial: FrozenTrial, now: float, grace: float | No
     if grace is None or trial.datetime_start is None or now - trial.datetime_start.timestamp() < grace:
         return False
     if trial.intermediate_values or FLOPS_PER_TOKEN in trial.user_attrs:
-        return False  # it is a run without a lease: not known to be lost
+        return False  # it is a run without a lease: not known to be stale
     return any(LEASE in other.user_attrs for other in study.get_trials(deepcopy=False))
 
 

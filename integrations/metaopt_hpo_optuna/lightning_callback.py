@@ -38,7 +38,7 @@ class TrialLightningCallback(ReportedLightning[TrialReporter]):
         tokens: planned training tokens; default `max_steps` of the Trainer times `batch`.
         monitor: which logged validation metric is reported.
         strategy: name of what sets lr.
-        lease: seconds of silence after which `retry_lost_trials` may queue the trial again, as in `TrialRun`.
+        lease: seconds of silence after which `retry_stale_trials` may queue the trial again, as in `TrialRun`.
     """
 
     def __init__(

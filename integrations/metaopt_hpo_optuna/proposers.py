@@ -168,9 +168,9 @@ PROPOSERS: dict[str, Callable[[Method, SearchTask], Proposer]] = {
 }
 
 
-def make_pruner(method: Method, task: SearchTask) -> BasePruner:
-    """The pruner of a method; steps are tokens."""
-    first = first_rung(task.tokens)
+def make_pruner(method: Method, task: SearchTask, first: int | None = None) -> BasePruner:
+    """The pruner of a method; steps are tokens, the first at which it judges is `first` (default: the first rung)."""
+    first = first_rung(task.tokens) if first is None else first
     if method.name == "median":
         return MedianPruner(n_startup_trials=before_median(task), n_warmup_steps=first)
     if method.name == "hyperband":

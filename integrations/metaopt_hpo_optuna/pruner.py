@@ -144,7 +144,7 @@ class ScalingLawPruner(BasePruner):
         except ValueError as error:
             evidence.tell_once("no-number", f"ScalingLawPruner: {error}")
             return None
-        known = evidence.read(study)
+        past = evidence.read(study)
         if run is None:
             self._tell_missing(study, trial)
             return None
@@ -159,11 +159,11 @@ class ScalingLawPruner(BasePruner):
             return None
         try:
             rule = Rule(grace_tokens=self._n_warmup_tokens, min_size=self._min_size)
-            if known.history.stops_in_a_row(run.size) >= PATIENCE:
-                run = self._with_spared(study, trial, run, known.history)
-            assert known.fitted is not None
-            others = [k.history for k in known.sources]
-            return decide(run, known.history, known.fitted, rule, others=others)
+            if past.history.stops_in_a_row(run.size) >= PATIENCE:
+                run = self._with_spared(study, trial, run, past.history)
+            assert past.fitted is not None
+            others = [k.history for k in past.sources]
+            return decide(run, past.history, past.fitted, rule, others=others)
         except Exception as error:  # a law that fails must not end a search
             evidence.tell_once(
                 "failed",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GPSampler, GridSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -16,29 +16,17 @@ from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.record_json import record_to_json
 from metaopt_hpo_optuna.fields import RECORD
+from metaopt_hpo_optuna.proposers import make_pruner
 from metaopt_hpo_optuna.pruner import ScalingLawPruner
 from metaopt_hpo_optuna.sampler import ScalingLawSampler
+from metaopt_hpo_optuna.search_study import quiet_optuna
 
 FEW = 4
 """Random trials before a model of few: ten, Optuna's default, is more than most targets here need in all."""
 
-Setup = tuple[BaseSampler, BasePruner]
-
 
 def _law(race: SearchTask) -> BaseSampler:
     return ScalingLawSampler(models=dict(enumerate((*race.pilots, race.target))), seed=race.seed)
-
-
-def _first(race: SearchTask) -> int:
-    return int(min(race.rungs, default=race.tokens))
-
-
-def _hyperband(race: SearchTask) -> BasePruner:
-    return HyperbandPruner(min_resource=_first(race), max_resource=int(race.tokens), reduction_factor=3)
-
-
-def _asha(race: SearchTask) -> BasePruner:
-    return SuccessiveHalvingPruner(min_resource=_first(race), reduction_factor=3, min_early_stopping_rate=0)
 
 
 def _grid(race: SearchTask) -> BaseSampler:
@@ -60,25 +48,29 @@ def _steps(bounds: tuple[float, float]) -> list[float]:
     return [bounds[0] * (bounds[1] / bounds[0]) ** (i / count) for i in range(count + 1)]
 
 
-METHODS: dict[str, Callable[[SearchTask], Setup]] = {
-    "law": lambda r: (_law(r), ScalingLawPruner()),
-    "law-no-pruner": lambda r: (_law(r), NopPruner()),
-    "tpe": lambda r: (TPESampler(seed=r.seed), NopPruner()),
-    "tpe-few": lambda r: (TPESampler(seed=r.seed, n_startup_trials=FEW), NopPruner()),
-    "hyperband": lambda r: (TPESampler(seed=r.seed), _hyperband(r)),
-    "asha": lambda r: (RandomSampler(seed=r.seed), _asha(r)),
-    "gp": lambda r: (GPSampler(seed=r.seed, n_startup_trials=FEW), NopPruner()),
-    "random": lambda r: (RandomSampler(seed=r.seed), NopPruner()),
-    "grid": lambda r: (_grid(r), NopPruner()),
+METHODS: dict[str, Callable[[SearchTask], BaseSampler]] = {
+    "law": _law,
+    "law-no-pruner": _law,
+    "tpe": lambda r: TPESampler(seed=r.seed),
+    "tpe-few": lambda r: TPESampler(seed=r.seed, n_startup_trials=FEW),
+    "hyperband": lambda r: TPESampler(seed=r.seed),
+    "asha": lambda r: RandomSampler(seed=r.seed),
+    "gp": lambda r: GPSampler(seed=r.seed, n_startup_trials=FEW),
+    "random": lambda r: RandomSampler(seed=r.seed),
+    "grid": _grid,
 }
+
+
+def _pruner(method: Method, race: SearchTask) -> BasePruner:
+    if method.name == "law":
+        return ScalingLawPruner()
+    return make_pruner(method, race, int(min(race.rungs, default=race.tokens)))
 
 
 def run_race(method: Method, race: SearchTask) -> Iterator[TrialRecord]:
     """Records of one method's study, trial after trial, until the budget is spent."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        sampler, pruner = METHODS[method.name](race)
+    with quiet_optuna():
+        sampler, pruner = METHODS[method.name](race), _pruner(method, race)
         study = optuna.create_study(study_name=f"{method.name}-{race.seed}", sampler=sampler, pruner=pruner)
         cells = (*race.pilots, race.target)
         spent = 0.0
@@ -107,8 +99,6 @@ def run_race(method: Method, race: SearchTask) -> Iterator[TrialRecord]:
             yield record
             if isinstance(sampler, GridSampler) and sampler.is_exhausted(study):
                 return
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 def _suggest(trial: optuna.Trial, name: str, bounds: tuple[float, float]) -> float:

@@ -25,7 +25,7 @@ def log_range(distribution: BaseDistribution) -> tuple[float, float] | None:
     return None
 
 
-def known_range(study: Study, name: str) -> tuple[float, float] | None:
+def range_so_far(study: Study, name: str) -> tuple[float, float] | None:
     """The range a parameter had in the newest trial that has it."""
     for trial in reversed(_compat.trials_at_ask(study)):
         if name in trial.distributions:

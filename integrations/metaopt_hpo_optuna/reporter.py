@@ -33,7 +33,7 @@ class TrialReporter(ReportedRun):
         comparable_from: part of the run after which its loss may be compared with runs of other strategies;
             by default 1 (only its end) for a run that finds its lr itself, else 0.
         seed, workload, params: for the record.
-        lease: seconds of silence after which `retry_lost_trials` may queue the trial again, as in `TrialRun`.
+        lease: seconds of silence after which `retry_stale_trials` may queue the trial again, as in `TrialRun`.
 
     Raises:
         ValueError: a multi-objective study, a quantity that is not positive, or an attribute the trial already

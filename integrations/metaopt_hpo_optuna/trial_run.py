@@ -56,7 +56,7 @@ class TrialRun(FrameworkRun):
         checkpoint: a file to save to and resume from, of this trial alone; or a folder (one that exists, or a
             name that ends in "/"), in which each trial has its own. A retry of a trial whose worker died
             inherits that one's file through its user attributes and goes on from it.
-        lease: seconds of silence after which `retry_lost_trials` may queue the trial again; for storages and
+        lease: seconds of silence after which `retry_stale_trials` may queue the trial again; for storages and
             loops without Optuna's heartbeat (Journal, gRPC, ask-and-tell). Default None, no lease.
         repeats: what becomes of a trial that repeats a finished one of the same seed, where no parameter is a
             number (a strategy that finds its lr, chosen again). "reuse" (default) takes that one's value: the

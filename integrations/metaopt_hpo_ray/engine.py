@@ -18,7 +18,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 
-from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask
+from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask, check_method
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import populations, race
@@ -118,10 +118,7 @@ class RayEngine:
         Raises:
             EngineError: an unknown method, a corrupt or foreign store, or a trial that raised.
         """
-        if method.name not in self.methods:
-            raise EngineError(
-                f"engine 'ray' has no method {method.name!r}; it has {', '.join(sorted(self.methods))}"
-            )
+        check_method(self.name, method, self.methods)
         if store is not None:
             return self._search(method, task, folder_of(store, study), study, progress)
         with tempfile.TemporaryDirectory(prefix="metaopt-ray-") as folder:

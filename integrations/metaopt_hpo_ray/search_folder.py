@@ -6,21 +6,18 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from metaopt_hpo.atomic import WriteError, write_text
-from metaopt_hpo.comparison.engine import EngineError, SearchTask
+from metaopt_hpo.comparison.engine import EngineError, SearchTask, changed_facts, facts_of
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.logbook_file import LogbookError
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.journal import JOURNAL
+from metaopt_hpo_ray.trial_files import read_json
 
 TASK = "task.json"
 """Beside the trials: what they were run for."""
-
-RACE_ONLY = ("pilots", "batch_bounds", "rungs")
-"""Parts of a task that say nothing of a search that is kept."""
 
 
 def folder_of(store: str, study: str) -> Path:
@@ -33,19 +30,14 @@ def folder_of(store: str, study: str) -> Path:
 
 def claim(folder: Path, method: Method, task: SearchTask) -> None:
     """Refuse a folder that holds a search for something else."""
-    facts: dict[str, Any] = {
-        k: v for k, v in vars(task).items() if k not in ("objective", "evidence", *RACE_ONLY)
-    }
-    facts = {**facts, "objective": task.objective.name, "method": method.name}
-    text = json.dumps(facts, indent=2, sort_keys=True, default=str)
+    facts = facts_of(method, task)
     path = folder / TASK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = path.read_text(encoding="utf-8") if path.exists() else None
-        if held is not None and held != text:
+        if not path.exists():
+            write_text(path, json.dumps(facts, indent=2, sort_keys=True))
+        elif changed_facts(facts, read_json(path.read_text(encoding="utf-8", errors="replace"))):
             raise EngineError(f"{folder} holds a search for another task; choose another store or study")
-        if held is None:
-            write_text(path, text)
     except OSError as error:
         raise EngineError(
             f"cannot keep trials in {folder}: {error.strerror}; choose another store"

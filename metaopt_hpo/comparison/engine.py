@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Configuration, Objective
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.record_json import plain
 
 ENTRY_POINT_GROUP = "metaopt_hpo.engines"
 
@@ -83,6 +85,39 @@ class SearchTask:
             strategy=strategy or self.strategy,
             options={} if strategy and strategy != self.strategy else dict(self.options),
             seed=self.seed if seed is None else seed,
+        )
+
+
+def facts_of(method: Method, task: SearchTask) -> dict[str, Any]:
+    """What a kept search must have been started with to be resumed, as plain JSON: what a proposal depends on."""
+    evidence = [[r.study, r.trial, r.size, r.lr, r.loss] for r in task.evidence]
+    return {
+        "method": method.name,
+        "objective": task.objective.name,
+        "size": float(task.size),
+        "tokens": float(task.tokens),
+        "batch": float(task.batch),
+        "lr_bounds": [float(b) for b in task.lr_bounds],
+        "budget": float(task.budget),
+        "seed": int(task.seed),
+        "strategy": task.strategy,
+        "options": plain(dict(task.options)),
+        "evidence": json.dumps(plain(evidence)),
+    }
+
+
+def changed_facts(facts: Mapping[str, Any], kept: Any) -> list[str]:
+    """Names of the facts of a search that differ from those kept with an earlier one, which may have kept fewer."""
+    if not isinstance(kept, Mapping) or "method" not in kept:
+        return sorted(facts)
+    return sorted(k for k in facts if k in kept and kept[k] != facts[k])
+
+
+def check_method(name: str, method: Method, methods: Iterable[str], verb: str = "has") -> None:
+    """Raise EngineError unless an engine of this name has (or races) the method."""
+    if method.name not in methods:
+        raise EngineError(
+            f"engine {name!r} {verb} no method {method.name!r}; it {verb} {', '.join(sorted(methods))}"
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, leases, retry_lost_trials
+from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, leases, retry_stale_trials
 from metaopt_hpo_optuna.leases import GRACE, Lease
 
 
@@ -54,40 +54,40 @@ def test_a_clock_set_ahead_loses_no_live_trial(clock: Clock, jump: float) -> Non
     study, held = running(60.0)
     clock.after(10.0)
     clock.day += jump  # set, or the machine was asleep
-    assert retry_lost_trials(study) == []
+    assert retry_stale_trials(study) == []
     clock.after(5.0)
-    assert retry_lost_trials(study) == []
+    assert retry_stale_trials(study) == []
     held.take()
     clock.after(GRACE + 1)
     held.take()
-    assert retry_lost_trials(study) == []
+    assert retry_stale_trials(study) == []
     # and one that is silent from then on is found
     clock.after(61.0)
-    assert retry_lost_trials(study) == [0]
+    assert retry_stale_trials(study) == [0]
 
 
 def test_a_trial_that_was_lost_before_the_clock_was_set_ahead_is_found(clock: Clock) -> None:
     study, _ = running(60.0)
     clock.after(61.0)
     clock.day += 3600.0
-    assert retry_lost_trials(study) == [0]
+    assert retry_stale_trials(study) == [0]
 
 
 def test_a_clock_set_back_delays_and_loses_nothing(clock: Clock) -> None:
     study, held = running(60.0)
     clock.day -= 3600.0
     clock.after(30.0)
-    assert retry_lost_trials(study) == []
+    assert retry_stale_trials(study) == []
     held.take()
     clock.after(61.0)
-    assert retry_lost_trials(study) == [0]
+    assert retry_stale_trials(study) == [0]
 
 
 @pytest.mark.parametrize("junk", ["x", [1], {"a": 1}, True, None])
 def test_a_lease_that_is_no_number_is_none(junk: object) -> None:
     study = optuna.create_study()
     study.ask().set_user_attr("metaopt:lease", junk)
-    assert retry_lost_trials(study) in ([], [0])
+    assert retry_stale_trials(study) in ([], [0])
 
 
 def ended(draw: random.Random, number: int, start: datetime, jumps: bool) -> FrozenTrial:

@@ -24,7 +24,7 @@ from metaopt_hpo.locks import InUse
 from metaopt_hpo.trials.record import Curve, TrialRecord, token_grid
 from metaopt_hpo.trials.record_json import record_to_json
 from metaopt_hpo.workloads import members
-from metaopt_hpo_optuna import OptunaEngine, engine, kept_search, trial_table
+from metaopt_hpo_optuna import OptunaEngine, engine, search_study, trial_table
 
 SIZES = (2e3, 5e3, 1e4)
 METHODS = sorted(OptunaEngine().methods)
@@ -146,7 +146,7 @@ def test_a_search_killed_at_any_write_ends_as_if_it_had_not_been(
     """The process ends before or after each write to the store, one after the other."""
     whole = OptunaEngine().search(method(name), task(Bowl(), 5), study="s")
     storage = InMemoryStorage()
-    monkeypatch.setattr(kept_search, "open_store", lambda store: storage)
+    monkeypatch.setattr(search_study, "open_store", lambda store: storage)
     left = [0]
 
     def deadly(write: Callable[..., Any]) -> Callable[..., Any]:
@@ -207,7 +207,7 @@ def test_a_killed_process_leaves_a_trial_that_goes_on_from_its_checkpoint(
 
     storages: dict[str | None, InMemoryStorage] = {}
     monkeypatch.setattr(
-        kept_search, "open_store", lambda store: storages.setdefault(store, InMemoryStorage())
+        search_study, "open_store", lambda store: storages.setdefault(store, InMemoryStorage())
     )
     whole = search(str(tmp_path / "whole.sqlite"))
     Dying.dies_at = 3

@@ -120,7 +120,7 @@ def test_a_study_that_is_gone_is_forgotten() -> None:
     known = evidence()
     known.read(grown())
     gc.collect()
-    assert len(known._known) == 0
+    assert len(known._past) == 0
 
 
 def test_the_best_of_each_size_and_budget() -> None:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from torch import nn
 
 from metaopt_hpo.strategies import make
-from metaopt_hpo_optuna import TrialRun, retry_lost_trials
+from metaopt_hpo_optuna import TrialRun, retry_stale_trials
 from metaopt_hpo_optuna.leases import Lease, patiently
 
 TOKENS, BATCH, WORKERS, WANTED = 2048, 16, 8, 10
@@ -75,7 +75,7 @@ def work(index: int, kind: str, place: str, folder: Path, deadline: float) -> No
 
     while time.time() < deadline:
         if kind == "journal":
-            retry_lost_trials(study)
+            retry_stale_trials(study)
         states = [t.state for t in study.get_trials(deepcopy=False)]
         lost = sum(s == TrialState.FAIL for s in states)
         if states.count(TrialState.COMPLETE) >= WANTED and lost >= 2 and TrialState.WAITING not in states:
@@ -149,8 +149,8 @@ def test_a_lost_trial_is_queued_once_and_no_more_than_allowed(
     trial.suggest_float("x", 0, 1)
     trial.set_user_attr("metaopt:lease", time.time() - 1)
     trial.set_user_attr("metaopt:checkpoint", "file.pt")
-    assert retry_lost_trials(study) == [0]
-    assert retry_lost_trials(study) == []
+    assert retry_stale_trials(study) == [0]
+    assert retry_stale_trials(study) == []
     waiting = study.trials[1]
     assert waiting.state == TrialState.WAITING
     assert waiting.params == study.trials[0].params
@@ -159,10 +159,10 @@ def test_a_lost_trial_is_queued_once_and_no_more_than_allowed(
         again = study.ask()
         assert again.number == retry
         again.set_user_attr("metaopt:lease", time.time() - 1)
-        retry_lost_trials(study, max_retry=2)
+        retry_stale_trials(study, max_retry=2)
     assert [t.state for t in study.trials] == [TrialState.FAIL] * 3
     with pytest.raises(ValueError, match="max_retry must be at least 0"):
-        retry_lost_trials(study, max_retry=-1)
+        retry_stale_trials(study, max_retry=-1)
 
 
 def test_a_worker_killed_before_its_run_began_is_noticed(make_storage: Callable[[str], BaseStorage]) -> None:
@@ -170,17 +170,17 @@ def test_a_worker_killed_before_its_run_began_is_noticed(make_storage: Callable[
     asked = study.ask()
     lr = asked.suggest_float("lr", 0.1, 1.0)
     # nothing says that this study's trials take leases: a trial without one may be anybody's
-    assert retry_lost_trials(study, grace=1e-6) == []
+    assert retry_stale_trials(study, grace=1e-6) == []
     other = study.ask()
     other.set_user_attr("metaopt:lease", time.time() + 60)
-    assert retry_lost_trials(study) == []  # it is younger than ten minutes
-    assert retry_lost_trials(study, grace=None) == []
+    assert retry_stale_trials(study) == []  # it is younger than ten minutes
+    assert retry_stale_trials(study, grace=None) == []
     unleased = study.ask()
     unleased.set_user_attr("metaopt:flops_per_token", 30.0)  # a TrialRun without a lease
-    assert retry_lost_trials(study, grace=1e-6) == [asked.number]
+    assert retry_stale_trials(study, grace=1e-6) == [asked.number]
     assert study.ask().suggest_float("lr", 0.1, 1.0) == lr
     with pytest.raises(ValueError, match="grace must be more than 0 seconds"):
-        retry_lost_trials(study, grace=0.0)
+        retry_stale_trials(study, grace=0.0)
 
 
 def test_a_lease_is_renewed_while_its_block_runs() -> None:
@@ -188,7 +188,7 @@ def test_a_lease_is_renewed_while_its_block_runs() -> None:
     trial = study.ask()
     with Lease(trial, 0.4):
         first = study.trials[0].user_attrs["metaopt:lease"]
-        assert retry_lost_trials(study) == []
+        assert retry_stale_trials(study) == []
         time.sleep(0.5)
         assert study.trials[0].user_attrs["metaopt:lease"] > first
     with pytest.raises(ValueError, match="more than 0 seconds"):

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, retry_lost_trials
+from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, retry_stale_trials
 
 SPACE = FloatDistribution(1e-4, 1e-1, log=True)
 MINE = {"size": 64e6, "tokens": 128e7, "batch": 32.0}
@@ -122,7 +122,7 @@ def check(hostile: list[FrozenTrial], known: bool, reports: dict[int, float]) ->
                 answers(early, asked, reports)
         got = [answers(who, asked, reports) for who in (early, worker(), early, worker())]
         assert len(set(map(repr, got))) == 1, got
-        retry_lost_trials(early)
+        retry_stale_trials(early)
     return got[0]
 
 
