@@ -12,7 +12,7 @@ from metaopt_hpo.scaling.base.sources import BaseLike
 from metaopt_hpo.scaling.describe import describe
 from metaopt_hpo.scaling.fitting.reading import Use
 from metaopt_hpo.scaling.forecast import CurveLike, Forecast, forecast
-from metaopt_hpo.scaling.policy import Verdict, verdict
+from metaopt_hpo.scaling.policy import Finished, Verdict, verdict
 
 if TYPE_CHECKING:
     from metaopt_hpo.trials.table import TrialTable
@@ -54,9 +54,19 @@ class Law(law.Law):
         batch: float,
         incumbent: float | None = None,
         curve: CurveLike | None = None,
+        finished: Sequence[Finished] = (),
     ) -> Verdict:
         """Launch, keep, stop or abstain; see `scaling.policy.verdict`."""
-        return verdict(self, size=size, tokens=tokens, lr=lr, batch=batch, incumbent=incumbent, curve=curve)
+        return verdict(
+            self,
+            size=size,
+            tokens=tokens,
+            lr=lr,
+            batch=batch,
+            incumbent=incumbent,
+            curve=curve,
+            finished=finished,
+        )
 
     def refit(self, table: TrialTable) -> Law:
         """The law after more trials, in a fraction of the time: see `scaling.build.refit`."""

@@ -118,11 +118,7 @@ def distribution(
     positive("lr", lr)
     positive("batch", batch)
     mean, variance, excess = log_loss(law, size, tokens, lr, batch)
-    seen = None if curve is None else last_point(curve)
-    if seen is not None and seen[0] >= tokens:
-        mean, variance = seen[1], 0.0
-    elif seen is not None:
-        mean, variance = _with_curve(law, (size, tokens, lr, batch), seen, mean, variance)
+    mean, variance = with_curve(law, (size, tokens, lr, batch), curve, mean, variance)
     if not (abs(mean) < LARGEST and variance >= 0.0):  # also where either is NaN
         raise no_answer(size, tokens)
     return mean, math.sqrt(variance + law.noise**2), excess
@@ -143,15 +139,10 @@ def possible_ends(
 ) -> list[tuple[float, float]]:
     """(mean, standard deviation) of the final ln loss for each of them."""
     place = law.at(size, tokens)
-    seen = None if curve is None else last_point(curve)
     out = []
     for excess in possible_excess(law, size, tokens, lr, batch):
-        mean, variance = place.f + excess, place.var_f
-        if seen is not None and seen[0] >= tokens:
-            mean, variance = seen[1], 0.0
-        elif seen is not None:
-            mean, variance = _with_curve(law, (size, tokens, lr, batch), seen, mean, variance)
-        out.append((mean, math.sqrt(variance + law.noise**2)))
+        found = with_curve(law, (size, tokens, lr, batch), curve, place.f + excess, place.var_f)
+        out.append((found[0], math.sqrt(found[1] + law.noise**2)))
     return out
 
 
@@ -160,16 +151,21 @@ def chance_below(loss: float, mean: float, sd: float) -> float:
     return 0.5 * math.erfc((mean - math.log(loss)) / (sd * math.sqrt(2.0)))
 
 
-def _with_curve(
+def with_curve(
     law: Law,
     config: tuple[float, float, float, float],
-    seen: tuple[float, float],
+    curve: CurveLike | None,
     mean: float,
     variance: float,
 ) -> tuple[float, float]:
-    """(mean, variance) of the final ln loss once `seen`, (tokens, ln loss), is known."""
+    """(mean, variance) of the final ln loss of (size, tokens, lr, batch), once its last report is known too."""
     size, tokens, lr, batch = config
+    seen = None if curve is None else last_point(curve)
+    if seen is None:
+        return mean, variance
     t, observed = seen
+    if t >= tokens:
+        return observed, 0.0
     left = math.log(tokens / t)
     if law.fall is not None:
         x, y, *_ = law.at(size, tokens)

@@ -1,8 +1,9 @@
 """Plain tables of three sizes, asked at 2.5 times the largest: how often the law is wrong, and what its doubt does.
 
-    python -m studies.laws.usual [--bent]
+    python -m studies.laws.usual [--data DIR]
 
-`--bent` asks as well what verdicts would do where a law may bend, did they weigh what it leaves open, not abstain.
+Verdicts are asked for twice: knowing the lowest loss alone, and told of the runs that have finished. With `DIR` (see
+README.md) the same is asked of the held-out runs of published tables.
 
 One batch, one number of tokens, 5 or 8 learning rates a size; curvature, noise, the scatter of optima and the step
 between sizes are those of published tables. Every table is drawn twice: by a power law of size, and with a bend in it.
@@ -14,8 +15,8 @@ import itertools
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -26,9 +27,9 @@ from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, LawRefused, fit
 from metaopt_hpo.scaling.cautions import COSTLY, WRONG, excess_of
 from metaopt_hpo.scaling.forms.surface import Array
-from metaopt_hpo.scaling.policy import stopping
 from metaopt_hpo.trials.table import TrialTable
 from studies import benchmarks
+from studies.benchmarks import Split
 
 LEAST, TOKENS, BATCH = 1e8, 1e10, 5e5
 FURTHER = 2.5
@@ -117,8 +118,8 @@ def chance(law: Law, size: float) -> float:
     return float((lost > COSTLY).mean())
 
 
-def judge(bend: float) -> tuple[str, Counter[tuple[str, str, str]]]:
-    """A row of the first table, and the verdicts for the second."""
+def judge(bend: float, told: bool) -> tuple[str, Counter[tuple[str, str, str]]]:
+    """A row of the first table, and the verdicts: `told` of the finished runs, or of the lowest loss alone."""
     verdicts: Counter[tuple[str, str, str]] = Counter()
     count = wrong = quiet = doubted = 0
     chances = 0.0
@@ -138,36 +139,37 @@ def judge(bend: float) -> tuple[str, Counter[tuple[str, str, str]]]:
         x = rng.uniform(-2, 2, RUNS)
         loss = floor(usual.target) * np.exp(usual.excess(x) + usual.noise * rng.standard_normal(RUNS))
         best = float(loss[:FINISHED].min())
-        for a, end in zip(x[FINISHED:], loss[FINISHED:], strict=True):
-            lr = float(np.exp(usual.optimum(usual.target) + a))
-            v = law.verdict(size=usual.target, tokens=TOKENS, lr=lr, batch=BATCH, incumbent=best)
+        lrs = np.exp(usual.optimum(usual.target) + x)
+        finished = [(float(a), BATCH, float(b)) for a, b in zip(lrs[:FINISHED], loss[:FINISHED], strict=True)]
+        for lr, end in zip(lrs[FINISHED:], loss[FINISHED:], strict=True):
+            known = finished if told else ()
+            v = law.verdict(
+                size=usual.target, tokens=TOKENS, lr=float(lr), batch=BATCH, incumbent=best, finished=known
+            )
             verdicts[kind, "better" if end < best else "worse", v.action] += 1
     name = "a bend in every table" if bend else "a power law"
     return f"| {name} | {count} | {wrong} | {quiet} | {chances:.1f} | {doubted} |", verdicts
 
 
-@contextmanager
-def weighing_bends() -> Iterator[None]:
-    """Verdicts as if a law that may bend said by how much it may be off."""
-    before = stopping.WEIGHED
-    stopping.WEIGHED = (*before, "bend")
-    try:
-        yield
-    finally:
-        stopping.WEIGHED = before
-
-
-def on_text_lm() -> str:
-    """A row: what verdicts make of the 222 k runs of `text-lm`, where the law's pilots show another structure."""
-    split = benchmarks.live_splits()[-1]
+def on_table(split: Split, finished: int, repeats: int = 10) -> str:
+    """A row: held-out runs, of which a few drawn at random have finished and the others of their cell ask."""
     law = fit(split.train, draws=60, allow_weak=True)
-    runs = [r for r in split.test.records() if r.state == "complete"]
-    best = float(np.median([r.loss for r in runs]))
     found: Counter[tuple[str, str]] = Counter()
-    for r in runs:
-        v = law.verdict(size=r.size, tokens=r.tokens, lr=r.lr, batch=r.batch, incumbent=best)
-        found["better" if r.loss < best else "worse", v.action] += 1
-    return row_of("text-lm at 222 k, the median run to beat", "all", found)
+    rng = np.random.default_rng(0)
+    done = [r for r in split.test.records() if r.state == "complete"]
+    for cell in sorted({(r.size, r.tokens) for r in done}):
+        runs = [r for r in done if (r.size, r.tokens) == cell]
+        for _ in range(repeats if len(runs) > 2 * finished else 0):
+            order = rng.permutation(len(runs))
+            known = [(r.lr, r.batch, r.loss) for r in (runs[i] for i in order[:finished])]
+            best = min(loss for *_, loss in known)
+            for r in (runs[i] for i in order[finished:]):
+                v = law.verdict(size=r.size, tokens=r.tokens, lr=r.lr, batch=r.batch, finished=known)
+                found["better" if r.loss < best else "worse", v.action] += 1
+    return row_of(split.title, f"{finished} finished runs", found) if found else ""
+
+
+HEAD = "runs that end worse, stopped | runs that end better, stopped"
 
 
 def row_of(truth: str, kind: str, verdicts: Counter[tuple[str, str]]) -> str:
@@ -180,33 +182,35 @@ def row_of(truth: str, kind: str, verdicts: Counter[tuple[str, str]]) -> str:
 
 
 def main(
-    bent: Annotated[bool, typer.Option(help="Also weigh laws that may bend, which abstain.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of published tables; without it, text-lm alone.")
+    ] = None,
 ) -> None:
     """Print how often such laws are wrong, and what becomes of runs under them."""
     warnings.simplefilter("ignore", MetaOptWarning)
-    found = {bend: judge(bend) for bend in (0.0, BEND)}
     print(
         "| truth | laws | wrong | of them without a warning | sum of their own chances | right and doubted |"
     )
     print("|---|---|---|---|---|---|")
-    for row, _ in found.values():
+    found = {told: {bend: judge(bend, told) for bend in (0.0, BEND)} for told in (False, True)}
+    for row, _ in found[True].values():
         print(row)
-    _print_verdicts("as they are", {bend: verdicts for bend, (_, verdicts) in found.items()})
-    if bent:
-        with weighing_bends():
-            _print_verdicts("did laws that may bend weigh", {b: judge(b)[1] for b in (0.0, BEND)})
-
-
-def _print_verdicts(title: str, found: dict[float, Counter[tuple[str, str, str]]]) -> None:
-    print(f"\nVerdicts {title}:\n")
-    print(
-        "| truth | doubt | runs that end worse, stopped | runs that end better, stopped |\n|---|---|---|---|"
-    )
-    for bend, verdicts in found.items():
-        for kind in ("none", "unsure optimum", "other"):
-            of_kind = Counter({(e, a): n for (k, e, a), n in verdicts.items() if k == kind})
-            print(row_of("bend" if bend else "power law", kind, of_kind))
-    print(on_text_lm())
+    for told, title in (
+        (False, "knowing the lowest loss alone"),
+        (True, f"told of {FINISHED} finished runs"),
+    ):
+        print(f"\nVerdicts, {title}:\n\n| truth | doubt | {HEAD} |\n|---|---|---|---|")
+        for bend, (_, verdicts) in found[told].items():
+            for kind in ("none", "unsure optimum", "other"):
+                of_kind = Counter({(e, a): n for (k, e, a), n in verdicts.items() if k == kind})
+                print(row_of("bend" if bend else "power law", kind, of_kind))
+    print(f"\nVerdicts on tables:\n\n| table | told of | {HEAD} |\n|---|---|---|---|")
+    splits = [benchmarks.live_splits()[-1]]
+    splits += [] if data is None else [*benchmarks.ordered_splits(data), *benchmarks.mup_widths_splits(data)]
+    for split in splits:
+        for finished in (FINISHED, 2 * FINISHED):
+            if row := on_table(split, finished):
+                print(row)
 
 
 if __name__ == "__main__":

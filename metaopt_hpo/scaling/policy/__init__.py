@@ -1,9 +1,10 @@
 """The policy that every integration calls: what to run next, and what becomes of a running trial.
 
-`proposing` says what to run next (`design`: which size and tokens; `points`: where in lr and batch), `stopping` whether
-a trial may still win, `refits` when a law is fitted again. Pure: no framework, no clock.
+`proposing` says what to run next (`design`: which size and tokens; `points`, `target_points`: which lr and batch),
+`stopping` whether a trial may still win, `refits` when a law is fitted again. Pure: no framework, no clock.
 """
 
+from metaopt_hpo.scaling.policy.conditioned import Finished
 from metaopt_hpo.scaling.policy.history import History, Run
 from metaopt_hpo.scaling.policy.limits import Limits
 from metaopt_hpo.scaling.policy.proposing import (
@@ -35,6 +36,7 @@ __all__ = [
     "Config",
     "Context",
     "Decision",
+    "Finished",
     "Fitted",
     "History",
     "Limits",

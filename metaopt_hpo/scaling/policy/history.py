@@ -10,10 +10,14 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from metaopt_hpo.scaling.policy.conditioned import Conditioned, conditioned
 from metaopt_hpo.scaling.sameness import SAME, at_least, same
 from metaopt_hpo.trials.record import TrialRecord
+
+if TYPE_CHECKING:
+    from metaopt_hpo.scaling.law import Law
 
 Cell = tuple[float, float]
 """Size and planned tokens."""
@@ -58,12 +62,15 @@ class History:
         """Size → when trials of it were stopped, in order."""
         self._completed: dict[float, Any] = {}
         """Size → when a trial of it last completed."""
-        self._by_size: list[tuple[float, float, float]] = []
-        """Size, planned tokens and loss of completed trials, by size."""
+        self._by_size: list[tuple[float, float, float, float, float, str]] = []
+        """Size, planned tokens, loss, lr, batch and strategy of completed trials, by size; lr is NaN where the run
+        found its own."""
         self._spared: dict[Any, float] = {}
         """Trials that are being let finish → their size."""
         self._best: dict[tuple[float, float, float], float | None] = {}
         """Answers of `best` since the last trial was added."""
+        self._conditioned: dict[tuple[float, float, float, str], tuple[Law, Conditioned | None]] = {}
+        """Answers of `conditioned` since then, and the law of each."""
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord]) -> History:
@@ -89,10 +96,13 @@ class History:
         record = replace(record, tokens=planned, target_tokens=planned)
         self._completed[record.size] = max(when, self._completed.get(record.size, when))
         self._best.clear()
+        self._conditioned.clear()
         self.late += bool(self.finished) and when < self.finished[-1][0]
         insort(self.finished, (when, record), key=lambda item: item[0])
         if 0 < record.loss < math.inf:
-            insort(self._by_size, (record.size, planned, record.loss))
+            lr = math.nan if record.self_tuning else record.lr
+            row = record.size, planned, record.loss, lr, record.batch, record.strategy
+            insort(self._by_size, row, key=lambda r: r[:3])
 
     def spare(self, key: Any, size: float) -> None:
         """A trial is let finish, whatever the law says."""
@@ -106,11 +116,26 @@ class History:
 
     def losses(self, size: float, tokens: float, batch: float = 0.0) -> list[float]:
         """Final losses at one size and number of tokens; `batch`, tokens of a step, is how far tokens may be off."""
-        low = bisect_left(self._by_size, (size / (1.0 + SAME), -math.inf, 0.0))
-        high = bisect_right(self._by_size, (size * (1.0 + SAME), math.inf, math.inf))
+        return [row[2] for row in self._at(size, tokens, batch)]
+
+    def _at(
+        self, size: float, tokens: float, batch: float
+    ) -> list[tuple[float, float, float, float, float, str]]:
+        low = bisect_left(self._by_size, size / (1.0 + SAME), key=lambda row: row[0])
+        high = bisect_right(self._by_size, size * (1.0 + SAME), key=lambda row: row[0])
         return [
-            loss for s, t, loss in self._by_size[low:high] if same(s, size) and same(t, tokens, step=batch)
+            row for row in self._by_size[low:high] if same(row[0], size) and same(row[1], tokens, step=batch)
         ]
+
+    def conditioned(self, law: Law, run: Run) -> Conditioned | None:
+        """A law conditioned on what has finished at a run's size and tokens under its strategy; None for too few."""
+        key = (run.size, run.tokens, run.batch, run.strategy)
+        known = self._conditioned.get(key)
+        if known is None or known[0] is not law:
+            rows = [row for row in self._at(run.size, run.tokens, run.batch) if row[5] == run.strategy]
+            finished = [(lr, batch, loss) for _, _, loss, lr, batch, _ in rows if lr > 0 and batch > 0]
+            known = self._conditioned[key] = law, conditioned(law, run.size, run.tokens, finished)
+        return known[1]
 
     def best(self, size: float, tokens: float, batch: float = 0.0) -> float | None:
         """Lowest of these, None where nothing has finished there."""

@@ -24,13 +24,10 @@ from metaopt_hpo.scaling.forecast import (
     possible_excess,
 )
 from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.policy.conditioned import WEIGHED, Conditioned, Finished, conditioned
 from metaopt_hpo.scaling.policy.history import History, Run
 from metaopt_hpo.scaling.policy.refits import Fitted
 from metaopt_hpo.scaling.sameness import at_least
-
-WEIGHED: tuple[str, ...] = ("unsure-optimum",)
-"""Codes of the cautions that say by how much a law may be off, so that a run can be judged all the same. A law that may
-have the wrong shape (`bend`) is not asked: where a shape changes, losses change too (`text-lm`, docs/studies/laws)."""
 
 Action = Literal["launch", "keep", "stop", "abstain"]
 
@@ -91,9 +88,14 @@ def verdict(
     batch: float,
     incumbent: float | None = None,
     curve: CurveLike | None = None,
+    finished: Sequence[Finished] = (),
     stop_below: float = STOP_BELOW,
+    target: Conditioned | None = None,
 ) -> Verdict:
     """Launch or keep a run that may win, stop one that cannot, abstain where the law does not know.
+
+    Where runs of the same size and tokens have finished, these say how far the law is off there: from `ENOUGH` of them
+    on a run is judged by the law conditioned on them (`policy.conditioned`), whatever else the law may be wrong about.
 
     It does not know far outside its trials, nor where it carries a caution that it may be wrong (`Place.doubts`). Where
     too few trials leave its optimum unsure, the chance of winning is that over all optima they leave open
@@ -106,7 +108,9 @@ def verdict(
             best there: before it starts, good is within 1 % of it; once it runs, its curve is measured against
             the top of the best's interval.
         curve: the run's reports so far; None before it starts.
+        finished: (lr, batch, final loss) of runs of the same size and tokens.
         stop_below: chance of winning below which the run is stopped (default 0.05: one winner in twenty lost).
+        target: the law conditioned on `finished` already.
 
     Examples:
         >>> from metaopt_hpo.scaling import library
@@ -117,10 +121,16 @@ def verdict(
     """
     if incumbent is not None:
         positive("incumbent", incumbent)
-    mean, sd, excess = distribution(law, size, tokens, lr, batch, curve)
+    config = size, tokens, lr, batch
+    mean, sd, excess = distribution(law, *config, curve)
     factor = law.domain.factor(size, tokens)
     if factor > TRUST_FACTOR:
         return Verdict("abstain", 0.5, f"{factor:.3g} times outside the fitted sizes or tokens")
+    ends = seen.ends(config, curve) if (seen := target or conditioned(law, size, tokens, finished)) else []
+    if seen is not None and ends:
+        beat = seen.best if incumbent is None else min(seen.best, incumbent)
+        p = sum(weight * chance_below(beat, m, s) for weight, m, s in ends)
+        return _said(p, sum(weight * m for weight, m, _ in ends), _below(beat), curve, stop_below)
     doubts = law.at(size, tokens).doubts
     unknown = next((d for d in doubts if d.code not in WEIGHED or law.alternatives is None), None)
     if unknown is not None:
@@ -132,7 +142,6 @@ def verdict(
     if incumbent is None and curve is not None:
         # nobody has finished here: stop only what would end above all the law holds possible for the best
         incumbent = law.predict(size, tokens, batch).loss.high
-    config = size, tokens, lr, batch
     if incumbent is None:
         p = _within_margin(law, excess)
         if doubts:
@@ -142,7 +151,16 @@ def verdict(
         p = chance_below(incumbent, mean, sd)
         if doubts:
             p = sum(chance_below(incumbent, m, s) for m, s in possible_ends(law, *config, curve)) / DRAWS
-        goal = f"a loss below {incumbent:.4g}"
+        goal = _below(incumbent)
+    return _said(p, mean, goal, curve, stop_below)
+
+
+def _below(loss: float) -> str:
+    return f"a loss below {loss:.4g}"
+
+
+def _said(p: float, mean: float, goal: str, curve: CurveLike | None, stop_below: float) -> Verdict:
+    """The verdict on a run of chance `p` and expected ln loss `mean`."""
     if p < stop_below:
         return Verdict("stop", p, f"{p:.1%} chance of {goal}; {math.exp(mean):.4g} expected")
     action: Action = "launch" if curve is None else "keep"
@@ -245,6 +263,7 @@ def decide(
         incumbent=best,
         curve=run.curve[-1:] if started else None,
         stop_below=rule.stop_below,
+        target=history.conditioned(law, run),
     )
     if v.action != "stop":
         return Decision(v.action, v.reason, v.probability, asked=True)

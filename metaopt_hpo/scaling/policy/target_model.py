@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from metaopt_hpo.scaling.forms.surface import Array, Surface
@@ -42,6 +43,9 @@ SHIFTS = (1.0, 3.0)
 BELIEF = 0.5
 """Each step further from the law (the next amplitude, noise or shift) is so much less likely beforehand."""
 
+DOUBTED = 1.0
+"""The same of an amplitude under a law whose shape is in doubt: none is less likely."""
+
 MATTERS = 0.02
 """Settings of less than this part of the likeliest one's weight are left out of predictions."""
 
@@ -49,15 +53,38 @@ FARTHEST = 50.0
 """ln units from the law's optimum at which all distances are one, and the highest loss (ln) above its best."""
 
 
-def _settings() -> Array:
+def _settings(belief: float) -> Array:
     """(settings × 5): amplitude, length, factor on noise, factor on shift, ln prior."""
     steps = itertools.product(*(range(len(v)) for v in (AMPLITUDES, LENGTHS, NOISES, SHIFTS)))
     return np.array(
         [
-            (AMPLITUDES[i], LENGTHS[j], NOISES[k], SHIFTS[m], (i + k + m) * math.log(BELIEF))
+            (
+                AMPLITUDES[i],
+                LENGTHS[j],
+                NOISES[k],
+                SHIFTS[m],
+                i * math.log(belief) + (k + m) * math.log(BELIEF),
+            )
             for i, j, k, m in steps
         ]
     )
+
+
+LOSS_NOISE = 0.0015
+"""Least standard deviation of ln loss about a fitted quadratic: the model-error floor."""
+
+CONSIDERED = 60
+"""Runs that a model reads: half of them the best ones, the others even over the rest. More would cost time and hardly
+move what it says."""
+
+
+def considered(log_loss: Array) -> NDArray[np.intp]:
+    """Indices of `CONSIDERED` runs at most."""
+    if log_loss.size <= CONSIDERED:
+        return np.arange(log_loss.size)
+    half = CONSIDERED // 2
+    even = np.linspace(half, log_loss.size - 1, CONSIDERED - half).round().astype(int)
+    return np.sort(np.argsort(log_loss, kind="stable")[np.concatenate([np.arange(half), even])])
 
 
 @dataclass(frozen=True)
@@ -70,6 +97,7 @@ class TargetModel:
         log_loss: (runs), ln of their final losses.
         sd: standard deviation of the optimum about the law's, ln units.
         noise: standard deviation of ln loss of a run about the bowl.
+        belief: how much less likely each larger amplitude is beforehand.
     """
 
     surface: Surface
@@ -77,6 +105,7 @@ class TargetModel:
     log_loss: Array
     sd: float
     noise: float
+    belief: float = BELIEF
 
     def predict(self, points: Array) -> tuple[Array, Array, Array]:
         """(weights, means, standard deviations) of ln loss without noise: (settings), (settings × points) twice."""
@@ -88,6 +117,13 @@ class TargetModel:
         own = self._linear(settings) @ features**2 + settings[:, 0, None] ** 2
         variance = own - (half**2).sum(axis=1)
         return weight, mean, np.sqrt(np.maximum(variance, 1e-12))
+
+    def ends(self, point: tuple[float, float]) -> list[tuple[float, float, float, float]]:
+        """(weight, mean and variance of expected ln loss, noise of a run) at a point, for each setting."""
+        weight, means, sds = self.predict(np.array([point]))
+        noise = self._fit[0][:, 2] * self.noise
+        columns = (weight, means[:, 0], sds[:, 0] ** 2, noise)
+        return list(zip(*(c.tolist() for c in columns), strict=True))
 
     def expected(self, points: Array) -> Array:
         """Of ln loss."""
@@ -135,7 +171,7 @@ class TargetModel:
     @cached_property
     def _fit(self) -> tuple[Array, Array, Array, Array, float]:
         """(settings that matter, weights, Cholesky factors, K⁻¹(y − mean), level of the mean)."""
-        settings = _settings()
+        settings = _settings(self.belief)
         bowl, features = self._features(self.at)
         gap = self.log_loss - bowl
         level = float(gap.mean()) if gap.size else 0.0

@@ -23,11 +23,8 @@ from metaopt_hpo.scaling.policy.points import (
     pilot_point,
     spread_points,
 )
-from metaopt_hpo.scaling.policy.target_model import TargetModel
+from metaopt_hpo.scaling.policy.target_model import LOSS_NOISE, TargetModel, considered
 from metaopt_hpo.scaling.sameness import same
-
-LOSS_NOISE = 0.0015
-"""Least standard deviation of ln loss about a fitted quadratic: the model-error floor."""
 
 EVEN = 300
 """Points considered in the box, and as many in each of two neighbourhoods: what the law holds possible, and the best
@@ -41,10 +38,6 @@ NEAR = 0.5
 
 STEP = 0.3
 """Standard deviation, ln units, of a step away from a place that is taken."""
-
-CONSIDERED = 60
-"""Runs of the target that the model reads: half of them the best ones, the others even over the rest. More would cost
-time and hardly move a proposal."""
 
 Point = tuple[float, float]
 
@@ -83,7 +76,8 @@ def _likeliest(
     there: Runs, bowl: FittedBowl, centre: Point, sd: float, first: Point, box: Box, seed: int
 ) -> Point:
     """(ln lr, ln B) of the best chance to gain, of all points considered that have no run."""
-    done = _considered(there.done())
+    done = there.done()
+    done = done.where(np.isin(np.arange(done.n), considered(np.log(done.loss))))
     at, log_loss = _from(centre, done), np.log(done.loss)
     placed = np.isfinite(there.lr) & np.isfinite(there.batch)
     taken = _from(centre, there.where(placed))
@@ -116,16 +110,6 @@ def _points(centre: Point, sd: float, box: Box, done: Runs, seed: int) -> Array:
         best = int(np.argmin(done.loss))
         parts.append(np.log([done.lr[best], done.batch[best]]) + (2 * even - 1) * NEAR)
     return np.asarray(np.clip(np.vstack(parts), low, high) - about)
-
-
-def _considered(done: Runs) -> Runs:
-    """`CONSIDERED` of the finished runs at most."""
-    if done.n <= CONSIDERED:
-        return done
-    order = np.argsort(done.loss, kind="stable")
-    half = CONSIDERED // 2
-    even = np.linspace(half, done.n - 1, CONSIDERED - half).round().astype(int)
-    return done.where(np.isin(np.arange(done.n), order[np.concatenate([np.arange(half), even])]))
 
 
 def _spread_beside(runs: Runs, cell: Cell, box: Box) -> float:

@@ -11,8 +11,8 @@ import pytest
 from metaopt_hpo.scaling.forms.surface import Surface
 from metaopt_hpo.scaling.policy.design import GOOD_LOSS
 from metaopt_hpo.scaling.policy.points import MADE, Box, FittedBowl, Runs
-from metaopt_hpo.scaling.policy.target_model import TargetModel
-from metaopt_hpo.scaling.policy.target_points import CONSIDERED, target_point
+from metaopt_hpo.scaling.policy.target_model import CONSIDERED, TargetModel
+from metaopt_hpo.scaling.policy.target_points import target_point
 
 BOWL = Surface(np.zeros(1), np.zeros(1), np.array([0.02, 0.0, 0.02]), 0.0, True)
 REACH = math.sqrt(2 * GOOD_LOSS / 0.02)
