@@ -14,10 +14,12 @@ CLASSES = {
     "keeper": {"CurveKeeper": "metaopt_hpo_ray.journal_callback:JournalCallback"},
     "judge": {"Judge": "metaopt_hpo.scaling.policy.launching:LaunchOrder"},
     "trial_book": {"TrialBook": "metaopt_hpo.trials.logbook:Logbook"},
+    "state": {"TrialBook": "metaopt_hpo.trials.logbook:Logbook"},
+    "inner": {"Inner": "metaopt_hpo_ray.wrapped:Wrapped"},
 }
 """Module of this package → class in it → where that class is."""
 
-ATTRIBUTES = {"_judge": "_order"}
+ATTRIBUTES = {"_judge": "_order", "_inner": "_wrapped"}
 
 
 class Restored:

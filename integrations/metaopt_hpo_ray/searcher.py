@@ -72,6 +72,10 @@ class ScalingLawSearch(SavedAsJson, Searcher):
         True
     """
 
+    _limits: Limits | None = None  # here, for searches that were pickled before there were any
+    _began: float | None = None
+    """Seconds since the epoch at the first suggestion."""
+
     def __init__(
         self,
         *,
@@ -111,8 +115,6 @@ class ScalingLawSearch(SavedAsJson, Searcher):
         self._law = law
         self._leans_on = lent(base, prior)
         self._limits = limits
-        self._began: float | None = None
-        """Seconds since the epoch at the first suggestion."""
         self.book = Logbook()
         self.reasons: dict[str, str] = {}
         """trial id → why it was suggested."""

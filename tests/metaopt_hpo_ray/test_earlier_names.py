@@ -10,14 +10,14 @@ import pytest
 from ray import cloudpickle
 from stub_cluster import StubCluster, stub_trial, world_curve
 
-PICKLED = Path(__file__).parent / "data" / "objects.pickle.txt"
-"""Scheduler, searcher and callback of `tuner_configs`, of the last version whose modules were `keeper`, `judge` and
-`trial_book`: one trial has ended."""
+DATA = Path(__file__).parent / "data"
 
 
-@pytest.fixture
-def objects() -> Any:
-    return cloudpickle.loads(base64.b64decode(PICKLED.read_text()))
+@pytest.fixture(params=["trial_book", "state"])
+def objects(request: pytest.FixtureRequest) -> Any:
+    """Scheduler, searcher and callback of `tuner_configs`, as versions pickled them whose trials were in a module of
+    this name; one trial has ended."""
+    return cloudpickle.loads(base64.b64decode((DATA / f"{request.param}.pickle.txt").read_text()))
 
 
 def test_a_scheduler_goes_on_with_what_it_knew(objects: Any) -> None:
