@@ -26,7 +26,9 @@ FEW = 4
 
 
 def _law(race: SearchTask) -> BaseSampler:
-    return ScalingLawSampler(models=dict(enumerate((*race.pilots, race.target))), seed=race.seed)
+    return ScalingLawSampler(
+        models=dict(enumerate((*race.pilots, race.target))), seed=race.seed, base=race.base
+    )
 
 
 def _grid(race: SearchTask) -> BaseSampler:
@@ -63,7 +65,7 @@ METHODS: dict[str, Callable[[SearchTask], BaseSampler]] = {
 
 def _pruner(method: Method, race: SearchTask) -> BasePruner:
     if method.name == "law":
-        return ScalingLawPruner()
+        return ScalingLawPruner(base=race.base)
     return make_pruner(method, race, int(min(race.rungs, default=race.tokens)))
 
 

@@ -137,6 +137,7 @@ def _search(method: str, race: SearchTask) -> Any:
             target=race.target,
             lr=race.box["lr"],
             batch=race.box["batch"],
+            base=race.base,
             seed=race.seed,
         )
         search.set_search_properties(METRIC, "min", {})
@@ -166,7 +167,7 @@ class _Random:
 def _scheduler(method: Method, race: SearchTask) -> TrialScheduler:
     scheduler: TrialScheduler
     if method.name == "law+scheduler":
-        scheduler = ScalingLawScheduler(background=False, seed=race.seed)
+        scheduler = ScalingLawScheduler(background=False, base=race.base, seed=race.seed)
         JournalCallback(scheduler)
     else:
         scheduler = make_scheduler(method, race) or FIFOScheduler()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from metaopt_hpo.cli.reading import (
+    Base,
     Columns,
     Decimal,
     Format,
@@ -18,6 +19,7 @@ from metaopt_hpo.cli.reading import (
     Units,
     Wandb,
     amount,
+    bases,
     read_table,
     said,
 )
@@ -55,13 +57,7 @@ def fit(
     prior: Annotated[
         str | None, typer.Option(help="A fitted law of the library, or a law's JSON file, used as a prior.")
     ] = None,
-    base: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Runs of like models to borrow strength from: a table of ours, a law's JSON file, or a fitted law of "
-            "the library; may be given several times."
-        ),
-    ] = None,
+    base: Base = None,
     page: Annotated[Path | None, typer.Option(help="Write the law's figures here, as HTML.")] = None,
     allow_weak: Annotated[
         bool, typer.Option(help="Fit although there is too little data; the law then carries warnings.")
@@ -110,7 +106,7 @@ def fit(
         strategy=strategy,
         extra=tuple(extra or ()),
         prior=lean_on,
-        base=[_base(b) for b in base] if base else None,
+        base=bases(base),
         allow_weak=allow_weak,
         seed=seed,
     )
@@ -137,22 +133,6 @@ def write_page(law: Law, trials: TrialTable, page: Path, title: str, held: Trial
         f"{len(trials)} trials of {title.removeprefix('Law fitted to ')}; metaopt-hpo fit makes the law again"
     )
     return law_page(title, law, figures_of(law, trials, held), page, [Source(rests)])
-
-
-def _base(source: str) -> Law | TrialTable | str:
-    """A base as `fit` takes it: a law's file, a table's file, or a name of the library."""
-    from metaopt_hpo.scaling import Law
-    from metaopt_hpo.trials.table import TrialTable
-
-    path = Path(source)
-    if not path.is_file():
-        return source
-    return Law.from_json(path) if path.suffix == ".json" and _is_law(path) else TrialTable.read(path)
-
-
-def _is_law(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace") as f:
-        return "metaopt-hpo law" in f.read(64)
 
 
 def _split(trials: TrialTable, size: float) -> tuple[TrialTable, TrialTable]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from metaopt_hpo.cli.words import command_line
 from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 
 if TYPE_CHECKING:
+    from metaopt_hpo.scaling.base.sources import BaseLike
     from metaopt_hpo.trials.table import TrialTable
 
 _AMOUNT = re.compile(r"(\d[\d_]*\.?\d*|\.\d+)(e[-+]?\d+)?\s*([kmbt]?)", re.IGNORECASE)
@@ -143,3 +145,32 @@ def shown(items: list[Any], limit: int = 8) -> str:
     """The first of some items, and how many more there are."""
     more = f" … ({len(items)})" if len(items) > limit else ""
     return ", ".join(str(i) for i in items[:limit]) + more
+
+
+Base = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Runs of like models to borrow strength from: a table of ours, a law's JSON file, or a fitted law of "
+        "the library; may be given several times."
+    ),
+]
+
+
+def bases(sources: list[str] | None) -> list[BaseLike] | None:
+    """What `--base` names, as `fit` takes it: laws' files, tables' files, or names of the library."""
+    return [_base(source) for source in sources] if sources else None
+
+
+def _base(source: str) -> BaseLike:
+    from metaopt_hpo.scaling import Law
+    from metaopt_hpo.trials.table import TrialTable
+
+    path = Path(source)
+    if not path.is_file():
+        return source
+    return Law.from_json(path) if path.suffix == ".json" and _is_law(path) else TrialTable.read(path)
+
+
+def _is_law(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as f:
+        return "metaopt-hpo law" in f.read(64)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from metaopt_hpo.cli.reading import (
+    Base,
     Columns,
     Decimal,
     Format,
@@ -19,6 +20,7 @@ from metaopt_hpo.cli.reading import (
     Units,
     Wandb,
     amount,
+    bases,
     read_table,
 )
 from metaopt_hpo.errors import MetaOptError
@@ -46,6 +48,7 @@ def replay(
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = "law,tpe,random,grid",
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions of each method.")] = 10,
     limit: Annotated[float, typer.Option(help="Target runs after which a method has failed.")] = 150.0,
+    base: Base = None,
     page: Annotated[Path | None, typer.Option(help="Write the curves here, as HTML.")] = None,
 ) -> None:
     """Replay search methods on a table of real runs and compare what each one spends.
@@ -79,6 +82,7 @@ def replay(
         methods=[m.strip() for m in methods.split(",") if m.strip()],
         seeds=seeds,
         limit=limit,
+        base=bases(base),
     )
     typer.echo(
         f"target {near[0]:.4g} parameters × {near[1]:.4g} tokens; a grid search costs {result.grid_size} target runs"

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Configuration, Objective
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.record_json import plain
 
@@ -53,6 +54,8 @@ class SearchTask:
     """(size, tokens) of smaller runs that a method may make in a race."""
     batch_bounds: tuple[float, float] | None = None
     """Range of the batch in a race, searched in the logarithm; None where every run has `batch`."""
+    base: Base | None = None
+    """Runs of others that lend strength to a law, as in `fit`."""
     rungs: tuple[float, ...] = ()
     """Tokens at which a run of the target reports in a race, ascending, the end excluded."""
 

@@ -11,26 +11,24 @@ from collections.abc import Iterator, Sequence
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.scaling import LawRefused, fit
-from metaopt_hpo.scaling.base.sources import BaseLike
 from metaopt_hpo.scaling.policy import Context, propose_at, propose_next, runs_of
 from metaopt_hpo.scaling.policy.points import Runs, fitted_bowl
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
 
-def law_search(task: SearchTask, base: BaseLike | Sequence[BaseLike] | None = None) -> Iterator[TrialRecord]:
+def law_search(task: SearchTask) -> Iterator[TrialRecord]:
     """Records of the pilots and of the target's runs, one after the other; never ends on its own.
 
     Args:
         task: a race.
-        base: runs of others that lend strength, as in `fit`.
     """
     context = Context(
         target=task.target,
         candidates=(*task.pilots, task.target),
         lr=task.box["lr"],
         batch=task.box["batch"],
-        base=base,
+        base=task.base,
         seed=task.seed,
     )
     rows: list[tuple[float, float, float, float, float]] = []

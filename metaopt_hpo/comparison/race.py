@@ -20,6 +20,7 @@ from metaopt_hpo.comparison.methods import Method, available_methods
 from metaopt_hpo.comparison.methods import method as method_named
 from metaopt_hpo.comparison.objective import Configuration
 from metaopt_hpo.comparison.replayed import ReplayedObjective
+from metaopt_hpo.scaling.base.population import Base
 from metaopt_hpo.scaling.fitting.grid import CellGrid
 from metaopt_hpo.scaling.sameness import at_least
 from metaopt_hpo.trials.record import TrialRecord
@@ -48,12 +49,13 @@ class Problem:
     truth: CellGrid
     unit: float
 
-    def race(self, seed: int, limit: float, *, pilots: bool = True) -> SearchTask:
+    def race(self, seed: int, limit: float, *, pilots: bool = True, base: Base | None = None) -> SearchTask:
         """The search of one repetition, to be ended after `limit` target runs.
 
         Args:
             pilots: the box is what pilots and target cover, the same for every method; False offers no pilots and
                 the target's own box.
+            base: runs of others that lend strength to a law.
         """
         objective = self.objectives[seed % len(self.objectives)]
         cells = (*self.pilots, self.target) if pilots else (self.target,)
@@ -70,6 +72,7 @@ class Problem:
             pilots=self.pilots if pilots else (),
             rungs=objective.rungs(*self.target),
             budget=limit * self.unit,
+            base=base,
             seed=seed,
         )
 

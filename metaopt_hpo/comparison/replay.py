@@ -17,6 +17,7 @@ from metaopt_hpo import markup
 from metaopt_hpo.comparison.race import improvements, problem_of, racer_of
 from metaopt_hpo.comparison.replayed import ReplayedObjective
 from metaopt_hpo.comparison.table_objective import TableObjective
+from metaopt_hpo.scaling.base.sources import BaseLike, base_of
 
 METHODS = ("grid", "random", "tpe", "gp", "asha", "hyperband", "law")
 THRESHOLDS = (0.001, 0.0025, 0.005)
@@ -96,6 +97,7 @@ def replay(
     seeds: int = 30,
     thresholds: tuple[float, ...] = THRESHOLDS,
     limit: float = 150.0,
+    base: BaseLike | Sequence[BaseLike] | None = None,
 ) -> ReplayResult:
     """Run every method from every seed until it is within the tightest threshold or has spent the limit.
 
@@ -107,6 +109,7 @@ def replay(
         seeds: repetitions.
         thresholds: relative excess loss, ascending.
         limit: target-run equivalents after which a method has failed.
+        base: runs of like models from which the laws of law-guided methods borrow strength, as in `fit`.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds!r}")
@@ -119,11 +122,12 @@ def replay(
     problem = problem_of(objective.name, known, target)
     if pilots is not None:
         problem = replace(problem, pilots=tuple(pilots))
+    known_before = None if base is None else base_of(base)
     rows: list[tuple[str, int, float, float]] = []
     for name in methods:
         racer, method = racer_of(name)
         for seed in range(seeds):
-            task = problem.race(seed, limit, pilots=method.kind == "law")
+            task = problem.race(seed, limit, pilots=method.kind == "law", base=known_before)
             found = improvements(racer.race(method, task), problem, limit=limit, enough=thresholds[0])
             rows += [(name, seed, i.cost, i.excess) for i in found if math.isfinite(i.excess)]
     trace = pd.DataFrame(rows, columns=["method", "seed", "cost", "excess"])

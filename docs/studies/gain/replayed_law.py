@@ -30,7 +30,7 @@ LIMIT = 40.0
 
 def spent(problem: Problem, seed: int, base: Base | None = None) -> tuple[float, float]:
     """(target runs until one is good, infinite beyond `LIMIT`; those that went into pilots)."""
-    records = law_search(problem.race(seed, LIMIT), base)
+    records = law_search(problem.race(seed, LIMIT, base=base))
     last = improvements(records, problem, limit=LIMIT, enough=WITHIN)[-1]
     return last.cost if last.excess <= WITHIN else math.inf, last.pilots
 

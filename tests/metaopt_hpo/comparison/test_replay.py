@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from metaopt_hpo.comparison.engine import EngineError
+from metaopt_hpo.comparison.engine import EngineError, Racer, get_engine
+from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError
 from metaopt_hpo.comparison.race import PlainRacer, problem_of, racer_of
 from metaopt_hpo.comparison.replay import METHODS, replay
 from metaopt_hpo.comparison.replayed import ReplayedObjective
 from metaopt_hpo.comparison.table_objective import TableObjective
+from metaopt_hpo.scaling.base.population import Base
+from metaopt_hpo.scaling.base.sources import base_of
 from metaopt_hpo.trials.table import TrialTable
 
 TARGET = (3e8, 3e10)
@@ -107,6 +111,22 @@ def test_costs_count_pilots_and_a_law_needs_few_target_runs(objective: TableObje
     assert costs.loc["grid"].drop(columns="seed").to_numpy().max() <= result.grid_size
     assert (result.trace.groupby(["method", "seed"])["excess"].diff().dropna() < 0).all()
     assert set(result.summary()["method"]) == {"law", "grid", "random", "asha", "hyperband"}
+
+
+@pytest.mark.parametrize("engine", [None, "optuna", "ray"])
+def test_every_racer_of_a_law_lends_it_the_base(
+    objective: TableObjective, table: TrialTable, engine: str | None
+) -> None:
+    """It moves what is run; that it does so to the good is measured by `studies.gain.replayed_law --lean`."""
+    problem = problem_of("", ReplayedObjective(objective.table), TARGET)
+    racer = PlainRacer() if engine is None else get_engine(engine)
+    assert isinstance(racer, Racer)
+
+    def runs(base: Base | None) -> list[tuple[float, float, float]]:
+        records = racer.race(method("law"), problem.race(0, 5.0, base=base))
+        return [(r.size, r.lr, r.batch) for r in itertools.islice(records, 12)]
+
+    assert runs(base_of(table)) != runs(None)
 
 
 def test_replays_repeat(objective: TableObjective) -> None:
