@@ -14,7 +14,8 @@ from metaopt_hpo.scaling.policy import (
     propose_batch,
     verdict,
 )
-from metaopt_hpo.scaling.schedule_law import ScheduledCurve, ScheduleLaw, fit_schedule_law
+from metaopt_hpo.scaling.schedule_fit import fit_schedule_law
+from metaopt_hpo.scaling.schedule_law import ScheduledCurve, ScheduleLaw
 
 __all__ = [
     "Caution",

@@ -21,7 +21,7 @@ from metaopt_hpo.scaling.base.sources import base_of
 from metaopt_hpo.scaling.fitting.pointfit import point_fit
 from metaopt_hpo.scaling.fitting.reading import from_table
 from metaopt_hpo.scaling.policy import History, Refits, Run, decide
-from metaopt_hpo.scaling.schedule_law import fit_schedule_law
+from metaopt_hpo.scaling.schedule_fit import fit_schedule_law
 from metaopt_hpo.trials.record import TrialRecord
 from studies import benchmarks
 from studies.laws import borrowing, doubt, schedules

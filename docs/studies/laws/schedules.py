@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import typer
 
-from metaopt_hpo.scaling.schedule_law import ScheduledCurve, ScheduleLaw, fit_schedule_law
+from metaopt_hpo.scaling.schedule_fit import fit_schedule_law
+from metaopt_hpo.scaling.schedule_law import ScheduledCurve, ScheduleLaw
 from studies.benchmarks import BenchmarkMissing
 from studies.section import Section
 

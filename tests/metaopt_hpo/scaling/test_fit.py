@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from metaopt_hpo.scaling import Law, LawRefused, fit
-from metaopt_hpo.scaling.build import fit_cells
 from metaopt_hpo.scaling.fitting.cells import thin
 from metaopt_hpo.scaling.fitting.reading import from_table
+from metaopt_hpo.scaling.from_cells import fit_cells
 from metaopt_hpo.scaling.policy import Context, Refits, propose_at
 from metaopt_hpo.scaling.policy.points import Runs, fitted_bowl
 from metaopt_hpo.scaling.sameness import group
