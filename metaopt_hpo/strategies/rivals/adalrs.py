@@ -6,13 +6,13 @@ a description of their paper: window, factors and the end of the search are this
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from metaopt_hpo.optim import host
 from metaopt_hpo.strategies.base import LRRun, StrategyError
@@ -21,6 +21,7 @@ from metaopt_hpo.strategies.groups import decay_groups
 from metaopt_hpo.strategies.processes import mean_over_processes
 from metaopt_hpo.strategies.registry import register
 from metaopt_hpo.strategies.schedules import WSD, ScheduleRun
+from metaopt_hpo.strategies.snapshot import Snapshot
 
 
 @register("adalrs")
@@ -53,24 +54,24 @@ class AdaLRS(WSD):
             raise ValueError(f"adalrs needs up > 1 > down > 0, got up={self.up!r} and down={self.down!r}")
 
     def build(self, model: nn.Module | Iterable[nn.Parameter], horizon: int) -> LRRun:
+        model = model if isinstance(model, nn.Module) else list(model)
         groups = decay_groups(model, self.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
-        return AdaLRSRun(self, optimizer, check_horizon(horizon))
+        return AdaLRSRun(self, optimizer, check_horizon(horizon), Snapshot(model, optimizer))
 
 
 class AdaLRSRun(ScheduleRun):
     """One run; `AdaLRS` says what it does."""
 
-    def __init__(self, strategy: AdaLRS, optimizer: torch.optim.Optimizer, horizon: int) -> None:
+    def __init__(self, strategy: AdaLRS, optimizer: Optimizer, horizon: int, kept: Snapshot) -> None:
         super().__init__(strategy, optimizer, horizon)
         self._strategy, self._rate = strategy, strategy.lr
         self._window = max(5, round(strategy.window * horizon))
         self._first = round(strategy.warmup * horizon)
         self._last = round(min(strategy.find, 1 - strategy.cooldown) * horizon)
         self._losses: list[Tensor] = []
-        self._before: float | None = None
-        self._kept: dict[str, Any] | None = None
-        """Of the trial under way: the velocity before it, and what to go back to."""
+        self._kept = kept  # what the trial under way goes back to
+        self._before: float | None = None  # velocity before that trial; None while there is none
 
     @property
     def found_lr(self) -> float | None:
@@ -81,45 +82,39 @@ class AdaLRSRun(ScheduleRun):
         """See `LRRun.step`; a step on which the run goes back takes no update."""
         if loss is None:
             raise StrategyError("adalrs searches by the training loss: call run.step(loss)")
-        if self._first <= self.steps_taken < self._last:
-            self._losses.append(loss.detach().double().reshape(()))
-            if len(self._losses) == self._window:
-                back = self._goes_back(*_velocity(self._losses))
-                self._losses = []
-                if back:
-                    self.optimizer.zero_grad(set_to_none=True)
-                    self.steps_taken += 1
-                    return
-        elif self.steps_taken == self._last:
-            self._losses, self._kept = [], None
-        super().step(loss, scaler=scaler)
+        if self._first <= self.steps_taken < self._last and self._goes_back(loss):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.steps_taken += 1
+        else:
+            super().step(loss, scaler=scaler)
 
     def _before_step(self, step: int, loss: Tensor | None) -> None:
         super()._before_step(step, loss)
         for group in self.optimizer.param_groups:
             group["lr"] *= self._rate / self._strategy.lr
 
-    def _goes_back(self, velocity: float, error: float) -> bool:
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self._kept is not None and self._before is not None and not velocity > self._before + error:
-            with torch.no_grad():
-                for p, old in zip(params, self._kept["weights"], strict=True):
-                    p.copy_(old)
-            self.optimizer.load_state_dict(self._kept["optimizer"])
+    def _goes_back(self, loss: Tensor) -> bool:
+        self._losses.append(loss.detach().double().reshape(()))
+        if len(self._losses) < self._window:
+            return False
+        velocity, error = _velocity(self._losses)
+        self._losses = []
+        if self._before is not None and not velocity > self._before + error:
+            self._kept.restore()
             self._rate *= self._strategy.down / self._strategy.up
-            self._before = self._kept = None
+            self._before = None
             return True
-        state = copy.deepcopy(self.optimizer.state_dict())
-        self._kept = {"weights": [p.detach().clone() for p in params], "optimizer": state}
+        self._kept.keep()
         self._before, self._rate = velocity, self._rate * self._strategy.up
         return False
 
     def _extra_state(self) -> dict[str, Any]:
-        return {"rate": self._rate, "losses": self._losses, "before": self._before, "kept": self._kept}
+        kept = self._kept.state_dict()
+        return {"rate": self._rate, "losses": self._losses, "before": self._before, "kept": kept}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
         self._rate, self._losses, self._before = float(state["rate"]), list(state["losses"]), state["before"]
-        self._kept = state["kept"]
+        self._kept.load_state_dict(state["kept"])
 
 
 def _velocity(losses: list[Tensor]) -> tuple[float, float]:
