@@ -79,8 +79,8 @@ def study(
     torch.set_num_threads(1)
     cells = [
         (name, count, seed, hold, strength)
-        for seed in range(FIRST_SEED, FIRST_SEED + seeds)
         for strength in sorted(STRENGTHS, key=lambda s: abs(np.log(s / 0.1)))
+        for seed in range(FIRST_SEED, FIRST_SEED + seeds)
         for count in map(int, steps.split(","))
         for name in jobs.split(",")
         for hold in HOLDS
@@ -108,6 +108,8 @@ def markdown(table: pd.DataFrame) -> str:
         usual = rows[(rows.hold == "λ") & (rows.strength == 0.1)].set_index("seed").held_out
         for hold in HOLDS:
             of = rows[rows.hold == hold]
+            if of.empty:
+                continue
             cells = []
             for strength in STRENGTHS:
                 these = of[of.strength == strength].set_index("seed").held_out

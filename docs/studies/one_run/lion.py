@@ -3,7 +3,8 @@
 `strategies.kinds.slowness` multiplies limit and meta step over a rule that takes only signs, by √(10 / memory), 0.32
 over Lion; `balance.PRIOR_SIGN` is the correction there. For jobs outside the study WSD over Lion gives the best rate
 (a parabola through the best three, a factor of two apart), and runs are followed until they commit, at several speeds.
-The best speed is that of the smallest scatter of best over adapted rates, and the correction their geometric mean.
+What a speed and a correction lose is read off the schedules' losses at adapted rate times correction: that parabola
+near the best rate, straight lines in ln lr beyond. The best pair is that of the smallest mean over jobs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import typer
 
 from metaopt_hpo.optim.rules import Lion
 from metaopt_hpo.strategies import make
+from metaopt_hpo.strategies.balance import PRIOR_SIGN
 from metaopt_hpo.strategies.kinds import slowness
 from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 from studies import run as commands
@@ -31,6 +33,9 @@ SEED = 800
 BEGIN = (5e-4, 1e-3, 2e-3)
 SPEEDS = (1.0, 0.56, 0.32, 0.18, 0.1)
 """Factors on limit and meta step."""
+
+CORRECTIONS = tuple(float(c) for c in np.geomspace(0.5, 4.0, 61))
+"""From which the best is chosen for each speed."""
 
 
 def at_speed(speed: float, steps: int) -> MetaOptimizeStrategy:
@@ -71,27 +76,43 @@ def study(
     typer.echo(markdown(read(out, KEY)))
 
 
+def excess(schedules: pd.DataFrame, rate: float) -> float:
+    """Loss at a rate over the smallest, both read off WSD runs; in percent."""
+    rows = schedules.sort_values("lr")
+    x, y = np.log(rows.lr.to_numpy(float)), np.log(rows.held_out.to_numpy(float))
+    i = min(max(int(y.argmin()), 1), len(y) - 2)
+    parabola = np.polyfit(x[i - 1 : i + 2], y[i - 1 : i + 2], 2)
+    near = x[i - 1] <= np.log(rate) <= x[i + 1]
+    loss = np.polyval(parabola, np.log(rate)) if near else np.interp(np.log(rate), x, y)
+    lowest = np.polyval(parabola, -parabola[1] / (2 * parabola[0]))
+    return 100 * float(np.expm1(loss - lowest))
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """Best over adapted rate, a line a speed and a column a job, with mean and scatter."""
-    best = {
-        str(job): best_rate(rows_of(rows, method=SCHEDULE)) for job, rows in table.groupby("job", sort=False)
-    }
-    heads = [f"{job} ({rate:.2g})" for job, rate in best.items() if rate is not None]
+    """Best over adapted rate, a line a speed and a column a job; then what the best correction and ours lose."""
+    schedules = {str(job): rows_of(rows, method=SCHEDULE) for job, rows in table.groupby("job", sort=False)}
+    best = {job: rate for job, rows in schedules.items() if (rate := best_rate(rows)) is not None}
+    heads = " | ".join(f"{job} ({rate:.2g})" for job, rate in best.items())
     lines = [
-        f"| speed | {' | '.join(heads)} | geometric mean | sd of ln |",
-        "|---|" + "---|" * (len(heads) + 2),
+        f"| speed | {heads} | sd of ln | best correction | loses in the mean | with {PRIOR_SIGN:g} |",
+        "|---|" + "---|" * (len(best) + 4),
     ]
     for speed in SPEEDS:
-        ratios = []
-        for job, rate in best.items():
-            own = rows_of(table, job=job, method=f"speed {speed:g}")
-            if rate is not None and not own.empty:
-                ratios.append(rate / float(own.found.iloc[0]))
-        if len(ratios) < max(2, len(heads)):
+        own = rows_of(table, method=f"speed {speed:g}").set_index("job").found
+        if any(job not in own.index for job in best) or len(best) < 2:
             continue
-        logs = np.log(ratios)
+        found = {job: float(own[job]) for job in best}
+        ratios = [best[job] / found[job] for job in best]
+        lost = {
+            c: float(np.mean([excess(schedules[job], c * found[job]) for job in best]))
+            for c in (*CORRECTIONS, PRIOR_SIGN)
+        }
+        right = min(lost, key=lambda c: lost[c])
         cells = " | ".join(f"{r:.2f}" for r in ratios)
-        lines.append(f"| {speed:g} | {cells} | {np.exp(logs.mean()):.2f} | {logs.std(ddof=1):.2f} |")
+        lines.append(
+            f"| {speed:g} | {cells} | {np.log(ratios).std(ddof=1):.2f} | {right:.2f} | {lost[right]:.1f} % "
+            f"| {lost[PRIOR_SIGN]:.1f} % |"
+        )
     return "\n".join(lines)
 
 

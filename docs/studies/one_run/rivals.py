@@ -10,6 +10,7 @@ an exponential moving average of the weights (torch's `AveragedModel`) instead o
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -162,7 +163,9 @@ def _log(loss: float) -> float:
     return float(np.log(loss)) if np.isfinite(loss) else float("inf")
 
 
-def plan(out: Path, jobs: list[str], seeds: int) -> Iterator[tuple[dict[str, Any], Setting | None]]:
+def plan(
+    out: Path, jobs: list[str], seeds: int, methods: list[str]
+) -> Iterator[tuple[dict[str, Any], Setting | None]]:
     """The cells in order, a row's key and its setting; the study follows when the calibration has been run."""
     for method, what in METHODS.items():
         for setting in what.settings:
@@ -170,7 +173,8 @@ def plan(out: Path, jobs: list[str], seeds: int) -> Iterator[tuple[dict[str, Any
                 yield _cell(name, steps, seed, method, setting), setting
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for name in jobs:
-            for method, what in METHODS.items():
+            for method in methods:
+                what = METHODS[method]
                 yield _cell(name, JOBS[name], seed, method, None), None
                 best = chosen(read(out, KEY), method) if what.settings else None
                 if best is not None:
@@ -187,6 +191,7 @@ def study(
     ] = KEPT,
     jobs: Annotated[str, typer.Option(help="Jobs, by comma.")] = ",".join(JOBS),
     seeds: Annotated[int, typer.Option(help="Seeds of each job.", min=1)] = 2,
+    methods: Annotated[str, typer.Option(help="Methods, by comma; all by default.")] = "",
     again: Annotated[
         bool, typer.Option("--again", help="Repeat the metaoptimize runs that are kept.")
     ] = False,
@@ -197,7 +202,8 @@ def study(
     Example: METAOPT_HPO_DATA=../shared/data python -m studies.one_run.rivals --jobs shortgru48 --seeds 1
     """
     torch.set_num_threads(1)
-    for key, setting in [] if report_only else plan(out, jobs.split(","), seeds):
+    asked = [m for m in METHODS if not methods or m in re.split(r",(?! )", methods)]
+    for key, setting in [] if report_only else plan(out, jobs.split(","), seeds, asked):
         if has(read(out, KEY), key) and not (again and key["method"] == OURS):
             continue
         options = METHODS[key["method"]].default if setting is None else setting
@@ -208,7 +214,7 @@ def study(
 
 
 def results(table: pd.DataFrame) -> pd.DataFrame:
-    """The study's losses: a row a job and seed that has all of them, a column a method and how it was set."""
+    """The study's losses: a row a job and seed, a column a method and how it was set; NaN where it was not run."""
     columns = {}
     studied = table[table.job.isin(list(JOBS))]
     for method, what in METHODS.items():
@@ -219,11 +225,12 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
         for how, setting in ways.items():
             rows = rows_of(studied, method=method, setting=setting)
             columns[method, how] = rows.set_index(["job", "seed"]).held_out.fillna(float("inf"))
-    return pd.DataFrame(columns).dropna()
+    grid = pd.DataFrame(columns)
+    return grid.dropna(subset=[(OURS, "")])
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The settings that were chosen, losses by job, pairs won, and the performance profile."""
+    """The settings that were chosen, losses by job (seeds with all methods), pairs won (all), and the profile."""
     lines = ["| method | chosen | of | at its edge |", "|---|---|---|---|"]
     for method, what in METHODS.items():
         best = chosen(table, method) if what.settings else None
@@ -239,8 +246,9 @@ def markdown(table: pd.DataFrame) -> str:
     grid = results(table)
     if grid.empty:
         return "\n".join(lines)
-    jobs = list(dict.fromkeys(j for j in JOBS if j in grid.index.get_level_values("job")))
-    shown = " | ".join(f"{j} ({len(grid.loc[j])})" for j in jobs)
+    complete = grid.dropna()  # means over the same seeds for all
+    jobs = [j for j in JOBS if j in complete.index.get_level_values("job")]
+    shown = " | ".join(f"{j} ({len(complete.loc[j])})" for j in jobs)
     lines += [
         "",
         f"| method | set by | {shown} | one run wins | median excess of the rival |",
@@ -248,16 +256,18 @@ def markdown(table: pd.DataFrame) -> str:
     ]
     ours = grid[(OURS, "")]
     for name, how in _ways(grid):
-        theirs = grid[(name, how)]
-        cells = " | ".join(f"{theirs.loc[j].mean():.4f}" for j in jobs)
-        won, excess = f"{int((ours < theirs).sum())} of {len(ours)}", np.log(theirs / ours)
+        theirs = grid[(name, how)].dropna()
+        cells = " | ".join(f"{complete.loc[j][(name, how)].mean():.4f}" for j in jobs)
+        won = f"{int((ours[theirs.index] < theirs).sum())} of {len(theirs)}"
+        excess = np.log(theirs / ours[theirs.index])
         last = " – | – " if name == OURS else f" {won} | {100 * np.expm1(np.median(excess)):+.1f} % "
         lines.append(f"| {name} | {how or '–'} | {cells} |{last}|")
     for how in ("defaults", "calibrated"):
-        pairs = [(ours < grid[way]) for way in _ways(grid) if way[1] == how]
-        wins, count = sum(int(p.sum()) for p in pairs), sum(len(p) for p in pairs)
+        pairs = [grid[way].dropna() for way in _ways(grid) if way[1] == how]
+        wins = sum(int((ours[p.index] < p).sum()) for p in pairs)
+        count = sum(len(p) for p in pairs)
         lines.append(
-            f"\nOf all pairs with rivals set by {how}: {wins} of {count} won ({100 * wins / max(1, count):.0f} %)."
+            f"\nOf all pairs with rivals set by {how} {wins} of {count} won ({100 * wins / max(1, count):.0f} %)."
         )
     lines += ["", *profile(grid)]
     return "\n".join(lines)
@@ -269,7 +279,12 @@ def _ways(grid: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def profile(grid: pd.DataFrame) -> list[str]:
-    """Share of jobs and seeds on which a method's loss is within a ratio of the best of all; jobs count alike."""
+    """Share of jobs and seeds on which a method's loss is within a ratio of the best of all; jobs count alike.
+
+    The score is the mean share over ratios from 1 to the largest, evenly in their logarithm. Jobs on which not all
+    methods were run are left out.
+    """
+    grid = grid.dropna()
     ratio = grid.div(grid.min(axis=1), axis=0)
     heads = " | ".join(f"≤ {t:g}" for t in PROFILE)
     lines = [f"| method | set by | {heads} | score |", "|---|---|" + "---|" * (len(PROFILE) + 1)]
