@@ -21,8 +21,8 @@ from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, no_answer, positive
 from metaopt_hpo.scaling.fitting.alternatives import Alternatives
 from metaopt_hpo.scaling.fitting.floor_error import own_error
-from metaopt_hpo.scaling.fitting.ordered import Trust
-from metaopt_hpo.scaling.fitting.running import Fall
+from metaopt_hpo.scaling.fitting.ordered import OrderedValidation
+from metaopt_hpo.scaling.fitting.running import RemainingFall
 from metaopt_hpo.scaling.forms.axes import Axes
 from metaopt_hpo.scaling.forms.bowl import Bowl
 from metaopt_hpo.scaling.forms.decay import NAME, Decay
@@ -35,7 +35,7 @@ CACHED = 4096
 """Places and predictions that a law keeps: a search asks for the same ones again and again."""
 
 
-class Place(NamedTuple):
+class PointPrediction(NamedTuple):
     """What a law says of a size and number of tokens, as plain floats: ln lr*, ln B*, F, variances of F and of both.
 
     `doubts` are the cautions that it may be wrong there.
@@ -77,7 +77,7 @@ class Law:
         default_factory=lambda: {"lr": 0.0, "batch": 0.0, "lr_given_batch": 0.0}
     )
     """Standard deviation, ln units, of a cell's best run about the law: part of the intervals, not of the law."""
-    trust: dict[str, Trust] = field(default_factory=dict)
+    trust: dict[str, OrderedValidation] = field(default_factory=dict)
     """By axis, how much of an extrapolated way is copied from the range's edge (`scaling.fitting.ordered`)."""
     curvature: dict[str, Estimate] = field(default_factory=dict)
     """Second-order coefficients of ln lr* in the axes' logarithms, from a separate fit; the law itself is linear."""
@@ -91,13 +91,13 @@ class Law:
     """(ln coefficient, exponent) of tokens = c·size^k where the table held only such pairs."""
     alternatives: Alternatives | None = None
     """What else than a straight line explains the cells, for doubts; None in files written before it was kept."""
-    fall: Fall | None = None
+    fall: RemainingFall | None = None
     """How far unfinished runs still fall, where the table holds enough curves."""
     decay: Decay | None = None
     """The best weight decay, where it is a coordinate and the trials show one; the floor is then that at the best."""
     edge: Edge | None = None
     """The edge of stability, where runs diverged: lr is then set by expected loss, divergence included."""
-    _cache: dict[tuple[float, float], Place] = field(
+    _cache: dict[tuple[float, float], PointPrediction] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _predicted: dict[tuple[float, float, float | None], Prediction] = field(
@@ -238,7 +238,7 @@ class Law:
         """The bowl's coefficients as plain floats, for calls of microseconds."""
         return tuple(float(x) for x in self.surface.coefficients)
 
-    def at(self, size: float, tokens: float) -> Place:
+    def at(self, size: float, tokens: float) -> PointPrediction:
         """What the law says of a size and number of tokens; cached."""
         key = (size, tokens)
         found = self._cache.get(key)
@@ -255,7 +255,7 @@ class Law:
             self._cache[key] = found
         return found
 
-    def _place(self, size: float, tokens: float) -> Place:
+    def _place(self, size: float, tokens: float) -> PointPrediction:
         row = self.axes.design(*self.anchor(size, tokens))
         x, y = float(row @ self.surface.a), float(row @ self.surface.b)
         dx, dy = self.optimum_draws(size, tokens)
@@ -265,7 +265,7 @@ class Law:
         f = float(self.floor.log_loss(size, tokens)) + self.decayed(row, None)
         answer = x + below_edge(self, row, self.margin(float(dx.var())), x, y)[0], y
         doubts = doubts_of(self, size, tokens, answer, given=self.open_valley, limit=ABSTAIN)
-        return Place(x, y, f, float(var_f), float(dx.var()), var_y, doubts)
+        return PointPrediction(x, y, f, float(var_f), float(dx.var()), var_y, doubts)
 
     def optimum_draws(self, size: float, tokens: float) -> tuple[Array, Array]:
         """Draws of (ln lr*, ln B*) at a size and number of tokens."""

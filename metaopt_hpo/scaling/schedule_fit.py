@@ -75,7 +75,7 @@ def fit_schedule_law(curves: Sequence[ScheduledCurve], *, prior: ScheduleLaw | N
     sums = [ScheduleSums(c.steps, c.lr, c.before, rows) for c, rows in zip(curves, read, strict=True)]
     losses = np.log(np.concatenate([c.loss[rows] for c, rows in zip(curves, read, strict=True)]))
     each = np.concatenate([np.full(rows.size, min(INDEPENDENT / rows.size, 1.0)) for rows in read])
-    believed = _Belief.of(sums, losses, prior)
+    believed = _Prior.of(sums, losses, prior)
 
     def residuals(theta: Array) -> Array:
         found = np.concatenate([s.loss(theta) for s in sums])
@@ -94,7 +94,7 @@ def fit_schedule_law(curves: Sequence[ScheduledCurve], *, prior: ScheduleLaw | N
 
 
 @dataclass(frozen=True)
-class _Belief:
+class _Prior:
     """What is believed of the parameters beforehand, as a normal distribution of some logarithms.
 
     Attributes:
@@ -108,7 +108,7 @@ class _Belief:
     longest: float = 0.0
 
     @classmethod
-    def of(cls, sums: Sequence[ScheduleSums], losses: Array, prior: ScheduleLaw | None) -> _Belief:
+    def of(cls, sums: Sequence[ScheduleSums], losses: Array, prior: ScheduleLaw | None) -> _Prior:
         if prior is not None:
             return cls(prior.parameters(), np.array([SPREAD.get(n, math.inf) for n in NAMES]))
         peak = math.log(max(s.peak for s in sums))

@@ -19,8 +19,8 @@ from metaopt_hpo.scaling.domain import Domain
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate
 from metaopt_hpo.scaling.fitting.alternatives import Alternatives, Shape
-from metaopt_hpo.scaling.fitting.ordered import Trust
-from metaopt_hpo.scaling.fitting.running import Fall
+from metaopt_hpo.scaling.fitting.ordered import OrderedValidation
+from metaopt_hpo.scaling.fitting.running import RemainingFall
 from metaopt_hpo.scaling.forms.axes import Axes
 from metaopt_hpo.scaling.forms.decay import Decay
 from metaopt_hpo.scaling.forms.edge import Edge
@@ -172,7 +172,9 @@ def decode(data: Mapping[str, Any]) -> dict[str, Any]:
         "level": law.level,
         "widen": law.widen.model_dump(),
         "scatter": law.scatter.model_dump(),
-        "trust": {k: Trust(v.copying, tuple(v.scores), v.cells, v.missed) for k, v in law.trust.items()},
+        "trust": {
+            k: OrderedValidation(v.copying, tuple(v.scores), v.cells, v.missed) for k, v in law.trust.items()
+        },
         "curvature": {k: Estimate(v.value, v.low, v.high) for k, v in law.curvature.items()},
         "warnings": tuple(Caution(c.code, c.message) for c in law.warnings),
         "origin": law.origin,
@@ -180,7 +182,7 @@ def decode(data: Mapping[str, Any]) -> dict[str, Any]:
         "settings": law.settings.model_dump(exclude_unset=True),
         "fall": None
         if law.fall is None
-        else Fall(arr(law.fall.left), arr(law.fall.mean), arr(law.fall.spread), law.fall.runs),
+        else RemainingFall(arr(law.fall.left), arr(law.fall.mean), arr(law.fall.spread), law.fall.runs),
         "path": None if law.path is None else pair(law.path),
         "decay": None
         if (w := law.decay) is None

@@ -36,7 +36,7 @@ Centre = Callable[[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Trust:
+class OrderedValidation:
     """Outcome for one axis.
 
     Attributes:
@@ -77,7 +77,7 @@ class Fitted(Protocol):
 
 def measure_trust(
     cells: Cells, axis: str, fit: Callable[[Cells], Fitted | None], *, tied: bool = False
-) -> Trust:
+) -> OrderedValidation:
     """Choose how much to copy along one axis ("size" or "tokens").
 
     `fit` fits cells, or returns None where they cannot bear it. Extrapolation is kept unless another share is better
@@ -113,7 +113,7 @@ def measure_trust(
             losses.setdefault((size, tokens), []).append(excess)
             missed.setdefault((size, tokens), []).append(miss)
     if not losses:
-        return Trust()
+        return OrderedValidation()
     # cells of one size and tokens differ by further coordinates only: they miss together and count once
     table = np.array([np.mean(rows, axis=0) for rows in losses.values()])
     means = table.mean(axis=0)
@@ -122,7 +122,7 @@ def measure_trust(
     if best and not float(gain.mean()) > DECIDED * float(gain.std(ddof=1)) / math.sqrt(len(losses)):
         best = 0
     mean_missed = float(np.mean([np.mean(rows, axis=0)[best] for rows in missed.values()]))
-    return Trust(COPYING[best], tuple(float(m) for m in means), len(losses), mean_missed)
+    return OrderedValidation(COPYING[best], tuple(float(m) for m in means), len(losses), mean_missed)
 
 
 def _missed(grid: CellGrid, fitted: Fitted, x: float, y: float, excess: float) -> float:
@@ -137,7 +137,7 @@ def _missed(grid: CellGrid, fitted: Fitted, x: float, y: float, excess: float) -
     return min(excess, chosen) - fitted.scale * luck
 
 
-def validation_cautions(trust: Mapping[str, Trust]) -> list[Caution]:
+def validation_cautions(trust: Mapping[str, OrderedValidation]) -> list[Caution]:
     """A caution for each axis along which the law, fitted below, missed what came next."""
     out = []
     for name, t in trust.items():

@@ -36,7 +36,7 @@ SLOPE_SPREAD = 0.1
 
 
 @dataclass(frozen=True)
-class Fall:
+class RemainingFall:
     """The fall at distances `left`.
 
     Attributes:
@@ -64,7 +64,7 @@ class Fall:
         return float(m[0] + m[1] * u + m[2] * v), spread
 
 
-def measure_fall(table: TrialTable, cells: Cells, axes: Axes, surface: Surface) -> Fall | None:
+def measure_fall(table: TrialTable, cells: Cells, axes: Axes, surface: Surface) -> RemainingFall | None:
     """The fall of those runs of `table` that are in `cells` and have a curve; None where fewer than `MIN_RUNS` do."""
     frame = table.frame
     known = (frame["curve_tokens"].notna() & frame["curve_loss"].notna()).to_numpy()
@@ -94,7 +94,9 @@ def measure_fall(table: TrialTable, cells: Cells, axes: Axes, surface: Surface) 
     if count < 2:
         return None
     fitted = [_regress(design, table_of_falls[:, i]) for i in range(count)]
-    return Fall(KNOTS[:count], np.array([m for m, _ in fitted]), np.array([s for _, s in fitted]), len(falls))
+    return RemainingFall(
+        KNOTS[:count], np.array([m for m, _ in fitted]), np.array([s for _, s in fitted]), len(falls)
+    )
 
 
 def _regress(design: Array, fall: Array) -> tuple[Array, float]:

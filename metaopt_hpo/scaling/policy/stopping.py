@@ -97,7 +97,7 @@ def verdict(
     Where runs of the same size and tokens have finished, these say how far the law is off there: from `ENOUGH` of them
     on a run is judged by the law conditioned on them (`policy.conditioned`), whatever else the law may be wrong about.
 
-    It does not know far outside its trials, nor where it carries a caution that it may be wrong (`Place.doubts`). Where
+    It does not know far outside its trials, nor where it carries a caution that it may be wrong (`Law.at`). Where
     too few trials leave its optimum unsure, the chance of winning is that over all optima they leave open
     (`scaling.fitting.alternatives`), and a run that wins under hardly any of them is stopped.
 
