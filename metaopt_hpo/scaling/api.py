@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Self
 
@@ -54,7 +54,7 @@ class Law(law.Law):
         batch: float,
         incumbent: float | None = None,
         curve: CurveLike | None = None,
-        finished: Sequence[Finished] = (),
+        finished: Iterable[Finished | tuple[float, float, float]] = (),
     ) -> Verdict:
         """Launch, keep, stop or abstain; see `scaling.policy.verdict`."""
         return verdict(

@@ -15,9 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from metaopt_hpo import markup
 from metaopt_hpo.scaling.cautions import excess_of
 from metaopt_hpo.scaling.estimates import LARGEST, Estimate, no_answer, normal_quantile, positive
+from metaopt_hpo.scaling.forms.axes import Array
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling.law import Law
@@ -157,8 +160,16 @@ def with_curve(
     curve: CurveLike | None,
     mean: float,
     variance: float,
+    fall: tuple[float, float] | None = None,
 ) -> tuple[float, float]:
-    """(mean, variance) of the final ln loss of (size, tokens, lr, batch), once its last report is known too."""
+    """(mean, variance) of the final ln loss of (size, tokens, lr, batch), once its last report is known too.
+
+    Args:
+        law, config, curve: as in `forecast`.
+        mean, variance: without the report.
+        fall: (mean, standard deviation) of how much ln loss still falls from there, where it is known better than the
+            law knows it.
+    """
     size, tokens, lr, batch = config
     seen = None if curve is None else last_point(curve)
     if seen is None:
@@ -167,7 +178,9 @@ def with_curve(
     if t >= tokens:
         return observed, 0.0
     left = math.log(tokens / t)
-    if law.fall is not None:
+    if fall is not None:
+        pass
+    elif law.fall is not None:
         x, y, *_ = law.at(size, tokens)
         fall = law.fall.at(left, math.log(lr) - x, math.log(batch) - y if law.surface.has_batch else 0.0)
         if fall is None:  # earlier than curves reach
@@ -194,6 +207,13 @@ def log_loss(law: Law, size: float, tokens: float, lr: float, batch: float) -> t
     blur = 0.5 * (h[0] * var_x + h[2] * var_y)
     variance = var_f + sx * sx * var_x + sy * sy * var_y + 2.0 * blur * blur
     return f + excess + blur, variance, excess + blur
+
+
+def points_of(curve: CurveLike) -> Array:
+    """(reports × 2): tokens and loss of those points of a curve that are positive and finite."""
+    pairs = curve if isinstance(curve, Sequence) else list(zip(curve.tokens, curve.loss, strict=True))
+    points = np.array(pairs, dtype=float).reshape(-1, 2)
+    return np.asarray(points[(np.isfinite(points) & (points > 0)).all(axis=1)])
 
 
 def last_point(curve: CurveLike) -> tuple[float, float] | None:

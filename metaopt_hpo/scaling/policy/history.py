@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from metaopt_hpo.scaling.policy.conditioned import Conditioned, conditioned
+from metaopt_hpo.scaling.policy.conditioned import Conditioned, Finished, conditioned
 from metaopt_hpo.scaling.sameness import SAME, at_least, same
 from metaopt_hpo.trials.record import TrialRecord
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Cell = tuple[float, float]
 """Size and planned tokens."""
+
+Kept = tuple[float, float, Finished, str]
+"""Size, planned tokens, the run and its strategy; lr is NaN where the run found its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +65,8 @@ class History:
         """Size → when trials of it were stopped, in order."""
         self._completed: dict[float, Any] = {}
         """Size → when a trial of it last completed."""
-        self._by_size: list[tuple[float, float, float, float, float, str]] = []
-        """Size, planned tokens, loss, lr, batch and strategy of completed trials, by size; lr is NaN where the run
-        found its own."""
+        self._by_size: list[Kept] = []
+        """Completed trials, by size."""
         self._spared: dict[Any, float] = {}
         """Trials that are being let finish → their size."""
         self._best: dict[tuple[float, float, float], float | None] = {}
@@ -101,8 +103,8 @@ class History:
         insort(self.finished, (when, record), key=lambda item: item[0])
         if 0 < record.loss < math.inf:
             lr = math.nan if record.self_tuning else record.lr
-            row = record.size, planned, record.loss, lr, record.batch, record.strategy
-            insort(self._by_size, row, key=lambda r: r[:3])
+            row = record.size, planned, Finished(lr, record.batch, record.loss, record.curve), record.strategy
+            insort(self._by_size, row, key=lambda r: r[:2])
 
     def spare(self, key: Any, size: float) -> None:
         """A trial is let finish, whatever the law says."""
@@ -116,11 +118,9 @@ class History:
 
     def losses(self, size: float, tokens: float, batch: float = 0.0) -> list[float]:
         """Final losses at one size and number of tokens; `batch`, tokens of a step, is how far tokens may be off."""
-        return [row[2] for row in self._at(size, tokens, batch)]
+        return [run.loss for *_, run, _ in self._at(size, tokens, batch)]
 
-    def _at(
-        self, size: float, tokens: float, batch: float
-    ) -> list[tuple[float, float, float, float, float, str]]:
+    def _at(self, size: float, tokens: float, batch: float) -> list[Kept]:
         low = bisect_left(self._by_size, size / (1.0 + SAME), key=lambda row: row[0])
         high = bisect_right(self._by_size, size * (1.0 + SAME), key=lambda row: row[0])
         return [
@@ -132,8 +132,12 @@ class History:
         key = (run.size, run.tokens, run.batch, run.strategy)
         known = self._conditioned.get(key)
         if known is None or known[0] is not law:
-            rows = [row for row in self._at(run.size, run.tokens, run.batch) if row[5] == run.strategy]
-            finished = [(lr, batch, loss) for _, _, loss, lr, batch, _ in rows if lr > 0 and batch > 0]
+            there = self._at(run.size, run.tokens, run.batch)
+            finished = [
+                done
+                for *_, done, strategy in there
+                if strategy == run.strategy or not (strategy and run.strategy)
+            ]
             known = self._conditioned[key] = law, conditioned(law, run.size, run.tokens, finished)
         return known[1]
 

@@ -7,7 +7,7 @@ the answer out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,7 +88,7 @@ def verdict(
     batch: float,
     incumbent: float | None = None,
     curve: CurveLike | None = None,
-    finished: Sequence[Finished] = (),
+    finished: Iterable[Finished | tuple[float, float, float]] = (),
     stop_below: float = STOP_BELOW,
     target: Conditioned | None = None,
 ) -> Verdict:
@@ -108,7 +108,7 @@ def verdict(
             best there: before it starts, good is within 1 % of it; once it runs, its curve is measured against
             the top of the best's interval.
         curve: the run's reports so far; None before it starts.
-        finished: (lr, batch, final loss) of runs of the same size and tokens.
+        finished: runs of the same size and tokens: (lr, batch, final loss), or `Finished` with their curves.
         stop_below: chance of winning below which the run is stopped (default 0.05: one winner in twenty lost).
         target: the law conditioned on `finished` already.
 
@@ -126,11 +126,10 @@ def verdict(
     factor = law.domain.factor(size, tokens)
     if factor > TRUST_FACTOR:
         return Verdict("abstain", 0.5, f"{factor:.3g} times outside the fitted sizes or tokens")
-    ends = seen.ends(config, curve) if (seen := target or conditioned(law, size, tokens, finished)) else []
-    if seen is not None and ends:
+    if (seen := target or conditioned(law, size, tokens, finished)) is not None:
+        p, mean = seen.chance(config, curve, incumbent)
         beat = seen.best if incumbent is None else min(seen.best, incumbent)
-        p = sum(weight * chance_below(beat, m, s) for weight, m, s in ends)
-        return _said(p, sum(weight * m for weight, m, _ in ends), _below(beat), curve, stop_below)
+        return _said(p, mean, _below(beat), curve, stop_below)
     doubts = law.at(size, tokens).doubts
     unknown = next((d for d in doubts if d.code not in WEIGHED or law.alternatives is None), None)
     if unknown is not None:

@@ -34,7 +34,7 @@ table."""
 LENGTHS = (0.3, 0.8, 2.0)
 """Correlation lengths of it, ln units: from a grid's usual step to a decade."""
 
-NOISES = (1.0, 3.0)
+NOISES = (1.0, 3.0, 9.0)
 """Noise of a run over the law's own."""
 
 SHIFTS = (1.0, 3.0)
@@ -118,11 +118,12 @@ class TargetModel:
         variance = own - (half**2).sum(axis=1)
         return weight, mean, np.sqrt(np.maximum(variance, 1e-12))
 
-    def ends(self, point: tuple[float, float]) -> list[tuple[float, float, float, float]]:
-        """(weight, mean and variance of expected ln loss, noise of a run) at a point, for each setting."""
+    def ends(self, point: tuple[float, float]) -> list[tuple[float, float, float, float, float]]:
+        """By setting: weight, mean and variance of ln loss at a point, noise of a run, lowest mean of the runs."""
         weight, means, sds = self.predict(np.array([point]))
         noise = self._fit[0][:, 2] * self.noise
-        columns = (weight, means[:, 0], sds[:, 0] ** 2, noise)
+        lowest = self.predict(self.at)[1].min(axis=1)
+        columns = (weight, means[:, 0], sds[:, 0] ** 2, noise, lowest)
         return list(zip(*(c.tolist() for c in columns), strict=True))
 
     def expected(self, points: Array) -> Array:

@@ -40,7 +40,7 @@ def law_of(bend: float, seed: int) -> Law:
     return fit(TrialTable.from_records(records), draws=20, allow_weak=True)
 
 
-def target_runs(n: int, seed: int, centre: float = 0.0) -> list[Finished]:
+def target_runs(n: int, seed: int, centre: float = 0.0) -> list[tuple[float, float, float]]:
     """At random about the optimum, which lies `centre` ln units from the power law's."""
     rng = np.random.default_rng([seed, 1])
     away = rng.uniform(-2, 2, n)
@@ -90,6 +90,37 @@ def test_a_running_loss_moves_the_verdict() -> None:
     assert law.verdict(**at, curve=[(TOKENS, best * 0.99)]).probability > 0.95
 
 
+@pytest.mark.parametrize("falls", [0.1, 0.3])
+def test_how_far_a_loss_still_falls_is_what_it_fell_in_finished_runs(falls: float) -> None:
+    """The law has seen no curve: without those of the finished runs it holds every run to be where its losses are."""
+    law, known = law_of(0.0, 1), target_runs(6, 1)
+    best = min(z for *_, z in known)
+    half = 0.5 * TOKENS
+    told = [
+        Finished(lr, batch, z, [(0.1 * TOKENS, 2 * z), (half, z * math.exp(falls))]) for lr, batch, z in known
+    ]
+    there = conditioned(law, TARGET, TOKENS, told)
+    assert there is not None
+    found = there.fall(half, TOKENS)
+    assert found is not None
+    assert found[0] == pytest.approx(falls)
+    assert there.fall(0.05 * TOKENS, TOKENS) is None  # earlier than they reported
+    at = asked(1.0, finished=told)
+    assert law.verdict(**at, curve=[(half, best * math.exp(falls + 0.3))]).action == "stop"
+    assert law.verdict(**at, curve=[(half, best * math.exp(falls - 0.1))]).probability > 0.5
+
+
+def test_the_lowest_loss_of_noisy_runs_is_not_what_is_to_be_beaten() -> None:
+    """One of many runs at one place is lucky by 2 %: another there may still win."""
+    law = law_of(0.0, 1)
+    rng = np.random.default_rng(0)
+    noisy = [(lr, batch, z * math.exp(0.006 * rng.standard_normal())) for lr, batch, z in target_runs(20, 1)]
+    lucky = [*noisy, (math.exp(optimum(TARGET)), BATCH, 0.98 * min(z for *_, z in noisy))]
+    at = asked(0.1, finished=lucky)
+    assert law.verdict(**at).action == "launch"
+    assert law.verdict(**at, incumbent=0.9 * min(z for *_, z in noisy)).action == "stop"
+
+
 def test_an_incumbent_below_the_finished_runs_is_what_is_to_be_beaten() -> None:
     law, known = law_of(0.0, 2), target_runs(6, 2)
     at = asked(0.0, finished=known)
@@ -113,11 +144,11 @@ def record(lr: float, z: float, **more: Any) -> TrialRecord:
 
 def test_a_history_hands_over_runs_of_the_same_kind_and_asks_once() -> None:
     law = law_of(0.0, 4)
-    run = Run(size=TARGET, tokens=TOKENS, batch=BATCH, lr=1e-3)
+    run = Run(size=TARGET, tokens=TOKENS, batch=BATCH, lr=1e-3, strategy="wsd")
     history = History.of(record(lr, z) for lr, _, z in target_runs(ENOUGH - 1, 4))
     assert history.conditioned(law, run) is None
     history.add((10,), record(1e-3, 1.9, tuning="self"))
-    history.add((11,), record(1e-3, 1.9, strategy="wsd"))
+    history.add((11,), record(1e-3, 1.9, strategy="cosine"))
     history.add((12,), record(1e-3, 1.9, size=2 * TARGET))
     assert history.conditioned(law, run) is None
     history.add((13,), record(2e-3, 1.9))
