@@ -136,7 +136,7 @@ def moved(row: Mapping[Any, Any] | None) -> str:
     from studies.constants.measures import UNITS
 
     if row is None:
-        return f"{UNMEASURED}: new, or of another value since"
+        return f"{UNMEASURED} yet: new, or of another value since"
     if row["failed"]:
         return f"fails ({row['failed']})"
     if not row["measures"]:
