@@ -6,6 +6,7 @@ A reader gives rows in the tool's own names; `trials.conform` makes the table of
 from __future__ import annotations
 
 import os
+import pkgutil
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,15 +18,13 @@ from metaopt_hpo.trials.schema import TableError
 if TYPE_CHECKING:
     from metaopt_hpo.trials.readers.base import Export, Reader
 
-MODULES = (
-    "ray", "mlflow", "wandb_runs", "wandb_export", "lightning", "transformers", "tensorboard", "optuna_frame", "plain",
-)  # fmt: skip
-"""Modules of `trials.readers`, in the order in which they are asked; each has a `READER`."""
-
 
 def own_readers() -> list[Reader]:
-    """This package's readers, in the order in which they are asked."""
-    return [import_module(f"metaopt_hpo.trials.readers.{m}").READER for m in MODULES]
+    """Those of this package, in the order in which they are asked: each module of `trials.readers` with a `READER`."""
+    folder = import_module("metaopt_hpo.trials.readers")
+    modules = (import_module(f"{folder.__name__}.{m.name}") for m in pkgutil.iter_modules(folder.__path__))
+    found = [m.READER for m in modules if hasattr(m, "READER")]
+    return sorted(found, key=lambda reader: (reader.asked, reader.name))
 
 
 def other_readers() -> list[Reader]:

@@ -84,11 +84,14 @@ class Reader:
         name: as `format=` takes it.
         recognises: whether a path is such an export; cheap, and never raises.
         read: the export; raises `TableError` where it is damaged.
+        asked: readers of lower numbers are asked first: a tool in whose folders others write (Ray Tune) before those
+            others (TensorBoard), and plain tables last.
     """
 
     name: str
     recognises: Callable[[str], bool]
     read: Callable[[str], Export]
+    asked: int = 0
 
 
 def one_frame(frame: pd.DataFrame) -> Callable[[Sequence[str]], Iterable[pd.DataFrame]]:

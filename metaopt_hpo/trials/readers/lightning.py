@@ -67,4 +67,4 @@ def _number(text: str) -> bool:
     return True
 
 
-READER = Reader("lightning", recognises, read)
+READER = Reader("lightning", recognises, read, asked=1)

@@ -38,4 +38,4 @@ def read(path: str) -> Export:
     )
 
 
-READER = Reader("optuna-frame", recognises, read)
+READER = Reader("optuna-frame", recognises, read, asked=2)

@@ -47,4 +47,4 @@ def _said(separator: str) -> str:
     return {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}.get(separator, repr(separator))
 
 
-READER = Reader("table", recognises, read)
+READER = Reader("table", recognises, read, asked=3)

@@ -78,4 +78,4 @@ def _settings(events: Any, hparams: Any) -> dict[str, Any]:
     return out
 
 
-READER = Reader("tensorboard", recognises, read)
+READER = Reader("tensorboard", recognises, read, asked=2)

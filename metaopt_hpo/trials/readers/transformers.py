@@ -79,4 +79,4 @@ def _run(run: Path, file: Path, root: str) -> tuple[dict[str, Any], list[dict[st
     return common, reports
 
 
-READER = Reader("transformers", recognises, read)
+READER = Reader("transformers", recognises, read, asked=1)

@@ -116,4 +116,4 @@ def _reports(run: Mapping[str, Any], number: int) -> tuple[dict[str, Any], list[
     return common, [*rows, {"_step": last + 1, **end}] if end else rows
 
 
-READER = Reader("wandb", recognises, read)
+READER = Reader("wandb", recognises, read, asked=1)
