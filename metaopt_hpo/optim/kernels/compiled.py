@@ -103,19 +103,19 @@ class CompiledKernel:
         if beside:
             constants = constants.pin_memory().to(device, non_blocking=True)
         sums = graph(
-            [_at_least_1d(x) for x in bucket.params],
-            [_at_least_1d(x) for x in bucket.grads],
-            tuple([_at_least_1d(x) for x in tensors] for tensors in bucket.states),
-            [_at_least_1d(x) for x in bucket.traces],
-            [t.to(torch.float64).reshape(1) + 1 for t in bucket.steps],
-            [alpha[block].reshape(1) for block in bucket.blocks],
-            constants,
-            scale,
-            rule,
-            tuple(own),
-            bucket.maximize,
-            beside,
-            tuple(bucket.names),
+            params=[_at_least_1d(x) for x in bucket.params],
+            grads=[_at_least_1d(x) for x in bucket.grads],
+            states=tuple([_at_least_1d(x) for x in tensors] for tensors in bucket.states),
+            traces=[_at_least_1d(x) for x in bucket.traces],
+            steps=[t.to(torch.float64).reshape(1) + 1 for t in bucket.steps],
+            alphas=[alpha[block].reshape(1) for block in bucket.blocks],
+            constants=constants,
+            scale=scale,
+            rule=rule,
+            own=tuple(own),
+            maximize=bucket.maximize,
+            beside=beside,
+            names=tuple(bucket.names),
         )
         for block, value in zip(bucket.blocks, sums, strict=False):
             part[block].add_(value)
@@ -168,6 +168,7 @@ def _say(rule: Rule, error: Exception) -> None:
 
 
 def _graph(
+    *,
     params: list[Tensor],
     grads: list[Tensor],
     states: tuple[list[Tensor], ...],
