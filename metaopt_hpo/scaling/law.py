@@ -82,7 +82,6 @@ class Law:
     curvature: dict[str, Estimate] = field(default_factory=dict)
     """Second-order coefficients of ln lr* in the axes' logarithms, from a separate fit; the law itself is linear."""
     warnings: tuple[Caution, ...] = ()
-    origin: str = ""
     open_valley: bool = False
     """Whether the best batch lies beyond the table's: `predict` then keeps to the batches that were run."""
     settings: dict[str, Any] = field(default_factory=dict)

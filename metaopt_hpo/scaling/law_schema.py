@@ -46,7 +46,8 @@ class LawPart(Part):
     trust: dict[Literal["size", "tokens"], TrustPart]
     curvature: dict[str, EstimatePart]
     warnings: list[CautionPart]
-    origin: str
+    origin: str = ""
+    """In files of earlier versions; nothing reads it."""
     open_valley: bool
     settings: SettingsPart
     path: Annotated[Row, Field(min_length=2, max_length=2)] | None

@@ -177,7 +177,6 @@ def decode(data: Mapping[str, Any]) -> dict[str, Any]:
         },
         "curvature": {k: Estimate(v.value, v.low, v.high) for k, v in law.curvature.items()},
         "warnings": tuple(Caution(c.code, c.message) for c in law.warnings),
-        "origin": law.origin,
         "open_valley": law.open_valley,
         "settings": law.settings.model_dump(exclude_unset=True),
         "fall": None
