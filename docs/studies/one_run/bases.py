@@ -29,7 +29,7 @@ TRIALS = 7
 STEPS = 2000
 FIRST_SEED = 700
 JOBS = ("teach64", "shortgru48", "shorttf48")
-BEGIN = {"sgd": 0.5, "sgdm": 0.1, "rmsprop": 4e-3, "lion": 1e-3, "adamw": 8e-3}
+BEGIN = {"sgd": 0.5, "sgdm": 0.1, "rmsprop": 4e-3, "lion": 1e-3, "adamw": 8e-3, "muon": 8e-3}
 """Middle of the first three rates of a base rule; also the rules, in the order in which they are run."""
 
 BARE = " unclipped"
@@ -212,7 +212,25 @@ def markdown(table: pd.DataFrame) -> str:
         means = rows.groupby("job").excess.mean()
         error = f"{means.std(ddof=1) / len(means) ** 0.5:.1f}" if len(means) > 1 else "–"
         lines.append(f"| {base} | {len(means)} | {means.mean():+.1f} % | {error} | {means.max():+.1f} % |")
+    lines += ["", "| base | job | best lr | AdamW's best | over it |", "|---|---|---|---|---|"]
+    for (base, name), rate in best_rates(table).items():
+        usual = best_rates(table).get(("adamw", name))
+        if usual and base != "adamw":
+            lines.append(f"| {base} | {name} | {rate:.2g} | {usual:.2g} | {rate / usual:.2g} |")
     return "\n".join(lines)
+
+
+def best_rates(table: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """(base, job) → the minimum of the parabola in ln lr through the best rate and its two neighbours, first seed."""
+    out = {}
+    tuned = rows_of(table, strategy=SCHEDULE, steps=STEPS, seed=FIRST_SEED).sort_values("lr")
+    for (base, name), rows in tuned.groupby(["base", "job"], sort=False):
+        i = int(np.argmin(rows.held_out))
+        if 0 < i < len(rows) - 1:
+            near = rows.iloc[i - 1 : i + 2]
+            a, b, _ = np.polyfit(np.log(near.lr), np.log(near.held_out), 2)
+            out[str(base), str(name)] = float(np.exp(-b / (2 * a)))
+    return out
 
 
 if __name__ == "__main__":
