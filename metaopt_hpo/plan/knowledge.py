@@ -8,7 +8,7 @@ Linear-Gaussian models of ln lr*, ln batch* and ln loss over (ln size, ln tokens
 
 with n = ln size/target's, d = ln tokens/target's. Runs of one cell share the cell's own distance from the law
 (`CELL_SCATTER`). Observations add information, so that more pilots never leave more unknown. Weight decay follows
-from the timescale τ = batch / (lr · weight decay · tokens), whose best value scatters by `TIMESCALE_SPREAD`.
+from the timescale τ = batch / (lr · weight decay · tokens), whose best value scatters by `timescale_spread`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from metaopt_hpo.plan.model import SELF_TUNING, Uncertainty
 from metaopt_hpo.scaling.base.population import FLOOR_SPREAD, Base
 from metaopt_hpo.scaling.fitting.floor_error import LEVEL_ERROR
-from metaopt_hpo.scaling.forms.decay import TIMESCALE_SPREAD
+from metaopt_hpo.scaling.forms.decay import timescale_spread
 from metaopt_hpo.scaling.forms.surface import CELL_SCATTER, RUN_ERROR, Array
 from metaopt_hpo.scaling.policy.design import SLOPE_SPREAD
 
@@ -130,7 +130,7 @@ class Knowledge:
         return Uncertainty(
             lr=sd_lr,
             batch=sd_batch,
-            weight_decay=math.sqrt(sd_lr**2 + sd_batch**2 + TIMESCALE_SPREAD**2),
+            weight_decay=math.hypot(sd_lr, sd_batch, timescale_spread(self.target[0])),
             loss=math.hypot(sd_loss, excess(sd_lr, sd_batch)),
         )
 

@@ -25,6 +25,13 @@ TIMESCALE = (1.084, -0.527)
 TIMESCALE_SPREAD = 0.3
 """Standard deviation, ln units, of the best timescale about that (their figure 2, by eye)."""
 
+SIZES = (1.11e8, 3.3e9)
+"""Parameters of their models."""
+
+OUTSIDE_SPREAD = 0.2
+"""What the spread grows by with each e-fold of size outside these: at 25 thousand parameters the published weight decay
+was 4 to 5 times the best one (`python -m studies.laws.decay`)."""
+
 SOURCE = "Power Lines (arXiv 2505.13738)"
 
 MEAN = {"linear": 0.5, "cosine": 0.5, "wsd": 0.9, "constant": 1.0, "metaoptimize": 0.9}
@@ -43,6 +50,12 @@ BEYOND = 1.0
 def best_timescale(size: float, tokens: float) -> float:
     """τ* in runs, by the published law."""
     return float(TIMESCALE[0] * (tokens / size) ** TIMESCALE[1])
+
+
+def timescale_spread(size: float) -> float:
+    """Standard deviation, ln units, of the best timescale about the published law's."""
+    outside = max(math.log(SIZES[0] / size), math.log(size / SIZES[1]), 0.0)
+    return math.hypot(TIMESCALE_SPREAD, OUTSIDE_SPREAD * outside)
 
 
 def published_decay(
@@ -64,7 +77,8 @@ def published_decay(
     """
     known = MEAN.get(schedule)
     value = batch / (lr * best_timescale(size, tokens) * tokens) * MEAN["linear"] / (known or MEAN["linear"])
-    return value, math.hypot(TIMESCALE_SPREAD, 0.0 if known == MEAN["linear"] else SUM_SPREAD)
+    sum_spread = 0.0 if known == MEAN["linear"] else SUM_SPREAD
+    return value, math.hypot(timescale_spread(size), sum_spread)
 
 
 @dataclass(frozen=True)

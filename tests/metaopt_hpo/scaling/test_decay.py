@@ -103,6 +103,14 @@ def test_a_schedule_that_sums_to_more_wants_less_decay() -> None:
     assert values["metaoptimize"][0] < values["linear"][0]
 
 
+def test_the_published_law_is_less_sure_outside_its_own_sizes() -> None:
+    """At 25 thousand parameters it was 4 to 5 times too large: its 90 % interval holds that."""
+    inside, at_its_edge, small = (published_decay(n, 2e10, 1e-3, 2.0**20)[1] for n in (1e9, 1.11e8, 2.5e4))
+    assert inside == at_its_edge < small
+    assert 1.645 * small > math.log(5)
+    assert published_decay(1e11, 2e12, 1e-3, 2.0**20)[1] > inside
+
+
 def test_it_survives_a_file_and_a_refit() -> None:
     table = world()
     law = fit(table, extra=("weight_decay",), draws=20)
