@@ -55,7 +55,12 @@ if TYPE_CHECKING:
     from metaopt_hpo_optuna.trial_run import TrialRun
 
 
+_EARLIER = {"retry_lost_trials": "retry_stale_trials"}
+"""Names of earlier versions."""
+
+
 def __getattr__(name: str) -> Any:
+    name = _EARLIER.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -16,7 +16,7 @@ except ImportError as error:
         'metaopt_hpo_ray needs Ray Tune, which is not installed; run: pip install "metaopt-hpo[ray]"'
     ) from error
 
-from metaopt_hpo_ray.earlier_names import find_earlier_names
+from metaopt_hpo_ray.earlier_names import PUBLIC, find_earlier_names
 from metaopt_hpo_ray.registration import register_by_name
 
 _HOMES = {
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    name = PUBLIC.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

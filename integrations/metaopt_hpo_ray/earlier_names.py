@@ -1,6 +1,6 @@
-"""Names under which earlier versions pickled a Tuner's objects, so that `Tuner.restore` still finds them.
+"""Names of earlier versions: of what they pickled with a Tuner, and of what programs import from them.
 
-Tune pickles scheduler, searcher and callbacks by module, class and attribute.
+Tune pickles scheduler, searcher and callbacks by module, class and attribute, and `Tuner.restore` has to find them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,22 @@ from types import ModuleType
 from typing import Any
 
 CLASSES = {
-    "keeper": {"CurveKeeper": "metaopt_hpo_ray.journal_callback:JournalCallback"},
+    "keeper": {
+        "CurveKeeper": "metaopt_hpo_ray.journal_callback:JournalCallback",
+        "JOURNAL": "metaopt_hpo_ray.journal:JOURNAL",
+    },
     "judge": {"Judge": "metaopt_hpo.scaling.policy.launching:LaunchOrder"},
     "trial_book": {"TrialBook": "metaopt_hpo.trials.logbook:Logbook"},
-    "state": {"TrialBook": "metaopt_hpo.trials.logbook:Logbook"},
+    "state": {
+        "TrialBook": "metaopt_hpo.trials.logbook:Logbook",
+        "header": "metaopt_hpo.trials.logbook_file:header",
+    },
     "inner": {"Inner": "metaopt_hpo_ray.wrapped:Wrapped"},
 }
-"""Module of this package → class in it → where that class is."""
+"""Module of this package → name in it → where that is."""
+
+PUBLIC = {"CurveKeeper": "JournalCallback"}
+"""Earlier names of this package's own."""
 
 ATTRIBUTES = {"_judge": "_order", "_inner": "_wrapped"}
 
@@ -30,7 +39,7 @@ class Restored:
 
 
 class _Moved(ModuleType):
-    """A module that is no more; it loads the classes that were in it from where they are."""
+    """A module that is no more; it loads what was in it from where that is."""
 
     def __getattr__(self, name: str) -> Any:
         where = CLASSES[self.__name__.rpartition(".")[2]].get(name)
