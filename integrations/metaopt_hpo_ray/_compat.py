@@ -112,13 +112,14 @@ def asha_time(asha: AsyncHyperBandScheduler) -> tuple[str, float]:
     return asha._time_attr, float(asha._max_t)
 
 
-def stopped_as_it_waited(trial: Trial) -> bool:
+def stopped_as_it_waited(trial: Any) -> bool:
     """Whether a trial that now ends was between two steps: another trial's report, by way of a scheduler, ends it.
 
     Synchronous HyperBand pauses trials and halves them later. One whose checkpoint for the pause is still being written
     is called RUNNING. Tune itself ends no trial then: it keeps its own decisions until the checkpoint is whole.
     """
-    return trial.status in (Trial.PAUSED, Trial.PENDING) or bool(trial.is_saving)
+    waits = getattr(trial, "status", None) in (Trial.PAUSED, Trial.PENDING)
+    return waits or bool(getattr(trial, "is_saving", False))
 
 
 def met_criterion(trial: Any, result: Any) -> bool:
