@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,14 @@ def test_a_callback_of_another_scheduler_goes_on(objects: Any) -> None:
 def test_a_class_that_never_was_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="keeper"):
         __import__("metaopt_hpo_ray.keeper", fromlist=["Nothing"]).Nothing  # noqa: B018
+
+
+def test_programs_of_earlier_versions_find_what_they_import() -> None:
+    import metaopt_hpo_ray
+    from metaopt_hpo_ray import journal
+
+    keeper, state = (importlib.import_module(f"metaopt_hpo_ray.{m}") for m in ("keeper", "state"))
+    assert metaopt_hpo_ray.CurveKeeper is metaopt_hpo_ray.JournalCallback is keeper.CurveKeeper
+    assert keeper.JOURNAL == journal.JOURNAL
+    assert callable(state.header)
+    assert not hasattr(keeper, "Nothing")
