@@ -43,8 +43,8 @@ class ScalingLawSampler(BaseSampler):
 
     - a run cheaper than the target goes where it shows its bowl: evenly over the range at first, then evenly
       around the optimum the law predicts there, as wide as that is unsure;
-    - a run of the target is put at the law's optimum, later ones are drawn from where the optimum may be, which
-      narrows as evidence grows.
+    - a run of the target is put at the law's optimum, later ones where its own runs and the law together
+      see the best chance to gain; where the law is wrong that is plain Bayesian optimisation.
 
     Every other parameter, and trials without a size, come from the base sampler.
 

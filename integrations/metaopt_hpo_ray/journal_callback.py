@@ -65,7 +65,7 @@ class JournalCallback(Callback):
     Examples:
         >>> from ray.tune.schedulers import ASHAScheduler
         >>> from metaopt_hpo_ray import JournalCallback
-        >>> keeper = JournalCallback(metric="loss", progress="tokens_seen")
+        >>> journal = JournalCallback(metric="loss", progress="tokens_seen")
     """
 
     def __init__(

@@ -34,8 +34,8 @@ class ScalingLawSearch(SavedAsJson, Searcher):
     """Suggests sizes, tokens, batch and lr: what teaches most about the target per FLOP, then the target itself.
 
     Pilots are suggested while they save more runs of the target than they cost; then the target at the predicted
-    optimum, and further runs there drawn from where the optimum may be. A trial that a scheduler stopped is not
-    taken for a finished one.
+    optimum, and further runs there where its own runs and the law together see the best chance to gain. A trial that
+    a scheduler stopped is not taken for a finished one.
 
         search = ScalingLawSearch(candidates=[(1e6, 2e7), (2e6, 4e7), (4e6, 8e7)], target=(3.2e7, 6.4e8),
                                   lr=(1e-4, 1e-1), batch=32768)

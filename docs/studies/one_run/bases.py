@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 import typer
 
-from metaopt_hpo.atomic import replacing
 from metaopt_hpo.strategies import LRStrategy, make
 from studies import run as commands
+from studies.one_run.kept import best_rate, keep, read, rows_of
 from studies.one_run.length_jobs import job
 from studies.one_run.lengths import train
 
@@ -70,18 +70,6 @@ def _among(rate: float, tried: dict[float, float]) -> bool:
     return any(abs(r / rate - 1) < 1e-6 for r in tried)
 
 
-def rows_of(table: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
-    """The rows with these values."""
-    for name, value in wanted.items():
-        table = table[table[name] == value]
-    return table
-
-
-def read(path: Path) -> pd.DataFrame:
-    """What is kept so far."""
-    return pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=[*KEY, "held_out"])
-
-
 def study(
     out: Annotated[
         Path, typer.Option(help="Parquet file of the runs; finished ones are not repeated.")
@@ -115,22 +103,22 @@ def study(
             _tune(out, key, first_seed)
         if only in ("", OURS):
             mine = key | {"strategy": OURS, "lr": 0.0}
-            if rows_of(read(out), **mine).empty or (base, name, seed) in renew:
+            if rows_of(read(out, KEY), **mine).empty or (base, name, seed) in renew:
                 _keep(out, mine, train(job(name), strategy(OURS, base), steps, seed))
-    typer.echo(markdown(read(out)))
+    typer.echo(markdown(read(out, KEY)))
 
 
 def _tune(out: Path, key: dict[str, Any], first_seed: int) -> None:
     """The seven schedules of a base rule on a job and a seed."""
     while True:
-        kept = rows_of(read(out), **key, strategy=SCHEDULE)
+        kept = rows_of(read(out, KEY), **key, strategy=SCHEDULE)
         tried = dict(zip(kept.lr, kept.held_out, strict=True))
         if key["seed"] == first_seed:
             if len(tried) >= TRIALS:
                 return
             rate = next_rate(tried, BEGIN[key["base"].removesuffix(BARE)])
         else:
-            first = rows_of(read(out), **key | {"seed": first_seed}, strategy=SCHEDULE).lr
+            first = rows_of(read(out, KEY), **key | {"seed": first_seed}, strategy=SCHEDULE).lr
             missing = [r for r in first if not _among(r, tried)]
             if not missing:
                 return
@@ -144,13 +132,8 @@ def _tune(out: Path, key: dict[str, Any], first_seed: int) -> None:
 
 
 def _keep(out: Path, key: dict[str, Any], found: dict[str, float]) -> None:
-    """Add a run, in place of one of the same key."""
-    table = read(out)  # read again: another process may have added to it
-    same = (table[KEY] == pd.Series(key)[KEY]).all(axis=1)
-    row = pd.DataFrame([key | found])
-    table = pd.concat([table[~same], row], ignore_index=True) if (~same).any() else row
-    with replacing(out) as path:
-        table.to_parquet(path, index=False)
+    """Add a run, and say so."""
+    keep(out, key, found)
     typer.echo(
         " ".join(map(str, key.values())) + f": {found['held_out']:.4f} at {found['step_size']:.3g}", err=True
     )
@@ -213,24 +196,22 @@ def markdown(table: pd.DataFrame) -> str:
         error = f"{means.std(ddof=1) / len(means) ** 0.5:.1f}" if len(means) > 1 else "–"
         lines.append(f"| {base} | {len(means)} | {means.mean():+.1f} % | {error} | {means.max():+.1f} % |")
     lines += ["", "| base | job | best lr | AdamW's best | over it |", "|---|---|---|---|---|"]
-    for (base, name), rate in best_rates(table).items():
-        usual = best_rates(table).get(("adamw", name))
+    rates = best_rates(table)
+    for (base, name), rate in rates.items():
+        usual = rates.get(("adamw", name))
         if usual and base != "adamw":
             lines.append(f"| {base} | {name} | {rate:.2g} | {usual:.2g} | {rate / usual:.2g} |")
     return "\n".join(lines)
 
 
 def best_rates(table: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """(base, job) → the minimum of the parabola in ln lr through the best rate and its two neighbours, first seed."""
-    out = {}
-    tuned = rows_of(table, strategy=SCHEDULE, steps=STEPS, seed=FIRST_SEED).sort_values("lr")
-    for (base, name), rows in tuned.groupby(["base", "job"], sort=False):
-        i = int(np.argmin(rows.held_out))
-        if 0 < i < len(rows) - 1:
-            near = rows.iloc[i - 1 : i + 2]
-            a, b, _ = np.polyfit(np.log(near.lr), np.log(near.held_out), 2)
-            out[str(base), str(name)] = float(np.exp(-b / (2 * a)))
-    return out
+    """(base, job) → `best_rate` of the first seed, where there is one."""
+    tuned = rows_of(table, strategy=SCHEDULE, steps=STEPS, seed=FIRST_SEED)
+    found = {
+        (str(base), str(name)): best_rate(rows)
+        for (base, name), rows in tuned.groupby(["base", "job"], sort=False)
+    }
+    return {key: rate for key, rate in found.items() if rate is not None}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import typer
 
 from metaopt_hpo.strategies import LRStrategy, make
 from studies import run as commands
-from studies.one_run.kept import has, keep, read, rows_of
+from studies.one_run.kept import best_rate, has, keep, read, rows_of
 from studies.one_run.length_jobs import job
 from studies.one_run.lengths import train
 
@@ -48,18 +48,6 @@ def adapted(name: str, strategy: LRStrategy, steps: int, seed: int) -> dict[str,
         loss.backward()
         run.step(loss.detach())
     return {"held_out": float("nan"), "found": float(found), "commit": float(run.steps_taken)}
-
-
-def best_rate(kept: pd.DataFrame) -> float | None:
-    """Minimum of the parabola through the best rate and its neighbours; None while the best lies at the edge."""
-    rows = kept.sort_values("lr")
-    x, y = np.log(rows.lr.to_numpy(float)), np.log(rows.held_out.to_numpy(float))
-    y = np.where(np.isfinite(y), y, np.inf)
-    i = int(np.argmin(y)) if len(y) else 0
-    if not 0 < i < len(y) - 1 or not np.isfinite(y[i - 1 : i + 2]).all():
-        return None
-    a, b, _ = np.polyfit(x[i - 1 : i + 2], y[i - 1 : i + 2], 2)
-    return float(np.exp(-b / (2 * a)))
 
 
 def study(

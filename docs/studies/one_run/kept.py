@@ -1,4 +1,4 @@
-"""The table of a study that keeps its runs in one Parquet file: read it, and add a finished run to it."""
+"""The table of a study that keeps its runs in one Parquet file: read it, add a finished run, ask for the best rate."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from metaopt_hpo.atomic import replacing
@@ -35,3 +36,15 @@ def keep(path: Path, key: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     others = table[~(table[list(key)] == pd.Series(dict(key))).all(axis=1)]
     with replacing(path) as new:
         (pd.concat([others, row], ignore_index=True) if len(others) else row).to_parquet(new, index=False)
+
+
+def best_rate(kept: pd.DataFrame) -> float | None:
+    """Minimum of the parabola in ln lr through the best rate and its neighbours; None where the best is the last."""
+    rows = kept.sort_values("lr")
+    x, y = np.log(rows.lr.to_numpy(float)), np.log(rows.held_out.to_numpy(float))
+    y = np.where(np.isfinite(y), y, np.inf)
+    i = int(np.argmin(y)) if len(y) else 0
+    if not 0 < i < len(y) - 1 or not np.isfinite(y[i - 1 : i + 2]).all():
+        return None
+    a, b, _ = np.polyfit(x[i - 1 : i + 2], y[i - 1 : i + 2], 2)
+    return float(np.exp(-b / (2 * a)))

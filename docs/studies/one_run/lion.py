@@ -23,8 +23,8 @@ from metaopt_hpo.strategies.balance import PRIOR_SIGN
 from metaopt_hpo.strategies.kinds import slowness
 from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 from studies import run as commands
-from studies.one_run.corrections import KEY, SCHEDULE, adapted, best_rate, tune
-from studies.one_run.kept import has, keep, read, rows_of
+from studies.one_run.corrections import KEY, SCHEDULE, adapted, tune
+from studies.one_run.kept import best_rate, has, keep, read, rows_of
 
 KEPT = Path(__file__).parent / "lion.parquet"
 JOBS = ("teach32", "shortgru32", "shorttf32", "shortgru96")

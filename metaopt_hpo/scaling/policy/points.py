@@ -240,7 +240,7 @@ def pilot_point(runs: Runs, cell: Cell, box: Box, bowl: FittedBowl | None, seed:
     if bowl is None:
         return cover(there, cell, box, there.n, seed)
     u, v = _even(cell, there.n, seed)
-    x, y = inside(bowl, cell, box)
+    x, y = centre_inside(bowl, cell, box)
     sd = math.sqrt(Design(runs.counts((cell,)), cell, box.spread).variance(cell))
     reach = max(LEAST_REACH, REACH * sd)
     return box.part(x, y, reach, u, v)
@@ -252,7 +252,7 @@ def made(there: Runs, lr: float, batch: float) -> bool:
     return bool((away < MADE).any())
 
 
-def inside(bowl: FittedBowl, cell: Cell, box: Box) -> tuple[float, float]:
+def centre_inside(bowl: FittedBowl, cell: Cell, box: Box) -> tuple[float, float]:
     """The bowl's centre in the box: where the batch is held back, lr moves along the valley with it."""
     x, y = bowl.centre(cell)
     held = min(max(y, math.log(box.batch[0])), math.log(box.batch[1]))

@@ -198,7 +198,10 @@ def propose_next(
     if bowl is None:
         return Proposal(config, "no optimum is seen yet: cover the range at the target")
     seen = runs.at(context.target).n
-    return Proposal(config, "the law's optimum" if not seen else "drawn from where the optimum may be")
+    return Proposal(
+        config,
+        "the law's optimum" if not seen else "the best chance to gain, by the law and the target's own runs",
+    )
 
 
 def propose_at(runs: Runs, cell: tuple[float, float], context: Context, *, bowl: FittedBowl | None) -> Config:

@@ -128,8 +128,8 @@ def verdict(
         return Verdict("abstain", 0.5, f"{factor:.3g} times outside the fitted sizes or tokens")
     if (seen := target or conditioned(law, size, tokens, finished)) is not None:
         p, mean = seen.chance(config, curve, incumbent)
-        beat = seen.best if incumbent is None else min(seen.best, incumbent)
-        return _said(p, mean, _below(beat), curve, stop_below)
+        best = seen.best if incumbent is None else min(seen.best, incumbent)
+        return _said(p, mean, f"beating the best run here, {best:.4g}", curve, stop_below)
     doubts = law.at(size, tokens).doubts
     unknown = next((d for d in doubts if d.code not in WEIGHED or law.alternatives is None), None)
     if unknown is not None:
@@ -150,12 +150,8 @@ def verdict(
         p = chance_below(incumbent, mean, sd)
         if doubts:
             p = sum(chance_below(incumbent, m, s) for m, s in possible_ends(law, *config, curve)) / DRAWS
-        goal = _below(incumbent)
+        goal = f"a loss below {incumbent:.4g}"
     return _said(p, mean, goal, curve, stop_below)
-
-
-def _below(loss: float) -> str:
-    return f"a loss below {loss:.4g}"
 
 
 def _said(p: float, mean: float, goal: str, curve: CurveLike | None, stop_below: float) -> Verdict:

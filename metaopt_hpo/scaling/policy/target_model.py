@@ -53,29 +53,24 @@ FARTHEST = 50.0
 """ln units from the law's optimum at which all distances are one, and the highest loss (ln) above its best."""
 
 
-def _settings(belief: float) -> Array:
-    """(settings × 5): amplitude, length, factor on noise, factor on shift, ln prior."""
-    steps = itertools.product(*(range(len(v)) for v in (AMPLITUDES, LENGTHS, NOISES, SHIFTS)))
-    return np.array(
-        [
-            (
-                AMPLITUDES[i],
-                LENGTHS[j],
-                NOISES[k],
-                SHIFTS[m],
-                i * math.log(belief) + (k + m) * math.log(BELIEF),
-            )
-            for i, j, k, m in steps
-        ]
-    )
-
-
 LOSS_NOISE = 0.0015
 """Least standard deviation of ln loss about a fitted quadratic: the model-error floor."""
 
 CONSIDERED = 60
 """Runs that a model reads: half of them the best ones, the others even over the rest. More would cost time and hardly
 move what it says."""
+
+
+def _settings(belief: float) -> Array:
+    """(settings × 5): amplitude, length, factor on noise, factor on shift, ln prior."""
+    return np.array(
+        [
+            (amplitude, length, noise, shift, i * math.log(belief) + (j + k) * math.log(BELIEF))
+            for (i, amplitude), length, (j, noise), (k, shift) in itertools.product(
+                enumerate(AMPLITUDES), LENGTHS, enumerate(NOISES), enumerate(SHIFTS)
+            )
+        ]
+    )
 
 
 def considered(log_loss: Array) -> NDArray[np.intp]:
@@ -122,8 +117,7 @@ class TargetModel:
         """By setting: weight, mean and variance of ln loss at a point, noise of a run, lowest mean of the runs."""
         weight, means, sds = self.predict(np.array([point]))
         noise = self._fit[0][:, 2] * self.noise
-        lowest = self.predict(self.at)[1].min(axis=1)
-        columns = (weight, means[:, 0], sds[:, 0] ** 2, noise, lowest)
+        columns = (weight, means[:, 0], sds[:, 0] ** 2, noise, self._lowest)
         return list(zip(*(c.tolist() for c in columns), strict=True))
 
     def expected(self, points: Array) -> Array:
@@ -138,10 +132,14 @@ class TargetModel:
         goes for far points that may gain much, and pays for it where the law is nearly right. Where the model expects
         more of one of the points than that, this is the goal (Jones 2001), else the way there is taken in small steps.
         """
-        weight, here, _ = self.predict(self.at)
-        _, mean, sd = self.predict(points)
-        goal = np.minimum(here.min(axis=1) - gain, mean.min(axis=1))
+        weight, mean, sd = self.predict(points)
+        goal = np.minimum(self._lowest - gain, mean.min(axis=1))
         return np.asarray(weight @ ndtr((goal[:, None] - mean) / sd))
+
+    @cached_property
+    def _lowest(self) -> Array:
+        """Lowest mean of the runs, for each setting."""
+        return np.asarray(self.predict(self.at)[1].min(axis=1))
 
     def _features(self, at: Array) -> tuple[Array, Array]:
         """(bowl at points, (4 × points) what level, shift in u, shift in v and sharpness are multiplied by)."""

@@ -17,8 +17,8 @@ from metaopt_hpo.scaling.policy.points import (
     Box,
     FittedBowl,
     Runs,
+    centre_inside,
     cover,
-    inside,
     made,
     pilot_point,
     spread_points,
@@ -53,7 +53,7 @@ def target_point(runs: Runs, cell: Cell, box: Box, bowl: FittedBowl | None, seed
         return pilot_point(runs, cell, box, None, seed)
     if _repeated(there):
         return cover(there, cell, box, there.n, seed)
-    centre = inside(bowl, cell, box)
+    centre = centre_inside(bowl, cell, box)
     sd = _spread_beside(runs, cell, box)
     first = (bowl.margin(sd**2), 0.0)
     if not there.n:
