@@ -148,6 +148,19 @@ def test_every_worker_answers_in_many_histories(
     check(history, known, reports)
 
 
+@pytest.mark.parametrize("size", [5e-324, 1.7e308])
+def test_a_stopped_trial_of_absurd_size_leaves_the_law_in_charge(size: float) -> None:
+    odd = optuna.create_trial(
+        state=TrialState.PRUNED,
+        params={"lr": 1e-3},
+        distributions={"lr": SPACE},
+        user_attrs={"size": size, "tokens": 2e7, "batch": 32.0},
+        intermediate_values={1: 3.0},
+    )
+    lr, _ = check([odd] * 3, True, {})
+    assert lr == pytest.approx(0.01, rel=1.0)
+
+
 def test_the_check_itself_sees_a_law() -> None:
     lr, stop = check([], True, {10**8: 9.0, 5 * 10**8: 9.0})
     assert stop

@@ -71,7 +71,9 @@ class Design:
         return float(row @ np.linalg.solve(self._information, row)) + CELL_SCATTER**2
 
     def _row(self, cell: Cell) -> Array:
-        return np.array([1.0, math.log(cell[0] / self.target[0]), math.log(cell[1] / self.target[1])])
+        # of logarithms: the quotient of the smallest float and a size is 0
+        away = (math.log(v) - math.log(t) for v, t in zip(cell, self.target, strict=True))
+        return np.array([1.0, *away])
 
     def _outer(self, cell: Cell) -> Array:
         row = self._row(cell)

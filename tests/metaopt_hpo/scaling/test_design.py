@@ -46,6 +46,13 @@ def test_pilots_end_and_cost_less_than_searching_the_target(held: dict[tuple[flo
     )
 
 
+@pytest.mark.parametrize("odd", [5e-324, 1.7e308])
+def test_runs_of_absurd_sizes_count_as_far_away(odd: float) -> None:
+    for cell in ((odd, 5e10), (4e8, odd)):
+        variance = Design({cell: 3}, TARGET, 1.0).variance(TARGET)
+        assert 0 < variance <= Design({}, TARGET, 1.0).variance(TARGET) * (1 + 1e-9)
+
+
 def test_dear_pilots_are_not_bought() -> None:
     near = ((3.9e8, 5e10),)
     assert Design({}, TARGET, 0.3).best_pilot(near, two=False) is None
