@@ -1,36 +1,34 @@
 """MetaOptimize: a torch optimizer that learns its own step sizes as training goes.
 
-Source: arXiv 2402.02342, Algorithm 3 (Hessian-free). This class checks arguments and runs steps; the maths is
-in ``rules``, ``kernels`` and ``traces``, what is kept in ``kept_state``, saving and loading in ``saved_state``.
+Source: arXiv 2402.02342, Algorithm 3 (Hessian-free). This class is torch's face of parts that it has: ``settings``
+(checked arguments), ``kept_state``, ``saved_state`` (loading) and ``stepping``; the maths is in ``rules``, ``kernels``
+and ``traces``.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metaopt_hpo.optim.arguments import bounds_of, check_meta_lr, check_positive
-from metaopt_hpo.optim.blocks import Blocks, BlockSpec
-from metaopt_hpo.optim.group_rules import GroupRules
+from metaopt_hpo.optim.arguments import check_group, check_meta_lr, check_options, check_positive
+from metaopt_hpo.optim.blocks import BlockSpec
+from metaopt_hpo.optim.kept_state import KeptState
 from metaopt_hpo.optim.kernels.bucket import Kernel
-from metaopt_hpo.optim.kernels.choose import CHOICES
-from metaopt_hpo.optim.kernels.eager import EagerKernel
-from metaopt_hpo.optim.kernels.triton_step import TritonStep
-from metaopt_hpo.optim.kernels.whole_step import WholeStep
-from metaopt_hpo.optim.live import LiveStepSizes
 from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.optim.rules import Rule, base_rule, meta_rule
-from metaopt_hpo.optim.stepping import CAPTURE, Stepping
-from metaopt_hpo.optim.traces import HESSIAN_FREE, TRACES
+from metaopt_hpo.optim.saved_state import Loading
+from metaopt_hpo.optim.settings import Settings
+from metaopt_hpo.optim.stepping import HessianFreeSteps
+from metaopt_hpo.optim.traces import HESSIAN_FREE
 from metaopt_hpo.optim.watch import Watch
+from metaopt_hpo.optim.with_hessian import step_with_hessian
 
 
-class MetaOptimize(Stepping):
+class MetaOptimize(torch.optim.Optimizer):
     """Gradient descent whose step sizes α = exp β are themselves learned, by a meta-gradient through an
     eligibility trace.
 
@@ -106,71 +104,99 @@ class MetaOptimize(Stepping):
         trace_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
     ) -> None:
-        lr = float(lr)
-        if not (lr > 0 and math.isfinite(lr)):
-            raise ValueError(f"lr={lr!r} is not allowed: it must be a positive finite number, for β₀ = ln lr")
+        settings = Settings(
+            lr=float(lr),
+            base=base_rule(base),
+            meta=meta_rule(meta),
+            gamma=float(gamma),
+            blocks=blocks,
+            trace=trace,
+            bounds=beta_bounds,
+            max_grad_norm=max_grad_norm,
+            compile=compile,
+            trace_dtype=trace_dtype,
+            stochastic=bool(stochastic_rounding),
+        )
         check_meta_lr(meta_lr)
-        if not 0.0 <= gamma <= 1.0:
-            raise ValueError(f"gamma={gamma!r} is not allowed: it must lie in [0, 1]")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm={max_grad_norm!r} is not allowed: it must be positive, or None")
-        if trace not in TRACES:
-            raise ValueError(f"trace={trace!r} is not known: use one of {', '.join(TRACES)}")
-        if compile not in CHOICES:
-            raise ValueError(f"compile={compile!r} is not known: use one of {', '.join(CHOICES)}")
-        if trace_dtype not in (None, torch.bfloat16) or (trace_dtype and trace != HESSIAN_FREE):
-            raise ValueError(
-                f"trace_dtype={trace_dtype!r} is not allowed: use None, or torch.bfloat16 with trace='hessian_free'"
-            )
-        if stochastic_rounding and trace != HESSIAN_FREE:
-            raise ValueError(f"stochastic_rounding is not supported with trace={trace!r}: use 'hessian_free'")
-        self._trace_dtype = trace_dtype
-        self._stochastic = bool(stochastic_rounding)
-        self._base = base_rule(base)
-        self._meta = meta_rule(meta)
-        self._gamma = float(gamma)
-        self._block_spec = blocks
-        self._trace = trace
-        self._max_grad_norm = max_grad_norm
-        self._compile = compile
-        self._lock = threading.RLock()
-        self._kernel: Kernel | None = None
-        self._eager = EagerKernel()
-        self._whole: WholeStep | TritonStep | None = None
-        self._live = LiveStepSizes(lr)
-        self._watch = Watch(math.log(lr))
-        self._blocks: Blocks | None = None
-        self._shared: dict[str, Any] = {}
-        self._rules = GroupRules()
-        self._order: list[Tensor] = []
-        self._away: dict[Tensor, Any] = {}
-        self._sizes: list[int] = []
-        self._groups: list[dict[str, Any]] = []
-        defaults: dict[str, Any] = {"lr": lr, "weight_decay": float(weight_decay), "maximize": bool(maximize)}
-        options = {name: value for name, value in self._base.options().items() if name not in defaults}
-        defaults |= {"base": self._rules.register(self._base), **options}
-        self._own_defaults = tuple(defaults)
-        super().__init__(params, defaults)
-        self._blocks = Blocks(blocks)
-        self._bounds = bounds_of(beta_bounds, blocks, math.log(lr))
-        self._init_shared(float(meta_lr))
+        self._settings = settings
+        self._kept = KeptState(settings)
+        self._steps = HessianFreeSteps(self._kept)
+        super().__init__(params, self._kept.defaults(float(weight_decay), bool(maximize)))
+        self._kept.start(self, float(meta_lr))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its blocks, where they are new ones, start at the initial step size.
+
+        A group may have its own ``lr``, ``weight_decay``, ``maximize``, ``base`` (a rule or its name) and any number
+        of that rule, such as ``betas``, ``eps`` or ``momentum``.
+        """
+        kept = self._kept
+        own = {name: value for name, value in param_group.items() if name not in self.defaults}
+        if "base" in param_group:
+            rule = base_rule(param_group["base"])
+            param_group = {**rule.options(), **param_group, "base": kept.rules.register(rule)}
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_group(group)
+            check_options(own, kept.rules.prototype(group))
+            kept.rules.of(group)
+            if kept.shared:
+                kept.follow(self)
+        except ValueError:
+            self.param_groups.pop()
+            kept.forget()
+            raise
+        group["lr"] = float(group["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; groups edited by hand are followed first."""
+        self._kept.follow(self)
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict()`` returned; a run that goes on from it is bitwise the run that never
+        stopped, whatever ``lr`` and ``meta_lr`` this optimizer was made with.
+
+        Raises:
+            ValueError: a state of another optimizer, of a newer version, or of other rules or blocks; then nothing
+                has changed.
+        """
+        self._kept.follow(self)
+        loading = Loading(self._kept, state_dict)
+        super().load_state_dict(state_dict)
+        loading.finish(self)
+        self._steps.forget()
+
+    def step_sizes(self) -> Tensor:
+        """exp β, one value a block (before the groups' and schedulers' multipliers lr_group / lr); a copy."""
+        self._kept.follow(self)
+        return self._kept.beta.exp()
+
+    def block_names(self) -> tuple[str, ...]:
+        """What the entries of ``step_sizes()`` belong to, in the same order."""
+        self._kept.follow(self)
+        return self._kept.blocks.names
+
+    @property
+    def meta(self) -> Rule:
+        """The rule of β."""
+        return self._settings.meta
 
     @property
     def meta_lr(self) -> float:
         """η, the step size of the meta update; set it at any time, 0 freezes the step sizes."""
-        return float(self._shared["meta_lr"])
+        return float(self._kept.shared["meta_lr"])
 
     @meta_lr.setter
     def meta_lr(self, value: float) -> None:
         check_meta_lr(value)
-        self._shared["meta_lr"] = float(value)
-        if self.param_groups:
-            self.param_groups[0]["meta_lr"] = float(value)
+        self._kept.change("meta_lr", float(value))
 
     @property
     def skipped(self) -> int:
         """Number of steps in which z was not finite and some β kept its value (reading it waits for the device)."""
-        return int(self._shared["skipped"])
+        return int(self._kept.shared["skipped"])
 
     @torch.no_grad()
     def set_step_size(self, alpha: float | Tensor) -> None:
@@ -180,8 +206,9 @@ class MetaOptimize(Stepping):
             ValueError: a value that is not positive and finite (numbers only; a tensor is not looked at, to
                 spare a sync), a tensor of another shape.
         """
-        self._follow()
-        beta: Tensor = self._shared["beta"]
+        kept, bounds = self._kept, self._settings.bounds
+        kept.follow(self)
+        beta = kept.beta
         if isinstance(alpha, Tensor):
             if alpha.numel() not in (1, beta.numel()):
                 raise ValueError(
@@ -191,27 +218,28 @@ class MetaOptimize(Stepping):
         else:
             check_positive("alpha", alpha)
             beta.fill_(math.log(alpha))
-            self._watch = Watch(math.log(alpha))  # far means far from where the caller put it
-        if self._bounds is not None:
-            beta.clamp_(*self._bounds)
-        self._refresh_step_sizes()
+            kept.watch = Watch(math.log(alpha))  # far means far from where the caller put it
+        if bounds is not None:
+            beta.clamp_(*bounds)
+        kept.refresh_step_sizes()
 
     @torch.no_grad()
     def scale_step_size(self, factor: float) -> None:
         """Multiply every exp β by a positive factor; traces and meta state stay."""
         check_positive("factor", factor)
-        self._follow()
-        beta: Tensor = self._shared["beta"]
+        kept, bounds = self._kept, self._settings.bounds
+        kept.follow(self)
+        beta = kept.beta
         beta.add_(math.log(factor))
-        if self._bounds is not None:
-            beta.clamp_(*self._bounds)
-        self._refresh_step_sizes()
+        if bounds is not None:
+            beta.clamp_(*bounds)
+        kept.refresh_step_sizes()
 
     @torch.no_grad()
     def set_state(self, name: str, values: dict[Tensor, Tensor]) -> None:
         """Overwrite one entry of the base rule's state, a tensor for each of these parameters; made where missing."""
-        self._follow()
-        self._init_states()
+        self._kept.follow(self)
+        self._kept.init_states()
         for p, value in values.items():
             self.state[p][name].copy_(value)
 
@@ -222,24 +250,22 @@ class MetaOptimize(Stepping):
         Raises:
             ValueError: more than 2²⁸ entries.
         """
-        assert self._blocks is not None
-        params = self._follow()
-        total, m = sum(p.numel() for p in params), self._blocks.count
+        params, blocks = self._kept.follow(self), self._kept.blocks
+        total, m = sum(p.numel() for p in params), blocks.count
         if total * m > 2**28:
             raise ValueError(
                 f"the trace would have {total} × {m} entries, more than 2^28: read state[p]['h'] instead"
             )
-        beta: Tensor = self._shared["beta"]
-        out = beta.new_zeros((total, m))
+        out = self._kept.beta.new_zeros((total, m))
         row = 0
-        for p, block in zip(params, self._blocks.of, strict=True):
+        for p, block in zip(params, blocks.of, strict=True):
             n = p.numel()
-            if self._trace != HESSIAN_FREE:
+            if self._settings.trace != HESSIAN_FREE:
                 out[row : row + n] = self.state[p]["H"].reshape(m, n).T if p in self.state else 0.0
                 row += n
                 continue
             h = self.state[p]["h"].reshape(-1).to(out) if p in self.state else out.new_zeros(n)
-            if self._blocks.per_weight:
+            if blocks.per_weight:
                 out[torch.arange(row, row + n), torch.arange(block, block + n)] = h
             else:
                 out[row : row + n, block] = h
@@ -265,14 +291,14 @@ class MetaOptimize(Stepping):
 
     @outside_graphs
     def _take_step(self, closure: Callable[[], Any] | None) -> Any:
-        if self._trace != HESSIAN_FREE:
-            return self._step_with_hessian(closure)
+        if self._settings.trace != HESSIAN_FREE:
+            self._kept.follow(self)
+            return step_with_hessian(self._kept, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with self._lock:
-            self._step_hessian_free()
+        self._steps.step(self)
         return loss
 
     def refresh(self) -> None:
@@ -282,8 +308,13 @@ class MetaOptimize(Stepping):
         Raises:
             RuntimeError: there is no step on a GPU that could have been captured.
         """
-        if not isinstance(self._whole, TritonStep):
-            raise RuntimeError(
-                "refresh() is for steps captured into a CUDA graph, and there is none: " + CAPTURE
-            )
-        self._whole.refresh(self.param_groups, self.defaults["lr"], self._shared, self._param_rules())
+        self._steps.refresh()
+
+    @property
+    def _kernel(self) -> Kernel | None:
+        """What runs the steps; programs that look at it know it by this name."""
+        return self._steps.kernel
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it: torch's own leaves out everything but defaults, groups and state."""
+        return dict(self.__dict__)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metaopt_hpo.optim.clipping import clip_factor
+from metaopt_hpo.optim.kept_state import KeptState
 from metaopt_hpo.optim.kernels.bucket import Bucket, Kernel
 from metaopt_hpo.optim.kernels.choose import choose
 from metaopt_hpo.optim.kernels.describe import is_described
@@ -21,7 +24,6 @@ from metaopt_hpo.optim.meta import advance_beta
 from metaopt_hpo.optim.param_state import check_gradient
 from metaopt_hpo.optim.rules import Rule
 from metaopt_hpo.optim.sharding import ShardKey, is_sharded, like_shards, local, reduce_sums, shard_key
-from metaopt_hpo.optim.with_hessian import HessianSteps
 
 CAPTURE = (
     "a step of MetaOptimize can be captured into a CUDA graph only with compile='triton', for dense parameters on one "
@@ -29,60 +31,107 @@ CAPTURE = (
 )
 
 
-class Stepping(HessianSteps):
-    """The part of MetaOptimize that steps without a Hessian."""
+class HessianFreeSteps:
+    """Steps an optimizer without a Hessian; what is found here is bound to this process and is not saved.
 
-    _eager: EagerKernel
-    _stochastic: bool
-    _compile: str
+    Args:
+        kept: the optimizer's state.
 
-    def _step_hessian_free(self) -> None:
-        params = self._follow()
-        self._check_shared()
-        captured = capturing(self._shared["beta"].device)
-        if captured and not isinstance(self._whole, TritonStep):
+    Attributes:
+        kernel: what runs the steps; None before the first.
+    """
+
+    def __init__(self, kept: KeptState) -> None:
+        self._kept = kept
+        self._lock = threading.RLock()  # threads that share an optimizer step one after another
+        self.kernel: Kernel | None = None
+        self._eager = EagerKernel()
+        self._whole: WholeStep | TritonStep | None = None
+        self._version = kept.version
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_kept": self._kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        HessianFreeSteps.__init__(self, state["_kept"])
+
+    def forget(self) -> None:
+        """A state has been loaded: the kernel is chosen anew."""
+        self.kernel = None
+
+    @property
+    def whole(self) -> WholeStep | TritonStep | None:
+        """The kernel for all parameters at once, where one is prepared that still fits them."""
+        if self._version != self._kept.version:
+            self._whole, self._version = None, self._kept.version
+        return self._whole
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step of Algorithm 3 with the gradients at hand."""
+        with self._lock:
+            self._step(self._kept.follow(optimizer))
+
+    def _step(self, params: list[Tensor]) -> None:
+        kept = self._kept
+        kept.check_shared()
+        captured = capturing(kept.beta.device)
+        if captured and not isinstance(self.whole, TritonStep):
             raise RuntimeError(CAPTURE)
-        if self._kernel is None:
-            self._kernel = choose(
-                self._compile, self._shared["kernel"], self._param_rules(), self._meta, params
+        if self.kernel is None:
+            settings = kept.settings
+            self.kernel = choose(
+                settings.compile, kept.shared["kernel"], kept.param_rules(), settings.meta, params
             )
-            self._shared["kernel"] = self.param_groups[0]["kernel"] = self._kernel.name
-        if not self._step_at_once(self._kernel, params, captured):
+            kept.change("kernel", self.kernel.name)
+        if not self._step_at_once(self.kernel, params, captured):
             if captured:
                 raise RuntimeError(CAPTURE)
-            self._step_by_buckets(self._kernel, params)
+            self._step_by_buckets(self.kernel)
 
     def _step_at_once(self, kernel: Kernel, params: list[Tensor], captured: bool) -> bool:
         """The whole step in one native call or two launches, where tensors allow it; whether it was done."""
         if not isinstance(kernel, NativeKernel | TritonKernel):
             return False
-        rules = self._param_rules()
+        kept = self._kept
+        rules = kept.param_rules()
         grads = [p.grad for p in params]
         every = list(grads)
-        assert self._blocks is not None
-        if not self._blocks.per_weight:  # what has no description is advanced by plain operations beside it
+        if not kept.blocks.per_weight:  # what has no description is advanced by plain operations beside it
             grads = [g if is_described(rule) else None for g, rule in zip(grads, rules, strict=True)]
-        if self._whole is None or not self._whole.matches(rules, grads, self.state):
-            self._whole = self._prepare(kernel, params, rules, grads)
-            if self._whole is None or not self._whole.matches(rules, grads, self.state):
+        whole = self.whole
+        if whole is None or not whole.matches(rules, grads, kept.state):
+            whole = self._whole = self._prepare(kernel, params, rules, grads)
+            if whole is None or not whole.matches(rules, grads, kept.state):
                 return False
         pairs = [(p, g) for p, g in zip(params, every, strict=True) if g is not None]
         scale = self._clip_factor([p for p, _ in pairs], [g for _, g in pairs])
         rest = {id(p) for p, g, own in zip(params, every, grads, strict=True) if g is not own}
-        if captured and (rest or not isinstance(self._whole, TritonStep) or not self._whole.publishes):
+        if captured and (rest or not isinstance(whole, TritonStep) or not whole.publishes):
             return False
         extra = self._advance_rest(rest, scale) if rest else None
-        seen = self._whole.run(grads, self.param_groups, self.defaults["lr"], self._shared, scale, extra)
+        seen = whole.run(grads, kept.groups, kept.lr, kept.shared, scale, extra)
         if captured:
             return True
         if seen is None:
-            self._watch.see(self._shared["beta"])
+            kept.watch.see(kept.beta)
         else:
-            self._watch.range(*seen)
-        idle = self._blocks.per_weight and len(pairs) < len(params)
-        if idle or (isinstance(self._whole, TritonStep) and not self._whole.publishes):
-            self._refresh_step_sizes()
+            kept.watch.range(*seen)
+        idle = kept.blocks.per_weight and len(pairs) < len(params)
+        if idle or (isinstance(whole, TritonStep) and not whole.publishes):
+            kept.refresh_step_sizes()
         return True
+
+    def refresh(self) -> None:
+        """As ``MetaOptimize.refresh``."""
+        whole, kept = self.whole, self._kept
+        if not isinstance(whole, TritonStep):
+            raise RuntimeError(
+                "refresh() is for steps captured into a CUDA graph, and there is none: " + CAPTURE
+            )
+        whole.refresh(kept.groups, kept.lr, kept.shared, kept.param_rules())
+
+    def _clip_factor(self, params: list[Tensor], grads: list[Tensor]) -> Tensor | None:
+        return clip_factor(self._kept.settings.max_grad_norm, params, grads, self._kept.beta)
 
     @torch.no_grad()
     def _advance_rest(self, those: set[int], scale: Tensor | None) -> Tensor | None:
@@ -90,10 +139,10 @@ class Stepping(HessianSteps):
         buckets = self._buckets(self._eager, those)
         if not buckets:
             return None
-        beta: Tensor = self._shared["beta"]
+        beta = self._kept.beta
         alpha, z = beta.exp(), torch.zeros_like(beta)
         for _, rule, runner, bucket in buckets:
-            runner.advance(bucket.local(), rule, alpha, self._gamma, scale, z)
+            runner.advance(bucket.local(), rule, alpha, self._kept.settings.gamma, scale, z)
         return z
 
     def _prepare(
@@ -103,38 +152,38 @@ class Stepping(HessianSteps):
         rules: list[Rule],
         grads: list[Tensor | None],
     ) -> WholeStep | TritonStep | None:
-        assert self._blocks is not None
+        kept, settings = self._kept, self._kept.settings
         if any(is_sharded(p) for p in params):
             return None
-        self._init_states()
+        kept.init_states()
         for p, g, rule in zip(params, grads, rules, strict=True):
             if g is None:
                 continue
-            self._fit_state(p, rule)
-            check_gradient(p, g, self._name_of(p))
-            if isinstance(kernel, NativeKernel) and not kernel.takes(p, g, self._moving(p, rule), rule):
+            kept.fit_state(p, rule)
+            check_gradient(p, g, kept.name_of(p))
+            if isinstance(kernel, NativeKernel) and not kernel.takes(p, g, kept.moving(p, rule), rule):
                 return None
-        groups = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
+        groups = [i for i, group in enumerate(kept.groups) for _ in group["params"]]
         given = StepInputs(
             params=params,
             rules=rules,
             grads=grads,
-            state=self.state,
+            state=kept.state,
             groups=groups,
-            blocks=self._blocks,
-            shared=self._shared,
-            live=own_blocks(self.param_groups, self._blocks),
-            meta=self._meta,
-            gamma=self._gamma,
-            bounds=self._bounds,
-            dithered=self._stochastic,
+            blocks=kept.blocks,
+            shared=kept.shared,
+            live=own_blocks(kept.groups, kept.blocks),
+            meta=settings.meta,
+            gamma=settings.gamma,
+            bounds=settings.bounds,
+            dithered=settings.stochastic,
         )
         return whole_step(given) if isinstance(kernel, NativeKernel) else triton_step(given)
 
-    def _step_by_buckets(self, kernel: Kernel, params: list[Tensor]) -> None:
-        shared = self._shared
-        beta: Tensor = shared["beta"]
-        self._init_states()
+    def _step_by_buckets(self, kernel: Kernel) -> None:
+        kept, shared, settings = self._kept, self._kept.shared, self._kept.settings
+        beta = kept.beta
+        kept.init_states()
         buckets = self._buckets(kernel)
         scale = self._clip_factor(
             [p for _, _, _, bucket in buckets for p in bucket.params],
@@ -147,50 +196,50 @@ class Stepping(HessianSteps):
             device = shards.params[0].device
             part = torch.zeros_like(beta, device=device)
             factor = None if scale is None else scale.to(device)
-            runner.advance(shards, rule, alpha.to(device), self._gamma, factor, part)
+            runner.advance(shards, rule, alpha.to(device), settings.gamma, factor, part)
             parts[key] = parts.get(key, torch.zeros_like(beta)) + part.to(beta.device)
         z = reduce_sums(parts, beta)
-        meta_state = [shared[f"meta_{name}"] for name in self._meta.states]
+        meta_state = [shared[f"meta_{name}"] for name in settings.meta.states]
         advance_beta(
-            self._meta,
+            settings.meta,
             beta,
             z,
             meta_state,
             shared["meta_step"],
             shared["skipped"],
             shared["meta_lr"],
-            self._bounds,
+            settings.bounds,
         )
-        self._refresh_step_sizes()
-        self._watch.see(beta)
+        kept.refresh_step_sizes()
+        kept.watch.see(beta)
 
     def _buckets(
         self, kernel: Kernel, only: set[int] | None = None
     ) -> list[tuple[ShardKey, Rule, Kernel, Bucket]]:
         """Parameters with a gradient (of these ids only), by group, rule, device and dtype, each with the kernel that
         can advance it."""
-        assert self._blocks is not None
+        kept, settings = self._kept, self._kept.settings
         buckets: dict[Any, tuple[ShardKey, Rule, Kernel, Bucket]] = {}
-        block, rules = iter(self._blocks.of), iter(self._param_rules())
-        per_weight = self._blocks.per_weight
-        for number, group in enumerate(self.param_groups):
+        block, rules = iter(kept.blocks.of), iter(kept.param_rules())
+        per_weight = kept.blocks.per_weight
+        for number, group in enumerate(kept.groups):
             for p in group["params"]:
                 own, rule = next(block), next(rules)
                 g = p.grad
                 if g is None or (only is not None and id(p) not in only):
                     continue
-                state = self._fit_state(p, rule)
-                check_gradient(p, g, self._name_of(p))
+                state = kept.fit_state(p, rule)
+                check_gradient(p, g, kept.name_of(p))
                 if is_sharded(p) and per_weight:
-                    raise ValueError(f"{self._name_of(p)} is sharded, which blocks='weight' does not support")
+                    raise ValueError(f"{kept.name_of(p)} is sharded, which blocks='weight' does not support")
                 g = like_shards(g, p)
                 runner = self._runner(kernel, p, g, rule)
                 shards = shard_key(p)
                 key = (number, id(rule), p.device, p.dtype, state["h"].dtype, runner.name, shards)
                 if key not in buckets:
-                    ratio = group["lr"] / self.defaults["lr"]
+                    ratio = group["lr"] / kept.lr
                     new = Bucket(
-                        ratio, group["weight_decay"], group["maximize"], per_weight, self._stochastic
+                        ratio, group["weight_decay"], group["maximize"], per_weight, settings.stochastic
                     )
                     new.states = tuple([] for _ in rule.states)
                     buckets[key] = shards, rule, runner, new
@@ -200,17 +249,17 @@ class Stepping(HessianSteps):
                 bucket.traces.append(state["h"])
                 bucket.steps.append(state["step"])
                 bucket.blocks.append(own)
-                bucket.names.append(self._blocks.members[p].name)
+                bucket.names.append(kept.blocks.members[p].name)
                 for tensors, name in zip(bucket.states, rule.states, strict=True):
                     tensors.append(state[name])
         return list(buckets.values())
 
     def _runner(self, kernel: Kernel, p: Tensor, g: Tensor, rule: Rule) -> Kernel:
         """The kernel, where it can advance this parameter, else plain operations."""
-        assert self._blocks is not None
+        kept = self._kept
         if isinstance(kernel, NativeKernel):
-            moving = [local(x) for x in self._moving(p, rule)]
-            if self._blocks.per_weight or not kernel.takes(local(p), local(g), moving, rule):
+            moving = [local(x) for x in kept.moving(p, rule)]
+            if kept.blocks.per_weight or not kernel.takes(local(p), local(g), moving, rule):
                 return self._eager
         elif not rule.elementwise or isinstance(kernel, TritonKernel):
             return self._eager

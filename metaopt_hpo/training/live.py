@@ -105,7 +105,8 @@ class Scalars:
         """z of the last step, summed over blocks: what the running mean m ← ρm + (1−ρ)z has taken in."""
         optimizer = run.optimizer
         mean = optimizer.param_groups[0].get("meta_m")
-        betas = getattr(getattr(optimizer, "_meta", None), "betas", None)
+        rule = getattr(optimizer, "meta", None)
+        betas = getattr(rule, "betas", None)
         if betas is None or not isinstance(mean, Tensor) or mean.numel() > BLOCKS:
             return None
         before = torch.zeros_like(mean) if run.steps_taken == 1 else self._mean
@@ -113,7 +114,7 @@ class Scalars:
             return None
         z = (mean.double() - betas[0] * before.double()) / (1 - betas[0])
         # blocks that move together have one mean, of the sum
-        return float(z.mean() if isinstance(optimizer._meta, SharedAdam) else z.sum())  # type: ignore[attr-defined]
+        return float(z.mean() if isinstance(rule, SharedAdam) else z.sum())
 
 
 def _writer(logger: Any) -> Callable[[Mapping[str, float], int], None]:

@@ -166,7 +166,7 @@ def _compiled_once() -> str:
         opt = MetaOptimize(params, lr=1e-3 * (1 + decay), weight_decay=decay, gamma=1 - decay)
         _give(params, 0)
         opt.step()
-        caches = opt._whole._module.advance.device_caches  # type: ignore[union-attr]
+        caches = opt._steps.whole._module.advance.device_caches  # type: ignore[union-attr]
         counts.append(sum(len(entry[0]) for entry in caches.values()))
     return "" if counts[0] == counts[-1] else f"programs compiled after each optimizer: {counts}"
 

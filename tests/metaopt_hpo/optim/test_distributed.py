@@ -10,6 +10,7 @@ import pytest
 import torch.distributed as dist
 
 SCRIPT = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -48,7 +49,7 @@ def loss_of(model, step, share):
     return (model(x) - y).square().mean()
 
 def train(model, opt, steps, share):
-    hessian = opt._trace != "hessian_free"
+    hessian = opt._settings.trace != "hessian_free"
     for step in steps:
         opt.zero_grad()
         if hessian:
@@ -65,7 +66,7 @@ def named(module):
 
 def compare(model, opt, ref, other, exactly=False):
     tolerance = dict(rtol=0.0, atol=0.0) if exactly else dict(rtol=1e-12, atol=1e-14)
-    key = "h" if opt._trace == "hessian_free" else "H"
+    key = "h" if opt._settings.trace == "hessian_free" else "H"
     for (_, p), (_, q) in zip(named(model), named(ref), strict=True):
         torch.testing.assert_close(whole(p.detach()), whole(q.detach()), **tolerance)
         torch.testing.assert_close(whole(opt.state[p][key]), whole(other.state[q][key]), **tolerance)
@@ -146,7 +147,8 @@ SCENARIOS = {
     "checkpoint": lambda: [checkpoint("fsdp", False), checkpoint("fsdp", True), checkpoint("ddp", False)],
 }
 SCENARIOS[scenario]()
-dist.destroy_process_group()
+dist.barrier()
+os._exit(0)  # on a busy machine torch's own threads abort an orderly exit now and then
 """
 
 pytestmark = pytest.mark.skipif(
@@ -172,4 +174,4 @@ def test_two_processes_equal_one(scenario: str, tmp_path: Path) -> None:
     finally:
         for worker in workers:
             worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], outputs[0][-3000:]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(o[-3000:] for o in outputs)

@@ -128,14 +128,14 @@ def test_a_captured_step_launches_the_same(options: dict) -> None:
     with harness.fake_cuda() as launches:
         opt = steps(launches, count=3, **options)
         opt.refresh()  # the schedule has moved since
-        whole, tables = opt._whole, dict(opt._whole._tables.by_name)
+        whole, tables = opt._steps.whole, dict(opt._steps.whole._tables.by_name)
         launches.clear()
         with recording():
             opt.step()
         assert launches == ["advance", "settle"]
         # the graph's pointers are in tables of its own, and what it reads of them is kept
         assert len(whole._tables.kept) == 4
-        assert all(opt._whole._tables.by_name[name] is table for name, table in tables.items())
+        assert all(opt._steps.whole._tables.by_name[name] is table for name, table in tables.items())
 
 
 @harness.inside

@@ -262,7 +262,7 @@ def test_cycled_momentum_is_obeyed(base: str) -> None:
     for _ in range(5):
         p.grad = torch.ones(3)
         opt.step()
-        seen.add(opt._rule_of(opt.param_groups[0]))
+        seen.add(opt._kept.rules.of(opt.param_groups[0]))
         schedule.step()
     assert len(seen) == 5
 

@@ -179,7 +179,7 @@ def test_muon_tells_matrices_by_name_and_shape() -> None:
     assert opt.block_names() == ("AdamW", "MuonMatrix")
     kinds = {
         m.name: type(r).__name__
-        for m, r in zip(opt._blocks.members.values(), opt._param_rules(), strict=True)
+        for m, r in zip(opt._kept.blocks.members.values(), opt._kept.param_rules(), strict=True)
     }
     assert [name for name, kind in kinds.items() if kind == "MuonMatrix"] == ["body.weight"]
     with pytest.raises(ValueError, match="needs parameter names"):

@@ -65,8 +65,8 @@ def check(dtype: torch.dtype, loose: float = 1.0, **options) -> MetaOptimize:
     torch.testing.assert_close(opt.step_sizes(), other.step_sizes(), rtol=tolerance, atol=0.0)
     for a, b in zip(opt.param_groups, other.param_groups, strict=True):
         torch.testing.assert_close(a["step_size"], b["step_size"], rtol=tolerance, atol=0.0)
-    for name in ("meta_step", "skipped", *(f"meta_{n}" for n in opt._meta.states)):
-        torch.testing.assert_close(opt._shared[name], other._shared[name], rtol=10 * tolerance, atol=1e-12)
+    for name in ("meta_step", "skipped", *(f"meta_{n}" for n in opt._settings.meta.states)):
+        torch.testing.assert_close(opt._kept.shared[name], other._kept.shared[name], rtol=10 * tolerance, atol=1e-12)
     return opt
 
 
@@ -154,7 +154,7 @@ def test_a_resumed_run_is_bitwise_the_run() -> None:
     params, opt = trained("triton", torch.float32)
     state = opt.state_dict()
     twins = [nn.Parameter(p.detach().clone()) for p in params]
-    names = [m.name for m in opt._blocks.members.values()]
+    names = [m.name for m in opt._kept.blocks.members.values()]
     named = list(zip(names, twins, strict=True))
     groups = [{"params": named[:3]}, {"params": named[3:]}]
     other = MetaOptimize(groups, lr=1e-2, compile="triton")
