@@ -82,6 +82,9 @@ class AdaLRSRun(ScheduleRun):
         """See `LRRun.step`; a step on which the run goes back takes no update."""
         if loss is None:
             raise StrategyError("adalrs searches by the training loss: call run.step(loss)")
+        if self.steps_taken == self._last:  # nothing is tried any more
+            self._losses = []
+            self._kept.load_state_dict(None)
         if self._first <= self.steps_taken < self._last and self._goes_back(loss):
             self.optimizer.zero_grad(set_to_none=True)
             self.steps_taken += 1
