@@ -66,7 +66,9 @@ def check(dtype: torch.dtype, loose: float = 1.0, **options) -> MetaOptimize:
     for a, b in zip(opt.param_groups, other.param_groups, strict=True):
         torch.testing.assert_close(a["step_size"], b["step_size"], rtol=tolerance, atol=0.0)
     for name in ("meta_step", "skipped", *(f"meta_{n}" for n in opt._settings.meta.states)):
-        torch.testing.assert_close(opt._kept.shared[name], other._kept.shared[name], rtol=10 * tolerance, atol=1e-12)
+        torch.testing.assert_close(
+            opt._kept.shared[name], other._kept.shared[name], rtol=10 * tolerance, atol=1e-12
+        )
     return opt
 
 
