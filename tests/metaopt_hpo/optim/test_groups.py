@@ -6,7 +6,9 @@ The reference keeps everything under the parameter's name and knows no positions
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -291,3 +293,18 @@ def test_groups_may_have_rules_of_their_own(kernel: str) -> None:
     swapped = MetaOptimize([{"params": [p], "base": "lion"}, {"params": [q]}], lr=0.1)
     with pytest.raises(ValueError, match="other rules"):
         swapped.load_state_dict(state)
+
+
+def test_an_optimizer_is_freed_with_its_last_reference() -> None:
+    """Its parts do not point back at it: the memory of its state does not wait for a garbage collection."""
+    p, _ = two()
+    opt = MetaOptimize([p], lr=1e-3)
+    p.grad = torch.ones(3)
+    opt.step()
+    alive = weakref.ref(opt)
+    gc.disable()
+    try:
+        del opt
+        assert alive() is None
+    finally:
+        gc.enable()
