@@ -14,7 +14,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.trials.quantities import positive
-from metaopt_hpo.trials.record import Curve, TrialRecord
+from metaopt_hpo.trials.record import REACHED_ON_GRID, Curve, TrialRecord
 from metaopt_hpo.trials.record import TrialState as RecordState
 from metaopt_hpo.trials.record_json import NUMBERS, record_to_json
 from metaopt_hpo.trials.schema import TableError
@@ -39,10 +39,6 @@ STATES: dict[TrialState, RecordState] = {
     TrialState.FAIL: "failed",
     TrialState.RUNNING: "running",
 }
-
-STOPPED_EARLY = 0.75
-"""A finished trial whose last report lies before this part of its planned tokens ended by itself: reports on the
-shared grid are four an octave, so one that ran to its end has a later one."""
 
 
 def trial_table(
@@ -150,7 +146,7 @@ def trial_record(
         curve = Curve(tokens=tokens, loss=tuple(sign * v for v in values))
     state = STATES[trial.state]
     reached = planned if state == "complete" else curve.tokens[-1] if curve else 0.0
-    if state == "complete" and curve is not None and curve.tokens[-1] < STOPPED_EARLY * planned - batch:
+    if state == "complete" and curve is not None and curve.tokens[-1] < REACHED_ON_GRID * planned - batch:
         # it ended by itself, well before what it was planned for
         state, reached = "stopped", curve.tokens[-1]
     unknown = curve is None and bool(trial.intermediate_values) and state != "complete"

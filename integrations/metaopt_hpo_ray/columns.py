@@ -1,37 +1,26 @@
-"""Where a Tune trial keeps size, tokens, batch and lr, and the names of what `TrialRun` reports."""
+"""What a Tune trial's config says of it: where it keeps size, tokens, batch and lr."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
+from ray.tune.experiment import Trial
+
 from metaopt_hpo.errors import MetaOptWarning
-from metaopt_hpo.strategies.registry import tuning_of
+from metaopt_hpo.strategies.registry import get, tuning_of
+from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logged_trial import LoggedTrial
 from metaopt_hpo.trials.quantities import at, flatten, positive
 from metaopt_hpo.trials.sources import Sources
 
-METRIC = "loss"
-"""Result: held-out loss, nats per token; the default metric."""
+REASON_LENGTH = 300
 
-PROGRESS = "tokens_seen"
-"""Result: training tokens seen."""
-
-COST = "flops"
-"""Result: training FLOPs of the run up to this point of its curve; goes back with a retry."""
-
-WORK = "flops_here"
-"""Result: training FLOPs of this process alone. The sum over processes is what a trial has cost."""
-
-PROCESS = "process"
-"""Result: name of the process that ran this part of the trial."""
-
-STATE = "run_state"
-REASON = "run_reason"
-"""Results: how the run stands, and why, as in a trial record."""
-
-NOTE = "run_note"
-"""Result: what happened to the run on its way, for its row of the table."""
+ENDED_BY_SCHEDULER = "its scheduler, or a stopper, ended it before its planned tokens"
+"""Why a trial was stopped by something that gives no reason."""
 
 
 def agreed_metric(what: str, own: str | None, told: str | None, mode: str | None) -> str | None:
@@ -109,3 +98,46 @@ class Columns(Sources):
             for k, v in flatten(config).items()
             if k not in own | {"strategy", "seed"} and isinstance(v, int | float | str | bool)
         }
+
+
+def describe(config: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """What a trial's config says of it, as the fields of a book's entry."""
+    found = {name: columns.get(config, name) for name in ("size", "tokens", "batch", "lr")}
+    facts: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
+    strategy, seed = config.get("strategy"), config.get("seed")
+    if isinstance(strategy, str):
+        facts["strategy"] = strategy
+        facts["tuning"] = tuning_of(strategy)
+        if facts["tuning"] == "self" and "lr" not in facts:
+            facts["lr"] = _start(strategy)
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        facts["seed"] = seed
+    facts["params"] = columns.others(config)
+    return facts
+
+
+def know(book: Logbook, trial: Trial, columns: Columns) -> LoggedTrial:
+    """Enter what a trial's config says of it now: a searcher, or another scheduler, may have changed it."""
+    book.add(trial.trial_id, **describe(trial.config, columns))
+    lr = columns.get(trial.config, "lr")
+    if lr is not None:
+        book.set_lr(trial.trial_id, lr)
+    return book.entries[trial.trial_id]
+
+
+@lru_cache(maxsize=64)
+def _start(strategy: str) -> float:
+    """The step size at which a strategy starts where nobody gives one."""
+    return float(get(strategy)().lr)
+
+
+def why_failed(trial: Any) -> str:
+    """The last line of the error that Tune recorded for a trial."""
+    try:
+        text = (
+            Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if trial.error_file else ""
+        )
+    except (OSError, RuntimeError, AttributeError):
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:REASON_LENGTH] if lines else "the trial's process failed"

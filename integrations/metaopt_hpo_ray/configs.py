@@ -18,8 +18,9 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
+from metaopt_hpo.trials.logged_results import METRIC, PROGRESS
 from metaopt_hpo_ray import _compat
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, TuneWarning
+from metaopt_hpo_ray.columns import TuneWarning
 from metaopt_hpo_ray.fair import Fair
 from metaopt_hpo_ray.journal_callback import JournalCallback
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler

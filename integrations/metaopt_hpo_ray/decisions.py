@@ -17,13 +17,13 @@ from ray.tune.schedulers import TrialScheduler
 from metaopt_hpo.scaling.policy import Decision
 from metaopt_hpo.scaling.policy.launching import LaunchOrder
 from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logged_results import REASON, STATE, Results, report
 from metaopt_hpo.trials.quantities import flatten
 from metaopt_hpo.trials.record import TrialState
 from metaopt_hpo_ray import _compat
-from metaopt_hpo_ray.columns import REASON, STATE, Columns
+from metaopt_hpo_ray.columns import ENDED_BY_SCHEDULER, Columns, know, why_failed
 from metaopt_hpo_ray.earlier_names import Restored
 from metaopt_hpo_ray.launches import WAITING, Launches
-from metaopt_hpo_ray.reports import ENDED_BY_SCHEDULER, Results, know, outcome, report, why_failed
 from metaopt_hpo_ray.wrapped import Wrapped
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Decisions(Restored):
         hold: bool,
         ahead: int | None = None,
     ) -> None:
-        self._results = Results(metric, progress)
+        self.results = Results(metric, progress)
+        """Reads what the trials report."""
         self.launches = Launches(book, order, ahead)
         self._book = book
         self._order = order
@@ -65,15 +66,6 @@ class Decisions(Restored):
         self._wrapped = wrapped
         self._hold = hold
         self._warned: set[str] = set()
-
-    @property
-    def metric(self) -> str:
-        """The result that is judged."""
-        return self._results.metric
-
-    @metric.setter
-    def metric(self, name: str) -> None:
-        self._results.metric = name
 
     def add(self, trial: Trial) -> None:
         """A trial is there, for the first time or again."""
@@ -107,11 +99,11 @@ class Decisions(Restored):
         if entry.state != "running" and entry.state != "failed":
             # it ended before a restore, of which Tune's own snapshot was too old to know: what it said then stands
             return TrialScheduler.STOP
-        tokens, loss = self._results.tokens(result), self._results.loss(result)
+        tokens, loss = self.results.tokens(result), self.results.loss(result)
         if loss is not None and not math.isfinite(loss):
             tokens = entry.last[0] if tokens is None else tokens
         if tokens is None or loss is None:
-            missing = self._results.progress if tokens is None else self.metric
+            missing = self.results.progress if tokens is None else self.results.metric
             self._warn(
                 f"result {missing}",
                 f"trial {key} reported no number as {missing!r}, so it cannot be judged; report it, or name another "
@@ -120,24 +112,20 @@ class Decisions(Restored):
             return TrialScheduler.CONTINUE
         report(self._book, key, tokens, loss, result)
         if result.get(STATE) == "diverged":
-            return self._stop(key, "diverged", Decision("stop", str(result.get(REASON, ""))))
-        if not math.isfinite(entry.last[1]):
-            return self._stop(key, "diverged", self._order.decision(key))
+            return self._stop(key, Decision("stop", str(result.get(REASON, ""))), "diverged")
         decision = self._order.decision(key)
         if decision.action == "stop":
-            return self._stop(key, "pruned", decision)
+            return self._stop(key, decision, "pruned" if math.isfinite(entry.last[1]) else "diverged")
         if decision.spared:
-            self._book.spare(key)
-            self._order.log(key, "keep", decision)
-            logger.info("trial %s: keep: %s", key, decision.reason)
+            self._order.go_on(key, "keep", decision)
         if self._wrapped is None or entry.self_tuning:
             return TrialScheduler.CONTINUE  # a run that finds its own lr starts low: no rung may judge it
         stop = self._wrapped.stops(
-            controller, trial, result, self.metric
+            controller, trial, result, self.results.metric
         )  # asked each time, to fill its rungs
         if decision.action == "abstain" and stop:
             reason = f"ASHA stopped it after {entry.last[0]:g} tokens: {decision.reason}"
-            return self._stop(key, "pruned", replace(decision, reason=reason))
+            return self._stop(key, replace(decision, reason=reason))
         return TrialScheduler.CONTINUE
 
     def complete(self, trial: Trial, result: Mapping[str, Any]) -> None:
@@ -149,18 +137,14 @@ class Decisions(Restored):
         if key not in self._book.entries:
             self.add(trial)
         entry = self._book.entries[key]
-        tokens, loss = self._results.tokens(result), self._results.loss(result)
-        if tokens is None and not entry.points:
-            tokens = entry.tokens  # it counts none, and Tune says that it has ended
-        by_tune = False
-        if tokens is not None and tokens > 0 and loss is not None:
-            by_tune = entry.last[0] != tokens and not entry.closed
-            if by_tune or not entry.closed:
-                report(self._book, key, tokens, loss, result)
-        state, reason = outcome(entry, result, by_tune=by_tune)
-        if state == "stopped" and _compat.stopped_as_it_waited(trial):
-            state, reason = "pruned", ENDED_BY_SCHEDULER
-        self._close(key, state, reason)
+        tokens, loss = self.results.tokens(result), self.results.loss(result)
+        met = False
+        if tokens is not None and tokens > 0 and loss is not None and not entry.closed:
+            met = entry.last[0] != tokens
+            report(self._book, key, tokens, loss, result)
+        waited = ENDED_BY_SCHEDULER if _compat.stopped_as_it_waited(trial) else ""
+        self.results.close(self._book, key, result, as_meant=met, ended_by=waited)
+        self.launches.ended(key)
         self._order.learn()
 
     def error(self, trial: Trial) -> None:
@@ -179,10 +163,8 @@ class Decisions(Restored):
         self._book.close(key, state, reason)
         self.launches.ended(key)
 
-    def _stop(self, key: str, state: TrialState, decision: Decision) -> str:
-        self._book.close(key, state, decision.reason)
-        self._order.log(key, "stop", decision)
-        logger.info("trial %s: stop (%s): %s", key, state, decision.reason)
+    def _stop(self, key: str, decision: Decision, state: TrialState = "pruned") -> str:
+        self._order.stop(key, decision, state)
         return TrialScheduler.STOP
 
     def _warn(self, kind: str, message: str) -> None:

@@ -22,17 +22,21 @@ CLASSES = {
         "header": "metaopt_hpo.trials.logbook_file:header",
     },
     "inner": {"Inner": "metaopt_hpo_ray.wrapped:Wrapped"},
+    "reports": {"Results": "metaopt_hpo.trials.logged_results:Results"},
 }
 """Module of this package → name in it → where that is."""
 
 PUBLIC = {"CurveKeeper": "JournalCallback"}
 """Earlier names of this package's own."""
 
-ATTRIBUTES = {"_judge": "_order", "_inner": "_wrapped"}
+ATTRIBUTES = {"_judge": "_order", "_inner": "_wrapped", "_results": "results"}
 
 
 class Restored:
     """An object whose attributes may have been pickled under earlier names."""
+
+    def _rebuild(self) -> None:
+        """A method of earlier versions, which their journals held; nobody calls it."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({ATTRIBUTES.get(name, name): value for name, value in state.items()})

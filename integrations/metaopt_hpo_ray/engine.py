@@ -20,10 +20,10 @@ from ray.tune.experiment import Trial
 
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask, check_method
 from metaopt_hpo.comparison.methods import Method
+from metaopt_hpo.trials.logged_results import METRIC
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import populations, race
 from metaopt_hpo_ray.cluster import quiet, start_ray, threads_here
-from metaopt_hpo_ray.columns import METRIC
 from metaopt_hpo_ray.configs import SAFE_FOR_PBT
 from metaopt_hpo_ray.journal_callback import JournalCallback
 from metaopt_hpo_ray.populations import Population

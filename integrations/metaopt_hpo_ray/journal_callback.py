@@ -15,16 +15,16 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logged_results import METRIC, PROGRESS, Results, cut_off
 from metaopt_hpo.trials.logged_trial import LoggedTrial
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray import _compat
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns
-from metaopt_hpo_ray.journal import Journal, Owner, owner_of
+from metaopt_hpo_ray.columns import ENDED_BY_SCHEDULER, Columns, know, why_failed
+from metaopt_hpo_ray.earlier_names import Restored
+from metaopt_hpo_ray.journal import Journal, Owner, open_journal, owner_of
 from metaopt_hpo_ray.metrics import Metrics
 from metaopt_hpo_ray.older_checkpoints import NONE_SAVED, make_good
-from metaopt_hpo_ray.reports import ENDED_BY_SCHEDULER, Results, cut_off, know, outcome, report, why_failed
 from metaopt_hpo_ray.storage import warn_unshared
-from metaopt_hpo_ray.trial_files import read_trials
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def _safe(hook: Callable[..., None]) -> Callable[..., None]:
     return safely
 
 
-class JournalCallback(Callback):
+class JournalCallback(Restored, Callback):
     """Keeps every trial's curve, cost and end, and the state of a `ScalingLawScheduler` through a restore.
 
     Curves are keyed by (trial, tokens): a step that is reported again replaces itself. Cost is the sum over
@@ -87,10 +87,10 @@ class JournalCallback(Callback):
         self._pauses = pauses
         self._decides = decides
         self._check_storage = check_storage
-        self._results = Results(metric, progress)
-        self._maximize = maximize
+        self.results = Results(metric, progress, maximize=maximize)
+        """Reads what the trials report."""
         self._columns = Columns(size, tokens, batch, lr)
-        self._own = Journal(Logbook(), self._rebuild)
+        self._own = Journal(Logbook())
         self._restarted: dict[str, float] = {}
         """Trial that started again without a checkpoint of Tune's → the fewest tokens it had reported before."""
         self._done: set[str] = set()
@@ -111,17 +111,14 @@ class JournalCallback(Callback):
 
     def table(self) -> TrialTable:
         """The trials so far."""
-        return TrialTable.from_records(self.book.records(maximize=self._maximize))
+        return TrialTable.from_records(self.book.records(maximize=self.results.maximize))
 
     def open_journal(self, storage: Any, trials: list[Trial] | None = None) -> None:
         """Begin the experiment's journal, or in a restored experiment go on with the one it left behind."""
         self._check(storage)
         if not self.journal.is_open:
-            self.journal.open(storage, [t.trial_id for t in trials or ()])
-
-    def _rebuild(self, files: Any, folder: str) -> Logbook:
-        sign = -1.0 if self._maximize else 1.0
-        return read_trials(files, folder, self._columns, self._results, sign, ended=False)
+            ids = [t.trial_id for t in trials or ()]
+            open_journal(self.journal, storage, ids, self._columns, self.results)
 
     def flush(self) -> None:
         """Write what has happened since the last call."""
@@ -183,17 +180,12 @@ class JournalCallback(Callback):
             )
         if self._scheduler is None:
             know(self.book, trial, self._columns)
-            self._enter(trial, result)
+            if self.book.entries[trial.trial_id].state in ("running", "failed"):
+                self.results.enter(self.book, trial.trial_id, result)
             if result.get("done"):
                 self._done.add(trial.trial_id)
         self._say_where_it_went_on(trial)
         self.flush()
-
-    def _enter(self, trial: Trial, result: dict[str, Any]) -> None:
-        tokens, loss = self._results.tokens(result), self._results.loss(result)
-        state = self.book.entries[trial.trial_id].state
-        if tokens is not None and loss is not None and state in ("running", "failed"):
-            report(self.book, trial.trial_id, tokens, -loss if self._maximize else loss, result)
 
     def _say_where_it_went_on(self, trial: Trial) -> None:
         """A trial of Ray Train goes on from Train's checkpoints, which Tune does not know: its report says whether."""
@@ -235,16 +227,11 @@ class JournalCallback(Callback):
 
     def _end(self, trial: Trial) -> None:
         key, result = trial.trial_id, trial.last_result or {}
-        entry = self.book.entries[key]
         done = key in self._done or _compat.stopped_as_it_waited(trial)
         self._done.discard(key)
-        if not entry.points and (loss := self._results.loss(result)) is not None and entry.tokens > 0:
-            report(self.book, key, entry.tokens, -loss if self._maximize else loss, result)
         met = done and (not self._decides or _compat.met_criterion(trial, result))
-        state, reason = outcome(entry, result, by_tune=met)
-        if state == "stopped" and done and self._decides and result.get(STATE, "running") == "running":
-            state, reason = "pruned", ENDED_BY_SCHEDULER
-        self.book.close(key, state, reason)
+        by_other = ENDED_BY_SCHEDULER if done and self._decides else ""
+        self.results.close(self.book, key, result, as_meant=met, ended_by=by_other)
 
     @_safe
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -258,14 +245,16 @@ class JournalCallback(Callback):
     @_safe
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Close what the experiment's end has cut off, of which Tune tells nobody, and the journal."""
-        for key, entry in self.book.entries.items():
-            if not entry.closed:
-                cut_off(self.book, key, entry)
+        cut_off(self.book)
         if self._scheduler is not None:
             self._scheduler.finish()
         self.flush()
         self._metrics.update(self.book, now=True)
         self.journal.close()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.results.maximize |= state.get("_maximize", False)  # where earlier versions kept it
 
     def get_state(self) -> dict[str, Any]:
         """For Tune's snapshot: where the journal is."""

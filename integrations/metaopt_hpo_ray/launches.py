@@ -6,7 +6,6 @@ A trial that Tune adds is set to PAUSED at once, the one status in which Tune le
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,6 @@ from metaopt_hpo_ray.earlier_names import Restored
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
-
-logger = logging.getLogger(__name__)
 
 AHEAD = 8
 """Trials launched and not yet running, of each kind of resources: enough to hide the seconds an actor takes to start,
@@ -95,16 +92,11 @@ class Launches(Restored):
             if trial.status not in WAITING:
                 self.ended(key)
             elif decision.action == "launch":
-                logger.debug("trial %s: launch: %s", key, decision.reason)
-                if decision.spared:
-                    self._book.spare(key)
-                self._order.log(key, "launch", decision)
+                self._order.go_on(key, "launch", decision)
                 self.start(trial, decision.reason)
                 return trial
             else:
-                self._book.close(key, "pruned", decision.reason)
-                self._order.log(key, "stop", decision)
-                logger.info("trial %s: stop (pruned): %s", key, decision.reason)
+                self._order.stop(key, decision)
                 self.ended(key)
                 controller.stop_trial(trial)
         return first

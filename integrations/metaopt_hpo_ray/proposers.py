@@ -26,8 +26,8 @@ from metaopt_hpo.comparison.budget import (
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Configuration
+from metaopt_hpo.trials.logged_results import METRIC, PROGRESS, STATE, WORK
 from metaopt_hpo.trials.record import TrialRecord, TrialState
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, WORK
 
 
 class Proposer(Protocol):

@@ -19,8 +19,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method
+from metaopt_hpo.trials.logged_results import METRIC, PROGRESS, WORK
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, WORK
 from metaopt_hpo_ray.journal_callback import JournalCallback
 from metaopt_hpo_ray.proposers import make_scheduler, tpe_search
 from metaopt_hpo_ray.scheduler import ScalingLawScheduler

@@ -12,11 +12,11 @@ from ray.tune import ResultGrid
 
 from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.logbook_file import LogbookError
+from metaopt_hpo.trials.logged_results import METRIC, PROGRESS, Results
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, TuneWarning
+from metaopt_hpo_ray.columns import Columns, TuneWarning
 from metaopt_hpo_ray.journal import DECISIONS, JOURNAL
-from metaopt_hpo_ray.reports import Results
 from metaopt_hpo_ray.storage import filesystem_of
 from metaopt_hpo_ray.trial_files import fill_in_configs, read_json, read_text, read_trials
 
@@ -82,9 +82,9 @@ def trial_table(
             TuneWarning,
             stacklevel=2,
         )
-    results = Results(metric, progress)
+    results = Results(metric, progress, maximize=maximize)
     if book is None:
-        book = read_trials(files, folder, columns, results, -1.0 if maximize else 1.0)
+        book = read_trials(files, folder, columns, results)
     elif book.damaged:
         lost = fill_in_configs(files, folder, columns, book)
         warnings.warn(

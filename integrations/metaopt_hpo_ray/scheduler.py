@@ -17,16 +17,15 @@ from metaopt_hpo.scaling import Law
 from metaopt_hpo.scaling.policy import STOP_BELOW
 from metaopt_hpo.scaling.policy.launching import LaunchOrder
 from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logged_results import METRIC, PROGRESS
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, Columns, agreed_metric
+from metaopt_hpo_ray.columns import Columns, agreed_metric
 from metaopt_hpo_ray.decisions import Decisions
 from metaopt_hpo_ray.earlier_names import Restored
-from metaopt_hpo_ray.journal import Journal, own, warn_unkept
-from metaopt_hpo_ray.reports import Results
+from metaopt_hpo_ray.journal import Journal, open_journal, own, warn_unkept
 from metaopt_hpo_ray.saved_state import SavedAsJson
 from metaopt_hpo_ray.shown import show_decisions
-from metaopt_hpo_ray.trial_files import read_trials
 from metaopt_hpo_ray.wrapped import Wrapped
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ class ScalingLawScheduler(Restored, SavedAsJson, FIFOScheduler):
         self._progress = progress
         self._kept = False
         """True where a JournalCallback saves this scheduler's state."""
-        self.journal = Journal(Logbook(), self._rebuild)
+        self.journal = Journal(Logbook())
         """Where everything known of the trials is kept, once the experiment's folder is known."""
         self._wrapped = None if wrapped is None else Wrapped(wrapped, self.book, progress)
         self._saved: Mapping[str, Any] | None = None
@@ -179,7 +178,7 @@ class ScalingLawScheduler(Restored, SavedAsJson, FIFOScheduler):
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the metric from `TuneConfig`; called before anything runs, so a contradiction is an error here."""
         self._metric = agreed_metric("ScalingLawScheduler", self._metric, metric, mode)
-        self._decisions.metric = self.metric
+        self._decisions.results.metric = self.metric
         if self._wrapped is not None:
             self._wrapped.judge_by(self.metric)
         if not self._kept:
@@ -237,15 +236,12 @@ class ScalingLawScheduler(Restored, SavedAsJson, FIFOScheduler):
 
     def _add(self, trial: Trial) -> None:
         if self._kept and trial.storage is not None and not self.journal.is_open:
-            self.journal.open(trial.storage, [trial.trial_id])
+            results = self._decisions.results
+            open_journal(self.journal, trial.storage, [trial.trial_id], self._columns, results)
             own(trial.storage, self)
             if self.journal.resumed:
                 self._take_up(self._saved)
         self._decisions.add(trial)
-
-    def _rebuild(self, files: Any, folder: str) -> Logbook:
-        results = Results(self.metric, self._progress)
-        return read_trials(files, folder, self._columns, results, 1.0, ended=False)
 
     def finish(self) -> None:
         """Told by a JournalCallback that the experiment has ended."""

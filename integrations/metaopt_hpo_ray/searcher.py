@@ -19,10 +19,10 @@ from metaopt_hpo.scaling.build import MIN_SIZES
 from metaopt_hpo.scaling.policy import Limits, propose_next
 from metaopt_hpo.scaling.policy.logged_search import all_runs, spent
 from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logged_results import ENDED, METRIC, PROGRESS, Results
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray.columns import METRIC, PROGRESS, STATE, Columns, agreed_metric
-from metaopt_hpo_ray.reports import Results, describe, outcome, report
+from metaopt_hpo_ray.columns import Columns, agreed_metric, describe
 from metaopt_hpo_ray.result_table import trial_table
 from metaopt_hpo_ray.saved_state import SavedAsJson
 from metaopt_hpo_ray.spaces import resolve, whole
@@ -173,20 +173,14 @@ class ScalingLawSearch(SavedAsJson, Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial has ended; one that was stopped early, diverged or failed teaches no optimum."""
-        entry = self.book.entries.get(trial_id)
-        if entry is None:
+        if trial_id not in self.book.entries:
             return
         result = result or {}
         self._enter(trial_id, result)
         if error:
             self.book.close(trial_id, "failed", "the trial's process failed")
             return
-        if not entry.points and (loss := self._results.loss(result)) is not None:
-            report(self.book, trial_id, entry.tokens, loss, result)  # it counts no tokens
-        state, reason = outcome(entry, result)
-        if state == "stopped" and result.get(STATE, "running") == "running":
-            state = "pruned"  # a searcher is not told who ended it
-        self.book.close(trial_id, state, reason)
+        self._results.close(self.book, trial_id, result, ended_by=ENDED)  # a searcher is not told by whom
 
     def add_evaluated_point(
         self,
@@ -236,9 +230,8 @@ class ScalingLawSearch(SavedAsJson, Searcher):
 
     def _enter(self, trial_id: str, result: Mapping[str, Any]) -> None:
         self._results.metric = self._metric or METRIC
-        tokens, loss = self._results.tokens(result), self._results.loss(result)
-        if trial_id in self.book.entries and tokens is not None and loss is not None:
-            report(self.book, trial_id, tokens, loss, result)
+        if trial_id in self.book.entries:
+            self._results.enter(self.book, trial_id, result)
 
     # -- state ---------------------------------------------------------------------------------------------
 

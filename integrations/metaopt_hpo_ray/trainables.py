@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from ray import tune
 from metaopt_hpo.comparison.live import Resumable
 from metaopt_hpo.comparison.objective import Configuration, Objective
 from metaopt_hpo.trials.diverged import stand_in_loss
-from metaopt_hpo.trials.logged_trial import REPORTED
+from metaopt_hpo.trials.logged_results import METRIC, PROCESS, PROGRESS, WORK, result_of
 from metaopt_hpo.trials.record import TrialRecord
-from metaopt_hpo_ray.columns import METRIC, PROCESS, PROGRESS, REASON, STATE, WORK
 from metaopt_hpo_ray.populations import LOG_LR, TURN
 
 SAVED = "run.pt"
@@ -101,10 +101,5 @@ def _end(record: TrialRecord) -> dict[str, Any]:
         # searchers choke on NaN: OptunaSearch leaves such a trial running for ever
         seen = record.curve.loss if record.curve else ()
         loss = stand_in_loss(record.initial_loss, seen) or sys.float_info.max
-    return {
-        METRIC: float(loss),
-        PROGRESS: record.tokens,
-        STATE: state,
-        REASON: reason,
-        **{name: getattr(record, name) for name in REPORTED},
-    }
+    said = result_of(replace(record, state=state, reason=reason))
+    return {METRIC: float(loss), PROGRESS: record.tokens, **said}

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.fs  # type: ignore[import-untyped]
 
 from metaopt_hpo.trials.logbook import Logbook
-from metaopt_hpo_ray.columns import STATE, Columns
-from metaopt_hpo_ray.reports import Results, describe, outcome, report
+from metaopt_hpo.trials.logged_results import ENDED, Results, report
+from metaopt_hpo_ray.columns import Columns, describe
 
 
 def read_text(files: Any, path: str) -> str:
@@ -42,7 +42,7 @@ def fill_in_configs(files: Any, folder: str, columns: Columns, book: Logbook) ->
 
 
 def read_trials(
-    files: Any, folder: str, columns: Columns, results: Results, sign: float, *, ended: bool = True
+    files: Any, folder: str, columns: Columns, results: Results, *, ended: bool = True
 ) -> Logbook:
     """The book that the trials' `params.json` and `result.json` describe.
 
@@ -61,22 +61,12 @@ def read_trials(
         for row in rows:
             tokens, loss = results.tokens(row), results.loss(row)
             if tokens is not None:
-                report(book, key, tokens, math.nan if loss is None else sign * loss, row)
+                report(book, key, tokens, math.nan if loss is None else loss, row)
         if "error.txt" in names and ended:
             book.close(key, "failed", "Tune recorded an error")
         elif rows and ended:
-            _close(book, key, results, sign, rows[-1])
+            results.close(book, key, rows[-1], ended_by=ENDED)
     return book
-
-
-def _close(book: Logbook, key: str, results: Results, sign: float, last: dict[str, Any]) -> None:
-    entry, loss = book.entries[key], results.loss(last)
-    if not entry.points and loss is not None and entry.tokens > 0:
-        report(book, key, entry.tokens, sign * loss, last)
-    state, reason = outcome(entry, last)
-    if state == "stopped" and last.get(STATE, "running") == "running":
-        state, reason = "pruned", "it ended, or was ended, before its planned tokens"
-    book.close(key, state, reason)
 
 
 def read_json(text: str) -> Any:

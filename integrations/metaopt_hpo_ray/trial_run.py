@@ -24,20 +24,10 @@ from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.training import checkpoint as checkpoints
 from metaopt_hpo.training.distributed import rank
 from metaopt_hpo.training.framework_run import FrameworkRun
-from metaopt_hpo.trials.logged_trial import REPORTED
+from metaopt_hpo.trials.logged_results import COST, METRIC, NOTE, PROCESS, PROGRESS, WORK, result_of
 from metaopt_hpo.trials.quantities import at
 from metaopt_hpo_ray import _compat
-from metaopt_hpo_ray.columns import (
-    COST,
-    METRIC,
-    NOTE,
-    PROCESS,
-    PROGRESS,
-    REASON,
-    STATE,
-    WORK,
-    TuneWarning,
-)
+from metaopt_hpo_ray.columns import TuneWarning
 from metaopt_hpo_ray.older_checkpoints import older_ones
 
 FILE = "run.pt"
@@ -217,10 +207,8 @@ class TrialRun(FrameworkRun):
             COST: record.cost,
             WORK: self.recorder.cost - self._cost_at_start,
             PROCESS: self._process,
-            STATE: record.state,
-            REASON: record.reason,
             **({NOTE: self._note} if self._note else {}),
-            **{name: getattr(record, name) for name in REPORTED},
+            **result_of(record),
         }
 
     def _send(self, metrics: dict[str, Any], *, checkpoint: bool) -> None:

@@ -13,6 +13,9 @@ from metaopt_hpo.errors import MetaOptError
 
 logger = logging.getLogger(__name__)
 
+JOURNAL = "metaopt-trials.jsonl"
+"""Name of a journal within its experiment's folder."""
+
 FORMAT = "metaopt-hpo ray journal"
 VERSION = 3
 """3: times, reasons of launches, and fields that a report may leave out."""

@@ -10,10 +10,6 @@ from typing import Any, get_args
 
 from metaopt_hpo.trials.record import Curve, TrialRecord, TrialState, Tuning
 
-DONE = 0.95
-"""A trial that ends by itself after this fraction of its planned tokens has completed: last steps and part batches fall
-short, and tokens are often planned in round numbers."""
-
 REPORTED = (
     "size",
     "batch",

@@ -130,7 +130,16 @@ class Curve:
 
 
 REACHED = 0.99
-"""Share of its planned tokens from which a run has reached them: loops rarely end at exactly the number planned."""
+"""Share of its planned tokens from which a run has reached them, by the tokens it has *seen*: loops rarely end at
+exactly the number planned."""
+
+REACHED_BY_REPORT = 0.95
+"""The same by the *last report* of a run that its framework says has ended by itself: a loop reports before its last
+steps, part batches fall short, and tokens are often planned in round numbers."""
+
+REACHED_ON_GRID = 0.75
+"""The same by the last report before a batch less than planned, where reports may be as sparse as four an octave: a run
+that went to its end has a later one."""
 
 CURVE_FIELDS = ("tokens", "loss", "step_size", "grad_norm", "grad_noise", "cost", "seconds")
 

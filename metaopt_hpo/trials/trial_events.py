@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from metaopt_hpo.trials.logged_trial import DONE, REPORTED, STATES, LoggedTrial, check_values
+from metaopt_hpo.trials.logged_trial import REPORTED, STATES, LoggedTrial, check_values
+from metaopt_hpo.trials.record import REACHED_BY_REPORT
 
 Event = dict[str, Any]
 """`k` is its kind and `id` the trial's; the rest is told of each kind in `CHANGES`."""
@@ -84,7 +85,7 @@ def _state(entry: LoggedTrial, event: Event) -> None:
     if entry.state == "complete":
         return
     entry.state, entry.reason, entry.cut = event["state"], event["reason"], bool(event.get("cut"))
-    if entry.state == "complete" and 0 < entry.last[0] < DONE * entry.tokens:
+    if entry.state == "complete" and 0 < entry.last[0] < REACHED_BY_REPORT * entry.tokens:
         entry.tokens = entry.last[0]  # who ended it had planned no more
 
 

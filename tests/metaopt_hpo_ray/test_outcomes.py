@@ -20,10 +20,10 @@ from ray.tune.schedulers import TrialScheduler
 from stub_cluster import StubCluster, result_of, stub_trial, world_curve
 
 from metaopt_hpo.scaling.policy import refits
+from metaopt_hpo.trials.logged_results import CUT, NOT_LAUNCHED
 from metaopt_hpo_ray import JournalCallback, ScalingLawScheduler, ScalingLawSearch, decision_log, trial_table
 from metaopt_hpo_ray.metrics import count
 from metaopt_hpo_ray.older_checkpoints import NONE_SAVED
-from metaopt_hpo_ray.reports import CUT, NOT_LAUNCHED
 
 SPACE = {"size": 1e6, "tokens": 2e7, "batch": 1e4, "lr": 1e-2}
 

@@ -100,7 +100,7 @@ def test_an_idle_cluster_still_waits_and_a_refused_law_lets_everything_run() -> 
 def test_with_a_law_the_promising_and_cheap_are_launched_first_and_the_hopeless_never(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.DEBUG, logger="metaopt_hpo_ray")
+    caplog.set_level(logging.DEBUG, logger="metaopt_hpo.scaling.policy")
     scheduler = kept(evidence=evidence())
     size, tokens = SIZES[4], 20 * SIZES[4]
     best = 6e-3 * (size / 1e6) ** -0.35
@@ -232,7 +232,7 @@ def hopeless(count: int) -> list[Trial]:
 def test_after_five_that_were_not_launched_the_next_is_let_finish(caplog: pytest.LogCaptureFixture) -> None:
     """A law that refuses everything would never learn that it is wrong. However wide the cluster, the others are
     refused meanwhile."""
-    caplog.set_level(logging.DEBUG, logger="metaopt_hpo_ray")
+    caplog.set_level(logging.DEBUG, logger="metaopt_hpo.scaling.policy")
     scheduler = kept(law=fit(TrialTable.from_records(evidence())))
     cluster = rival(scheduler, slots=16)
     for trial in hopeless(13):
@@ -332,7 +332,7 @@ def test_a_copy_made_during_a_fit_comes_to_a_law_too() -> None:
 
 
 def test_a_restored_scheduler_knows_the_sizes_that_have_taught_it(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="metaopt_hpo_ray")
+    caplog.set_level(logging.DEBUG, logger="metaopt_hpo.scaling.policy")
     scheduler = kept(pilot_sizes=1)
     cluster = StubCluster(scheduler, curve_of, slots=1)
     small = stub_trial("small", size=1e6, tokens=2e7, batch=1e4, lr=3e-3)

@@ -11,8 +11,8 @@ from ray import tune
 
 from metaopt_hpo.training import model_size
 from metaopt_hpo.training.checkpoint import CheckpointError
+from metaopt_hpo.trials.logged_results import NOTE
 from metaopt_hpo_ray import TrialRun, TuneWarning, _compat, build_strategy, size_of
-from metaopt_hpo_ray.columns import NOTE
 
 CONFIG = {"size": 9, "tokens": 512, "batch": 16, "strategy": "wsd", "lr": 1e-2}
 

@@ -21,7 +21,7 @@ from metaopt_hpo.scaling.policy.refits import Fitted, Refits
 from metaopt_hpo.scaling.policy.stopping import STOP_BELOW, Decision, Rule, decide
 from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.logged_trial import LoggedTrial
-from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.record import TrialRecord, TrialState
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +130,20 @@ class LoggedSearch:
             predicted=expected,
             probability=decision.probability,
         )
+
+    def stop(self, trial: str, decision: Decision, state: TrialState = "pruned") -> None:
+        """Close a trial by a decision."""
+        self.book.close(trial, state, decision.reason)
+        self.log(trial, "stop", decision)
+        logger.info("trial %s: stop (%s): %s", trial, state, decision.reason)
+
+    def go_on(self, trial: str, action: str, decision: Decision) -> None:
+        """Launch or keep a trial by a decision; one that is let finish to check the law is marked."""
+        if decision.spared:
+            self.book.spare(trial)
+        self.log(trial, action, decision)
+        level = logging.INFO if decision.spared else logging.DEBUG
+        logger.log(level, "trial %s: %s: %s", trial, action, decision.reason)
 
     def learn(self) -> None:
         """Begin a fit ahead, where enough trials have ended since the last; nearly always there is nothing to do."""

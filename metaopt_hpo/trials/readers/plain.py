@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from metaopt_hpo.trials import files
+from metaopt_hpo.trials.logbook_file import JOURNAL
 from metaopt_hpo.trials.readers.base import Export, Reader
 from metaopt_hpo.trials.schema import TableError
 
 OWN = "trials.parquet"
 """The table in a comparison's results folder."""
-
-JOURNAL = "metaopt-trials.jsonl"
-"""The Ray integration's journal: lines of it are no trials, and its own reader knows them."""
 
 TITLES = {".parquet": "Parquet table", ".feather": "Feather table", ".json": "JSON table"}
 
@@ -20,6 +18,7 @@ TITLES = {".parquet": "Parquet table", ".feather": "Feather table", ".json": "JS
 def recognises(path: str) -> bool:
     """A file of a known kind; a folder that holds our own table."""
     file = Path(path)
+    # lines of a journal are no trials, and its own reader knows them
     table = file.is_file() and files.suffix(file) in files.SUFFIXES and file.name != JOURNAL
     return table or (file / OWN).is_file()
 

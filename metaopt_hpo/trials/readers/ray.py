@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from metaopt_hpo.trials import files
+from metaopt_hpo.trials.logbook_file import JOURNAL
 from metaopt_hpo.trials.quantities import flatten
 from metaopt_hpo.trials.readers.base import Export, Reader, files_below, long_frame, one_frame, run_name
-from metaopt_hpo.trials.readers.plain import JOURNAL
 from metaopt_hpo.trials.schema import Note, TableError
 
 RESULTS = ("result.json", "progress.csv")
