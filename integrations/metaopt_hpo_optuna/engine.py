@@ -20,17 +20,17 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from metaopt_hpo.atomic import WriteError
-from metaopt_hpo.comparison.budget import limit_of
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask, check_method
 from metaopt_hpo.comparison.methods import Method
-from metaopt_hpo.comparison.objective import Checkpointing, Configuration, ObjectiveUnavailable
+from metaopt_hpo.comparison.objective import Checkpointing, Configuration, ObjectiveUnavailable, settled
+from metaopt_hpo.comparison.proposals import Spending
 from metaopt_hpo.locks import only_process
 from metaopt_hpo.trials.diverged import stand_in_loss
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.record_json import plain, record_to_json
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, REASON, RECORD, record_from_json
-from metaopt_hpo_optuna.proposers import PROPOSERS, Proposal
+from metaopt_hpo_optuna.proposers import PROPOSERS
 from metaopt_hpo_optuna.resuming import Reports, checkpoint_file, running_folder
 from metaopt_hpo_optuna.search_study import open_study, quiet_optuna
 from metaopt_hpo_optuna.store import store_errors
@@ -124,24 +124,20 @@ class _Search:
         self._progress = progress
         self._proposer = PROPOSERS[method.name](method, task)
         self._records: list[TrialRecord] = []
-        self._made = 0
 
     def run(self) -> list[TrialRecord]:
         self._recover()
-        spent = math.fsum(r.cost for r in [*self._task.evidence, *self._records])
-        limit = limit_of(self._task)
+        spending = Spending(self._task, self._records)
         while True:
-            proposal = self._proposer.propose(self._study, self._made)
-            if proposal is None:
-                break
-            if spent + self._cost(proposal, proposal.likely_lr) > limit:
+            own = [r for r in self._records if r.state != "failed"]
+            proposal = self._proposer.propose(self._study, own)
+            if proposal is None or not spending.bears(proposal.lr, proposal.strategy):
                 break
             begun, self._begun = self._begun, None
             trial, lr = proposal.start(self._study, begun)
             configuration = self._task.configuration(lr, strategy=proposal.strategy)
             record = self._run_trial(trial, configuration)
-            spent += record.cost
-            self._made += 1
+            spending.end(trial.number, record.cost)
             self._add(record)
         return self._records
 
@@ -165,8 +161,6 @@ class _Search:
                     record = record_from_json(record_to_json(record))
             else:
                 record = self._interrupted(trial, "the process ended before the trial did")
-            if record.state != "failed":
-                self._made += 1
             self._add(record)
 
     def _take_up(self, trial: FrozenTrial) -> None:
@@ -196,29 +190,19 @@ class _Search:
         reached = float(trial.last_step or 0)
         loss = trial.intermediate_values[trial.last_step] if trial.last_step is not None else math.nan
         return self._own(
-            TrialRecord(
-                size=configuration.size,
+            configuration.record(
                 tokens=reached,
-                batch=configuration.batch,
-                lr=configuration.lr,
                 loss=loss,
                 workload=self._task.objective.name,
-                strategy=configuration.strategy,
                 state="failed",
                 reason=reason,
-                seed=configuration.seed,
-                target_tokens=configuration.tokens,
                 cost=per_token * reached,
-                params=dict(configuration.options),
             ),
             trial.number,
         )
 
     def _own(self, record: TrialRecord, number: int) -> TrialRecord:
         return replace(record, trial=str(number), study=self._name, engine="optuna", method=self._method.name)
-
-    def _cost(self, proposal: Proposal, lr: float) -> float:
-        return self._task.objective.cost(self._task.configuration(lr, strategy=proposal.strategy))
 
     def _run_trial(self, trial: Trial, configuration: Configuration) -> TrialRecord:
         task = self._task
@@ -241,9 +225,7 @@ class _Search:
         except Exception as error:
             self._fail(trial, self._frozen(trial), f"{type(error).__name__}: {error}".strip(": "))
             raise
-        record = self._own(record, trial.number)
-        if record.state == "complete" and not math.isfinite(record.loss):
-            record = replace(record, state="diverged", reason=f"the final loss is {record.loss}")
+        record = settled(self._own(record, trial.number))
         self._tell(trial, record)
         if saved is not None:
             saved.unlink(missing_ok=True)

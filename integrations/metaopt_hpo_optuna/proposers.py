@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Protocol
@@ -18,16 +17,15 @@ from metaopt_hpo.comparison.budget import (
     REDUCTION,
     before_median,
     first_rung,
-    grid_in_budget,
     proposal_seed,
     random_first,
-    starts_of,
 )
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method
+from metaopt_hpo.comparison.proposals import points_of
+from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.record_json import plain
 from metaopt_hpo_optuna import _compat
-from metaopt_hpo_optuna.fields import RECORD, record_from_json
 from metaopt_hpo_optuna.resuming import draw_again
 
 
@@ -42,11 +40,6 @@ class Proposal:
     """False where lr is a start rather than a hyperparameter; it is then an attribute, not a parameter."""
     flat: bool = False
     """Suggest a second parameter that nothing depends on; CMA-ES is not defined in one dimension."""
-
-    @property
-    def likely_lr(self) -> float:
-        """The lr, or a typical one where the sampler will choose: enough to tell what a trial costs."""
-        return math.sqrt(self.bounds[0] * self.bounds[1]) if self.lr is None else self.lr
 
     def start(self, study: Study, begun: FrozenTrial | None = None) -> tuple[Trial, float]:
         """A trial and its learning rate, which is entered in the trial.
@@ -72,35 +65,25 @@ class Proposal:
 
 
 class Proposer(Protocol):
-    """Makes proposals; `made` counts those that were run to their end or pruned."""
+    """Makes proposals."""
 
-    def propose(self, study: Study, made: int) -> Proposal | None:
-        """The next proposal, or None when there is none left."""
+    def propose(self, study: Study, own: Sequence[TrialRecord]) -> Proposal | None:
+        """The next proposal after these trials were run to their end or pruned; None when there is none left."""
         ...
 
 
-class GridProposer:
-    """A log-spaced grid of as many points as the budget pays for."""
+class OwnProposer:
+    """Points of the method itself: a grid, starts of a self-tuning strategy, or a law's."""
 
     def __init__(self, method: Method, task: SearchTask) -> None:
+        points = points_of(method, task)
+        assert points is not None
+        self._points = points
         self._bounds = task.lr_bounds
-        self._point = grid_in_budget(task)
 
-    def propose(self, study: Study, made: int) -> Proposal | None:
-        lr = self._point(made)
-        return None if lr is None else Proposal(self._bounds, lr=lr)
-
-
-class StartsProposer:
-    """A self-tuning strategy from one start after another."""
-
-    def __init__(self, method: Method, task: SearchTask) -> None:
-        self._strategy = method.strategy
-        self._bounds = task.lr_bounds
-        self._start = starts_of(method)
-
-    def propose(self, study: Study, made: int) -> Proposal | None:
-        return Proposal(self._bounds, lr=self._start(made), strategy=self._strategy, searched=False)
+    def propose(self, study: Study, own: Sequence[TrialRecord]) -> Proposal | None:
+        lr, strategy = self._points.at(len(own), own), self._points.strategy
+        return None if lr is None else Proposal(self._bounds, lr, strategy, searched=strategy is None)
 
 
 class SamplerProposer:
@@ -115,27 +98,9 @@ class SamplerProposer:
         self._startup = random_first(task)
         self._flat = method.name == "cmaes"
 
-    def propose(self, study: Study, made: int) -> Proposal | None:
-        study.sampler = self._make(proposal_seed(self._task, made), self._startup)
+    def propose(self, study: Study, own: Sequence[TrialRecord]) -> Proposal | None:
+        study.sampler = self._make(proposal_seed(self._task, len(own)), self._startup)
         return Proposal(self._task.lr_bounds, flat=self._flat)
-
-
-class LawProposer:
-    """The lr a law of smaller models predicts, then draws from where the search's own runs leave the optimum."""
-
-    def __init__(self, method: Method, task: SearchTask) -> None:
-        from metaopt_hpo.comparison.law_search import TargetSearch
-
-        self._bounds = task.lr_bounds
-        self._search = TargetSearch(task)
-
-    def propose(self, study: Study, made: int) -> Proposal | None:
-        own = [
-            record_from_json(t.user_attrs[RECORD])
-            for t in study.get_trials(deepcopy=False)
-            if RECORD in t.user_attrs and t.state != TrialState.FAIL
-        ]
-        return Proposal(self._bounds, lr=self._search.propose(own))
 
 
 def _cmaes(seed: int) -> BaseSampler:
@@ -161,9 +126,7 @@ SAMPLERS: dict[str, Callable[[int, int], BaseSampler]] = {
 }
 
 PROPOSERS: dict[str, Callable[[Method, SearchTask], Proposer]] = {
-    "grid": GridProposer,
-    "metaoptimize": StartsProposer,
-    "law": LawProposer,
+    **dict.fromkeys(("grid", "metaoptimize", "law"), OwnProposer),
     **dict.fromkeys(SAMPLERS, SamplerProposer),
 }
 

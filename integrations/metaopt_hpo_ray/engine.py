@@ -20,13 +20,14 @@ from ray.tune.experiment import Trial
 
 from metaopt_hpo.comparison.engine import EngineError, Progress, SearchTask, check_method
 from metaopt_hpo.comparison.methods import Method
+from metaopt_hpo.comparison.populations import METHODS as TOGETHER
+from metaopt_hpo.comparison.populations import Plan, plan
 from metaopt_hpo.trials.logged_results import METRIC
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray import populations, race
 from metaopt_hpo_ray.cluster import quiet, start_ray, threads_here
 from metaopt_hpo_ray.configs import SAFE_FOR_PBT
 from metaopt_hpo_ray.journal_callback import JournalCallback
-from metaopt_hpo_ray.populations import Population
 from metaopt_hpo_ray.proposers import METHODS, BudgetSearch, make_proposer, make_scheduler
 from metaopt_hpo_ray.search_folder import Own, claim, finished, folder_of
 from metaopt_hpo_ray.trainables import halted_run, whole_run
@@ -60,7 +61,7 @@ class RayEngine:
     @property
     def methods(self) -> frozenset[str]:
         """Names of the methods this engine implements."""
-        return frozenset((*METHODS, *populations.METHODS))
+        return frozenset((*METHODS, *TOGETHER))
 
     @property
     def race_methods(self) -> tuple[str, ...]:
@@ -127,8 +128,8 @@ class RayEngine:
     def _search(
         self, method: Method, task: SearchTask, folder: Path, study: str, progress: Progress | None
     ) -> list[TrialRecord]:
-        if method.name in populations.METHODS:
-            populations.check(method, task)
+        if method.name in TOGETHER:
+            populations.check_installed(method, task)
         threads = threads_here()
         claim(folder, method, task)
         parts = sorted(folder.glob("part-*"), key=lambda p: int(p.name.removeprefix("part-")))
@@ -142,9 +143,9 @@ class RayEngine:
         start_ray(self._concurrency * threads)
         run = _Experiments(method, task, folder, study, threads, self._concurrency, progress)
         number = len(parts)
-        if method.name not in populations.METHODS:
+        if method.name not in TOGETHER:
             return [*done, *run.one_by_one(f"part-{number}", done)]
-        while (population := populations.plan(method, task, done)) is not None:
+        while (population := plan(method, task, done)) is not None:
             done += run.together(f"part-{number}", done, population)
             number += 1
         return done
@@ -177,17 +178,18 @@ class _Experiments:
             max_concurrent_trials=self.concurrency,
         )
 
-    def together(self, part: str, done: list[TrialRecord], population: Population) -> list[TrialRecord]:
+    def together(self, part: str, done: list[TrialRecord], population: Plan) -> list[TrialRecord]:
         """Trials that wait for each other; as many run at once as the cluster has room for."""
         trainable = tune.with_parameters(
             halted_run,
             objective=self.task.objective,
             threads=self.threads,
             milestones=population.milestones,
-            turns=population.turns,
+            turns=populations.told_turns(population),
         )
+        space, scheduler = populations.in_tune(self.method, self.task, population)
         with populations.seeded(self.task, len(done)):
-            return self._fit(part, len(done), trainable, population.space, scheduler=population.scheduler)
+            return self._fit(part, len(done), trainable, space, scheduler=scheduler)
 
     def _fit(
         self, part: str, first: int, trainable: Any, space: dict[str, Any], **options: Any

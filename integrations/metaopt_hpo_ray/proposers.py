@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
-import numpy as np
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
@@ -17,15 +16,13 @@ from metaopt_hpo.comparison.budget import (
     RUNGS,
     before_median,
     first_rung,
-    grid_in_budget,
-    limit_of,
     proposal_seed,
     random_first,
-    starts_of,
 )
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.comparison.objective import Configuration
+from metaopt_hpo.comparison.proposals import Points, Spending, points_of
 from metaopt_hpo.trials.logged_results import METRIC, PROGRESS, STATE, WORK
 from metaopt_hpo.trials.record import TrialRecord, TrialState
 
@@ -44,37 +41,20 @@ class Proposer(Protocol):
         ...
 
 
-class _Points:
-    """A fixed list, or an endless rule, of learning rates that nothing is learnt from."""
+class _Own:
+    """Points of the method itself."""
 
-    def __init__(self, point: Callable[[int], float | None], strategy: str | None = None) -> None:
-        self.strategy = strategy
-        self._point = point
-
-    def propose(self, key: str, made: int) -> float | None:
-        return self._point(made)
-
-    def finished(self, key: str, result: dict[str, Any] | None, record: TrialRecord | None) -> None:
-        return None
-
-
-class _Law:
-    """The lr a law of smaller models predicts, then draws from where the search's own runs leave the optimum."""
-
-    strategy: str | None = None
-
-    def __init__(self, task: SearchTask) -> None:
-        from metaopt_hpo.comparison.law_search import TargetSearch
-
-        self._search = TargetSearch(task)
-        self._own: list[TrialRecord] = []
+    def __init__(self, points: Points) -> None:
+        self.strategy = points.strategy
+        self._points = points
+        self._ended: list[TrialRecord] = []
 
     def propose(self, key: str, made: int) -> float | None:
-        return self._search.propose(self._own, running=made - len(self._own))
+        return self._points.at(made, self._ended)
 
     def finished(self, key: str, result: dict[str, Any] | None, record: TrialRecord | None) -> None:
         if record is not None:
-            self._own.append(record)
+            self._ended.append(record)
 
 
 class _TPE:
@@ -123,13 +103,8 @@ def tpe_search(box: Mapping[str, tuple[float, float]], **options: Any) -> Any:
 
 def make_proposer(method: Method, task: SearchTask) -> Proposer:
     """The proposer of a method."""
-    if method.name == "grid":
-        return _Points(grid_in_budget(task))
-    if method.name in ("random", "asha"):
-        return _Points(lambda made: random_lr(task, made))
-    if method.strategy is not None:
-        return _Points(starts_of(method), method.strategy)
-    return _Law(task) if method.name == "law" else _TPE(task)
+    points = points_of(method, task)
+    return _TPE(task) if points is None else _Own(points)
 
 
 METHODS = ("grid", "random", "tpe", "median", "hyperband", "asha", "metaoptimize", "law")
@@ -155,63 +130,41 @@ class BudgetSearch(Searcher):
         super().__init__(metric=METRIC, mode="min")
         self._proposer = proposer
         self._task = task
-        self._limit = limit_of(task)
-        self._spent = math.fsum(r.cost for r in [*task.evidence, *done])
+        self._spending = Spending(task, done)
         self._made = sum(r.state != "failed" for r in done)
-        self._running: dict[str, tuple[float, Configuration]] = {}
-        self._waiting: tuple[float | None, str] | None = None
+        self._running: dict[str, Configuration] = {}
         for r in done:
             if r.state != "failed":
                 proposer.finished(f"earlier-{r.trial}", None, r)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next configuration as the trial's config; None while one must wait; FINISHED at the end."""
-        likely = math.sqrt(math.prod(self._task.lr_bounds))
-        if self._committed(self._cost(likely)) > self._limit:
-            return None if self._running else Searcher.FINISHED
-        lr = self._proposer.propose(trial_id, self._made)
+        strategy = self._proposer.strategy
+        fits = self._spending.bears(None, strategy)
+        lr = self._proposer.propose(trial_id, self._made) if fits else None
         if lr is None:
             return None if self._running else Searcher.FINISHED
-        configuration = self._task.configuration(lr, strategy=self._proposer.strategy)
+        self._running[trial_id] = configuration = self._task.configuration(lr, strategy=strategy)
+        self._spending.begin(trial_id, lr, strategy)
         self._made += 1
-        self._running[trial_id] = (self._cost(lr), configuration)
-        values = asdict(configuration)
-        return {**values, "options": dict(values["options"])}
-
-    def _cost(self, lr: float) -> float:
-        task = self._task
-        return task.objective.cost(task.configuration(lr, strategy=self._proposer.strategy))
-
-    def _committed(self, more: float) -> float:
-        return self._spent + math.fsum(c for c, _ in self._running.values()) + more
+        return {**asdict(configuration), "options": dict(configuration.options)}
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
         """Count what the trial has spent."""
-        found = self._running.pop(trial_id, None)
-        if found is None:
+        c = self._running.pop(trial_id, None)
+        if c is None:
             return
-        _, c = found
         result = dict(result or {})
-        self._spent += float(result.get(WORK, 0.0))
+        self._spending.end(trial_id, float(result.get(WORK, 0.0)))
         record = None
         if not error and PROGRESS in result:
-            whole = result[PROGRESS] >= c.tokens
+            tokens, cost = float(result[PROGRESS]), float(result.get(WORK, math.nan))
             diverged = result.get(STATE) == "diverged"
-            state: TrialState = "diverged" if diverged else "complete" if whole else "pruned"
-            record = TrialRecord(
-                size=c.size,
-                tokens=float(result[PROGRESS]),
-                batch=c.batch,
-                lr=c.lr,
-                loss=float(result[METRIC]),
-                trial=trial_id,
-                study="own",
-                strategy=c.strategy,
-                seed=c.seed,
-                state=state,
-                cost=float(result.get(WORK, math.nan)),
+            state: TrialState = "diverged" if diverged else "complete" if tokens >= c.tokens else "pruned"
+            record = c.record(
+                tokens=tokens, loss=float(result[METRIC]), trial=trial_id, study="own", state=state, cost=cost
             )
         self._proposer.finished(trial_id, None if error else result, record)
 
@@ -220,8 +173,3 @@ class BudgetSearch(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing; see `save`."""
-
-
-def random_lr(task: SearchTask, made: int) -> float:
-    low, high = task.lr_bounds
-    return float(low * (high / low) ** np.random.default_rng(proposal_seed(task, made)).random())

@@ -9,14 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from metaopt_hpo.comparison.live import Resumable
-from metaopt_hpo.comparison.objective import Configuration, Objective
+from metaopt_hpo.comparison.objective import Configuration, Objective, settled
 from metaopt_hpo.trials.diverged import stand_in_loss
 from metaopt_hpo.trials.logged_results import METRIC, PROCESS, PROGRESS, WORK, result_of
 from metaopt_hpo.trials.record import TrialRecord
@@ -94,12 +93,10 @@ def _begin(config: dict[str, Any], threads: int) -> tuple[Configuration, str]:
 
 def _end(record: TrialRecord) -> dict[str, Any]:
     """The last report of a trial but for what it cost."""
-    loss, state, reason = record.loss, record.state, record.reason
-    if state in ("complete", "running") and not math.isfinite(loss):
-        state, reason = "diverged", f"the final loss is {loss}"
-    if state == "diverged":
+    record = settled(record)
+    loss = record.loss
+    if record.state == "diverged":
         # searchers choke on NaN: OptunaSearch leaves such a trial running for ever
         seen = record.curve.loss if record.curve else ()
         loss = stand_in_loss(record.initial_loss, seen) or sys.float_info.max
-    said = result_of(replace(record, state=state, reason=reason))
-    return {METRIC: float(loss), PROGRESS: record.tokens, **said}
+    return {METRIC: float(loss), PROGRESS: record.tokens, **result_of(record)}

@@ -57,6 +57,12 @@ def proposal_seed(task: SearchTask, made: int) -> int:
     return int(np.random.SeedSequence([task.seed & 0xFFFFFFFF, made]).generate_state(1)[0])
 
 
+def random_lr(task: SearchTask, made: int) -> float:
+    """The lr of one proposal, log-uniform in its range; a function of what `proposal_seed` is."""
+    low, high = task.lr_bounds
+    return float(low * (high / low) ** np.random.default_rng(proposal_seed(task, made)).random())
+
+
 def grid_in_budget(task: SearchTask) -> Callable[[int], float | None]:
     """Proposal's number → lr of a log-spaced grid of as many points as the budget pays for, then None."""
     count = runs_in_budget(task)

@@ -129,18 +129,13 @@ class CommandObjective:
         if state == "complete":
             seen = planned
         finite = on_grid(curve)
-        return TrialRecord(
-            size=c.size,
+        return c.record(
             tokens=seen,
-            batch=c.batch,
-            lr=c.lr,
             loss=loss,
             workload=self.name,
-            strategy=c.strategy,
             tuning=_tuning(c.strategy),
             state=state,
             reason=reason,
-            seed=c.seed,
             target_tokens=planned,
             cost=self._per_token(c) * seen,
             seconds=seconds,

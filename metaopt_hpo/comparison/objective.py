@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.trials.record import TrialRecord
@@ -42,6 +43,26 @@ class Configuration:
     """Further options of the strategy."""
     seed: int = 0
     """Of initialisation and data order; equal across methods for common random numbers."""
+
+    def record(self, *, tokens: float, loss: float, **fields: Any) -> TrialRecord:
+        """A trial of this configuration that has come to `tokens`; `fields` are further ones of its record."""
+        own: dict[str, Any] = {
+            "size": self.size,
+            "batch": self.batch,
+            "lr": self.lr,
+            "strategy": self.strategy,
+            "seed": self.seed,
+            "target_tokens": self.tokens,
+            "params": dict(self.options),
+        }
+        return TrialRecord(**{**own, "tokens": tokens, "loss": loss, **fields})
+
+
+def settled(record: TrialRecord) -> TrialRecord:
+    """The record of a run that has ended: one that says it is complete and has no finite loss has diverged."""
+    if record.state not in ("complete", "running") or math.isfinite(record.loss):
+        return record
+    return replace(record, state="diverged", reason=f"the final loss is {record.loss}")
 
 
 class Objective(Protocol):

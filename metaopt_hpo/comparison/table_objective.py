@@ -122,20 +122,13 @@ class TableObjective:
         tokens, loss = seen[-1] if stopped else (c.tokens, final)
         if not stopped:
             seen.append((c.tokens, final))
-        return TrialRecord(
-            size=c.size,
+        return c.record(
             tokens=tokens,
-            batch=c.batch,
-            lr=c.lr,
             loss=loss,
             workload=self.name,
-            strategy=c.strategy,
             state="pruned" if stopped else "complete",
             reason=reason or "",
-            seed=c.seed,
-            target_tokens=c.tokens,
             cost=6.0 * c.size * tokens,
-            params=dict(c.options),
             curve=Curve(tuple(t for t, _ in seen), tuple(v for _, v in seen)),
         )
 

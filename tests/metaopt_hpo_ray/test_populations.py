@@ -10,6 +10,7 @@ import pytest
 from ray.tune.schedulers import HyperBandScheduler
 from tiny_workload import Tiny
 
+from metaopt_hpo.comparison import populations
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.table_objective import TableObjective
@@ -18,7 +19,7 @@ from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.logged_trial import LR_PATH
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
-from metaopt_hpo_ray import RayEngine, populations
+from metaopt_hpo_ray import RayEngine
 from metaopt_hpo_ray.journal import JOURNAL
 
 TRAIN = TrainObjective([Tiny()])
@@ -62,7 +63,7 @@ def test_what_cannot_change_its_lr_midway_is_refused(name: str) -> None:
 def test_brackets_are_tunes() -> None:
     for rungs in (1, 2, 3):
         real = HyperBandScheduler(max_t=3**rungs, reduction_factor=3)
-        assert populations._brackets(rungs) == [
+        assert populations.brackets(rungs) == [
             (real._get_n0(s), round(math.log(real._get_r0(s), 3))) for s in range(rungs + 1)
         ]
 
@@ -70,7 +71,7 @@ def test_brackets_are_tunes() -> None:
 @pytest.mark.parametrize("runs", [0.9, 1, 2, 5, 9, 20])
 def test_plans_fit_the_budget_and_depth_follows_it(runs: float) -> None:
     pbt = populations.plan(method("pbt"), task(runs), [])
-    assert (0 if pbt is None else len(pbt.space["lr"]["grid_search"])) == int(runs)
+    assert (0 if pbt is None else len(pbt.lrs)) == int(runs)
     hyperband = populations.plan(method("hyperband-sync"), task(runs), [])
     if runs < 1:
         assert hyperband is None
