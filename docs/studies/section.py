@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from metaopt_hpo.markdown import markdown_table
+
 
 @dataclass
 class Section:
@@ -17,13 +19,5 @@ class Section:
 
     def markdown(self) -> str:
         """The section as Markdown."""
-        lines = [
-            f"## {self.title}",
-            "",
-            "| " + " | ".join(self.header) + " |",
-            "|" + "---|" * len(self.header),
-        ]
-        lines += ["| " + " | ".join(r) + " |" for r in self.rows]
-        if self.note:
-            lines += ["", self.note]
-        return "\n".join(lines)
+        parts = [f"## {self.title}", markdown_table(self.header, self.rows), self.note]
+        return "\n\n".join(filter(None, parts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pandas as pd
 from metaopt_hpo.atomic import write_text
 from metaopt_hpo.attribution.levels import IDEAL, TUNED_MOMENTA, Criterion, Setting
 from metaopt_hpo.attribution.outcome import TUNED
+from metaopt_hpo.markdown import markdown_table
 
 B = 0.571
 """Batch exponent of the tables: Step Law's."""
@@ -114,7 +115,7 @@ def parts_table(parts: pd.DataFrame) -> str:
         by = {r["part"]: r for r in mine.to_dict("records")}
         cells = [f"{_with(by[n], 'gap', 3)} *{by[n]['verdict']}*" if n in by else "–" for n in names]
         rows.append([str(world), *cells, f"**{_with(by['total'], 'gap', 3)}**"])
-    return _markdown(["world", *names, "total"], rows)
+    return markdown_table(["world", *names, "total"], rows)
 
 
 def levels_table(levels: pd.DataFrame) -> str:
@@ -125,7 +126,7 @@ def levels_table(levels: pd.DataFrame) -> str:
     rows = [[n, *(_level(final, w, s.label) for w in worlds)] for n, s in NAMES.items()]
     rows.append([TUNED, *(_level(final, w, TUNED) for w in worlds)])
     rows.append(["practice", *(_level(final, w, practice[w]) for w in worlds)])
-    return _markdown(["level", *worlds], rows)
+    return markdown_table(["level", *worlds], rows)
 
 
 def proxy_table(checks: pd.DataFrame) -> str:
@@ -135,7 +136,7 @@ def proxy_table(checks: pd.DataFrame) -> str:
     for world, mine in checks.groupby("world", sort=False):
         by = {r["check"]: r for r in mine.to_dict("records")}
         rows.append([str(world), *(_check(by[n]) if n in by else "–" for n in names)])
-    return _markdown(["world", *names], rows)
+    return markdown_table(["world", *names], rows)
 
 
 def toy_table(levels: pd.DataFrame) -> str:
@@ -151,7 +152,7 @@ def toy_table(levels: pd.DataFrame) -> str:
         ]
         rows.append([", ".join(filter(None, (toy.world, toy.noise))), *cells])
     head = ["avg ‖g‖*, assumptions met", "final loss, assumptions met", "final loss, cosine, m₀ = 0"]
-    return _markdown(["world", *head], rows)
+    return markdown_table(["world", *head], rows)
 
 
 def protocol_table(levels: pd.DataFrame) -> str:
@@ -161,7 +162,7 @@ def protocol_table(levels: pd.DataFrame) -> str:
     for name, mine in levels.groupby("level", sort=False):
         by = {r["world"]: r for r in mine.to_dict("records")}
         rows.append([str(name).replace("lr", "η"), *(_effect(by[w]) if w in by else "–" for w in worlds)])
-    return _markdown(["protocol", *worlds], rows)
+    return markdown_table(["protocol", *worlds], rows)
 
 
 def _practice(mine: pd.DataFrame) -> str:
@@ -204,8 +205,3 @@ def _with(row: Mapping[Any, Any], name: str, digits: int, *, ends: str = "") -> 
 def _sign(x: float, digits: int) -> str:
     # + 0 turns −0 into 0.
     return f"{x + 0:+.{digits}f}".replace("-", "−")
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

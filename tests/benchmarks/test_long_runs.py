@@ -9,11 +9,13 @@ import gc
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import StrategyError, available, get, make
 
 STEPS, BLOCK, BLOCKS = 20_000, 50, 20
@@ -25,6 +27,15 @@ PAIRS = [
     if get(name).__module__.startswith("metaopt_hpo.") and (not ONLY or name in ONLY.split(","))
     for base in get(name).bases
 ]
+ROWS: list[tuple[str, ...]] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table() -> Iterator[None]:
+    yield
+    if ROWS:
+        head = ["strategy", "base", "µs a step, early", "µs a step, late", "late / early", "objects", "loss"]
+        print("\n\n" + markdown_table(head, ROWS))
 
 
 def objects() -> int:
@@ -70,11 +81,8 @@ def test_a_step_costs_the_same_at_the_end(name: str, base: str, benchmark: Any) 
         steps(STEPS - EARLY - 2 * BLOCKS * BLOCK)
         late, grown = steps(BLOCKS * BLOCK), objects() - kept
     last = (model(x) - y).square().mean().item()
-    print(
-        f"| {name} | {base} | {early * 1e6:.0f} | {late * 1e6:.0f} | {late / early:.2f} | {grown:+d} "
-        f"| {first:.3f} → {last:.1e} |",
-        flush=True,
-    )
+    times = (f"{early * 1e6:.0f}", f"{late * 1e6:.0f}", f"{late / early:.2f}")
+    ROWS.append((name, base, *times, f"{grown:+d}", f"{first:.3f} → {last:.1e}"))
     benchmark.extra_info.update(early=early, late=late, objects=grown)
     benchmark.pedantic(lambda: None, rounds=1)
     assert run.steps_taken == STEPS

@@ -22,12 +22,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.optim import MetaOptimize
 from metaopt_hpo.optim.muon import is_hidden_matrix
 
 THREADS = int(os.environ.get("METAOPT_BENCH_THREADS", "2"))
 ROUNDS = 40
-ROWS: list[tuple[str, str, str, str]] = []
+ROWS: list[tuple[str, ...]] = []
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +45,8 @@ def only_as_a_benchmark(request: pytest.FixtureRequest) -> Iterator[None]:
 def table() -> Iterator[None]:
     yield
     if ROWS:
-        print(
-            f"\n\n| measured beside | min ms | ratio of minima | ratio of medians | reach |  ({THREADS} threads)"
-        )
-        print("|---|---|---|---|---|")
-        for name, shown, ratios, reach in ROWS:
-            print(f"| {name} | {shown} | {ratios} | {reach} |")
+        head = ["measured beside", "min ms", "ratio of minima", "ratio of medians", "reach"]
+        print(f"\n\n{THREADS} threads\n\n{markdown_table(head, ROWS)}")
 
 
 def llama_shapes() -> list[tuple[str, tuple[int, ...]]]:
@@ -122,7 +119,7 @@ def compare(
     least, median = stats.min / min(times), stats.median / statistics.median(times)
     benchmark.extra_info.update(ratio_min=least, ratio_median=median)
     shown = f"{stats.min * 1e3 / repeat:.3f} against {min(times) * 1e3 / repeat:.3f}"
-    ROWS.append((name, shown, f"{least:.2f}× | {median:.2f}×", reach))
+    ROWS.append((name, shown, f"{least:.2f}×", f"{median:.2f}×", reach))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +270,8 @@ def test_first_step(benchmark, tmp_path: Path) -> None:
         (
             "first step, cold cache / warm cache",
             f"{seconds[0]:.2f} s / {seconds[1]:.3f} s",
-            "– | –",
+            "–",
+            "–",
             "≤15 s / ≤3 s",
         )
     )
@@ -294,7 +292,8 @@ def test_extra_state(benchmark) -> None:
         (
             "extra state, float32 / bfloat16 trace, floats a parameter",
             f"{row[0]:.2f} / {row[1]:.2f}",
-            "– | –",
+            "–",
+            "–",
             "1 / 0.5",
         )
     )

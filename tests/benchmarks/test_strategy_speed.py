@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import make
 from metaopt_hpo.strategies.base import LRRun
 from metaopt_hpo.workloads import members
@@ -28,7 +29,7 @@ DEVICE = os.environ.get("METAOPT_HPO_BENCH_DEVICE", "cpu")
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar-10-batches-bin"
 STRATEGIES = ("metaoptimize", "metaoptimize, no guard", *RIVALS)
 JOBS = {"text-lm": {"width": 64}, "cifar10": {"width": 16, "examples": 64, "data": str(DATA)}}
-ROWS: list[str] = []
+ROWS: list[tuple[str, ...]] = []
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +42,8 @@ def only_as_a_benchmark(request: pytest.FixtureRequest) -> None:
 def table() -> Iterator[None]:
     yield
     if ROWS:
-        print("\n\n| workload | strategy | whole step / AdamW's | state, floats a parameter (AdamW 2) |")
-        print("|---|---|---|---|")
-        print("\n".join(ROWS))
+        head = ["workload", "strategy", "whole step / AdamW's", "state, floats a parameter (AdamW 2)"]
+        print("\n\n" + markdown_table(head, ROWS))
 
 
 def stepper(job: object, strategy: str) -> tuple[Callable[[], None], LRRun, nn.Module]:
@@ -106,4 +106,4 @@ def test_whole_step(benchmark, workload: str, strategy: str) -> None:
     benchmark.pedantic(step, setup=before, rounds=STEPS)
     ratio = benchmark.stats.stats.median / statistics.median(times)
     benchmark.extra_info.update(ratio_median=ratio)
-    ROWS.append(f"| {workload} | {strategy} | {ratio:.3f} | {floats(run, model):.2f} |")
+    ROWS.append((workload, strategy, f"{ratio:.3f}", f"{floats(run, model):.2f}"))

@@ -15,6 +15,8 @@ from damage_plans import losses, plans, predictions
 from drivers import COMMANDS
 from kills import Tally, disturbed, undisturbed
 
+from metaopt_hpo.markdown import markdown_table
+
 
 def main() -> None:
     """Kill, damage, count."""
@@ -47,26 +49,24 @@ def main() -> None:
                 with options.kept.open("a") as file:
                     file.write(json.dumps([name, asdict(found)]) + "\n")
             print(f"{name}: {found}", flush=True)
-    print(
-        "\n| command | kills | inside a write, commit or fit | finished trials lost | final tables equal | hangs "
-        "| tracebacks |"
-    )
-    print("|---|---|---|---|---|---|---|")
     every = Tally()
-    for name, t in tallies.items():
+    for t in tallies.values():
         every.add(t)
-        print(row(name, t))
-    print(row("all", every))
-    print("\n| damaged | tried | wrong | one sentence, or right |\n|---|---|---|---|")
-    wrong = 0
+    head = [
+        "command", "kills", "inside a write, commit or fit", "finished trials lost", "final tables equal", "hangs",
+        "tracebacks",
+    ]  # fmt: skip
+    print("\n" + markdown_table(head, [row(name, t) for name, t in [*tallies.items(), ("all", every)]]))
+    wrong, damaged = 0, []
     for what in (checkpoints, laws, tables, arguments, trials, plans, predictions, losses):
         counted: Counted = what(options.seed)
         wrong += counted.wrong
-        print(
-            f"| {counted.name} | {counted.tried} | {counted.wrong} | {1 - counted.wrong / counted.tried:.1%} |"
-        )
+        right = f"{1 - counted.wrong / counted.tried:.1%}"
+        damaged.append((counted.name, counted.tried, counted.wrong, right))
+        print(f"{counted.name}: {right} right", file=sys.stderr, flush=True)
         for note in counted.notes[:20]:
             print(f"  {note}", file=sys.stderr)
+    print("\n" + markdown_table(["damaged", "tried", "wrong", "one sentence, or right"], damaged))
     sys.exit(
         int(
             every.lost + every.hangs + every.tracebacks + every.orphans + wrong > 0
@@ -75,12 +75,10 @@ def main() -> None:
     )
 
 
-def row(name: str, t: Tally) -> str:
+def row(name: str, t: Tally) -> tuple[object, ...]:
     """A line of the table."""
-    return (
-        f"| {name} | {t.kills} | {t.trapped} | {t.lost} of {t.finished} | {t.equal} of {t.compared} | {t.hangs} | "
-        f"{t.tracebacks} |"
-    )
+    lost, equal = f"{t.lost} of {t.finished}", f"{t.equal} of {t.compared}"
+    return name, t.kills, t.trapped, lost, equal, t.hangs, t.tracebacks
 
 
 if __name__ == "__main__":

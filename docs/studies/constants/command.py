@@ -24,6 +24,7 @@ import typer
 
 from metaopt_hpo.atomic import replacing, write_text
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.markdown import markdown_table
 from studies.constants.found import ROOM, Constant, constants, import_scaled, modules
 
 FILE = Path(__file__).with_name("constants.parquet")
@@ -106,12 +107,9 @@ def wanted(constant: Constant, reads: Reads, everywhere: set[tuple[str, str]]) -
 def table(found: Sequence[Constant], kept: pd.DataFrame) -> str:
     """Markdown: each constant's value, source, and what halving and doubling it move."""
     effects = _effects(found, kept)
-    lines = ["| constant | value | what it is, and where from | halved | doubled |", "|---|---|---|---|---|"]
-    for c in found:
-        lines.append(
-            f"| `{c.label}` | {c.value} | {c.source.replace('|', '∣')} | {' | '.join(effects[c.label])} |"
-        )
-    return "\n".join(lines) + "\n"
+    head = ["constant", "value", "what it is, and where from", "halved", "doubled"]
+    rows = [(f"`{c.label}`", c.value, c.source, *effects[c.label]) for c in found]
+    return markdown_table(head, rows) + "\n"
 
 
 def counts(found: Sequence[Constant], kept: pd.DataFrame) -> str:

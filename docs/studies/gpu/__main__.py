@@ -2,8 +2,8 @@
 
     python -m studies.gpu [checks] [speed] [race] [page] [--out docs/results] [--minutes 8]
 
-Needs torch ≥ 2.6 with Triton, and numpy; pyarrow only to write Parquet (without it results stay JSON lines, which
-``page`` on another machine turns into Parquet). Each part ends within ``--minutes``.
+Needs torch ≥ 2.6 with Triton, and numpy; pyarrow only to write Parquet and pandas only to write the page (without them
+results stay JSON lines, of which ``page`` on another machine makes both). Each part ends within ``--minutes``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,12 @@ def main() -> int:
         if part == "page":
             from studies.gpu.page import write
 
-            write(given.out)
+            try:
+                write(given.out)
+            except ImportError as missing:
+                print(
+                    f"{missing.name} is not installed: the results are kept, `page` makes gpu.md of them elsewhere"
+                )
             continue
         rows = _run(part, given.minutes * 60)
         keep(rows, given.out / f"gpu_{part}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt_hpo.atomic import write_text
+from metaopt_hpo.markdown import markdown_table
 from studies.gpu.kept import read
 
 TITLES = {"checks": "Checks", "speed": "Speed of a step", "race": "A short race"}
@@ -29,9 +30,7 @@ def write(folder: Path) -> None:
         names = [
             n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("card", "torch", "python")
         ]
-        lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-        lines += ["| " + " | ".join(_text(row.get(name)) for name in names) + " |" for row in rows]
-        lines.append("")
+        lines += [markdown_table(names, [[_text(row.get(name)) for name in names] for row in rows]), ""]
     write_text(folder / "gpu.md", "\n".join(lines))
     print(f"  {folder / 'gpu.md'}")
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from typing import Any
 
 import torch
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.optim import MetaOptimize
 from metaopt_hpo.workloads.text_lm import TextLM
 
@@ -53,21 +55,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    print(
-        f"| {given.steps} steps, {given.seeds} seeds | held-out loss | against float32, seed by seed | step size |"
-    )
-    print("|---|---|---|---|")
+    setting = f"{given.steps} steps, {given.seeds} seeds"
+    head = [setting, "held-out loss", "against float32, seed by seed", "step size"]
+    rows: list[tuple[str, ...]] = []
     base: list[float] = []
     for name, (dtype, options) in SETTINGS.items():
         ends = [trained(dtype, seed, given.steps, given.device, options) for seed in range(given.seeds)]
         losses = [loss for loss, _ in ends]
         base = base or losses
         against = [100 * (loss / own - 1) for loss, own in zip(losses, base, strict=True)]
-        print(
-            f"| {name} | {statistics.mean(losses):.4f} | {statistics.mean(against):+.2f} % "
-            f"({min(against):+.2f} … {max(against):+.2f}) | {statistics.mean(a for _, a in ends):.2g} |",
-            flush=True,
+        change = f"{statistics.mean(against):+.2f} % ({min(against):+.2f} … {max(against):+.2f})"
+        rows.append(
+            (name, f"{statistics.mean(losses):.4f}", change, f"{statistics.mean(a for _, a in ends):.2g}")
         )
+        print(f"{name}: {change}", file=sys.stderr, flush=True)
+    print(markdown_table(head, rows))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import typer
 from optuna.storages.journal import JournalFileBackend
 
 from metaopt_hpo.atomic import replacing
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import LRStrategy, make
 from studies import run as commands
 from studies.one_run.length_jobs import Job, job
@@ -205,11 +206,11 @@ def _read(out: Path) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """A line a job: paired differences of held-out and training loss in per cent, mean and standard error."""
-    lines = [
-        "| job | steps | seeds | one run, held-out | search, held-out | held-out, paired | better in "
-        "| chosen on the other half, paired | training, paired | the search's cost in runs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = [
+        "job", "steps", "seeds", "one run, held-out", "search, held-out", "held-out, paired", "better in",
+        "chosen on the other half, paired", "training, paired", "the search's cost in runs",
+    ]  # fmt: skip
+    lines = []
     for name, (steps, _) in JOBS.items():
         rows = table[(table.job == name) & (table.steps == steps)]
         ours, theirs = (rows[rows.method == m].set_index("seed") for m in (OURS, SEARCH))
@@ -224,11 +225,15 @@ def markdown(table: pd.DataFrame) -> str:
             unbiased += f" (of {len(fair)})"
         better = f"{(ours.held_out < theirs.held_out).sum()} of {len(both)}"
         kind = NAMES[name.rstrip("0123456789")]
+        losses = (f"{ours.held_out.mean():.4f}", f"{theirs.held_out.mean():.4f}")
+        cost = f"{(theirs.spent / steps).mean():.1f}"
         lines.append(
-            f"| {kind} ({name}) | {steps:,} | {len(both)} | {ours.held_out.mean():.4f} | {theirs.held_out.mean():.4f} "
-            f"| {differences[0]} | {better} | {unbiased} | {differences[1]} | {(theirs.spent / steps).mean():.1f} |"
-        )
-    return "\n".join(lines)
+            (
+                f"{kind} ({name})", f"{steps:,}", len(both), *losses,
+                differences[0], better, unbiased, differences[1], cost,
+            )
+        )  # fmt: skip
+    return markdown_table(head, lines)
 
 
 def difference(ours: pd.Series[float], theirs: pd.Series[float]) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import typer
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import LRStrategy, make
 from studies import run as commands
 from studies.one_run.kept import best_rate, keep, read, rows_of
@@ -172,36 +173,33 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """A line a base rule and job, then one a base rule: mean excess over the tuned schedule, and its standard error."""
-    lines = [
-        "| base | job | steps | seeds | one run | at | best WSD | at | of | one run against it |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
     found = compared(table)
+    job_head = [
+        "base", "job", "steps", "seeds", "one run", "at", "best WSD", "at", "of", "one run against it",
+    ]  # fmt: skip
     if found.empty:
-        return "\n".join(lines)
+        return markdown_table(job_head, [])
+    by_job = []
     for (base, name, steps), rows in found.groupby(["base", "job", "steps"], sort=False):
         size = float(np.exp(np.log(rows.step_size).mean()))
-        lines.append(
-            f"| {base} | {name} | {steps:,} | {len(rows)} | {rows.held_out.mean():.4f} | {size:.2g} "
-            f"| {rows.tuned.mean():.4f} | {rows.tuned_lr.iloc[0]:.2g} | {rows.trials.iloc[0]} "
-            f"| {rows.excess.mean():+.1f} % |"
-        )
-    lines += [
-        "",
-        "| base | jobs | mean excess | standard error over jobs | worst job |",
-        "|---|---|---|---|---|",
-    ]
+        own = (f"{rows.held_out.mean():.4f}", f"{size:.2g}")
+        tuned = (f"{rows.tuned.mean():.4f}", f"{rows.tuned_lr.iloc[0]:.2g}", rows.trials.iloc[0])
+        by_job.append((base, name, f"{steps:,}", len(rows), *own, *tuned, f"{rows.excess.mean():+.1f} %"))
+    by_base = []
     for base, rows in found.groupby(found.base.astype(str), sort=False):
         means = rows.groupby("job").excess.mean()
         error = f"{means.std(ddof=1) / len(means) ** 0.5:.1f}" if len(means) > 1 else "–"
-        lines.append(f"| {base} | {len(means)} | {means.mean():+.1f} % | {error} | {means.max():+.1f} % |")
-    lines += ["", "| base | job | best lr | AdamW's best | over it |", "|---|---|---|---|---|"]
+        by_base.append((base, len(means), f"{means.mean():+.1f} %", error, f"{means.max():+.1f} %"))
+    by_rate = []
     rates = best_rates(table)
     for (base, name), rate in rates.items():
         usual = rates.get(("adamw", name))
         if usual and base != "adamw":
-            lines.append(f"| {base} | {name} | {rate:.2g} | {usual:.2g} | {rate / usual:.2g} |")
-    return "\n".join(lines)
+            by_rate.append((base, name, f"{rate:.2g}", f"{usual:.2g}", f"{rate / usual:.2g}"))
+    base_head = ["base", "jobs", "mean excess", "standard error over jobs", "worst job"]
+    rate_head = ["base", "job", "best lr", "AdamW's best", "over it"]
+    tables = ((job_head, by_job), (base_head, by_base), (rate_head, by_rate))
+    return "\n\n".join(markdown_table(head, rows) for head, rows in tables)
 
 
 def best_rates(table: pd.DataFrame) -> dict[tuple[str, str], float]:

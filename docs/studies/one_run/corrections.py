@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import typer
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import LRStrategy, make
 from studies import run as commands
 from studies.one_run.kept import best_rate, has, keep, read, rows_of
@@ -118,29 +119,27 @@ def right(table: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """A line a job and horizon, then the mean of each horizon."""
-    lines = [
-        "| job | steps | best WSD rate | commits at | adapted | best / adapted | the same at a fifth |",
-        "|---|---|---|---|---|---|---|",
-    ]
     found = right(table)
-    for row in found.to_dict("records"):
-        lines.append(
-            f"| {row['job']} | {row['steps']} | {row['best']:.2g} | {100 * row['part']:.0f} % "
-            f"| {row['adapted']:.2g} | {row['ratio']:.2f} | {row['fifth']:.2f} |"
+    head = ["job", "steps", "best WSD rate", "commits at", "adapted", "best / adapted", "the same at a fifth"]
+    lines = [
+        (
+            row["job"], row["steps"], f"{row['best']:.2g}", f"{100 * row['part']:.0f} %",
+            f"{row['adapted']:.2g}", f"{row['ratio']:.2f}", f"{row['fifth']:.2f}",
         )
-    lines += [
-        "",
-        "| steps | jobs | best / adapted, geometric mean | sd of ln | the same at a fifth | sd of ln |",
-        "|---|---|---|---|---|---|",
-    ]
+        for row in found.to_dict("records")
+    ]  # fmt: skip
+    means = []
     for steps, rows in found.groupby("steps"):
         cells = []
         for values in (rows.ratio, rows.fifth):
             logs = np.log(values)
             spread = f"{logs.std(ddof=1):.2f}" if len(rows) > 1 else "–"
-            cells.append(f"{np.exp(logs.mean()):.2f} | {spread}")
-        lines.append(f"| {steps} | {len(rows)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            cells += [f"{np.exp(logs.mean()):.2f}", spread]
+        means.append((steps, len(rows), *cells))
+    mean_head = [
+        "steps", "jobs", "best / adapted, geometric mean", "sd of ln", "the same at a fifth", "sd of ln",
+    ]  # fmt: skip
+    return f"{markdown_table(head, lines)}\n\n{markdown_table(mean_head, means)}"
 
 
 if __name__ == "__main__":

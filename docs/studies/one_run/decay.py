@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 import typer
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.optim import MetaOptimize
 from metaopt_hpo.strategies import make
 from studies import run as commands
@@ -100,10 +101,7 @@ def markdown(table: pd.DataFrame) -> str:
     same = table[(table.hold == "λα") & (table.steps == REFERENCE[0])].assign(hold="timescale")
     table = pd.concat([table, same], ignore_index=True)
     shown = [f"strength {s:g}" for s in STRENGTHS]
-    lines = [
-        f"| job | steps | held | seeds | {' | '.join(shown)} | rate found at 0.1 |",
-        "|---|---|---|---|" + "---|" * (len(STRENGTHS) + 1),
-    ]
+    lines = []
     for (name, steps), rows in table.groupby(["job", "steps"], sort=False):
         usual = rows[(rows.hold == "λ") & (rows.strength == 0.1)].set_index("seed").held_out
         for hold in HOLDS:
@@ -118,10 +116,8 @@ def markdown(table: pd.DataFrame) -> str:
                 cells.append(", ".join(f"{r:+.1f} %" for r in ratios) if len(both) else "–")
             found = of[of.strength == 0.1].found
             rate = f"{np.exp(np.log(found).mean()):.2g}" if len(found) else "–"
-            lines.append(
-                f"| {name} | {steps} | {hold} | {of.seed.nunique()} | {' | '.join(cells)} | {rate} |"
-            )
-    return "\n".join(lines)
+            lines.append((name, steps, hold, of.seed.nunique(), *cells, rate))
+    return markdown_table(["job", "steps", "held", "seeds", *shown, "rate found at 0.1"], lines)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 import typer
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import make
 from metaopt_hpo.workloads import TextLM, train
 from studies import run as commands
@@ -60,10 +61,10 @@ def study(
 
 def markdown(table: pd.DataFrame, ladder: pd.DataFrame) -> str:
     """A line a cell and fraction: loss over the best of the ladder's WSD runs, seed by seed, and the rates."""
-    lines = [
-        "| width | steps | adapts for | seeds | lr found | best WSD at | over the best of five WSD runs |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "width", "steps", "adapts for", "seeds", "lr found", "best WSD at", "over the best of five WSD runs",
+    )  # fmt: skip
+    lines = []
     tuned = ladder[ladder.strategy == SCHEDULE]
     for (width, steps, find), rows in table.groupby(["width", "steps", "find"], sort=True):
         excess, rates = [], []
@@ -75,8 +76,8 @@ def markdown(table: pd.DataFrame, ladder: pd.DataFrame) -> str:
         shown = "its own choice" if not float(str(find)) else f"{100 * float(str(find)):.0f} %"
         found = ", ".join(f"{v:.2g}" for v in rows.found)
         over = ", ".join(f"{v:+.1f} %" for v in excess)
-        lines.append(f"| {width} | {steps} | {shown} | {len(rows)} | {found} | {', '.join(rates)} | {over} |")
-    return "\n".join(lines)
+        lines.append((width, steps, shown, len(rows), found, ", ".join(rates), over))
+    return markdown_table(head, lines)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 import typer
 
 from metaopt_hpo.atomic import replacing
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import LRStrategy, make
 from studies import run as commands
 from studies.one_run.against_tpe import JOBS, OURS, difference, train
@@ -66,24 +67,19 @@ def markdown(table: pd.DataFrame) -> str:
     held, training = (
         table.pivot(index="seed", columns="setting", values=v) for v in ("held_out", "training")
     )
-    lines = [
-        "| setting | seeds | held-out, mean | median | training, mean | one run against it |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for name in settings():
         theirs, ours = held[name].dropna(), held[OURS]
         paired = "–" if name == OURS else difference(ours.loc[theirs.index], theirs)
-        lines.append(
-            f"| {name} | {len(theirs)} | {theirs.mean():.4f} | {theirs.median():.4f} "
-            f"| {training[name].mean():.1e} | {paired} |"
-        )
+        means = (f"{theirs.mean():.4f}", f"{theirs.median():.4f}", f"{training[name].mean():.1e}")
+        lines.append((name, len(theirs), *means, paired))
     linear = held[[name for name in held if str(name).startswith("linear")]]
-    lines += [
-        "",
+    head = ["setting", "seeds", "held-out, mean", "median", "training, mean", "one run against it"]
+    return (
+        f"{markdown_table(head, lines)}\n\n"
         f"Best linear setting of each seed, chosen by the loss it is judged on: {linear.min(axis=1).mean():.4f}; "
-        f"the one that is best in the mean: {linear.mean().min():.4f}.",
-    ]
-    return "\n".join(lines)
+        f"the one that is best in the mean: {linear.mean().min():.4f}."
+    )
 
 
 if __name__ == "__main__":

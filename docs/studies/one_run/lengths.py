@@ -18,6 +18,7 @@ import torch
 import typer
 
 from metaopt_hpo.atomic import replacing
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import LRStrategy, make
 from studies import run as commands
 from studies.one_run.length_jobs import Job, job
@@ -142,10 +143,7 @@ def study(
 
 def markdown(table: pd.DataFrame) -> str:
     """One line a case: our run, the best of each schedule, and the difference, mean over seeds."""
-    lines = [
-        "| job | steps | options | seeds | one run | best WSD | best linear | against the best of all |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     ours = table[table.strategy == OWN]
     for (name, steps, options), rows in ours.groupby(["job", "steps", "options"], sort=False):
         asked = json.loads(str(options))
@@ -165,8 +163,11 @@ def markdown(table: pd.DataFrame) -> str:
         text = f"{loss:.4f} at {rows.step_size.iloc[0]:.2g}"
         ratio = f"{100 * (loss / best - 1):+.1f} %" if best < float("inf") else "–"
         shown = ", ".join(f"{k} {v}" for k, v in asked.items()) or "–"
-        lines.append(f"| {name} | {steps} | {shown} | {len(rows)} | {text} | {' | '.join(cells)} | {ratio} |")
-    return "\n".join(lines)
+        lines.append((name, steps, shown, len(rows), text, *cells, ratio))
+    head = [
+        "job", "steps", "options", "seeds", "one run", "best WSD", "best linear", "against the best of all",
+    ]  # fmt: skip
+    return markdown_table(head, lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 import typer
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.optim.rules import Lion
 from metaopt_hpo.strategies import make
 from metaopt_hpo.strategies.balance import PRIOR_SIGN
@@ -92,11 +93,8 @@ def markdown(table: pd.DataFrame) -> str:
     """Best over adapted rate, a line a speed and a column a job; then what the best correction and ours lose."""
     schedules = {str(job): rows_of(rows, method=SCHEDULE) for job, rows in table.groupby("job", sort=False)}
     best = {job: rate for job, rows in schedules.items() if (rate := best_rate(rows)) is not None}
-    heads = " | ".join(f"{job} ({rate:.2g})" for job, rate in best.items())
-    lines = [
-        f"| speed | {heads} | sd of ln | best correction | loses in the mean | with {PRIOR_SIGN:g} |",
-        "|---|" + "---|" * (len(best) + 4),
-    ]
+    jobs = [f"{job} ({rate:.2g})" for job, rate in best.items()]
+    lines = []
     for speed in SPEEDS:
         own = rows_of(table, method=f"speed {speed:g}").set_index("job").found
         if any(job not in own.index for job in best) or len(best) < 2:
@@ -108,12 +106,11 @@ def markdown(table: pd.DataFrame) -> str:
             for c in (*CORRECTIONS, PRIOR_SIGN)
         }
         right = min(lost, key=lambda c: lost[c])
-        cells = " | ".join(f"{r:.2f}" for r in ratios)
-        lines.append(
-            f"| {speed:g} | {cells} | {np.log(ratios).std(ddof=1):.2f} | {right:.2f} | {lost[right]:.1f} % "
-            f"| {lost[PRIOR_SIGN]:.1f} % |"
-        )
-    return "\n".join(lines)
+        spread = f"{np.log(ratios).std(ddof=1):.2f}"
+        losses = [f"{lost[c]:.1f} %" for c in (right, PRIOR_SIGN)]
+        lines.append((f"{speed:g}", *(f"{r:.2f}" for r in ratios), spread, f"{right:.2f}", *losses))
+    head = ["speed", *jobs, "sd of ln", "best correction", "loses in the mean", f"with {PRIOR_SIGN:g}"]
+    return markdown_table(head, lines)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from metaopt_hpo.comparison.statistics import Difference
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.report import sections
 from metaopt_hpo.report.axes import empty_figure, log_axis
 from metaopt_hpo.report.palette import NEUTRAL, of_rank
@@ -44,14 +45,9 @@ def tables(outcome: StudyOutcome) -> list[Table]:
 
 def markdown(outcome: StudyOutcome) -> str:
     """The tables as Markdown."""
-    out = []
-    for title, head, rows in tables(outcome):
-        out.append(f"### {title}\n")
-        out.append("| " + " | ".join(head) + " |")
-        out.append("|---" * len(head) + "|")
-        out += ["| " + " | ".join(row) + " |" for row in rows]
-        out.append("")
-    return "\n".join(out)
+    return "\n".join(
+        f"### {title}\n\n{markdown_table(head, rows)}\n" for title, head, rows in tables(outcome)
+    )
 
 
 def render(table: TrialTable) -> str:

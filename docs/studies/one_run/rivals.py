@@ -24,6 +24,7 @@ import typer
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import make
 from studies import run as commands
 from studies.one_run.kept import has, keep, read, rows_of
@@ -231,7 +232,7 @@ def results(table: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """The settings that were chosen, losses by job (seeds with all methods), pairs won (all), and the profile."""
-    lines = ["| method | chosen | of | at its edge |", "|---|---|---|---|"]
+    settings = []
     for method, what in METHODS.items():
         best = chosen(table, method) if what.settings else None
         if best is None:
@@ -242,35 +243,31 @@ def markdown(table: pd.DataFrame) -> str:
             if v in (min(s[k] for s in what.settings), max(s[k] for s in what.settings))
         ]
         shown = ", ".join(f"{k} {v:g}" for k, v in best.items())
-        lines.append(f"| {method} | {shown} | {len(what.settings)} | {', '.join(edge) or 'no'} |")
+        settings.append((method, shown, len(what.settings), ", ".join(edge) or "no"))
+    parts = [markdown_table(["method", "chosen", "of", "at its edge"], settings)]
     grid = results(table)
     if grid.empty:
-        return "\n".join(lines)
+        return parts[0]
     complete = grid.dropna()  # means over the same seeds for all
     jobs = [j for j in JOBS if j in complete.index.get_level_values("job")]
-    shown = " | ".join(f"{j} ({len(complete.loc[j])})" for j in jobs)
-    lines += [
-        "",
-        f"| method | set by | {shown} | one run wins | median excess of the rival |",
-        "|---|---|" + "---|" * (len(jobs) + 2),
-    ]
+    counted = [f"{j} ({len(complete.loc[j])})" for j in jobs]
+    won = []
     ours = grid[(OURS, "")]
     for name, how in _ways(grid):
         theirs = grid[(name, how)].dropna()
-        cells = " | ".join(f"{complete.loc[j][(name, how)].mean():.4f}" for j in jobs)
-        won = f"{int((ours[theirs.index] < theirs).sum())} of {len(theirs)}"
-        excess = np.log(theirs / ours[theirs.index])
-        last = " – | – " if name == OURS else f" {won} | {100 * np.expm1(np.median(excess)):+.1f} % "
-        lines.append(f"| {name} | {how or '–'} | {cells} |{last}|")
+        cells = [f"{complete.loc[j][(name, how)].mean():.4f}" for j in jobs]
+        wins = f"{int((ours[theirs.index] < theirs).sum())} of {len(theirs)}"
+        excess = f"{100 * np.expm1(np.median(np.log(theirs / ours[theirs.index]))):+.1f} %"
+        won.append((name, how or "–", *cells, *(("–", "–") if name == OURS else (wins, excess))))
+    head = ["method", "set by", *counted, "one run wins", "median excess of the rival"]
+    parts.append(markdown_table(head, won))
     for how in ("defaults", "calibrated"):
         pairs = [grid[way].dropna() for way in _ways(grid) if way[1] == how]
-        wins = sum(int((ours[p.index] < p).sum()) for p in pairs)
+        beaten = sum(int((ours[p.index] < p).sum()) for p in pairs)
         count = sum(len(p) for p in pairs)
-        lines.append(
-            f"\nOf all pairs with rivals set by {how} {wins} of {count} won ({100 * wins / max(1, count):.0f} %)."
-        )
-    lines += ["", *profile(grid)]
-    return "\n".join(lines)
+        percent = 100 * beaten / max(1, count)
+        parts.append(f"Of all pairs with rivals set by {how} {beaten} of {count} won ({percent:.0f} %).")
+    return "\n\n".join([*parts, profile(grid)])
 
 
 def _ways(grid: pd.DataFrame) -> list[tuple[str, str]]:
@@ -278,7 +275,7 @@ def _ways(grid: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(methods, hows, strict=True))
 
 
-def profile(grid: pd.DataFrame) -> list[str]:
+def profile(grid: pd.DataFrame) -> str:
     """Share of jobs and seeds on which a method's loss is within a ratio of the best of all; jobs count alike.
 
     The score is the mean share over ratios from 1 to the largest, evenly in their logarithm. Jobs on which not all
@@ -286,16 +283,15 @@ def profile(grid: pd.DataFrame) -> list[str]:
     """
     grid = grid.dropna()
     ratio = grid.div(grid.min(axis=1), axis=0)
-    heads = " | ".join(f"≤ {t:g}" for t in PROFILE)
-    lines = [f"| method | set by | {heads} | score |", "|---|---|" + "---|" * (len(PROFILE) + 1)]
     rows = []
     for name, how in _ways(grid):
         within = [(ratio[(name, how)] <= t + 1e-12).groupby("job").mean().mean() for t in PROFILE]
         fine = np.geomspace(1.0, PROFILE[-1], 200)
         score = np.mean([(ratio[(name, how)] <= t + 1e-12).groupby("job").mean().mean() for t in fine])
-        shares = " | ".join(f"{100 * w:.0f} %" for w in within)
-        rows.append((score, f"| {name} | {how or '–'} | {shares} | {score:.2f} |"))
-    return lines + [line for _, line in sorted(rows, key=lambda r: -r[0])]
+        shares = [f"{100 * w:.0f} %" for w in within]
+        rows.append((score, (name, how or "–", *shares, f"{score:.2f}")))
+    head = ["method", "set by", *(f"≤ {t:g}" for t in PROFILE), "score"]
+    return markdown_table(head, [row for _, row in sorted(rows, key=lambda r: -r[0])])
 
 
 if __name__ == "__main__":

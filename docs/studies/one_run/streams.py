@@ -19,6 +19,7 @@ import typer
 from torch import nn
 
 from metaopt_hpo.atomic import replacing
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.optim.presets import authors_units
 from studies import run as commands
 from studies.one_run.length_jobs import Images
@@ -132,11 +133,11 @@ def study(
 
 def markdown(table: pd.DataFrame) -> str:
     """A line a method and rate: mean cumulative accuracy, and its paired difference from the best constant rate."""
-    lines = [
-        "| examples a task | method | lr or start | seeds | accuracy | loss | last step sizes "
-        "| against the best constant lr |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = [
+        "examples a task", "method", "lr or start", "seeds", "accuracy", "loss", "last step sizes",
+        "against the best constant lr",
+    ]  # fmt: skip
+    lines = []
     for examples, rows in table.groupby("examples"):
         constant = rows[rows.method == "constant"]
         best = constant[constant.lr == constant.groupby("lr").accuracy.mean().idxmax()]
@@ -151,11 +152,10 @@ def markdown(table: pd.DataFrame) -> str:
             )
             error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
             sizes = f"{group.first_size.mean():.1e}, {group.last_size.mean():.1e}"
-            lines.append(
-                f"| {examples} | {method} | {lr:.0e} | {len(group)} | {100 * group.accuracy.mean():.1f} % "
-                f"| {group.loss.mean():.3f} | {sizes} | {gains.mean():+.1f} ± {error:.1f} points |"
-            )
-    return "\n".join(lines)
+            reached = (f"{100 * group.accuracy.mean():.1f} %", f"{group.loss.mean():.3f}")
+            gain = f"{gains.mean():+.1f} ± {error:.1f} points"
+            lines.append((examples, method, f"{lr:.0e}", len(group), *reached, sizes, gain))
+    return markdown_table(head, lines)
 
 
 if __name__ == "__main__":

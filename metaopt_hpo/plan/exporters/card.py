@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.plan.exporters.base import Exporter, Setup
 from metaopt_hpo.plan.recipe import Recipe
 from metaopt_hpo.plan.words import short
@@ -31,9 +32,7 @@ def export(recipe: Recipe, setup: Setup) -> str:
     lines = [
         "## Choice of hyperparameters",
         "",
-        f"| quantity | value | interval at {r.level:.0%} |",
-        "|---|---|---|",
-        *(f"| {a} | {v} | {i} |" for a, v, i in rows),
+        markdown_table(["quantity", "value", f"interval at {r.level:.0%}"], rows),
         "",
         f"Predicted by metaopt-hpo from {b.runs} small runs of at most {short(b.size)} parameters and "
         f"{short(b.tokens)} tokens; the model is {math.exp(b.ln_size):.3g} times larger and was trained "
