@@ -1,4 +1,4 @@
-"""torchtitan: the sections of a job's TOML (fields of its `JobConfig`)."""
+"""torchtitan up to 0.2: the sections of a job's TOML (fields of its `JobConfig`); later ones take Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from metaopt_hpo.plan.exporters.base import Exporter, Setup, commented, number
 from metaopt_hpo.plan.recipe import Recipe
 
 
-def export(recipe: Recipe, setup: Setup) -> str:
+def sections(recipe: Recipe, setup: Setup) -> dict[str, dict[str, object]]:
     """`optimizer`, `lr_scheduler`, `training`."""
     at_once, times = setup.split(recipe)
     steps = max(1, setup.steps(recipe, recipe.target.tokens))
@@ -18,7 +18,7 @@ def export(recipe: Recipe, setup: Setup) -> str:
     elif recipe.target.schedule == "constant":
         scheduler["decay_ratio"] = 0.0
     scheduler["decay_type"] = "cosine" if recipe.target.schedule == "cosine" else "linear"
-    values = {
+    return {
         "optimizer": {
             "name": "AdamW",
             "lr": number(recipe.lr.value),
@@ -35,7 +35,12 @@ def export(recipe: Recipe, setup: Setup) -> str:
             "steps": steps,
         },
     }
-    return commented(recipe, setup) + tomlkit.dumps(values)
 
 
-EXPORTER = Exporter("torchtitan", "a job's TOML", export)
+def export(recipe: Recipe, setup: Setup) -> str:
+    """The TOML."""
+    later = "# for torchtitan up to 0.2; from 0.3 on its jobs are Python: --to torchtitan-python\n"
+    return commented(recipe, setup) + later + tomlkit.dumps(sections(recipe, setup))
+
+
+EXPORTER = Exporter("torchtitan", "a job's TOML, up to 0.2", export)

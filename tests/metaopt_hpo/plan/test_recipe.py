@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,6 +233,35 @@ def test_the_other_tools_get_fields_that_they_have(recipe: Recipe) -> None:
     assert {
         word[2:].split("=")[0] for word in chat.split() if word.startswith("--") and "=" in word
     } >= NANOCHAT
+
+
+def test_torchtitan_of_python_jobs_says_what_its_toml_says(recipe: Recipe) -> None:
+    """The module runs against stand-ins of torchtitan's classes, which take its fields only."""
+
+    class Training:
+        __slots__ = tuple(TITAN["training"])
+
+    def scheduler(**values: object) -> dict[str, object]:
+        assert set(values) <= TITAN["lr_scheduler"]
+        return values
+
+    optimizer = ModuleType("torchtitan.components.optimizer")
+    optimizer.__dict__.update(LRSchedulersContainer=SimpleNamespace(Config=scheduler), default_adamw=dict)
+    room: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("torchtitan", "torchtitan.components"):
+            patch.setitem(sys.modules, name, ModuleType(name))
+        patch.setitem(sys.modules, optimizer.__name__, optimizer)
+        exec(recipe.export("torchtitan-python", devices=8), room)
+    config = room["recipe"](SimpleNamespace(training=Training()))
+    toml = tomllib.loads(recipe.export("torchtitan", devices=8))
+    assert {name: getattr(config.training, name) for name in TITAN["training"]} == toml["training"]
+    assert config.lr_scheduler == toml["lr_scheduler"]
+    betas = config.optimizer.pop("betas")
+    assert (
+        dict(zip(("beta1", "beta2"), betas, strict=True), name="AdamW", **config.optimizer)
+        == toml["optimizer"]
+    )
 
 
 @given(
