@@ -1,7 +1,7 @@
 """What any Tune scheduler must bear, run over ours and, to show that the suite is fair, over Tune's own.
 
 Where one of Tune's own does not, the case is marked as expected to fail, strictly: the suite would tell if a new
-version of Ray mended it.
+version of Ray fixed it.
 """
 
 from __future__ import annotations

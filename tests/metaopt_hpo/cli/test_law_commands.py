@@ -222,7 +222,7 @@ def test_a_further_coordinate_is_asked_for_by_name(planted: Path) -> None:
     assert "no coordinate of this law" in str(runner.invoke(app, [*ask, "beta2=0.9"]).exception)
 
 
-def test_sizes_held_out_are_foretold(planted: Path) -> None:
+def test_sizes_held_out_are_predicted(planted: Path) -> None:
     more = pd.read_csv(planted)
     larger = more.query("params > 1e7").assign(params=64e6, tokens=20 * 64e6)
     larger["lr"], larger["loss"] = larger["lr"] * 4**-0.3, larger["loss"] * 4**-0.05

@@ -135,7 +135,7 @@ def test_cost_bars_add_up_to_the_outcomes_costs(outcome: Outcome) -> None:
         assert list(row.losses) == m.first
 
 
-def test_a_dearer_way_is_called_dearer() -> None:
+def test_a_more_expensive_way_is_called_so() -> None:
     row = cost_views.CostRow("law", "", 3.0, 1.0, (), None, 0.5)
     assert row.saving_words == "2× more"
 
