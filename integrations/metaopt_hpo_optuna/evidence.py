@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from metaopt_hpo.scaling.base.sources import BaseLike, lent
+from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.policy import Refits, Run
+from metaopt_hpo.scaling.policy.history import Cell
+from metaopt_hpo.scaling.policy.past import Placed, Row
+from metaopt_hpo.scaling.policy.points import FittedBowl, Runs
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import Fields, StudyWarning, reports_of, strategy_of, tuning_of
-from metaopt_hpo_optuna.study_history import Cell, Row, StudyHistory, cell_of, row_of, unfinished_row
+from metaopt_hpo_optuna.study_history import StudyHistory, cell_of, unfinished_row
 from metaopt_hpo_optuna.study_table import check_single_objective
-
-if TYPE_CHECKING:
-    from metaopt_hpo.scaling.base.population import Base
-    from metaopt_hpo.scaling.base.sources import BaseLike
-    from metaopt_hpo.scaling.law import Law
-    from metaopt_hpo.scaling.policy import Run
-    from metaopt_hpo.scaling.policy.points import FittedBowl, Runs
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -67,7 +65,7 @@ class Evidence:
         self.sources = tuple(source_studies)
         self._allow_weak = allow_weak
         self._need = need
-        self.base = None if base is None and prior is None else _lent(base, prior)
+        self.base = lent(base, prior)
         self._forget()
 
     def _forget(self) -> None:
@@ -126,13 +124,9 @@ class Evidence:
         Raises:
             ValueError: a multi-objective study, or a source whose direction contradicts the study's.
         """
-        from metaopt_hpo.scaling.policy import Refits
-
         with self._lock:
             past = self._read(study, at_ask)
-            if past.refits is None:
-                past.refits = Refits(need=self._need, allow_weak=self._allow_weak, base=self.base)
-            past.fitted = past.refits.in_force(past.history, [k.history for k in past.sources])
+            past.refit(past.refits or Refits(need=self._need, allow_weak=self._allow_weak, base=self.base))
             return past
 
     def run_of(self, study: Study, trial: FrozenTrial) -> Run | None:
@@ -141,8 +135,6 @@ class Evidence:
         Raises:
             ValueError: a quantity is no positive number, or has changed since it was last asked.
         """
-        from metaopt_hpo.scaling.policy import Run
-
         cell = self.place_of(study, trial)
         batch, lr = self.names.get(trial, "batch"), self.names.get(trial, "lr")
         if cell is None or batch is None or lr is None:
@@ -160,41 +152,15 @@ class Evidence:
         )
 
     def runs(self, study: Study, trial: FrozenTrial) -> tuple[Runs, FittedBowl | None]:
-        """All runs that began before `trial`, for proposals, and the bowl they show.
-
-        Trials that ended without a loss, or still run, are runs without one. Where the trial has a strategy, runs
-        of others are left out, for the best lr depends on the schedule; so are runs that find their own lr.
-        The bowl is that of the first K finished trials, K as for laws; it takes milliseconds.
-        """
-        from metaopt_hpo.scaling.policy.points import Runs, fitted_bowl
-        from metaopt_hpo.scaling.policy.refits import step
-
-        strategy = strategy_of(trial)
-
-        def counts(other: str) -> bool:
-            return not strategy or other in ("", strategy)
-
+        """All runs that began before `trial`, for proposals, and the bowl they show; see `Past.runs`."""
         with self._lock:
             past = self._read(study, True)
-            key = (
-                step(past.finished),
-                sum(s.finished for s in past.sources),
-                sum(k.history.late for k in (past, *past.sources)),
-            )
-            if strategy not in past.bowls or past.bowls[strategy][0] != key:
-                rows = [row_of(r) for r in past.records(key[0]) if counts(r.strategy) and not r.self_tuning]
-                past.bowls[strategy] = (key, fitted_bowl(Runs.of(rows), base=self.base))
-            rows = [row_of(r) for r in past.records() if counts(r.strategy) and not r.self_tuning]
-            without = [*past.pruned.values(), *self._running(study, trial)]
-            rows += [row for row, other in without if counts(other)]
-            return Runs.of(rows), past.bowls[strategy][1]
+            return past.runs(strategy_of(trial), self._running(study, trial), self.base)
 
     def spent(self, study: Study, trial: FrozenTrial) -> tuple[float, float]:
         """(FLOPs, tokens) of the study's own trials before this one; one that still runs counts in full."""
         with self._lock:
-            past = self._read(study, True)
-            used = [*past.used, *(row[:2] for row, _ in self._running(study, trial))]
-        return 6.0 * math.fsum(n * d for n, d in used), math.fsum(d for _, d in used)
+            return self._read(study, True).spent(self._running(study, trial))
 
     def undecided(self, study: Study, trial: FrozenTrial) -> int:
         """Trials that began before this one and have no learning rate yet: other workers about to ask."""
@@ -204,7 +170,7 @@ class Evidence:
             if other.state == TrialState.RUNNING and other.number < trial.number and self._row(other) is None
         )
 
-    def _running(self, study: Study, trial: FrozenTrial) -> Iterator[tuple[Row, str]]:
+    def _running(self, study: Study, trial: FrozenTrial) -> Iterator[Placed]:
         for other in _compat.trials_at_ask(study):
             if other.state == TrialState.RUNNING and other.number != trial.number:
                 row = self._row(other)
@@ -220,7 +186,8 @@ class Evidence:
 
     def _read(self, study: Study, at_ask: bool) -> StudyHistory:
         past = self._update(study, at_ask)
-        past.sources = [self._update(s, False) for s in self.sources]
+        sources = [self._update(s, False) for s in self.sources]
+        past.sources = [*sources]
         for source in self.sources:
             if source.direction != study.direction:
                 raise ValueError(
@@ -228,10 +195,10 @@ class Evidence:
                     f"{study.study_name!r} to {study.direction.name.lower()}; a law cannot serve both, "
                     "negate the values of one of them"
                 )
-        for of, read in ((study, past), *zip(self.sources, past.sources, strict=True)):
+        for of, read in ((study, past), *zip(self.sources, sources, strict=True)):
             self._tell_about(of, read)
-        finished = sum(k.finished for k in (past, *past.sources))
-        if finished and not any(k.positive for k in (past, *past.sources)):
+        finished = sum(k.finished for k in past.all)
+        if finished and not any(k.positive for k in past.all):
             maximize = study.direction == StudyDirection.MAXIMIZE
             self.tell_once(
                 "direction",
@@ -278,9 +245,3 @@ class Evidence:
                 f"none of the {len(past.seen)} ended trials of source study {study.study_name!r} has all of {names} "
                 "as parameters or user attributes, so it teaches nothing; its names must be those of this study",
             )
-
-
-def _lent(base: BaseLike | Sequence[BaseLike] | None, prior: Law | None) -> Base | None:
-    from metaopt_hpo.scaling.base.sources import lent
-
-    return lent(base, prior)

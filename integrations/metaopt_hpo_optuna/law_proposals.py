@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.scaling.policy import Context, Limits, next_cell, propose_at
+from metaopt_hpo.scaling.policy.history import Cell
+from metaopt_hpo.scaling.policy.points import Runs
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.ranges import range_so_far
-from metaopt_hpo_optuna.study_history import Cell
-
-if TYPE_CHECKING:
-    from metaopt_hpo.scaling.policy import Context, Limits
-    from metaopt_hpo.scaling.policy.points import Runs
 
 USUAL_LR = (1e-4, 1e-1)
 """Range of lr before any trial has shown one; only its width counts, for what a first pilot may be worth."""
@@ -53,8 +51,6 @@ class Proposals:
 
     def model(self, study: Study, trial: FrozenTrial, distribution: BaseDistribution) -> Any:
         """The choice whose run is the best buy: a pilot, or the target."""
-        from metaopt_hpo.scaling.policy import next_cell
-
         names = self._evidence.names
         offered = distribution.choices if isinstance(distribution, CategoricalDistribution) else ()
         unknown = [c for c in offered if c not in names.models]
@@ -86,8 +82,6 @@ class Proposals:
         self, study: Study, trial: FrozenTrial, place: Cell, name: str, bounds: tuple[float, float]
     ) -> float:
         """The law's lr or batch at the place of a trial, by the parameter's name."""
-        from metaopt_hpo.scaling.policy import propose_at
-
         names = self._evidence.names
         chosen = self._chosen.get((study.study_name, trial.number))
         if name == names.batch and chosen is not None:
@@ -128,8 +122,6 @@ class Proposals:
         batch: tuple[float, float] | None,
     ) -> Context:
         """What may be chosen; a range that the trial has not shown yet is that of trials before it."""
-        from metaopt_hpo.scaling.policy import Context
-
         names = self._evidence.names
         target = self._target
         if target is None:

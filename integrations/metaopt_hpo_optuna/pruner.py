@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from optuna.pruners import BasePruner, HyperbandPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from metaopt_hpo.scaling.base.sources import BaseLike
+from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.policy import PATIENCE, Decision, History, Rule, Run, decide
 from metaopt_hpo_optuna import _compat, fairness
 from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import REASON, SPARED, Fields, reports_of
 from metaopt_hpo_optuna.study_table import check_single_objective
-
-if TYPE_CHECKING:
-    from metaopt_hpo.scaling.base.sources import BaseLike
-    from metaopt_hpo.scaling.law import Law
-    from metaopt_hpo.scaling.policy import Decision, History, Run
 
 
 class ScalingLawPruner(BasePruner):
@@ -136,8 +133,6 @@ class ScalingLawPruner(BasePruner):
         Raises:
             ValueError: a source whose direction contradicts the study's.
         """
-        from metaopt_hpo.scaling.policy import PATIENCE, Rule, decide
-
         evidence = self._evidence
         try:
             run = evidence.run_of(study, trial)

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from optuna.distributions import (
-    BaseDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from metaopt_hpo.scaling.base.sources import BaseLike
+from metaopt_hpo.scaling.law import Law
+from metaopt_hpo.scaling.policy import Limits
 from metaopt_hpo_optuna.evidence import Evidence
 from metaopt_hpo_optuna.fields import Fields, is_pair
 from metaopt_hpo_optuna.law_proposals import REMEMBERED, Proposals
 from metaopt_hpo_optuna.ranges import log_range, nearest
 from metaopt_hpo_optuna.study_table import check_single_objective
-
-if TYPE_CHECKING:
-    from metaopt_hpo.scaling.base.sources import BaseLike
-    from metaopt_hpo.scaling.law import Law
-    from metaopt_hpo.scaling.policy import Limits
 
 
 class ScalingLawSampler(BaseSampler):
