@@ -19,6 +19,7 @@ import sqlalchemy.exc
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from metaopt_hpo.clock import SteadyNow, retried
 from metaopt_hpo_optuna import _compat
 from metaopt_hpo_optuna.fields import FLOPS_PER_TOKEN, LEASE, REASON
 
@@ -78,27 +79,8 @@ GRACE = 600.0
 """Seconds from a trial's beginning to its lease: enough to load data and build a model."""
 
 
-class _Now:
-    """The time of day without jumps ahead of the last `GRACE` seconds, which other workers' leases lag behind."""
-
-    def __init__(self) -> None:
-        self._lead = time.time() - time.monotonic()
-        self._jumps: list[tuple[float, float]] = []
-
-    def __call__(self) -> float:
-        wall, steady = time.time(), time.monotonic()
-        jump = wall - steady - self._lead
-        self._lead = wall - steady
-        if jump > JUMP:
-            self._jumps.append((steady, jump))
-        self._jumps = [(when, size) for when, size in self._jumps if steady - when < GRACE]
-        return wall - sum(size for _, size in self._jumps)
-
-
-JUMP = 1.0
-"""Seconds by which the time of day must get ahead of the monotonic clock between two looks to count as a jump."""
-
-_now = _Now()
+_now = SteadyNow(GRACE)
+"""Other workers' leases lag behind a jump of this process's own clock until they renew them."""
 
 
 def retry_stale_trials(
@@ -183,15 +165,7 @@ def patiently(call: Callable[[], T], patience: float = PATIENCE) -> T:
 
     A training run is worth more than the seconds for which a database restarts.
     """
-    deadline, pause = time.monotonic() + patience, 0.1
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not is_outage(error) or time.monotonic() + pause > deadline:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, 5.0)
+    return retried(call, is_outage, patience)
 
 
 def is_outage(error: BaseException) -> bool:

@@ -14,10 +14,11 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from metaopt_hpo.trials.quantities import positive
-from metaopt_hpo.trials.record import REACHED_ON_GRID, Curve, TrialRecord
+from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.record import TrialState as RecordState
 from metaopt_hpo.trials.record_json import NUMBERS, record_to_json
 from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo.trials.stepped import as_the_framework_says, record_of_reports
 from metaopt_hpo.trials.steps import step_of
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_optuna.fields import (
@@ -128,56 +129,29 @@ def trial_record(
     trial: FrozenTrial, names: Fields, study_name: str, direction: StudyDirection
 ) -> TrialRecord | None:
     """One trial as a record; None where it lacks size, tokens, batch or lr."""
+    state, own = STATES[trial.state], {"trial": str(trial.number), "study": study_name}
     if RECORD in trial.user_attrs:
-        record = record_from_json(trial.user_attrs[RECORD])
-        # the study has the last word: a process killed while finishing leaves a record and no result
-        state = STATES[trial.state]
-        if state in ("failed", "running") and record.state not in ("failed", "running"):
-            record = replace(record, state=state)
-        return replace(record, trial=str(trial.number), study=study_name)
-    size, planned, batch, lr = (names.get(trial, n) for n in ("size", "tokens", "batch", "lr"))
-    if size is None or planned is None or batch is None or lr is None:
-        return None
-    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-    reports = reports_of(trial, names)
-    curve = None
-    if reports.points:
-        tokens, values = zip(*reports.points, strict=True)
-        curve = Curve(tokens=tokens, loss=tuple(sign * v for v in values))
-    state = STATES[trial.state]
-    reached = planned if state == "complete" else curve.tokens[-1] if curve else 0.0
-    if state == "complete" and curve is not None and curve.tokens[-1] < REACHED_ON_GRID * planned - batch:
-        # it ended by itself, well before what it was planned for
-        state, reached = "stopped", curve.tokens[-1]
-    unknown = curve is None and bool(trial.intermediate_values) and state != "complete"
-    value = trial.value if trial.value is not None else curve.loss[-1] / sign if curve else math.nan
+        return as_the_framework_says(record_from_json(trial.user_attrs[RECORD]), state, **own)
     said: Any = trial.user_attrs.get(FLOPS_PER_TOKEN)
-    per_token = positive(said) or 6.0 * size
-    seconds = trial.duration.total_seconds() if trial.duration is not None else math.nan
-    others = {
-        k: v
-        for k, v in trial.params.items()
-        if k not in names.names() | {"strategy"} and isinstance(v, int | float | str | bool)
-    }
-    return TrialRecord(
-        size=size,
-        tokens=reached,
-        batch=batch,
-        lr=lr,
-        loss=sign * value,
-        trial=str(trial.number),
-        study=study_name,
+    return record_of_reports(
+        {name: names.get(trial, name) for name in ("size", "tokens", "batch", "lr")},
+        reports_of(trial, names),
+        state=state,
+        value=trial.value,
+        maximize=direction == StudyDirection.MAXIMIZE,
+        silent=not trial.intermediate_values,
+        flops_per_token=positive(said),
         engine="optuna",
         strategy=strategy_of(trial),
         tuning=tuning_of(trial),
-        state=state,
         reason=str(trial.user_attrs.get(REASON, "")),
-        target_tokens=planned,
-        cost=math.nan if unknown else per_token * reached,
-        seconds=seconds,
-        direction="maximize" if sign < 0 else "minimize",
-        params=others,
-        curve=curve,
+        seconds=trial.duration.total_seconds() if trial.duration is not None else math.nan,
+        params={
+            k: v
+            for k, v in trial.params.items()
+            if k not in names.names() | {"strategy"} and isinstance(v, int | float | str | bool)
+        },
+        **own,
     )
 
 

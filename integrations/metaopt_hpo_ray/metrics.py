@@ -26,16 +26,7 @@ GAUGES = {
 
 def count(book: Logbook) -> dict[str, float]:
     """The metrics' values."""
-    out = dict.fromkeys(GAUGES, 0.0)
-    for e in book.entries.values():
-        out["metaopt_trials_held"] += not e.launched and not e.closed
-        out["metaopt_trials_launched"] += e.launched
-        out["metaopt_flops_spent"] += e.cost
-        if e.state == "pruned":
-            out["metaopt_trials_stopped"] += 1
-            left = 6.0 * e.size * (e.tokens - e.last[0])
-            out["metaopt_flops_saved"] += max(0.0, left) if left == left else 0.0
-    return out
+    return dict(zip(GAUGES, book.totals().values(), strict=True))
 
 
 class Metrics:

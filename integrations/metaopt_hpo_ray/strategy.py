@@ -9,8 +9,16 @@ from typing import Any
 from ray import tune
 from ray.tune.search.sample import Domain
 
-from metaopt_hpo.strategies import LRStrategy, get
-from metaopt_hpo.strategies.space import Choice, Range, check_space, entry_name, read_option
+from metaopt_hpo.strategies import LRStrategy
+from metaopt_hpo.strategies.space import (
+    Choice,
+    Range,
+    check_space,
+    entry_name,
+    from_entries,
+    read_option,
+    scalar,
+)
 from metaopt_hpo.trials.quantities import at, positive
 
 GPU_SHARES = 8
@@ -78,16 +86,7 @@ def build_strategy(config: Mapping[str, Any], *, name: str = "strategy") -> LRSt
         >>> build_strategy({"strategy": "cosine", "lr": 1e-2}).lr
         0.01
     """
-    choice = at(config, name)
-    if not isinstance(choice, str):
-        raise ValueError(
-            f"the config has no entry {name!r} that names a strategy; add strategy_space(…) to param_space"
-        )
-    prefix = f"{choice}."
-    options = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix) and v is not None}
-    if config.get("lr") is not None:
-        options["lr"] = config["lr"]
-    return get(choice).from_options(**{k: _plain(v) for k, v in options.items()})
+    return from_entries(config, name, "add strategy_space(…) to param_space")
 
 
 class Conditional:
@@ -103,14 +102,9 @@ class Conditional:
         return chosen.sample() if isinstance(chosen, Domain) else chosen
 
 
-def _plain(value: Any) -> Any:
-    item = getattr(value, "item", None)
-    return item() if callable(item) and not isinstance(value, str | int | float | bool) else value
-
-
 def _example(choice: str, option: str, spec: Any) -> Any:
     domain = _domain(option, spec, choice)
-    return _plain(domain.sample()) if isinstance(domain, Domain) else domain
+    return scalar(domain.sample()) if isinstance(domain, Domain) else domain
 
 
 def _domain(option: str, spec: Any, choice: str) -> Any:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from metaopt_hpo.strategies.base import LRStrategy
 from metaopt_hpo.strategies.registry import get
+from metaopt_hpo.trials.quantities import at
 
 LOG_OPTIONS = ("lr", "meta_lr")
 """Options whose ranges are searched in the logarithm."""
@@ -90,6 +92,32 @@ def entry_name(strategy: str, option: str) -> str:
     """The parameter an option is searched under: `lr` for every strategy, so that it is learned once, else
     `<strategy>.<option>`."""
     return option if option == "lr" else f"{strategy}.{option}"
+
+
+def from_entries(entries: Mapping[str, Any], name: str, remedy: str) -> LRStrategy:
+    """The strategy that a trial chose, from its parameters: the inverse of `entry_name`.
+
+    Args:
+        entries: `name` → the strategy's, `lr`, and `<strategy>.<option>` of its other options; None where not chosen.
+        name: of the entry that holds the choice, parts of a nested one separated by "/" or ".".
+        remedy: what to do where there is none, for the message.
+
+    Raises:
+        ValueError: there is no entry `name`, or an option the strategy does not know.
+    """
+    choice = at(entries, name)
+    if not isinstance(choice, str):
+        raise ValueError(f"the config has no entry {name!r} that names a strategy; {remedy}")
+    prefix = f"{choice}."
+    options = {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
+    options["lr"] = entries.get("lr")
+    return get(choice).from_options(**{k: scalar(v) for k, v in options.items() if v is not None})
+
+
+def scalar(value: Any) -> Any:
+    """A value with a plain number for a scalar of NumPy's or torch's."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and not isinstance(value, str | int | float | bool) else value
 
 
 def check_space(space: Space, example: Callable[[str, str, Any], Any], *, call: str) -> None:

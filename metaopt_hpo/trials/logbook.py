@@ -195,6 +195,20 @@ class Logbook:
             if e.size > 0 and e.batch > 0 and e.lr > 0
         ]
 
+    def totals(self) -> dict[str, float]:
+        """Trials held back, launched and stopped (before their planned tokens, or not launched), FLOPs spent, and those
+        (6 · size · tokens) that were saved by what was stopped."""
+        out = dict.fromkeys(("held", "launched", "stopped", "spent", "saved"), 0.0)
+        for e in self.entries.values():
+            out["held"] += not e.launched and not e.closed
+            out["launched"] += e.launched
+            out["spent"] += e.cost
+            if e.state == "pruned":
+                out["stopped"] += 1
+                left = 6.0 * e.size * (e.tokens - e.last[0])
+                out["saved"] += max(0.0, left) if left == left else 0.0
+        return out
+
     def to_state(self) -> dict[str, Any]:
         """The book as plain data."""
         return {**self._head(), "entries": [e.to_state() for e in self.entries.values()]}

@@ -10,6 +10,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from metaopt_hpo.clock import SteadyNow
 from metaopt_hpo_optuna import ScalingLawPruner, ScalingLawSampler, leases, retry_stale_trials
 from metaopt_hpo_optuna.leases import GRACE, Lease
 
@@ -38,7 +39,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(leases, "time", made)
-    monkeypatch.setattr(leases, "_now", leases._Now())
+    monkeypatch.setattr("metaopt_hpo.clock.time", made)
+    monkeypatch.setattr(leases, "_now", SteadyNow(GRACE))
     return made
 
 
