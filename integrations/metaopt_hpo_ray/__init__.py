@@ -30,7 +30,7 @@ _HOMES = {
     "decision_log": "result_table",
     "resources_by_size": "strategy",
     "restore": "restoring",
-    "size_of": "sizes",
+    "size_of": "metaopt_hpo.training.size",
     "strategy_space": "strategy",
     "trial_table": "result_table",
     "tuner_configs": "configs",
@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from metaopt_hpo.training.size import size_of
     from metaopt_hpo_ray.columns import TuneWarning
     from metaopt_hpo_ray.configs import tuner_configs
     from metaopt_hpo_ray.engine import RayEngine
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from metaopt_hpo_ray.result_table import decision_log, trial_table
     from metaopt_hpo_ray.scheduler import ScalingLawScheduler
     from metaopt_hpo_ray.searcher import ScalingLawSearch
-    from metaopt_hpo_ray.sizes import size_of
     from metaopt_hpo_ray.strategy import build_strategy, resources_by_size, strategy_space, with_resources
     from metaopt_hpo_ray.trial_run import TrialRun
 
@@ -73,7 +73,8 @@ def __getattr__(name: str) -> Any:
     name = PUBLIC.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home = _HOMES[name]
+    return getattr(import_module(home if "." in home else f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -23,6 +23,8 @@ CLASSES = {
     },
     "inner": {"Inner": "metaopt_hpo_ray.wrapped:Wrapped"},
     "reports": {"Results": "metaopt_hpo.trials.logged_results:Results"},
+    "saved_state": {"SavedAsJson": "metaopt_hpo.trials.saved_state:SavedAsJson"},
+    "sizes": {"size_of": "metaopt_hpo.training.size:size_of"},
 }
 """Module of this package → name in it → where that is."""
 

@@ -18,7 +18,7 @@ from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import Columns, TuneWarning
 from metaopt_hpo_ray.journal import DECISIONS, JOURNAL
 from metaopt_hpo_ray.storage import filesystem_of
-from metaopt_hpo_ray.trial_files import fill_in_configs, read_json, read_text, read_trials
+from metaopt_hpo_ray.trial_files import fill_in_configs, objects, read_text, read_trials
 
 
 def trial_table(
@@ -136,8 +136,7 @@ def decision_log(source: ResultGrid | str | os.PathLike[str]) -> list[dict[str, 
         raise TableError(
             f"{folder} holds no decision log; a ScalingLawScheduler wired by tuner_configs keeps one"
         )
-    rows = (read_json(line) for line in read_text(files, path).splitlines())
-    return [row for row in rows if isinstance(row, dict)]
+    return objects(read_text(files, path))
 
 
 def _place(source: ResultGrid | str | os.PathLike[str]) -> tuple[Any, str]:

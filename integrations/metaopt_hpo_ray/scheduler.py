@@ -19,12 +19,12 @@ from metaopt_hpo.scaling.policy.launching import LaunchOrder
 from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.logged_results import METRIC, PROGRESS
 from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.saved_state import SavedAsJson
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import Columns, agreed_metric
 from metaopt_hpo_ray.decisions import Decisions
 from metaopt_hpo_ray.earlier_names import Restored
 from metaopt_hpo_ray.journal import Journal, open_journal, own, warn_unkept
-from metaopt_hpo_ray.saved_state import SavedAsJson
 from metaopt_hpo_ray.shown import show_decisions
 from metaopt_hpo_ray.wrapped import Wrapped
 

@@ -11,10 +11,9 @@ from metaopt_hpo.atomic import WriteError, write_text
 from metaopt_hpo.comparison.engine import EngineError, SearchTask, changed_facts, facts_of
 from metaopt_hpo.comparison.methods import Method
 from metaopt_hpo.trials.logbook import Logbook
-from metaopt_hpo.trials.logbook_file import LogbookError
+from metaopt_hpo.trials.logbook_file import LogbookError, parse
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo_ray.journal import JOURNAL
-from metaopt_hpo_ray.trial_files import read_json
 
 TASK = "task.json"
 """Beside the trials: what they were run for."""
@@ -36,7 +35,7 @@ def claim(folder: Path, method: Method, task: SearchTask) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_text(path, json.dumps(facts, indent=2, sort_keys=True))
-        elif changed_facts(facts, read_json(path.read_text(encoding="utf-8", errors="replace"))):
+        elif changed_facts(facts, parse(path.read_text(encoding="utf-8", errors="replace"))):
             raise EngineError(f"{folder} holds a search for another task; choose another store or study")
     except OSError as error:
         raise EngineError(

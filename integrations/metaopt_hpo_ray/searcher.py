@@ -21,10 +21,10 @@ from metaopt_hpo.scaling.policy.logged_search import all_runs, spent
 from metaopt_hpo.trials.logbook import Logbook
 from metaopt_hpo.trials.logged_results import ENDED, METRIC, PROGRESS, Results
 from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo.trials.saved_state import SavedAsJson
 from metaopt_hpo.trials.table import TrialTable
 from metaopt_hpo_ray.columns import Columns, agreed_metric, describe
 from metaopt_hpo_ray.result_table import trial_table
-from metaopt_hpo_ray.saved_state import SavedAsJson
 from metaopt_hpo_ray.spaces import resolve, whole
 
 Pair = tuple[float, float]

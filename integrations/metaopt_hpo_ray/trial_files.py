@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.fs  # type: ignore[import-untyped]
 
 from metaopt_hpo.trials.logbook import Logbook
+from metaopt_hpo.trials.logbook_file import parse
 from metaopt_hpo.trials.logged_results import ENDED, Results, report
 from metaopt_hpo_ray.columns import Columns, describe
 
@@ -17,6 +17,11 @@ from metaopt_hpo_ray.columns import Columns, describe
 def read_text(files: Any, path: str) -> str:
     with files.open_input_stream(path) as stream:
         return bytes(stream.readall()).decode("utf-8", errors="replace")
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    """The objects of JSON lines; damaged ones are passed over."""
+    return [row for line in text.splitlines() if (row := parse(line)) is not None]
 
 
 def _folders(files: Any, folder: str) -> Iterator[tuple[str, str, set[str]]]:
@@ -34,8 +39,8 @@ def fill_in_configs(files: Any, folder: str, columns: Columns, book: Logbook) ->
     found = 0
     for path, name, _ in _folders(files, folder) if lacking else ():
         key = next((k for k in lacking if k in name), None)
-        config = read_json(read_text(files, f"{path}/params.json")) if key is not None else None
-        if key is not None and isinstance(config, Mapping):
+        config = parse(read_text(files, f"{path}/params.json")) if key is not None else None
+        if key is not None and config is not None:
             book.add(key, **describe(config, columns))
             found += 1
     return found
@@ -51,11 +56,10 @@ def read_trials(
     """
     book = Logbook()
     for path, name, names in _folders(files, folder):
-        config = read_json(read_text(files, f"{path}/params.json"))
-        if not isinstance(config, Mapping) or "result.json" not in names:
+        config = parse(read_text(files, f"{path}/params.json"))
+        if config is None or "result.json" not in names:
             continue
-        found = (read_json(line) for line in read_text(files, f"{path}/result.json").splitlines())
-        rows = [row for row in found if isinstance(row, dict)]
+        rows = objects(read_text(files, f"{path}/result.json"))
         key = str(rows[-1].get("trial_id", name)) if rows else name
         book.add(key, **describe(config, columns))
         for row in rows:
@@ -67,10 +71,3 @@ def read_trials(
         elif rows and ended:
             results.close(book, key, rows[-1], ended_by=ENDED)
     return book
-
-
-def read_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

@@ -65,4 +65,6 @@ def test_programs_of_earlier_versions_find_what_they_import() -> None:
     assert metaopt_hpo_ray.CurveKeeper is metaopt_hpo_ray.JournalCallback is keeper.CurveKeeper
     assert keeper.JOURNAL == journal.JOURNAL
     assert callable(state.header)
+    for module, name in (("reports", "Results"), ("sizes", "size_of"), ("saved_state", "SavedAsJson")):
+        assert callable(getattr(importlib.import_module(f"metaopt_hpo_ray.{module}"), name))
     assert not hasattr(keeper, "Nothing")

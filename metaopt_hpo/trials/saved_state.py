@@ -1,4 +1,4 @@
-"""State in a file of JSON: what Tune's interface of searchers and schedulers asks for."""
+"""State in a file of JSON, for frameworks whose searchers and schedulers save and restore themselves."""
 
 from __future__ import annotations
 
