@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
-from toy import Parabola
 
 from metaopt_hpo.comparison.engine import SearchTask
 from metaopt_hpo.comparison.methods import method
 from metaopt_hpo.comparison.objective import Configuration, settled
 from metaopt_hpo.comparison.proposals import Spending, points_of
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import Parabola
 
 TOKENS, SIZE = 1e6, 1e4
 ONE = 6 * SIZE * TOKENS
