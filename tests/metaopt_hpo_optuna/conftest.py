@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import uuid
@@ -17,8 +18,14 @@ import optuna
 import pytest
 from optuna.storages import BaseStorage
 
+from metaopt_hpo.comparison.engine import SearchTask
+from metaopt_hpo.comparison.methods import method
+from metaopt_hpo.trials.record import TrialRecord
+from metaopt_hpo_optuna import OptunaEngine
+
 # Optuna's conformance suites assert in their own modules; pytest must rewrite them to explain failures
 pytest.register_assert_rewrite("optuna.testing.pytest_samplers")
+sys.path.insert(0, str(Path(__file__).parent))  # the helper modules beside this one
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 STORAGE_MODES = ["memory", "sqlite", "journal", "grpc", "postgresql"]
@@ -147,3 +154,17 @@ def make_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cal
 def storage(request: pytest.FixtureRequest, make_storage: Callable[[str], BaseStorage]) -> BaseStorage:
     """A new storage of each mode in turn."""
     return make_storage(request.param)
+
+
+@pytest.fixture(scope="session")
+def pilots() -> list[TrialRecord]:
+    """Grid searches at small sizes: what a law is fitted to."""
+    from engine_bowl import SIZES, Bowl
+
+    engine, found = OptunaEngine(), []
+    for size in SIZES:
+        pilot = SearchTask(
+            objective=Bowl(), size=size, tokens=1e5, batch=512.0, lr_bounds=(1e-3, 1.0), budget=6e5 * size * 7
+        )
+        found += engine.search(method("grid"), pilot, study=f"pilot/{size:g}")
+    return found

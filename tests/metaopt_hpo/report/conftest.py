@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,9 @@ from metaopt_hpo.comparison.outcome import Outcome, judge
 from metaopt_hpo.comparison.results import PILOT, Comparison
 from metaopt_hpo.trials.record import Curve, TrialRecord, token_grid
 from metaopt_hpo.trials.table import TrialTable
+
+# the tests are no package: makes the helper module beside it importable
+sys.path.insert(0, str(Path(__file__).parent))
 
 TOKENS, BATCH = 2.0**21, 4096.0
 TARGET, PILOTS = 1.2e6, (4.0e4, 1.0e5, 2.5e5)
@@ -158,3 +164,11 @@ def records() -> Callable[..., list[TrialRecord]]:
 def outcome() -> Outcome:
     """The ordinary case: four methods, three seeds, three smaller sizes, a few diverged trials."""
     return judge(make_comparison())
+
+
+@pytest.fixture
+def tables_may_warn() -> Iterator[None]:
+    """Diverged synthetic trials make the table count notes; they are not the subject of a page's tests."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

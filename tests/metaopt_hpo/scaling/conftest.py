@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from metaopt_hpo.trials.table import TrialTable
+
+# the tests are no package: makes the helper module beside it importable
+sys.path.insert(0, str(Path(__file__).parent))
 
 Maker = Callable[..., TrialTable]
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trial_frames import sweep, two_trials
 
 from metaopt_hpo.trials.record import Curve, TrialRecord
 from metaopt_hpo.trials.schema import COLUMN_NAMES, TableError, TableWarning, UnitsWarning
@@ -101,36 +102,25 @@ def test_cost_takes_what_was_measured_and_counts_every_state() -> None:
     assert TrialTable.from_records(rows).cost() == 5.0 + 6000.0
 
 
-def _frame(**over: object) -> pd.DataFrame:
-    base = {
-        "size": [1e6, 2e6],
-        "tokens": [1e8, 1e8],
-        "batch": [1e4, 1e4],
-        "lr": [1e-3, 2e-3],
-        "loss": [3.0, 2.9],
-    }
-    return pd.DataFrame(base | over)
-
-
 @pytest.mark.parametrize("name", ["size", "tokens", "batch", "lr"])
 @pytest.mark.parametrize("value", [-1.0, 0.0, math.nan, math.inf])
 def test_impossible_values_name_their_column(name: str, value: float) -> None:
     with pytest.raises(TableError, match=rf"'{name}'.*1 row \(first: row 1\)"):
-        TrialTable.from_frame(_frame(**{name: [1e6, value]}))
+        TrialTable.from_frame(two_trials(**{name: [1e6, value]}))
 
 
 @pytest.mark.parametrize("name", ["size", "tokens", "batch", "lr", "loss"])
 def test_a_missing_column_is_named(name: str) -> None:
     with pytest.raises(TableError, match=rf"'{name}'.*is missing"):
-        TrialTable.from_frame(_frame().drop(columns=name))
+        TrialTable.from_frame(two_trials().drop(columns=name))
     with pytest.raises(TableError, match="'elsewhere'"):
-        TrialTable.from_frame(_frame(), columns={name: "elsewhere"})
+        TrialTable.from_frame(two_trials(), columns={name: "elsewhere"})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_broken_loss_is_kept_as_diverged_and_counted(value: float) -> None:
     with pytest.warns(TableWarning, match="1 row"):
-        table = TrialTable.from_frame(_frame(loss=[3.0, value]))
+        table = TrialTable.from_frame(two_trials(loss=[3.0, value]))
     assert len(table) == 2
     assert list(table.frame["state"]) == ["complete", "diverged"]
     assert [(n.code, n.count) for n in table.notes] == [("loss-not-finite", 1)]
@@ -147,58 +137,32 @@ def test_a_run_that_was_refused_is_pruned_and_needs_no_loss() -> None:
 
 def test_texts_are_read_and_counted_or_refused() -> None:
     with pytest.warns(TableWarning, match="2 values of column 'size'"):
-        table = TrialTable.from_frame(_frame(size=["124M", "1.3e8"]))
+        table = TrialTable.from_frame(two_trials(size=["124M", "1.3e8"]))
     assert list(table.frame["size"]) == [124e6, 1.3e8]
     with pytest.raises(TableError, match="row 0 of column 'size' holds 'big'"):
-        TrialTable.from_frame(_frame(size=["big", "2"]))
+        TrialTable.from_frame(two_trials(size=["big", "2"]))
 
 
 def test_duplicates_are_counted_and_contradictions_refused() -> None:
-    frame = pd.concat([_frame(), _frame().iloc[:1]])
+    frame = pd.concat([two_trials(), two_trials().iloc[:1]])
     with pytest.warns(TableWarning, match="1 rows repeat"):
         assert len(TrialTable.from_frame(frame)) == 2
     with pytest.raises(TableError, match="'a' of study"):
-        TrialTable.from_frame(_frame(trial=["a", "a"]))
-
-
-def test_sequences_for_tokens_are_noticed_and_converted() -> None:
-    frame = pd.DataFrame(
-        {
-            "size": 1e8,
-            "tokens": [1e11, 2e11, 3e11],
-            "batch": [736, 512, 256],
-            "lr": 1e-3,
-            "loss": [2.4, 2.5, 2.6],
-        }
-    )
-    with pytest.warns(UnitsWarning, match="sequences"):
-        TrialTable.from_frame(frame, implausible="warn")
-    with pytest.raises(TableError, match=r"units=\{'batch': 'sequences'\}"):
-        TrialTable.from_frame(frame)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        table = TrialTable.from_frame(frame, units={"batch": "sequences"}, sequence_length=2048)
-    assert list(table.frame["batch"]) == [736 * 2048, 512 * 2048, 256 * 2048]
-    mixed = frame.assign(tokens=1e11, batch=[736 * 2048, 512 * 2048, 256])
-    gap, steps = (pytest.warns(UnitsWarning, match=m) for m in ("differ by a factor", "batch looks as if"))
-    with steps, gap:
-        TrialTable.from_frame(mixed, implausible="warn")
-    with pytest.raises(TableError, match="implausible='warn'"):
-        TrialTable.from_frame(mixed, units={"batch": 1})  # a unit that is named does not make two of them one
+        TrialTable.from_frame(two_trials(trial=["a", "a"]))
 
 
 def test_unknown_columns_become_hyperparameters() -> None:
-    table = TrialTable.from_frame(_frame(beta2=[0.99, math.nan], name=["x", "y"]))
+    table = TrialTable.from_frame(two_trials(beta2=[0.99, math.nan], name=["x", "y"]))
     assert [r.params for r in table.records()] == [{"beta2": 0.99, "name": "x"}, {"name": "y"}]
 
 
 def test_constants_fill_columns() -> None:
-    table = TrialTable.from_frame(_frame().drop(columns="batch"), columns={"batch": 32.0})
+    table = TrialTable.from_frame(two_trials().drop(columns="batch"), columns={"batch": 32.0})
     assert list(table.frame["batch"]) == [32.0, 32.0]
 
 
 def test_select_concat_join() -> None:
-    table = TrialTable.from_frame(_frame(trial=["a", "b"]))
+    table = TrialTable.from_frame(two_trials(trial=["a", "b"]))
     assert len(table.select(size=1e6)) == 1
     assert len(table.select(size=[1e6, 2e6], lr=lambda c: c > 1.5e-3)) == 1
     assert len(table.select(where=lambda f: f["loss"] < 2.95)) == 1
@@ -258,54 +222,6 @@ def test_a_completed_trial_was_planned_for_what_it_saw_unless_it_says_otherwise(
     assert math.isnan(TrialRecord(1e6, 2e7, 1e4, 1e-3, 3.0, state="pruned").target_tokens)
 
 
-def sweep(size: tuple[float, ...] = (3e7, 3e8), tokens: tuple[float, ...] = (3e9, 3e10)) -> pd.DataFrame:
-    """An ordinary table: batches doubling from 64 to 512 thousand tokens."""
-    return pd.DataFrame(
-        [
-            {"size": n, "tokens": d, "batch": 2.0**b, "lr": lr, "loss": 3.0 + lr}
-            for n in size
-            for d in tokens
-            for b in range(16, 20)
-            for lr in (1e-3, 2e-3)
-        ]
-    )
-
-
-def codes(frame: pd.DataFrame) -> set[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TableWarning)
-        return {n.code for n in TrialTable.from_frame(frame, implausible="warn").notes}
-
-
-def in_sequences(frame: pd.DataFrame, column: str, rows: slice, length: float = 4096.0) -> pd.DataFrame:
-    out = frame.copy()
-    out.loc[rows, column] /= length
-    return out
-
-
-def test_sequences_for_tokens_are_seen_in_whole_columns_and_in_some_rows() -> None:
-    frame = sweep()
-    everything, some = slice(None), slice(0, 2)
-    assert codes(frame) == set()
-    assert codes(in_sequences(frame, "tokens", everything)) == {"units-tokens"}
-    assert codes(in_sequences(frame, "batch", everything)) == {"units-batch"}
-    assert codes(in_sequences(frame, "tokens", some)) & {"units-tokens", "units-mixed"}
-    assert codes(in_sequences(frame, "batch", some)) == {"units-mixed"}
-    assert codes(in_sequences(frame, "batch", some, 1024.0)) == {"units-mixed"}
-    both = in_sequences(in_sequences(frame, "batch", everything), "tokens", everything)
-    assert codes(both) == {"units-both"}
-
-
-def test_units_of_one_group_of_runs_alone_are_seen() -> None:
-    frame = sweep(size=(3e7, 1e8, 3e8))
-    one_size = frame["size"] == 1e8
-    assert codes(frame.assign(batch=frame["batch"].where(~one_size, frame["batch"] / 4096))) == {
-        "units-mixed"
-    }
-    assert codes(frame.assign(size=frame["size"].where(~one_size, 100.0))) == {"units-size"}
-    assert codes(frame.assign(size=frame["size"] / 1e6)) == {"units-size"}
-
-
 def test_every_remark_about_a_file_is_kept(tmp_path: Path) -> None:
     frame = sweep(size=(3e7, 1e8, 3e8))
     odd = frame.assign(batch=frame["batch"].where(frame["size"] != 1e8, frame["batch"] / 4096))
@@ -324,20 +240,6 @@ def test_dates_and_lists_of_a_parquet_file_are_kept_as_hyperparameters(tmp_path:
     frame.to_parquet(tmp_path / "t.parquet")
     params = TrialTable.read(tmp_path / "t.parquet").records()[0].params
     assert params == {"when": "2024-05-01 00:00:00", "shape": [4, 8], "good": True}
-
-
-def test_a_curve_counts_in_the_unit_of_its_run() -> None:
-    frame = sweep().assign(curve_tokens=[[1.0, 2.0]] * 32, curve_loss=[[4.0, 3.5]] * 32)
-    frame["tokens"] /= 1e9
-    table = TrialTable.from_frame(frame, units={"tokens": "billions"})
-    assert table.frame["curve_tokens"][0] == (1e9, 2e9)
-    assert table.frame["curve_loss"][0] == (4.0, 3.5)
-
-
-def test_wide_batch_grids_and_long_ranges_of_tokens_are_no_mix_up() -> None:
-    assert codes(sweep(tokens=(3e8, 3e9, 3e10, 1e12))) == set()
-    sparse = sweep()[lambda f: f["batch"].isin((2.0**16, 2.0**19))]
-    assert codes(sparse.assign(batch=sparse["batch"].where(sparse["batch"] < 1e5, 2.0**22))) == set()
 
 
 def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
@@ -362,49 +264,3 @@ def test_a_bad_value_is_said_as_a_plain_number() -> None:
     frame.loc[3, "lr"] = 0.0
     with pytest.raises(TableError, match=r"got 0 in 1 row \(first: row 3\)"):
         TrialTable.from_frame(frame)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"size": 1e-6}, {"size": 1e-9}, {"size": 1e-3}, {"tokens": 1e-6}, {"tokens": 1e-9}, {"batch": 1 / 2048},
-        {"batch": 1e-3},
-        {"size": 1e-6, "tokens": 1e-6}, {"size": 1e-6, "tokens": 1e-6, "batch": 1e-6},
-        {"batch": 1 / 2048, "tokens": 1 / 2048},
-        {"loss": 1e3}, {"lr": 1e6},
-    ],
-)  # fmt: skip
-def test_numbers_in_another_unit_are_refused_and_taken_when_named(change: dict[str, float]) -> None:
-    frame = pd.DataFrame(
-        [
-            {"size": n, "tokens": 20 * n, "batch": 65536.0, "lr": lr, "loss": 3.0 + lr}
-            for n in (1e6, 4e6, 16e6, 64e6)
-            for lr in (1e-3, 3e-3)
-        ]
-    )
-    other = frame.assign(**{c: frame[c] * f for c, f in change.items()})
-    with pytest.raises(TableError, match=r"units=\{"):
-        TrialTable.from_frame(other)
-    units: dict[str, float | str] = {c: 1 / f for c, f in change.items()}
-    assert np.allclose(TrialTable.from_frame(other, units=units).frame["size"], frame["size"])
-    if len(change) == 1 and min(change.values()) < 1e-2:
-        half = frame.assign(
-            **{c: frame[c].where(frame.index % 2 == 0, frame[c] * f) for c, f in change.items()}
-        )
-        with pytest.raises(TableError):
-            TrialTable.from_frame(half)
-
-
-@pytest.mark.parametrize("method", ["", "grid"])
-def test_a_comparisons_own_counts_are_not_questioned(method: str) -> None:
-    """Images are few for their model's parameters; of a user's own runs that is worth a question."""
-    records = [
-        TrialRecord(
-            size=3e5, tokens=16384, batch=32, lr=lr, loss=2.0 + lr, cost=1e9, state="complete", method=method
-        )
-        for lr in (1e-3, 1e-2)
-    ]
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        TrialTable.from_records(records)
-    assert [w.category.__name__ for w in said] == ([] if method else ["UnitsWarning"])
