@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -292,7 +293,7 @@ def test_numpy_values_reach_every_storage_as_plain_ones(storage: BaseStorage) ->
     assert [type(attributes[k]) for k in ("size", "tokens", "batch")] == [float, int, float]
 
 
-def worker(rank: int, folder: str, results: Callable[[object], None]) -> None:
+def worker(rank: int, folder: str, results: Any) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
@@ -320,9 +321,11 @@ def worker(rank: int, folder: str, results: Callable[[object], None]) -> None:
         except optuna.TrialPruned as pruned:
             ended = str(pruned)
         out.append((ended, run.steps_taken, run.loss))
-    results.put((rank, out))  # type: ignore[attr-defined]
+    results.put((rank, out))
+    results.close()
+    results.join_thread()  # what was put is through
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # on a busy machine torch's own threads abort an orderly exit now and then
 
 
 @pytest.mark.slow
