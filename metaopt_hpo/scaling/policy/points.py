@@ -121,10 +121,9 @@ def _positive(values: Array) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class FittedBowl:
-    """What a proposal needs of a fit: the centre at a cell, the shape, and the noise about it."""
+    """What a proposal needs of a fit: the centre at a cell, and the shape."""
 
     surface: Surface
-    scale: float
     fit: PointFit | Law
 
     def centre(self, cell: Cell) -> tuple[float, float]:
@@ -149,13 +148,13 @@ def fitted_bowl(runs: Runs, law: Law | None = None, base: Base | None = None) ->
     With a base there is one before any run has finished, unless the runs disagree with it.
     """
     if law is not None:
-        return FittedBowl(law.surface, law.noise, law)
+        return FittedBowl(law.surface, law)
     done = runs.done()
     if done.n < FIRST and base is None:
         return None
     if not done.n and base is not None:
         known = base_fit(base)
-        return None if known is None else FittedBowl(known.surface, known.scale, known)
+        return None if known is None else FittedBowl(known.surface, known)
     cells = thin(make_cells(done.size, done.tokens, done.batch, done.lr, done.loss), WIDEST)
     if base is not None and disagreement(cells, base) is not None:
         base = None
@@ -163,7 +162,7 @@ def fitted_bowl(runs: Runs, law: Law | None = None, base: Base | None = None) ->
         fit = point_fit(cells, base=base)
     except (LawRefused, np.linalg.LinAlgError):
         return None
-    return FittedBowl(fit.surface, fit.scale, fit)
+    return FittedBowl(fit.surface, fit)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,11 @@ def target_point(runs: Runs, cell: Cell, box: Box, bowl: FittedBowl | None, seed
 def _likeliest(
     there: Runs, bowl: FittedBowl, centre: Point, sd: float, first: Point, box: Box, seed: int
 ) -> Point:
-    """(ln lr, ln B) of the best chance to gain, of all points considered that have no run."""
+    """(ln lr, ln B) of the best chance to gain, of all points considered that have no run.
+
+    A run's noise is decided by the target's own runs, from `LOSS_NOISE` on: the residuals of the pilots' fit hold what
+    no quadratic can follow too, and as noise that would hide from the model what its process is there to follow.
+    """
     done = there.done()
     done = done.where(np.isin(np.arange(done.n), considered(np.log(done.loss))))
     at, log_loss = _from(centre, done), np.log(done.loss)
@@ -83,14 +87,13 @@ def _likeliest(
     taken = _from(centre, there.where(placed))
     waiting = _from(centre, there.where(placed & np.isnan(there.loss)))
     points = _points(centre, sd, box, done, seed)
-    noise = max(bowl.scale, LOSS_NOISE)
     here = np.array(first)
     # of those under way without a place it is not known where they are: where they would have been proposed
     for _ in range(there.n - taken.shape[0] + 1 if there.n > taken.shape[0] else 1):
-        model = TargetModel(bowl.surface, at, log_loss, sd, noise)
+        model = TargetModel(bowl.surface, at, log_loss, sd, LOSS_NOISE)
         if waiting.size:
             at, log_loss = np.vstack([at, waiting]), np.concatenate([log_loss, model.expected(waiting)])
-            model = TargetModel(bowl.surface, at, log_loss, sd, noise)
+            model = TargetModel(bowl.surface, at, log_loss, sd, LOSS_NOISE)
         if at.size:
             free = points[(np.abs(points[:, None, :] - taken[None]).max(axis=2) >= MADE).all(axis=1)]
             if not free.size:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from metaopt_hpo.scaling.forms.surface import Surface
 from metaopt_hpo.scaling.policy.design import GOOD_LOSS
-from metaopt_hpo.scaling.policy.points import MADE, Box, FittedBowl, Runs
+from metaopt_hpo.scaling.policy.points import MADE, Box, FittedBowl, Runs, fitted_bowl
 from metaopt_hpo.scaling.policy.target_model import CONSIDERED, TargetModel
 from metaopt_hpo.scaling.policy.target_points import target_point
 
@@ -25,7 +26,7 @@ class Here(FittedBowl):
     """A law whose optimum at the target is at lr 1 and batch 1."""
 
     def __init__(self) -> None:
-        super().__init__(BOWL, 1e-3, None)  # type: ignore[arg-type]
+        super().__init__(BOWL, None)  # type: ignore[arg-type]
 
     def centre(self, cell: tuple[float, float]) -> tuple[float, float]:
         return 0.0, 0.0
@@ -75,6 +76,29 @@ def test_a_law_that_is_wrong_does_not_keep_the_search(seed: int) -> None:
 
     found = search(loss, 24, seed)
     assert min(abs(x - 2.6) for x in found) < 0.2
+
+
+def test_pilots_that_no_quadratic_fits_do_not_make_the_target_noisy() -> None:
+    """Their losses zigzag by 4 %; those of the target follow the law's optimum exactly, and are believed."""
+
+    def rows(zigzag: float) -> list[tuple[float, float, float, float, float]]:
+        return [
+            (n, d, 1.0, math.exp(x), math.exp(0.7 + 0.02 * (x - 0.1) ** 2 + zigzag * (-1) ** i))
+            for n in (1e7, 1e8, 3e8)
+            for d in (2e9, 2e10)
+            for i, x in enumerate(np.linspace(-3, 3, 9))
+        ]
+
+    def next_of_target(zigzag: float) -> float:
+        bowl = fitted_bowl(Runs.of(rows(0.0)))
+        noisy = fitted_bowl(Runs.of(rows(zigzag)))
+        assert bowl is not None
+        assert noisy is not None
+        mixed = replace(noisy, surface=bowl.surface, fit=bowl.fit)  # the same law of noisier pilots
+        own = [(*CELL, 1.0, math.exp(x), math.exp(0.7 + 0.02 * (x - 1.2) ** 2)) for x in (-1.0, 0.0, 0.5)]
+        return target_point(Runs.of([*rows(zigzag), *own]), CELL, BOX, mixed, 0)[0]
+
+    assert next_of_target(0.04) == pytest.approx(next_of_target(0.0))
 
 
 def test_no_run_is_made_twice_and_runs_under_way_are_kept_clear_of() -> None:
