@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from metaopt_hpo.comparison.engine import EngineError, SearchTask
 from metaopt_hpo.comparison.methods import Method
@@ -20,8 +21,10 @@ from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 from studies import live_table
 from studies.gain import races
+from studies.gain.knowledge_gradient import AGAIN, KnowledgeGradient
 from studies.gain.problems import live_problem, table_problem
 from studies.gain.races import race_all, run
+from studies.gain.replayed_law import spent
 from studies.gain.smoothing import smoothed
 from studies.gain.summary import LIMIT, costs, markdown, summary
 
@@ -120,6 +123,23 @@ def test_smoothing_keeps_a_bowl_and_halves_noise() -> None:
     noisy = type(grid)(*np.exp(grid.points.T), grid.loss * np.exp(0.01 * rng.standard_normal(grid.loss.size)))
     error, smooth = (np.std(np.log(g.loss / grid.loss)) for g in (noisy, smoothed(noisy)))
     assert smooth < 0.7 * error
+
+
+def test_the_knowledge_gradient_buys_a_pilot_where_it_takes_off_more_for_its_cost() -> None:
+    cheap, near = (2e6, 4e7), (3.9e6, 8e7)
+    for curvature in (1e-3, 0.1):  # which cancels
+        design = KnowledgeGradient({}, TARGET, 1.0, curvature=curvature)
+        assert design.best_pilot((near, cheap), two=True) == cheap
+        assert design.best_pilot((near,), two=False) is None
+    a = np.linspace(0.0, 3.0, 3001)
+    density, tail = np.exp(-a * a / 2) / math.sqrt(2 * math.pi), norm.sf(a)
+    assert float(np.max(4 * a * (density - a * tail))) == pytest.approx(AGAIN, abs=1e-3)
+
+
+def test_a_replay_spends_what_its_rule_of_pilots_buys(problem: Problem) -> None:
+    total, pilots = spent(problem, seed=0)
+    assert 0 < pilots < total < math.inf
+    assert spent(problem, seed=0, method="random")[1] == 0.0
 
 
 def test_the_ratio_of_medians_and_its_interval() -> None:

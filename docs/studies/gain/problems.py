@@ -69,6 +69,30 @@ def problems(data: Path | None, live: Path | None) -> list[Problem]:
     return out
 
 
+def smaller_problems(data: Path) -> list[Problem]:
+    """Targets that no result is quoted for: smaller sizes of both large tables, the other muP tables, smaller widths.
+
+    What is chosen about a search is chosen here.
+    """
+    out: list[Problem] = []
+    for name, table, sizes in (
+        ("Step Law", benchmarks.steplaw(data), (214663680.0, 268304384.0)),
+        ("OpenEuroLLM", benchmarks.openeurollm(data), (124455168.0, 301880320.0)),
+    ):
+        objective = ReplayedObjective(table, name=name)
+        for size in sizes:
+            tokens = sorted(t for n, t in objective.cells if n == size)
+            for t in tokens[-1:0:-2]:
+                out.append(problem_of(f"{name} {size / 1e6:.0f} M × {t / 1e9:.3g} B", objective, (size, t)))
+    for name, widths in benchmarks.mup_widths(data).items():
+        *_, second, first = sorted(widths.frame["size"].unique())
+        for size in (second, first):
+            if name != "std no scheduler" or size != first:
+                label = f"muP table, {name}, width {size**0.5:.0f}"
+                out.append(table_problem(label, widths, (float(size), 5e7)))
+    return out
+
+
 def _largest(name: str, table: TrialTable, tokens: Sequence[float]) -> Iterator[Problem]:
     objective = ReplayedObjective(table, name=name)
     for t in tokens:

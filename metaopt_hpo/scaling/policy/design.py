@@ -102,7 +102,7 @@ class Design:
         levels = np.array(LEVELS)
         while True:
             extra = levels[None, :] - runs[:, None]
-            gain = _weights(levels)[None, :] - _weights(runs)[:, None]
+            gain = run_weights(levels)[None, :] - run_weights(runs)[:, None]
             j, k = np.nonzero((extra > 0) & (spent + extra * cost[:, None] < ceiling))
             if not j.size:
                 return found
@@ -134,10 +134,10 @@ def target_runs(variance: float, good: float, *, two: bool) -> float:
 
 
 def _weight(runs: int) -> float:
-    return float(_weights(np.array(runs)))
+    return float(run_weights(np.array(runs)))
 
 
-def _weights(runs: Array) -> Array:
+def run_weights(runs: Array) -> Array:
     """Precision of a cell's optimum as an observation of the law."""
     more = np.maximum(runs - 1.0, 1e-9)
     return np.where(runs > 1, 1.0 / (CELL_SCATTER**2 + RUN_ERROR**2 / more), 0.0)
