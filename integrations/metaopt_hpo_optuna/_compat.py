@@ -29,7 +29,7 @@ def trials_at_ask(study: Study) -> list[FrozenTrial]:
 
 
 def ended_count(study: Study) -> int | None:
-    """The number of completed and pruned trials, where that is to be had without reading running trials again.
+    """The number of completed, pruned and failed trials, where that is to be had without reading running trials again.
 
     Optuna's relational storage reads every report of every running trial at each `get_trials`; one COUNT tells
     whether anything has ended since. None on other storages, and where the table is not as expected.
@@ -39,7 +39,7 @@ def ended_count(study: Study) -> int | None:
     if engine is None:
         return None
     trial = models.TrialModel
-    ended = trial.state.in_((TrialState.COMPLETE, TrialState.PRUNED))
+    ended = trial.state.in_((TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
     query = select(func.count()).select_from(trial).where(trial.study_id == study._study_id, ended)
     try:
         with engine.connect() as connection:

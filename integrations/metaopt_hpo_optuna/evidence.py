@@ -25,7 +25,7 @@ from metaopt_hpo_optuna.fields import Fields, StudyWarning, reports_of, strategy
 from metaopt_hpo_optuna.study_history import StudyHistory, cell_of, unfinished_row
 from metaopt_hpo_optuna.study_table import check_single_objective
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 REMEMBERED = 1024
 """Trials whose place is kept, to notice one that changes."""
@@ -237,6 +237,14 @@ class Evidence:
                 f"left-out-{study.study_name}",
                 f"{len(past.left_out)} trials of study {study.study_name!r} are left out, trial {number} for one: "
                 f"{why}",
+            )
+        if past.early:
+            first, share = next(iter(past.early.items()))
+            self.tell_once(
+                f"early-{study.study_name}",
+                f"completed trials of study {study.study_name!r} are taken for runs that were stopped early, whose "
+                f"losses teach no law: the last report of trial {first} is at {share:.0%} of its "
+                f"{self.names.tokens!r}; report the end too, in tokens seen, or report nothing",
             )
         if study in self.sources and past.seen and not past.finished and not past.left_out:
             names = ", ".join(repr(n) for n in sorted(self.names.names()))

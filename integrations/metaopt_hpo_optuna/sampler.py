@@ -15,8 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from metaopt_hpo.scaling.base.sources import BaseLike
 from metaopt_hpo.scaling.law import Law
 from metaopt_hpo.scaling.policy import Limits
+from metaopt_hpo.trials.quantities import did_you_mean
 from metaopt_hpo_optuna.evidence import Evidence
-from metaopt_hpo_optuna.fields import Fields, is_pair
+from metaopt_hpo_optuna.fields import RECORD, Fields, is_pair, tuning_of
 from metaopt_hpo_optuna.law_proposals import REMEMBERED, Proposals
 from metaopt_hpo_optuna.ranges import log_range, nearest
 from metaopt_hpo_optuna.study_table import check_single_objective
@@ -152,6 +153,25 @@ class ScalingLawSampler(BaseSampler):
                 f"{names.tokens!r} yet when {names.lr!r} was suggested, so {base} sampled it alone; set both with "
                 f"trial.set_user_attr before suggesting {names.lr!r} (with ask(fixed_distributions) ask without "
                 f"{names.lr!r} and suggest it afterwards), or give models=…",
+            )
+        elif tuning_of(trial) != "self" and RECORD not in trial.user_attrs:
+            self._tell_missing(study, trial)
+
+    def _tell_missing(self, study: Study, trial: FrozenTrial) -> None:
+        """Say once that trials have no lr or no batch of the names that were given, and which may be meant."""
+        names = self._evidence.names
+        for quantity in ("lr", "batch"):
+            source = getattr(names, quantity)
+            if not isinstance(source, str) or names.get(trial, quantity) is not None:
+                continue
+            known = [*trial.params, *trial.user_attrs]
+            meant = did_you_mean(source, [n for n in known if n not in names.names()], quantity)
+            hint = f"{quantity}={meant[0]!r}" if meant else f"{quantity}=NAME"
+            self._evidence.tell_once(
+                f"no-{quantity}",
+                f"ScalingLawSampler: trial {trial.number} of study {study.study_name!r} has no {source!r}, so it "
+                f"teaches no law; name the {quantity} with ScalingLawSampler({hint}), or the parameter or user "
+                f"attribute {source!r}",
             )
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

@@ -20,12 +20,12 @@ class StudyHistory(Past):
     """What has been read of one study."""
 
     seen: set[int] = field(default_factory=set)
-    """Completed and pruned trials that have been read."""
+    """Ended trials that have been read."""
     left_out: dict[int, str] = field(default_factory=dict)
     """Trials that cannot be read, and why."""
 
     def take(self, ended: Sequence[FrozenTrial], names: Fields, study: Study) -> None:
-        """Read those completed and pruned trials that are new; nearly always the last ones, so these come first.
+        """Read those ended trials that are new; nearly always the last ones, so these come first.
 
         A trial that cannot be read is left out, whoever reads it and however often.
         """
@@ -41,21 +41,26 @@ class StudyHistory(Past):
             try:
                 self._take(trial, names, study)
             except Exception as error:  # anything may stand in another program's attributes
-                self.left_out[trial.number] = str(error) or type(error).__name__
+                if trial.state != TrialState.FAIL:
+                    self.left_out[trial.number] = str(error) or type(error).__name__
 
     def _take(self, trial: FrozenTrial, names: Fields, study: Study) -> None:
         if REPEATS in trial.user_attrs:
             return  # nothing was trained
         record = trial_record(trial, names, study.study_name, study.direction)
+        whole = record is not None and record.state == "complete"
         if record is not None:
             cell = cell_of(trial, names)
-            if cell is not None and record.state == "complete":  # planned tokens as they are looked up
+            if cell is not None and whole:  # planned tokens as they are looked up
                 record = replace(record, target_tokens=cell[1])
             self.add((trial.datetime_complete, trial.number), record)
-        if trial.state == TrialState.PRUNED and tuning_of(trial) != "self":
+            if trial.state == TrialState.COMPLETE and record.state == "stopped":
+                self.early[trial.number] = record.tokens / record.planned_tokens
+        if not whole and tuning_of(trial) != "self":
             row = unfinished_row(trial, names)
             if row is not None:
-                self.pruned[trial.number] = (row, strategy_of(trial))
+                kept = self.failed if trial.state == TrialState.FAIL else self.unfinished
+                kept[trial.number] = row, strategy_of(trial)
 
 
 def cell_of(trial: FrozenTrial, names: Fields) -> Cell | None:

@@ -85,6 +85,7 @@ def answers(study: Study, strategy: str, losses: list[float], base: str = "adamw
     return said
 
 
+@pytest.mark.filterwarnings("ignore:completed trials of study .* are taken for")
 @pytest.mark.filterwarnings("ignore:.*experimental.*")
 @pytest.mark.parametrize("pruner", PRUNERS)
 @pytest.mark.parametrize(("strategy", "base"), over_their_bases([*SELF, "wsd"]))

@@ -29,8 +29,12 @@ class Past:
     """What has been read of one search."""
 
     history: History = field(default_factory=History)
-    pruned: dict[Hashable, Placed] = field(default_factory=dict)
-    """Pruned trials whose lr was set from outside."""
+    unfinished: dict[Hashable, Placed] = field(default_factory=dict)
+    """Pruned trials, and those that ended by themselves before their plan, whose lr was set from outside."""
+    failed: dict[Hashable, Placed] = field(default_factory=dict)
+    """Failed trials whose lr was set from outside."""
+    early: dict[Hashable, float] = field(default_factory=dict)
+    """Completed trials that are taken for stopped: at what share of their plan their reports end."""
     used: list[Cell] = field(default_factory=list)
     """Size, and tokens seen, of each ended trial."""
     positive: bool = False
@@ -86,7 +90,8 @@ class Past:
     ) -> tuple[Runs, FittedBowl | None]:
         """All runs, for proposals, and the bowl they show.
 
-        Trials that ended without a loss, or still run, are runs without one. Where the trial that is proposed has a
+        Trials that ended without a loss, or still run, are runs without one; a failed trial that was made again is one
+        run with its repetition. Where the trial that is proposed has a
         strategy, runs of others are left out, for the best lr depends on the schedule; so are runs that find their own
         lr. The bowl is that of the first K finished trials, K as for laws; it takes milliseconds.
 
@@ -111,7 +116,10 @@ class Past:
         if strategy not in self._bowls or self._bowls[strategy][0] != key:
             self._bowls[strategy] = (key, fitted_bowl(Runs.of(finished(key[0])), base=base))
         rows = finished()
-        rows += [row for row, other in [*self.pruned.values(), *running] if counts(other)]
+        rows += [row for row, other in [*self.unfinished.values(), *running] if counts(other)]
+        again = {row[:4] for row in rows}
+        lost = dict.fromkeys(row for row, other in self.failed.values() if counts(other))
+        rows += [row for row in lost if row[:4] not in again]
         return Runs.of(rows), self._bowls[strategy][1]
 
     def spent(self, running: Iterable[Placed] = ()) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def filled() -> Past:
 def test_runs_of_another_strategy_teach_nothing_and_those_without_a_loss_count() -> None:
     past = filled()
     row = (1e6, 2e7, 65536.0, 1e-3, math.nan)
-    past.pruned["p"] = (row, "wsd")
+    past.unfinished["p"] = (row, "wsd")
     past.add((99,), record(1e6, 0.0, strategy="cosine"))
     past.add((100,), record(1e6, 0.0, tuning="self"))
     runs, bowl = past.runs("wsd", [(row, ""), (row, "cosine")])
@@ -41,6 +41,17 @@ def test_runs_of_another_strategy_teach_nothing_and_those_without_a_loss_count()
     assert bowl is not None
     assert past.runs("")[0].n == 14
     assert Past().runs("")[1] is None
+
+
+def test_a_failed_trial_is_a_run_and_made_again_it_is_the_same_run() -> None:
+    past = filled()
+    row = (1e6, 2e7, 65536.0, 1e-3, math.nan)
+    past.failed[1] = past.failed[2] = (row, "wsd")
+    assert past.runs("wsd")[0].n == 13
+    assert past.runs("wsd", [(row, "wsd")])[0].n == 13
+    past.add((99,), record(1e6, 0.0, lr=1e-3))
+    assert past.runs("wsd")[0].n == 13
+    assert past.runs("wsd")[0].done().n == 13
 
 
 def test_a_source_teaches_and_costs_nothing() -> None:
