@@ -17,7 +17,7 @@ from metaopt_hpo.scaling.fitting.floor_error import DOUBLING_ERROR
 from metaopt_hpo.scaling.forms.floor import PRIOR
 from studies import benchmarks
 from studies.benchmarks import Split
-from studies.laws.floor_accuracy import Z_90, Floors, spread_of
+from studies.laws.floor_accuracy import Z_90, Floors, likeliest, spread_of
 from studies.laws.schedules import FITTED, multipower
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -86,12 +86,15 @@ def test_intervals_cover_held_out_optima(splits: dict[str, Split], laws: dict[st
                 inside["batch"].append(grid.best_batch in p.batch)
             inside["loss"].append(grid.best in p.loss)
             widths.append(0.5 * np.log(p.loss.high / p.loss.low))
-        assert np.mean(inside["loss"][before:]) >= 0.8, name
+        assert np.mean(inside["loss"][before:]) >= 0.75, (
+            name
+        )  # with so few draws 7 of 9, the eighth at its edge
+    assert 0.9 <= np.mean(inside["loss"]) < 1.0
     for name in ("lr", "batch"):
         assert 0.85 <= np.mean(inside[name]) <= 0.95, name
     # the cells of a split share their error: where none of nine is missed as a whole, nearly all cells lie inside, so
     # that too wide an interval shows by its width only
-    assert np.mean(widths) < 0.016
+    assert np.mean(widths) < 0.0128
 
 
 @pytest.mark.parametrize("name", ["oe-302", "sl-215", "oe-30b", "oe-both", "sl-268", "sl-8b", "sl-both"])
@@ -110,12 +113,33 @@ def test_the_loss_of_larger_runs_is_predicted_within_a_percent(
 @pytest.mark.sweep
 def test_small_designs_predict_the_loss_and_know_how_well() -> None:
     """Boxes, triangles and L's of five cells and more, each predicting the rest of its table."""
+    used, found = (DOUBLING_ERROR["size"], DOUBLING_ERROR["tokens"]), []
     for table in (benchmarks.openeurollm(DATA), benchmarks.steplaw(DATA)):
         floors, rng = Floors.of(table), np.random.default_rng(0)
-        rows = np.concatenate([floors.errors(c, PRIOR, 1.0, rng) for _, c in floors.designs()])
-        error, spread = rows[:, 0], spread_of(rows, (DOUBLING_ERROR["size"], DOUBLING_ERROR["tokens"]))
+        found.append([(shape, floors.errors(c, PRIOR, 1.0, rng)) for shape, c in floors.designs()])
+        rows = np.concatenate([errors for _, errors in found[-1]])
+        error, spread = rows[:, 0], spread_of(rows, used)
         assert np.sqrt(np.mean(error**2)) < 0.007
-        assert 0.85 <= np.mean(np.abs(error) < Z_90 * spread) <= 0.98
+        assert 0.85 <= np.mean(np.abs(error) < Z_90 * spread) <= 0.97
+    assert likeliest(found) == pytest.approx(used, abs=6e-4)
+
+
+def test_the_likeliest_growth_is_that_of_the_errors_and_every_table_counts_once() -> None:
+    rng = np.random.default_rng(0)
+
+    def designs(growth: float, count: int) -> list[tuple[str, np.ndarray]]:
+        out = []
+        for _ in range(count):
+            away = rng.uniform(0.0, 4.0, 20)
+            error = np.sqrt(1e-6 + growth**2 * away) * rng.standard_normal(20)
+            out.append(("box", np.column_stack([error, np.full(20, 1e-6), away, np.zeros(20)])))
+        return out
+
+    few, many = designs(4e-3, 40), designs(1e-3, 400)
+    assert likeliest([few])[0] == pytest.approx(4e-3, abs=6e-4)
+    assert likeliest([many])[0] == pytest.approx(1e-3, abs=6e-4)
+    both = likeliest([few, many])[0]
+    assert both > likeliest([few + many])[0]  # not drowned by the table of many designs
 
 
 def test_two_sizes_are_refused(splits: dict[str, Split]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,8 @@ PRIORS: Mapping[str, tuple[Prior, float]] = {
 }
 """Priors compared, and the factor on the error of whole sizes and numbers of tokens: one row of the section each."""
 
-GROWTHS = (0.0, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3)
-"""Standard deviations (ln loss) of a doubling beyond the range, of which one table's designs choose."""
+GROWTHS = tuple(round(5e-4 * k, 4) for k in range(17))
+"""Standard deviations (ln loss) of a doubling beyond the range, of which tables' designs choose."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,15 @@ def growth_section(data: Path) -> Section:
     tables = {"OpenEuroLLM": benchmarks.openeurollm(data), "Step Law": benchmarks.steplaw(data)}
     rng = np.random.default_rng(0)
     found = {name: _of_designs(Floors.of(table), PRIOR, 1.0, rng) for name, table in tables.items()}
-    used = (DOUBLING_ERROR["size"], DOUBLING_ERROR["tokens"])
-    pairs = [(name, _likeliest(rows)) for name, rows in found.items()]
+    pairs = [(name, likeliest([rows])) for name, rows in found.items()]
     for (name, growth), other in zip(pairs, reversed(found), strict=True):
         section.rows.append([name, *_growth_row(growth, other, found[other])])
+    both = likeliest(list(found.values()))
     for name, rows in found.items():
-        section.rows.append(["both (used)", *_growth_row(used, name, rows)])
-    section.note = "Each design counts once in the likelihood, however many cells it leaves out."
+        section.rows.append(["both (used)", *_growth_row(both, name, rows)])
+    section.note = (
+        "A table counts once in the likelihood, and in it each design, however many cells it leaves out."
+    )
     return section
 
 
@@ -151,16 +153,18 @@ def _of_designs(
 
 
 def _likelihood(found: list[tuple[str, Array]], growth: tuple[float, float]) -> float:
+    """Mean over a table's designs."""
     total = 0.0
     for _, rows in found:
         spread = spread_of(rows, growth)
         total -= float(np.mean(0.5 * (rows[:, 0] / spread) ** 2 + np.log(spread)))
-    return total
+    return total / len(found)
 
 
-def _likeliest(found: list[tuple[str, Array]]) -> tuple[float, float]:
-    best = max((_likelihood(found, g), g) for g in itertools.product(GROWTHS, GROWTHS))
-    return best[1]
+def likeliest(tables: Sequence[list[tuple[str, Array]]]) -> tuple[float, float]:
+    """The growth, of `GROWTHS`, that makes the errors of all tables' designs likeliest; either table counts once."""
+    grid = itertools.product(GROWTHS, GROWTHS)
+    return max((math.fsum(_likelihood(found, g) for found in tables), g) for g in grid)[1]
 
 
 def _growth_row(growth: tuple[float, float], name: str, found: list[tuple[str, Array]]) -> list[str]:
@@ -169,7 +173,7 @@ def _growth_row(growth: tuple[float, float], name: str, found: list[tuple[str, A
         covers[shape].append(np.abs(rows[:, 0]) < Z_90 * spread_of(rows, growth))
     shares = [f"{np.concatenate(c).mean():.0%}" for c in covers.values()]
     every = np.concatenate([c for parts in covers.values() for c in parts])
-    return [f"{100 * growth[0]:.1f}", f"{100 * growth[1]:.1f}", name, f"{every.mean():.0%}", *shares]
+    return [f"{100 * growth[0]:.2f}", f"{100 * growth[1]:.2f}", name, f"{every.mean():.0%}", *shares]
 
 
 def floor_section(data: Path) -> Section:
