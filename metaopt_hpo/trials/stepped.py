@@ -37,7 +37,8 @@ def record_of_reports(
     Args:
         quantities: size, (planned) tokens, batch and lr, as far as they are known.
         reports: by tokens.
-        state: as the framework has it. One that ended by itself well before what it was planned for is `stopped`.
+        state: as the framework has it. One whose result is one of its reports, the last of which lies well before what
+            was planned, ended by itself there: it is `stopped`. A result that was not reported is that of the end.
         value: the result; None takes the last report.
         maximize: True where value and reports are maximised; the record holds them negated.
         silent: True where the trial made no reports at all, so that one without points saw no tokens.
@@ -53,7 +54,9 @@ def record_of_reports(
         tokens, values = zip(*reports.points, strict=True)
         curve = Curve(tokens=tokens, loss=tuple(sign * v for v in values))
     reached = planned if state == "complete" else curve.tokens[-1] if curve else 0.0
-    if state == "complete" and curve is not None and curve.tokens[-1] < REACHED_ON_GRID * planned - batch:
+    new = value is not None and value not in [loss for _, loss in reports.points]
+    short = curve is not None and curve.tokens[-1] < REACHED_ON_GRID * planned - batch
+    if state == "complete" and curve is not None and short and not new:
         state, reached = "stopped", curve.tokens[-1]
     unknown = curve is None and not silent and state != "complete"
     last = curve.loss[-1] if curve else math.nan

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from metaopt_hpo_optuna import ScalingLawSampler, StudyWarning
+from metaopt_hpo_optuna import ScalingLawSampler, StudyWarning, trial_table
 
 TOKENS, BATCH = 2**20, 2**12
 ENDINGS: dict[str, Callable[[Trial], float]] = {}
@@ -44,8 +44,9 @@ def pruned(_: Trial) -> float:
 
 @ending
 def half_reported(trial: Trial) -> float:
-    trial.report(4.0, TOKENS // 2)
-    return 3.5
+    trial.report(4.1, TOKENS // 4)
+    trial.report(4.2, TOKENS // 2)
+    return 4.1  # the best so far, as early stopping returns it
 
 
 @ending
@@ -87,6 +88,18 @@ def test_completed_trials_that_are_taken_for_stopped_are_said_once() -> None:
         trials = searched(half_reported, count=6)
     assert len(said) == 1
     assert all(t.state == TrialState.COMPLETE for t in trials)
+
+
+def test_a_result_that_was_never_reported_is_that_of_the_end() -> None:
+    """An objective that reports on its way and evaluates once more at the end."""
+
+    def end(trial: Trial) -> float:
+        trial.report(4.0, TOKENS // 2)
+        return 3.5
+
+    study = optuna.create_study()
+    study.add_trials(searched(end, count=2))
+    assert {(r.state, r.tokens, r.loss) for r in trial_table(study).records()} == {("complete", TOKENS, 3.5)}
 
 
 @pytest.mark.parametrize(("name", "hint"), [("learning_rate", "lr='learning_rate'"), ("speed", "lr=NAME")])
