@@ -19,6 +19,7 @@ from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
     from metaopt_hpo.scaling import Law
+    from metaopt_hpo.scaling.estimates import Prediction
 
 
 class OutOfRange(MetaOptError):
@@ -41,7 +42,10 @@ def predict(
         ),
     ] = None,
     sequence_length: Annotated[
-        float | None, typer.Option(help="Tokens in a sequence: the batch is said in sequences too.")
+        float | None,
+        typer.Option(
+            parser=amount, metavar="N", help="Tokens in a sequence: the batch is said in sequences too."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Predict however far outside the fitted range it is.")
@@ -135,7 +139,7 @@ def laws(
     if isinstance(law, library.FittedLaw):
         _show(law.law, size, tokens, batch, force=force)
         return
-    _within(law.domain, {"size": size, "tokens": tokens}, force=force)
+    within(law.domain, {"size": size, "tokens": tokens}, force=force)
     if law.lr is not None:
         typer.echo(f"lr    {law.predict_lr(size, tokens, batch=batch, anchor=_anchor(anchor)):.4g}")
     if law.batch is not None and (law.lr is None or not math.isnan(law.batch.coefficient)):
@@ -157,7 +161,7 @@ def _show(
     sequence_length: float | None = None,
     force: bool = False,
 ) -> None:
-    _within(
+    within(
         {"size": law.domain.size, "tokens": law.domain.tokens}, {"size": size, "tokens": tokens}, force=force
     )
     found = law.predict(size=size, tokens=tokens, batch=batch, extra=extra)
@@ -173,6 +177,11 @@ def _show(
         e = found.weight_decay
         interval = "" if found.weight_decay_from == "given" else f"   interval {e.low:.2g} to {e.high:.2g}"
         typer.echo(f"decay  {e.value:.3g}{interval}   decoupled; from {found.weight_decay_from}")
+    say_warnings(found)
+
+
+def say_warnings(found: Prediction) -> None:
+    """What a law says against its own prediction, on standard error."""
     for warning in found.warnings:
         typer.echo(f"warning [{warning.code}] {command_line(warning.message)}", err=True)
 
@@ -181,7 +190,7 @@ FAR = 1e4
 """How many times outside the fitted range a prediction says nothing: four decades, where real plans span two."""
 
 
-def _within(domain: Mapping[str, tuple[float, float]], asked: Mapping[str, float], *, force: bool) -> None:
+def within(domain: Mapping[str, tuple[float, float]], asked: Mapping[str, float], *, force: bool) -> None:
     """Refuse what lies absurdly far outside a law's range: most often a wrong unit."""
     for name, value in asked.items():
         if name not in domain:
@@ -210,9 +219,8 @@ def _formula(term: object) -> str:
 def _anchor(text: str | None) -> tuple[float, float, float] | None:
     if text is None:
         return None
-    parts = text.split(",")
     try:
-        size, tokens, lr = (float(p) for p in parts)
-    except ValueError:
+        size, tokens, lr = (amount(p) for p in text.split(","))
+    except (ValueError, typer.BadParameter):
         raise MetaOptError(f"--anchor must be SIZE,TOKENS,LR, got {text!r}") from None
     return size, tokens, lr

@@ -7,26 +7,48 @@ from typing import Annotated
 
 import typer
 
+from metaopt_hpo.cli.laws import say_warnings, within
+from metaopt_hpo.cli.reading import amount
+
 
 def register(
     law: Annotated[Path, typer.Argument(help="A law written by `metaopt-hpo fit --out`.")],
-    size: Annotated[float, typer.Option(help="Trainable non-embedding parameters of the run to come.")],
-    tokens: Annotated[float, typer.Option(help="Its training tokens.")],
+    size: Annotated[
+        float,
+        typer.Option(
+            parser=amount, metavar="N", help="Trainable non-embedding parameters of the run to come, e.g. 7B."
+        ),
+    ],
+    tokens: Annotated[
+        float, typer.Option(parser=amount, metavar="N", help="Its training tokens, e.g. 1.4T.")
+    ],
     out: Annotated[Path, typer.Option(help="Write the prediction here; a file that exists is not replaced.")],
-    batch: Annotated[float | None, typer.Option(help="Tokens per step, if it is given.")] = None,
+    batch: Annotated[
+        float | None, typer.Option(parser=amount, metavar="N", help="Tokens per step, if it is given.")
+    ] = None,
     page: Annotated[Path | None, typer.Option(help="Write the prediction here too, as HTML.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Register however far outside the fitted range it is.")
+    ] = False,
 ) -> None:
     """Record a prediction before the run: date, intervals, and the law and trials behind it.
 
-    Example: metaopt-hpo register law.json --size 7e9 --tokens 1.4e12 --out 7b.json
+    Example: metaopt-hpo register law.json --size 7B --tokens 1.4T --out 7b.json
     """
     from metaopt_hpo.scaling import Law, preregistration
 
-    found = preregistration.register(Law.from_json(law), size=size, tokens=tokens, batch=batch, path=out)
+    fitted = Law.from_json(law)
+    within(
+        {"size": fitted.domain.size, "tokens": fitted.domain.tokens},
+        {"size": size, "tokens": tokens},
+        force=force,
+    )
+    found = preregistration.register(fitted, size=size, tokens=tokens, batch=batch, path=out)
     typer.echo(
         f"loss {found.loss.value:.4f} ({found.level:.0%} interval {found.loss.low:.4f} to {found.loss.high:.4f})"
     )
     typer.echo(f"lr {found.lr.value:.4g}, batch {found.batch.value:.4g} tokens; written to {out}")
+    say_warnings(fitted.predict(size, tokens, batch))
     if page is not None:
         from metaopt_hpo.report.prediction_page import prediction_page
 

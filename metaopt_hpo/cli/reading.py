@@ -55,7 +55,9 @@ Units = Annotated[
         "--sequence-length); 1 says that the numbers are right.",
     ),
 ]
-SequenceLength = Annotated[float | None, typer.Option(help="Tokens in a sequence.")]
+SequenceLength = Annotated[
+    float | None, typer.Option(parser=amount, metavar="N", help="Tokens in a sequence, e.g. 2048 or 2k.")
+]
 Wandb = Annotated[bool, typer.Option("--wandb", help="The same as --format wandb.", hidden=True)]
 Format = Annotated[
     str | None, typer.Option("--format", help="Tool that wrote the export, where the path does not show it.")

@@ -44,7 +44,7 @@ def test_predictions_and_export(tmp_path: Path) -> None:
     result = runner.invoke(app, ["laws", "step-law", "--size", "1e9", "--tokens", "1e11"])
     assert f"lr    {1.79 * 1e9**-0.713 * 1e11**0.307:.4g}" in result.output
     result = runner.invoke(
-        app, ["laws", "mup-adam", "--size", "4e9", "--tokens", "1e11", "--anchor", "1e9,1e11,0.01"]
+        app, ["laws", "mup-adam", "--size", "4e9", "--tokens", "1e11", "--anchor", "1B,100B,0.01"]
     )
     assert "lr    0.005" in result.output
     path = tmp_path / "law.json"

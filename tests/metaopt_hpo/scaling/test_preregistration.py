@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from metaopt_hpo.cli import app
+from metaopt_hpo.cli.laws import OutOfRange
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.scaling import Law, fit
 from metaopt_hpo.scaling.preregistration import read, register
@@ -76,3 +77,38 @@ def test_the_commands(law: Law, tmp_path: Path) -> None:
     scored = run.invoke(app, ["check", out, "--loss", "1.9"])
     assert scored.exit_code == 0
     assert "interval" in scored.output
+
+
+def test_the_command_takes_numbers_as_people_write_them_and_says_the_warnings(
+    law: Law, tmp_path: Path
+) -> None:
+    law.to_json(tmp_path / "law.json")
+    out = tmp_path / "p.json"
+    sizes = ["--size", "1B", "--tokens", "100B", "--batch", "512k", "--out", str(out)]
+    made = CliRunner().invoke(app, ["register", str(tmp_path / "law.json"), *sizes])
+    assert made.exit_code == 0, made.output
+    written = read(out)
+    assert (written.size, written.tokens) == (1e9, 1e11)
+    for warning in law.predict(**AT, batch=512e3).warnings:
+        assert f"warning [{warning.code}] " in made.stderr
+
+
+def test_the_command_refuses_what_lies_absurdly_far_out(law: Law, tmp_path: Path) -> None:
+    law.to_json(tmp_path / "law.json")
+    out = tmp_path / "p.json"
+    command = [
+        "register",
+        str(tmp_path / "law.json"),
+        "--size",
+        "1e17",
+        "--tokens",
+        "1e11",
+        "--out",
+        str(out),
+    ]
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, OutOfRange)
+    assert not out.exists()
+    forced = CliRunner().invoke(app, [*command, "--force"])
+    assert forced.exit_code == 0, forced.output
+    assert forced.stderr.count("warning [") == len(read(out).warnings) > 0
