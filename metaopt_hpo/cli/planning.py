@@ -136,8 +136,22 @@ def _settings(texts: list[str] | None) -> dict[str, str]:
         name, mark, value = text.partition("=")
         if not (mark and name.strip() and value.strip()):
             raise MetaOptError(f"--set takes NAME=VALUE, e.g. batch=65536, got {text!r}")
-        out[name.strip()] = value.strip()
+        out[name.strip()] = _as_number(name.strip(), value.strip())
     return out
+
+
+def _as_number(name: str, value: str) -> str:
+    """A training program's counts, 64k and 128:400k, in digits; what is no count stays for the program's own check."""
+    if name not in ("batch", "sequence_length", "sizes"):
+        return value
+    parts = []
+    for part in value.split(","):
+        knob, colon, count = part.rpartition(":")
+        try:
+            parts.append(f"{knob}{colon}{amount(count):.15g}")
+        except typer.BadParameter:
+            return value
+    return ",".join(parts)
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -163,7 +177,9 @@ def recipe(
             help="The pilots: folder of `metaopt-hpo run`, or a table. [default: the plan's own folder]"
         ),
     ] = None,
-    sequence_length: Annotated[int, typer.Option(help="Tokens of a sequence.", min=1)] = 2048,
+    sequence_length: Annotated[
+        float, typer.Option(parser=amount, metavar="N", help="Tokens of a sequence, e.g. 4096 or 4k.")
+    ] = 2048,
     devices: Annotated[
         int | None, typer.Option(help="Devices that train together. [default: the plan's]", min=1)
     ] = None,
@@ -189,7 +205,7 @@ def recipe(
         return
     text = found.export(
         to,
-        sequence_length=sequence_length,
+        sequence_length=round(sequence_length),
         devices=devices or read.hardware.devices,
         per_device=per_device,
     )

@@ -346,9 +346,25 @@ def test_the_commands(made: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     TrialTable.from_records(list(worlds_trials(made)), warn=False).write("pilots.parquet")
     said = run("recipe", "plan.toml", "--trials", "pilots.parquet")
     assert "recipe for 1B parameters" in said
-    run("recipe", "plan.toml", "--trials", "pilots.parquet", "--to", "torchtitan", "--out", "job.toml")
+    to = ("--to", "torchtitan", "--sequence-length", "4k", "--out", "job.toml")
+    run("recipe", "plan.toml", "--trials", "pilots.parquet", *to)
+    assert tomllib.loads(Path("job.toml").read_text())["training"]["seq_len"] == 4000
     assert tomllib.loads(Path("job.toml").read_text())["optimizer"]["name"] == "AdamW"
     with pytest.raises(Exception, match=r"metaopt-hpo run plan\.toml"):
         run("recipe", "plan.toml")
     needed = run("plan", "--target", "1B", "--tokens", "20B", "--know-lr", "0.8", "--out", "other.toml")
     assert "in lr" in needed
+
+
+def test_the_settings_of_a_program_take_numbers_as_people_write_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text("")
+    command = "python train.py --width {width} --lr {lr} --steps {steps}"
+    settings = ("--set", "sizes=128:400k,256:1.6M,512:6_400_000", "--set", "batch=64k")
+    at = ("--target", "100M", "--tokens", "2B", "--budget", "20 %", "--base", "none")
+    run("plan", *at, "--workload", command, *settings)
+    read = Plan.read("plan.toml")
+    assert read.target.batch == 64_000
+    assert set(read.vary.sizes) == {4e5, 1.6e6, 6.4e6}
