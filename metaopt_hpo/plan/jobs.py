@@ -12,13 +12,14 @@ from metaopt_hpo.plan.model import SELF_TUNING, Plan
 from metaopt_hpo.plan.store import JOBS
 
 
-def objective_of(plan: Plan, folder: Path, *, device: str = "cpu") -> Objective:
+def objective_of(plan: Plan, folder: Path, *, device: str = "cpu", target: bool = False) -> Objective:
     """What trains a plan's runs, checked: nothing is started.
 
     Args:
         plan: names workload, options, sizes.
         folder: the plan's; logs of a training program go to `jobs` in it.
         device: for our own workloads.
+        target: the target is to be run too, so that the workload must have its size.
 
     Raises:
         PlanError: the workload lacks a size of the plan, or cannot run MetaOptimize where a pilot needs it.
@@ -29,12 +30,12 @@ def objective_of(plan: Plan, folder: Path, *, device: str = "cpu") -> Objective:
     if not plan.workload.strip():
         raise PlanError("the plan names no workload, so there is nothing to run; add workload = … to it")
     if plan.workload in FAMILIES:
-        return _own(plan, device)
+        return _own(plan, device, target)
     from metaopt_hpo.comparison.command_objective import CommandObjective
     from metaopt_hpo.workloads.jobs import job_of
 
     objective = CommandObjective(job_of(plan.workload, plan.workload_options, (folder / JOBS).resolve()))
-    _check_sizes(plan, objective.sizes)
+    _check_sizes(plan, objective.sizes, target)
     if "own" in objective.job.strategies and any(p.strategy == SELF_TUNING for p in plan.pilots):
         raise PlanError(
             "the plan has pilots that find their own lr, and the command has no place for {strategy}: add it where the "
@@ -43,7 +44,7 @@ def objective_of(plan: Plan, folder: Path, *, device: str = "cpu") -> Objective:
     return objective
 
 
-def _own(plan: Plan, device: str) -> Objective:
+def _own(plan: Plan, device: str, target: bool) -> Objective:
     from metaopt_hpo.comparison.training_objective import TrainObjective
     from metaopt_hpo.workloads import members
 
@@ -60,14 +61,14 @@ def _own(plan: Plan, device: str) -> Objective:
     except (ValueError, TypeError) as error:
         raise PlanError(f"workload {plan.workload!r} cannot be made as the plan says: {error}") from error
     objective = TrainObjective(family, device=device)
-    _check_sizes(plan, objective.sizes)
+    _check_sizes(plan, objective.sizes, target)
     return objective
 
 
-def _check_sizes(plan: Plan, sizes: Sequence[float]) -> None:
+def _check_sizes(plan: Plan, sizes: Sequence[float], target: bool) -> None:
     for name, size in [*((p.name, p.size) for p in plan.pilots), ("the target", plan.target.size)]:
         if not any(abs(size - s) <= 1e-6 * s for s in sizes):
-            if name == "the target" and not any(s >= size for s in sizes):
+            if name == "the target" and not target and not any(s >= size for s in sizes):
                 continue  # its recipe may be wanted without its run
             known = ", ".join(f"{s:g}" for s in sizes)
             raise PlanError(

@@ -118,9 +118,9 @@ def run(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers!r}")
     path = Path(folder)
+    trained = objective or objective_of(plan, path, device=device, target=target or adapt)
     with only_process(path / store.LOCK_FILE, f"plan folder {path}"):
         store.claim(path, plan)
-        trained = objective or objective_of(plan, path, device=device)
         _threads(threads)
         chosen = get_engine(engine) if isinstance(engine, str) else engine
         running = _Running(plan, path, chosen, trained, progress, most, workers, threads)

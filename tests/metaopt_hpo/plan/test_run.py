@@ -207,7 +207,17 @@ def test_what_cannot_be_run_is_said_before_anything_starts(
     with pytest.raises(MetaOptError, match=says) as caught:
         run(make_plan(**changes), tmp_path / "plan")
     assert len(str(caught.value).splitlines()) == 1
-    assert not (tmp_path / "plan" / store.TABLE_FILE).exists()
+    assert not (tmp_path / "plan").exists()
+
+
+def test_a_target_that_the_workload_lacks_is_refused_before_its_pilots(
+    make_plan: Make, tmp_path: Path
+) -> None:
+    larger = dataclasses.replace(make_plan().target, size=1e7)
+    with pytest.raises(PlanError, match="the target has 1e\\+07 parameters and workload"):
+        run(make_plan(target=larger), tmp_path / "plan", target=True)
+    assert not (tmp_path / "plan").exists()
+    assert run(make_plan(target=larger), tmp_path / "plan", most=0).records == ()
 
 
 def test_a_folder_of_another_plan_is_refused(make_plan: Make, tmp_path: Path) -> None:
