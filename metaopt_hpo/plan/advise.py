@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.plan import decide
-from metaopt_hpo.plan.band import LEAST, predicted_end
+from metaopt_hpo.plan.band import predicted_end, reach
 from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.estimate import Z90, Estimate
+from metaopt_hpo.plan.knowledge import Knowledge, Run, prior_rise
 from metaopt_hpo.plan.lending import base_from
 from metaopt_hpo.plan.model import Plan
 from metaopt_hpo.plan.planner import STEP_LAW_BATCH
@@ -24,6 +26,7 @@ from metaopt_hpo.plan.run import NARROWEST, WIDEST
 from metaopt_hpo.plan.words import percent, short
 from metaopt_hpo.scaling import library
 from metaopt_hpo.scaling.api import Law, fit
+from metaopt_hpo.scaling.base.sources import base_of
 from metaopt_hpo.scaling.cautions import WRONG
 from metaopt_hpo.scaling.estimates import LawRefused, Prediction
 from metaopt_hpo.scaling.forms.decay import published_decay
@@ -45,9 +48,6 @@ FAR = 100.0
 
 RAMP_FROM = 1e10
 """Tokens of a run from which a batch ramp is worth its trouble: the noise scale is small at first."""
-
-LOSS_SD = 0.05
-"""Standard deviation of ln loss where too few pilots are done to predict one."""
 
 
 Fitted = tuple[Law | None, str]
@@ -85,6 +85,7 @@ def recipe(plan: Plan, trials: TrialTable | Sequence[TrialRecord], *, fitted: Fi
     batch, sd_batch = _batch(plan, law, found)
     sd_lr = math.log(lr.high / lr.low) / (2 * Z90)
     decay, sd_decay = published_decay(target.size, target.tokens, lr.value, batch.value, target.schedule)
+    predicted = found is not None or reach(done, target.size, target.tokens)
     loss = _loss(found, bool(doubts), done, plan)
     basis = _basis(plan, done, estimate)
     return Recipe(
@@ -99,9 +100,12 @@ def recipe(plan: Plan, trials: TrialTable | Sequence[TrialRecord], *, fitted: Fi
         within=min(max(lr.high / lr.value, NARROWEST), WIDEST),
         cost=plan.target_cost,
         basis=basis,
-        watch=_watch(loss, lr, target.tokens),
-        stop=_stop(loss, target.tokens),
-        warnings=_warnings(basis, refused, doubts if not by_law else [], estimate, plan, len(done)),
+        watch=_watch(loss if predicted else None, lr, target.tokens),
+        stop=_stop(target.tokens, by_band=predicted),
+        warnings=(
+            *_warnings(basis, refused, doubts if not by_law else [], estimate, plan, len(done)),
+            *(() if predicted else (_no_prediction(done),)),
+        ),
     )
 
 
@@ -141,23 +145,50 @@ def _batch(plan: Plan, law: Law | None, found: Prediction | None) -> tuple[Range
     if law is not None and found is not None and law.surface.has_batch and not law.open_valley:
         return _range(found.batch), _width(found.batch) / (2 * Z90)
     usual = STEP_LAW_BATCH[0] * target.tokens ** STEP_LAW_BATCH[1]
-    sd = plan.expected.batch or 1.0
+    sd = plan.before.batch or 1.0  # no pilot has a part in that number
     return _about(usual, sd), sd
 
 
 def _loss(found: Prediction | None, doubted: bool, done: Sequence[TrialRecord], plan: Plan) -> Range:
-    """By the law, where it is doubted with the trend of the pilots' ends in its interval; without a law by that."""
+    """By the law, where it is doubted with what the pilots' ends say in its interval; without a law by those."""
     by_law = None if found is None else _range(found.loss)
     if by_law is not None and not doubted:
         return by_law
-    if len(done) >= LEAST:
+    if reach(done, plan.target.size, plan.target.tokens):
         centre, sd = predicted_end(done, plan.target.size, plan.target.tokens)
-        trend = _about(math.exp(centre), sd)
+        ends = _about(math.exp(centre), sd)
     else:
-        trend = _about(min(r.loss for r in done), LOSS_SD)
+        ends = _bound(done, plan)
     if by_law is None:
-        return trend
-    return Range(value=by_law.value, low=min(by_law.low, trend.low), high=max(by_law.high, trend.high))
+        return ends
+    return Range(value=by_law.value, low=min(by_law.low, ends.low), high=max(by_law.high, ends.high))
+
+
+def _bound(done: Sequence[TrialRecord], plan: Plan) -> Range:
+    """What too few pilots say of the target's loss: no more than the best of them, how much less by the plan's priors.
+
+    The fall from the pilot to the target is that of the base's mean floor, or of `knowledge.prior_rise` without one,
+    and as uncertain as `plan` says. Without a base its centre is not shown: Chinchilla's shares are no estimate for a
+    model of another kind.
+    """
+    target = plan.target
+    shorter = [r for r in done if r.size <= target.size and r.planned_tokens <= target.tokens]
+    best = min(shorter or done, key=lambda r: r.loss)
+    highest = best.loss if shorter else math.inf
+    lent = base_of(base_from(plan.base)) if plan.base else None
+    there, here = (target.size, target.tokens), (best.size, best.planned_tokens)
+    if lent is not None and lent.floors:
+        fall = sum(float(f.log_loss(*there) - f.log_loss(*here)) for f in lent.floors) / len(lent.floors)
+    else:
+        fall = -prior_rise(*here, there)
+    known = Knowledge(
+        target.size, target.tokens, lr=plan.vary.lr, batch_given=target.batch is not None, base=lent
+    )
+    sd = known.after(Run(r.size, r.planned_tokens, r.batch, r.strategy) for r in done).loss
+    about = _about(best.loss * math.exp(min(fall, 0.0)), sd)
+    if shorter and (lent is None or not lent.floors):
+        return Range(value=best.loss, low=about.low, high=best.loss, at_most=True)
+    return replace(about, high=min(about.high, highest))
 
 
 def _warmup(plan: Plan, batch: float) -> float:
@@ -232,20 +263,32 @@ def _published(name: str, plan: Plan, anchor: tuple[float, float, float]) -> Pub
     return Published(name=said, **values) if any(values.values()) else None
 
 
-def _watch(loss: Range, lr: Range, tokens: float) -> tuple[str, ...]:
+def _watch(loss: Range | None, lr: Range, tokens: float) -> tuple[str, ...]:
+    expected = (
+        "" if loss is None else f"held-out loss at the end: {loss.low:.4g} to {loss.high:.4g} nats per token"
+    )
     return (
-        f"held-out loss at the end: {loss.low:.4g} to {loss.high:.4g} nats per token; metaopt-hpo watch shows the band "
-        "on the way",
+        *([f"{expected}; metaopt-hpo watch shows the band on the way"] if expected else []),
         "gradient norm: above the clipping norm on most steps after the warm-up, lr is too high",
         f"loss spikes that do not heal within {short(0.002 * tokens)} tokens: go back and take lr down to {lr.low:.3g}",
     )
 
 
-def _stop(loss: Range, tokens: float) -> tuple[str, ...]:
+def _stop(tokens: float, *, by_band: bool) -> tuple[str, ...]:
+    band = f"at {short(0.1 * tokens)} tokens, where the loss lies above its band: a setting is wrong, not only lr"
     return (
         f"at {short(tokens)} tokens, after the decay; a budget that changes before that: Plan.rebudget",
-        f"at {short(0.1 * tokens)} tokens, where the loss lies above its band: a setting is wrong, not only lr",
+        *([band] if by_band else []),
         "at any time, where the loss is not finite or has lost half of its progress",
+    )
+
+
+def _no_prediction(done: Sequence[TrialRecord]) -> str:
+    best = min(r.loss for r in done)
+    return (
+        f"the loss is no prediction: {len(done)} pilot{'s' if len(done) > 1 else ''} that do not span sizes and tokens "
+        f"give no law of it, its interval is made of the best pilot's own loss ({best:.4g}) and the plan's priors, and "
+        "no stop rule rests on it"
     )
 
 

@@ -14,6 +14,10 @@ from metaopt_hpo.trials.record import TrialRecord
 LEAST = 3
 """Finished pilots from which a loss is predicted."""
 
+LEAP = 4.0
+"""Factor from the nearest pilot up to which a loss is predicted along an axis that the pilots do not vary: by the prior
+of its slope alone."""
+
 FIRST = 1 / 32
 """Share of a run before which nothing is expected of it: warm-ups and first reports differ too much."""
 
@@ -51,7 +55,7 @@ def band(record: TrialRecord, pilots: Sequence[TrialRecord]) -> Band | None:
     slopes. A ratio of the loss on the way to the loss at the end would not do: it grows with size.
 
     Returns:
-        None with too few runs, or in the first thirty-second part of a run.
+        None with too few runs (`reach`), or in the first thirty-second part of a run.
     """
     done = [r for r in pilots if r.state == "complete" and r.loss > 0 and r.study != record.study]
     share = record.tokens / record.planned_tokens if record.planned_tokens > 0 else math.nan
@@ -61,11 +65,21 @@ def band(record: TrialRecord, pilots: Sequence[TrialRecord]) -> Band | None:
         seen = [(r, r.loss) for r in done]
     else:
         seen = [(r, loss) for r in done if (loss := _loss_at(r, share)) is not None]
-    if len(seen) < LEAST:
+    if not reach([r for r, _ in seen], record.size, record.planned_tokens):
         return None
     spread, error = (SLOPE_SPREAD, MODEL_ERROR) if share == 1 else (WAY_SPREAD, WAY_ERROR)
     centre, sd = _plane(seen, record.size, record.planned_tokens, spread, error)
     return Band(math.exp(centre - Z90 * sd), math.exp(centre + Z90 * sd))
+
+
+def reach(pilots: Sequence[TrialRecord], size: float, tokens: float) -> bool:
+    """Whether pilots are enough to predict a loss there: `LEAST` of them, with slopes of their own or a short way."""
+    for values, at in (([r.size for r in pilots], size), ([r.planned_tokens for r in pilots], tokens)):
+        if not values or (
+            max(values) < 1.01 * min(values) and max(at / values[0], values[0] / at) > 1.01 * LEAP
+        ):
+            return False
+    return len(pilots) >= LEAST
 
 
 def predicted_end(ends: Sequence[TrialRecord], size: float, tokens: float) -> tuple[float, float]:

@@ -212,8 +212,17 @@ def _cell_lr(row: Array, cell: Sequence[Run]) -> Array:
     return np.asarray(design.T @ np.linalg.solve(covariance, design))
 
 
+def prior_rise(size: float, tokens: float, target: tuple[float, float]) -> float:
+    """ln of how much more loss the prior's means give at (size, tokens) than at the target."""
+    return math.log(sum(_terms(math.log(size / target[0]), math.log(tokens / target[1]))))
+
+
+def _terms(n: float, d: float) -> tuple[float, float, float]:
+    """E, A·N^-α and B·D^-β at the prior's means, in units of the target's loss."""
+    return SHARES[0], SHARES[1] * math.exp(-EXPONENTS[0] * n), SHARES[2] * math.exp(-EXPONENTS[1] * d)
+
+
 def _floor_row(n: float, d: float) -> Array:
     """∂ ln loss / ∂ (ln E, ln A, ln B, α, β) at the prior's means."""
-    e, a, b = SHARES[0], SHARES[1] * math.exp(-EXPONENTS[0] * n), SHARES[2] * math.exp(-EXPONENTS[1] * d)
-    total = e + a + b
-    return np.array([e, a, b, -a * n, -b * d]) / total
+    e, a, b = _terms(n, d)
+    return np.array([e, a, b, -a * n, -b * d]) / (e + a + b)

@@ -64,7 +64,9 @@ class Rebudget:
         lines = [f"{self.note}", *(f"at {short(t) if t else '0'} tokens: lr {x:.4g}" for t, x in self.points)]
         lines.append(f"{self.steps} steps of {short(self.batch)} tokens are left")
         if self.loss is not None:
-            lines.append(f"expected loss at the end: {self.loss} nats per token")
+            lines.append(
+                f"{'' if self.loss.at_most else 'expected '}loss at the end: {self.loss} nats per token"
+            )
         return "\n".join(lines)
 
 

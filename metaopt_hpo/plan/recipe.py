@@ -11,11 +11,17 @@ from metaopt_hpo.plan.model import Target
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """A value and its interval at the recipe's level."""
+    """A value and its interval at the recipe's level.
+
+    Attributes:
+        value, low, high: the interval holds the value.
+        at_most: the value is a bound from above, `high` too, and no estimate.
+    """
 
     value: float
     low: float
     high: float
+    at_most: bool = False
 
     def __post_init__(self) -> None:
         for name in ("value", "low", "high"):
@@ -27,7 +33,9 @@ class Range:
 
     def __format__(self, spec: str) -> str:
         spec = spec or ".4g"
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        return (
+            f"{'at most ' if self.at_most else ''}{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

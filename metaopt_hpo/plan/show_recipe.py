@@ -33,7 +33,12 @@ def lines(recipe: Recipe) -> list[tuple[str, str, str, str]]:
         ("schedule", r.target.schedule, "", decay),
         ("length", short(r.target.tokens), "", f"tokens ({r.steps} steps)"),
         ("gradient clipping", f"{r.grad_clip:g}", "", "norm of the gradient"),
-        ("loss at the end", f"{r.loss.value:.4g}", between(r.loss.low, r.loss.high), "nats per token"),
+        (
+            "loss at the end",
+            f"{'at most ' if r.loss.at_most else ''}{r.loss.value:.4g}",
+            between(r.loss.low, r.loss.high),
+            "nats per token",
+        ),
         ("metaoptimize", f"expected={r.lr.value:.4g}, within={r.within:.3g}", "", "a factor about lr"),
         ("compute", f"{r.cost.flops:.3g}", "", f"FLOPs ({r.cost.gpu_hours:.3g} device-hours)"),
     ]

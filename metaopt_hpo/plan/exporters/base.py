@@ -69,7 +69,7 @@ def remarks(recipe: Recipe, setup: Setup) -> list[str]:
     out = [
         f"metaopt-hpo: {r.target.size:.4g} parameters, {r.target.tokens:.4g} tokens, schedule {r.target.schedule}",
         f"peak lr {r.lr} (no unit), batch {r.batch} tokens per step, weight decay {r.weight_decay} (times lr, a step)",
-        f"expected loss at the end {r.loss} nats per token; intervals at {r.level:.0%}",
+        f"{'' if r.loss.at_most else 'expected '}loss at the end {r.loss} nats per token; intervals at {r.level:.0%}",
         f"batch as written here: {setup.real_batch(r)} tokens per step ({setup.devices} devices, sequences of "
         f"{setup.sequence_length} tokens)",
     ]

@@ -26,7 +26,11 @@ def export(recipe: Recipe, setup: Setup) -> str:
         ("warm-up, tokens", short(r.warmup), ""),
         ("decay to zero, tokens", f"{short(r.cooldown)} ({r.target.schedule})", ""),
         ("gradient clipping, norm", f"{r.grad_clip:g}", ""),
-        ("predicted loss, nats per token", f"{r.loss.value:.4g}", f"{r.loss.low:.4g} to {r.loss.high:.4g}"),
+        (
+            f"{'loss, at most' if r.loss.at_most else 'predicted loss'}, nats per token",
+            f"{r.loss.value:.4g}",
+            f"{r.loss.low:.4g} to {r.loss.high:.4g}",
+        ),
         ("training compute, FLOPs", f"{r.cost.flops:.3g}", ""),
     ]
     lines = [

@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from metaopt_hpo.plan import advise
 from metaopt_hpo.plan.api import Plan, plan
 from metaopt_hpo.plan.costs import Cost, PlanError
+from metaopt_hpo.plan.estimate import Z90
 from metaopt_hpo.plan.exporters import Setup, export, exporters
 from metaopt_hpo.plan.model import Target
 from metaopt_hpo.plan.rebudget import lr_at, rebudget
@@ -146,6 +148,59 @@ def test_one_pilot_is_enough_for_a_recipe_with_a_warning(made: Plan) -> None:
     found = made.recipe(list(worlds_trials(made))[:1])
     assert any("only 1 pilot" in w for w in found.warnings)
     assert found.lr.low < found.lr.value < found.lr.high
+
+
+def of_one_size(made: Plan, count: int) -> list[TrialRecord]:
+    """Pilots of the smallest cell."""
+    first = next(worlds_trials(made))
+    return [dataclasses.replace(first, trial=str(i), study=str(i), seed=i) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("base", [(), ("fitted-step-law",)])
+def test_the_loss_of_pilots_too_few_to_predict_it_is_a_bound(
+    made: Plan, count: int, base: tuple[str, ...], tmp_path: Path
+) -> None:
+    plan = dataclasses.replace(made, base=base)
+    trials = of_one_size(plan, count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(advise, "law_of", lambda *_: (None, "too few"))
+        found = plan.recipe(trials)
+    best = min(r.loss for r in trials)
+    truth = 1.7 + 400 * plan.target.size**-0.34 + 400 * plan.target.tokens**-0.28
+    assert found.loss.low <= truth < best == found.loss.high
+    assert found.loss.low < best * math.exp(-1.6 * plan.before.loss / 2)
+    assert not any("band" in s for s in (*found.stop, *found.watch))
+    assert sum("the loss is no prediction" in w for w in found.warnings) == 1
+    assert found.loss.at_most is not bool(base)
+    assert (f"at most {best:.4g}" in str(found)) is not bool(base)
+    assert ("loss, at most" in found.export("card")) is not bool(base)
+    if base:
+        assert found.loss.value < best
+    found.write(tmp_path / "recipe.toml")
+    assert Recipe.read(tmp_path / "recipe.toml") == found
+
+
+def test_pilots_that_span_sizes_predict_the_loss_and_bear_a_stop_rule(recipe: Recipe) -> None:
+    assert any("band" in s for s in recipe.stop)
+    assert not recipe.loss.at_most
+    assert not any("no prediction" in w for w in recipe.warnings)
+
+
+def test_a_shorter_end_is_not_bounded_by_longer_pilots(made: Plan) -> None:
+    trials = of_one_size(made, 1)
+    new = made.rebudget(trials, seen=1e6, tokens=trials[0].tokens / 10)
+    assert new.loss is not None
+    assert not new.loss.at_most
+    assert new.loss.low < trials[0].loss < new.loss.high
+
+
+def test_a_batch_that_no_pilot_told_is_as_uncertain_as_before_them() -> None:
+    plan_of_all = plan(**TARGET)
+    assert plan_of_all.expected.batch < plan_of_all.before.batch
+    found = plan_of_all.recipe(list(worlds_trials(plan_of_all))[:1])
+    width = math.log(found.batch.high / found.batch.value)
+    assert width == pytest.approx(Z90 * plan_of_all.before.batch)
 
 
 @pytest.mark.parametrize("to", exporters())
