@@ -92,7 +92,7 @@ class Reading:
         names = naming.resolve(list(frame.columns), self.options.columns, self.notes if first else None)
         if first:
             self.names = names
-            self.own = set(schema.REQUIRED) | {"state", "trial", "params"} <= set(map(str, frame.columns))
+            self.own = naming.is_own(list(frame.columns))
         self.parts.append(self._conform(frame, names))
 
     def _conform(self, frame: pd.DataFrame, names: naming.Names) -> pd.DataFrame:

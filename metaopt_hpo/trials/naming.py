@@ -36,6 +36,11 @@ class Names:
         return self.found.get(name)
 
 
+def is_own(names: Sequence[object]) -> bool:
+    """Whether these are the columns of a table that this package wrote."""
+    return set(schema.REQUIRED) | {"state", "trial", "params"} <= set(map(str, names))
+
+
 def check_nameable(*sources: Mapping[str, object]) -> None:
     """Refuse a quantity that no table has.
 
@@ -87,9 +92,8 @@ def resolve(
             continue
         free = [n for n in known if n not in taken]
         exact = ours if ours in free else None
-        column = (
-            quantities.find(free, ours) if exact is None or quantities.QUANTITIES[ours].setting else exact
-        )
+        asked = quantities.QUANTITIES[ours].setting or (ours == "loss" and not is_own(known))
+        column = quantities.find(free, ours) if exact is None or asked else exact
         if column is None:
             continue
         found[ours] = column
@@ -111,7 +115,7 @@ def resolve(
         if seen:
             found["tokens"] = seen[0]
     for ours in schema.COLUMN_NAMES:
-        if ours not in found and ours in known and ours not in taken:
+        if ours not in found and ours not in schema.REQUIRED and ours in known and ours not in taken:
             found[ours] = ours
     missing = [q for q in schema.REQUIRED if q not in found]
     if "tokens" in missing and (
@@ -161,6 +165,8 @@ def missing_message(missing: Sequence[str], known: Sequence[str], found: Mapping
     hints = {m: near[0] for m in missing if (near := quantities.did_you_mean(m, free, m))}
     verb = "column" if len(missing) == 1 else "columns"
     text = f"{verb} {what} {'is' if len(missing) == 1 else 'are'} missing; the table has {listed(known)}"
+    if missing == ("loss",) and quantities.candidates(free, "loss"):
+        text = f"the table has several losses, and which of them is on held-out data is not said: {listed(known)}"
     if hints:
         text += f"; did you mean {', '.join(f'columns={{{m!r}: {n!r}}}' for m, n in hints.items())}?"
         counted = {m: unit for m, n in hints.items() if (unit := quantities.unit_hint(n))}

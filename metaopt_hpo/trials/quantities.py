@@ -168,14 +168,34 @@ def find(names: Iterable[object], quantity: str) -> str | None:
     """The one column that holds a quantity; None where there is none, or several with an equal claim.
 
     Its own name comes first; for a setting, a config's entry (`config/lr`) before a reported value of the same
-    name (`lr`): a scheduler's current lr is not the trial's.
+    name (`lr`): a scheduler's current lr is not the trial's. A column `loss` beside `val_loss` is most often the
+    loss on the training data, so that neither is taken.
     """
     names = list(names)
     own = candidates(names, quantity)
-    if not own:
+    if not own or (quantity == "loss" and parts(own[0])[1] == "loss" and held_out(names)):
         return None
     first = [n for n in own if _rank(n, quantity) == _rank(own[0], quantity)]
     return own[0] if len(first) == 1 else None
+
+
+HELD_OUT = ("val", "valid", "validation", "eval", "evaluation", "test", "dev", "heldout", "holdout", "held")
+"""Words of a name that say the loss is one on data that was not trained on."""
+
+NO_LOSS = ("std", "stderr", "sem", "se", "var", "ci", "fn", "weight", "steps", "interval", "every")
+"""Words of a name that say it holds something about a loss."""
+
+
+def held_out(names: Iterable[object]) -> list[str]:
+    """The columns whose names say that they hold a loss on held-out data; settings are none."""
+    out = []
+    for name in names:
+        kind, rest = parts(name)
+        words = set(rest.split("_"))
+        says = "loss" in words and words & set(HELD_OUT) and not words & set(NO_LOSS)
+        if isinstance(name, str) and kind != "config" and says:
+            out.append(name)
+    return out
 
 
 def _rank(name: str, quantity: str) -> tuple[bool, str]:
@@ -285,6 +305,8 @@ def did_you_mean(name: str, names: Iterable[object], quantity: str | None = None
     """Up to three names that were perhaps meant: suggested by the quantity, then near in spelling."""
     known = [str(n) for n in names]
     out = candidates(known, quantity, weak=True) if quantity in QUANTITIES else []
+    if quantity == "loss":
+        out = list(dict.fromkeys([*held_out(out), *held_out(known), *out]))
     if quantity == "loss" and not out:
         out = sorted((n for n in known if "loss" in normalise(n)), key=lambda n: "train" in normalise(n))
     lower = {normalise(n): n for n in reversed(known)}

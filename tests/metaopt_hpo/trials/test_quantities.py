@@ -24,7 +24,13 @@ from metaopt_hpo.trials import quantities
             "config/lr",
         ),  # a reported lr is a scheduler's, the config's is the trial's
         (["lr", "config/train_loop_config/lr"], "lr", "config/train_loop_config/lr"),
-        (["loss", "val_loss"], "loss", "loss"),
+        (["loss", "val_loss"], "loss", None),  # most often the loss on the training data
+        (["loss", "eval/loss"], "loss", None),
+        (["loss", "loss/val"], "loss", None),
+        (["loss", "test_loss"], "loss", None),
+        (["summary.loss", "summary.val_loss"], "loss", None),
+        (["loss", "curve_loss", "initial_loss", "train_loss"], "loss", "loss"),
+        (["loss", "val_loss_std", "config/val_loss_weight"], "loss", "loss"),
         (["eval/loss", "train/loss"], "loss", "eval/loss"),
         (["summary.tokens", "config.tokens"], "tokens", "config.tokens"),
         (["val_loss", "eval_loss"], "loss", None),  # two equal claims: asked for, not guessed
@@ -44,6 +50,7 @@ def test_weak_names_and_spelling_are_suggested() -> None:
     assert quantities.did_you_mean("batch", ["bsz", "x"], "batch") == ["bsz"]
     assert quantities.did_you_mean("leraning_rate", ["learning_rate", "x"]) == ["learning_rate"]
     assert quantities.did_you_mean("size", ["N", "depth"], "size") == ["N"]
+    assert quantities.did_you_mean("loss", ["loss", "c4/val/loss"], "loss") == ["c4/val/loss", "loss"]
 
 
 def test_look_up_reads_nested_mappings_and_other_names() -> None:

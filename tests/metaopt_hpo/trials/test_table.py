@@ -264,3 +264,21 @@ def test_a_bad_value_is_said_as_a_plain_number() -> None:
     frame.loc[3, "lr"] = 0.0
     with pytest.raises(TableError, match=r"got 0 in 1 row \(first: row 3\)"):
         TrialTable.from_frame(frame)
+
+
+@pytest.mark.parametrize("other", ["val_loss", "eval/loss", "test_loss", "loss/val", "validation loss"])
+def test_a_loss_beside_one_on_held_out_data_is_asked_for(other: str) -> None:
+    frame = sweep()
+    frame[other] = frame["loss"] + 0.1
+    with pytest.raises(TableError, match="several losses") as error:
+        TrialTable.from_frame(frame)
+    assert f"columns={{'loss': {other!r}}}" in str(error.value)
+    assert (TrialTable.from_frame(frame, {"loss": "loss"}).frame["loss"] == frame["loss"]).all()
+
+
+def test_a_table_of_ours_keeps_its_loss(tmp_path: Path) -> None:
+    table = TrialTable.from_frame(
+        sweep().assign(initial_loss=9.0, curve_tokens=[(1.0,)] * 32, curve_loss=[(5.0,)] * 32)
+    )
+    again = TrialTable.read(table.write(tmp_path / "own.csv"))
+    assert (again.frame["loss"] == table.frame["loss"]).all()
