@@ -198,7 +198,12 @@ class Reading:
         given = self.options.columns.get("progress")
         found = names.source("progress")
         progress = [found] if isinstance(found, str) else reports.progress_columns(list(frame.columns))
-        read = {v for k, v in names.found.items() if k not in ("tokens", "progress")}
+        read = {
+            v
+            for k, v in names.found.items()
+            if k not in ("tokens", "progress")
+            and not (k in naming.DERIVED and quantities.parts(v)[1] in reports.REPORTED)
+        }
         progress = [c for c in progress if c not in read]
         if given is None and not progress:
             return set()
@@ -237,6 +242,7 @@ class Reading:
             named=list(options.columns),
             sparse=self.sparse,
             lr_is_set=isinstance(lr_source, str) and quantities.parts(lr_source)[0] == "config",
+            refuse=options.implausible == "refuse",
         )
         if not self.own:
             frame = states.ended_early(frame, notes)

@@ -27,6 +27,15 @@ SURE_PROGRESS = ("training_iteration", "timesteps_total", "_step")
 EVEN = (*quantities.PROGRESS_STEPS, "iter", "epoch", "timesteps_total")
 """Progress that counts what has been seen, if not in tokens."""
 
+REPORTED = (*quantities.PROGRESS_TOKENS[:5], "global_step", "step", "iteration", "iter", "epoch")
+"""Progress by names that tables of finished runs seldom have for what a run has seen in all."""
+
+MOST, EVENLY = 0.8, 0.1
+"""Shares of rows and runs, and of the step from one report to the next, from which a table counts as one of reports."""
+
+SEVERAL, MANY = 3, 8
+"""Reports that a run has at least: by a name of `REPORTED`, and by another."""
+
 BY_CLOCK = ("time_total_s", "runtime", "timestamp")
 """Progress that says nothing of how much a run has seen; two runs of one setting differ in it too."""
 
@@ -53,6 +62,7 @@ def fold(
     named: Sequence[str] = (),
     sparse: bool = False,
     lr_is_set: bool = False,
+    refuse: bool = True,
 ) -> pd.DataFrame:
     """`frame` with one row a run; unchanged, but for the helping columns, where it has that already.
 
@@ -63,6 +73,7 @@ def fold(
         sparse: a report without a loss did not evaluate it; one whose loss was lost has an infinite one. Elsewhere
             a loss that is missing from some report on was lost.
         lr_is_set: the column of lr is a setting and no scheduler's current value.
+        refuse: raise where rows look like reports and nothing tells the runs apart, instead of noting it.
 
     Raises:
         TableError: rows are reports, and nothing tells the runs apart.
@@ -88,8 +99,12 @@ def fold(
                 lr_is_set=lr_is_set,
             )
             out = folded(frame, what, notes)
-        else:
-            _ask_without_ids(frame, progress)
+        elif not _one_row_each(frame, ids, named):
+            question = _question(frame, progress, named)
+            if question and refuse:
+                raise TableError(question)
+            if question:
+                notes.append(Note("reports", len(frame), question))
     return out.drop(columns=helpers)
 
 
@@ -119,14 +134,18 @@ def _runs(
             grows = [p for p in grows if _name(p, PROGRESS) != "tokens"]
         if grows and (sure or any(map(_sure_progress, grows)) or _constant(frame, key, ["tokens"])):
             return key, grows[0]
-    key = _configuration(frame)
-    if not key.duplicated().any():
-        return None
-    for column in progress:
-        if _by_clock(column) or not _grows(frame[column], key, repeats=False):
+    for planned in (False, True):
+        key = _configuration(frame, planned=planned)
+        if not key.duplicated().any():
             continue
-        if _sure_progress(column) or (_constant(frame, key, ["tokens"]) and _in_turn(frame[column], key)):
-            return key, column
+        for column in progress:
+            if _by_clock(column) or not _grows(frame[column], key, repeats=False):
+                continue
+            in_turn = _constant(frame, key, ["tokens"]) and _in_turn(frame[column], key)
+            if (in_turn and (not planned or _falls(frame["loss"], key) >= MOST)) or (
+                not planned and _sure_progress(column)
+            ):
+                return key, column
     return None
 
 
@@ -143,10 +162,10 @@ def _sure_progress(column: str) -> bool:
     return name in SURE_PROGRESS or quantities.normalise(name) in SURE_PROGRESS[:2]
 
 
-def _configuration(frame: pd.DataFrame) -> pd.Series:
-    """Rows of equal settings, as far as the schema's columns say."""
+def _configuration(frame: pd.DataFrame, *, planned: bool) -> pd.Series:
+    """Rows of equal settings, as far as the schema's columns say; `planned` tokens are one of them."""
     columns = ["study", "size", "batch", "lr", "seed", "strategy", "target_tokens"]
-    if frame.groupby(["size", "batch", "lr", "seed"], dropna=False)["tokens"].nunique().max() <= 1:
+    if planned or frame.groupby(["size", "batch", "lr", "seed"], dropna=False)["tokens"].nunique().max() <= 1:
         columns.append("tokens")
     return frame.groupby(columns, dropna=False, sort=False).ngroup()
 
@@ -161,16 +180,85 @@ def _in_turn(values: pd.Series, key: pd.Series) -> bool:
     )
 
 
-def _ask_without_ids(frame: pd.DataFrame, progress: list[str]) -> None:
+def _one_row_each(frame: pd.DataFrame, ids: list[str], named: Sequence[str]) -> bool:
+    """Whether a column that the user, or its name, calls the runs' id has another value in every row."""
+    for column in ids:
+        sure = _name(column, ID) in SURE_IDS or ("trial" in named and column == ids[0])
+        key = frame[column]
+        if (
+            sure
+            and key.notna().all()
+            and not pd.DataFrame({"s": frame["study"], "k": key}).duplicated().any()
+        ):
+            return True
+    return False
+
+
+def _question(frame: pd.DataFrame, progress: list[str], named: Sequence[str]) -> str:
+    """What is asked where rows are, or look like, reports that nothing assigns to runs; empty where they do not."""
     for column in progress:
-        if not _sure_progress(column):
-            continue
-        key = _configuration(frame)
-        if bool((frame[column].groupby(key.to_numpy()).nunique() > 1).any()):
-            raise TableError(
-                f"the table has one row a report ({column.removeprefix(PROGRESS)!r} counts them), and nothing tells "
+        name = column.removeprefix(PROGRESS)
+        key = _configuration(frame, planned=False)
+        if _sure_progress(column) and bool((frame[column].groupby(key.to_numpy()).nunique() > 1).any()):
+            return (
+                f"the table has one row a report ({name!r} counts them), and nothing tells "
                 "its runs apart; name the column of the runs' ids with columns={'trial': …}"
             )
+        if "progress" in named and frame[column].nunique() > 1:
+            return (
+                f"{name!r} counts the reports of runs, and nothing says which run a row belongs to; name the column of "
+                "the runs' ids with columns={'trial': …}"
+            )
+        if not _by_clock(column) and (_plan_repeats(frame, column) or _saw_teeth(frame, column)):
+            return (
+                f"rows look like reports of runs that {name!r} counts, and nothing says which run they belong to; name "
+                "the column of the runs' ids with columns={'trial': …}, or pass implausible='warn' where every row is "
+                "a finished run"
+            )
+    return ""
+
+
+def _plan_repeats(frame: pd.DataFrame, column: str) -> bool:
+    """Whether most plans have several rows, told apart by steps along which the loss falls.
+
+    Finished runs of one batch and as many tokens took as many steps; repeats that differ in them, such as the step of
+    the best checkpoint, have no falling loss.
+    """
+    if _name(column, PROGRESS) not in (*quantities.PROGRESS_STEPS, "iteration", "iter"):
+        return False
+    key = _configuration(frame, planned=True)
+    size = key.map(key.value_counts())
+    if (size >= SEVERAL).mean() < MOST or not _grows(frame[column], key, repeats=False):
+        return False
+    order = np.argsort(frame[column].to_numpy(), kind="stable")
+    return _falls(frame["loss"].iloc[order], key.iloc[order]) >= MOST
+
+
+def _saw_teeth(frame: pd.DataFrame, column: str) -> bool:
+    """Whether nearly all rows stand in stretches of one size and batch, each counting evenly up with a falling loss.
+
+    A grid of finished runs can look like that where its token budgets are evenly spaced; as these mostly double,
+    and a name such as `steps` is that of a whole run, even steps of the few names that reports have are asked about.
+    """
+    name = _name(column, PROGRESS)
+    at = frame[column].to_numpy(dtype=float)
+    shared = frame.groupby(["study", "size", "batch", "seed", "strategy"], dropna=False).ngroup().to_numpy()
+    starts = np.append(True, (shared[1:] != shared[:-1]) | ~(np.diff(at) > 0))
+    run = pd.Series(np.cumsum(starts), index=frame.index)
+    least = SEVERAL if name in REPORTED else MANY
+    length = run.map(run.value_counts()).to_numpy()
+    if starts.sum() < 2 or (length >= least).mean() < MOST:
+        return False
+    step = pd.Series(np.diff(at, prepend=np.nan), index=frame.index).mask(starts).groupby(run)
+    even = (step.max() - step.min() <= EVENLY * step.max()) & (step.count() >= least - 1)
+    return bool(even[run].mean() >= MOST) and _falls(frame["loss"], run) >= MOST
+
+
+def _falls(loss: pd.Series, key: pd.Series) -> float:
+    """Share of the runs of several rows whose last loss is below their first."""
+    kept = loss[np.isfinite(loss)].groupby(key)
+    first, last = kept.first()[kept.size() > 1], kept.last()[kept.size() > 1]
+    return float((last < first).mean()) if len(first) else 0.0
 
 
 def _constant(frame: pd.DataFrame, key: pd.Series, columns: list[str]) -> bool:

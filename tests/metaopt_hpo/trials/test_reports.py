@@ -172,3 +172,72 @@ def test_a_counter_of_another_name_is_named() -> None:
     assert [(r.tokens, r.loss, r.curve) for r in table.records()] == [
         (20 * r.size, 3.0, None) for r in table.records()
     ]
+
+
+def grid(**over: Any) -> pd.DataFrame:
+    """Five reports of each run of a grid in which every lr occurs at two budgets; nothing names the runs."""
+    rows = [
+        {
+            "step": 1000 * k, "tokens": d, "tokens_seen": d * k / 5, "batch": 65536, "lr": lr, "size": n,
+            "val_loss": 3.0 + 1 / k - 0.1 * np.log10(d),
+        }
+        for n in (1e6, 4e6, 16e6)
+        for d in (20 * 1e7, 40 * 1e7)
+        for lr in (1e-3, 3e-3, 1e-2)
+        for k in range(1, 6)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(**over)
+
+
+@pytest.mark.parametrize("name", ["step", "global_step", "epoch", "iteration"])
+def test_reports_without_ids_are_runs_where_their_settings_say_so(name: str) -> None:
+    frame = grid().drop(columns="tokens_seen").rename(columns={"step": name})
+    for options in ({}, {"progress": name}):
+        table = read(frame, options)
+        assert len(table) == 18
+        assert {r.state for r in table.records()} == {"complete"}
+        assert {r.loss for r in table.records()} == set(frame["val_loss"][frame[name] == 5000])
+
+
+@pytest.mark.parametrize(
+    ("change", "columns"),
+    [
+        (lambda f: f.drop(columns="tokens"), {}),  # every row would be a run of as many tokens as it had seen
+        (lambda f: f.drop(columns=["tokens", "step"]), {}),
+        (lambda f: f.drop(columns=["tokens", "tokens_seen"]), {"steps": "step"}),
+        (lambda f: f.drop(columns="tokens_seen").assign(lr=f["lr"] * (1 - f["step"] / 6000)), {}),  # a scheduler's
+        (lambda f: f.drop(columns="tokens_seen").sample(frac=1, random_state=0), {}),
+        (lambda f: f.drop(columns="tokens").sample(frac=1, random_state=0), {"progress": "step"}),
+    ],
+)  # fmt: skip
+def test_reports_that_nothing_assigns_to_runs_are_refused(change: Any, columns: dict[str, str]) -> None:
+    frame = change(grid())
+    with pytest.raises(TableError, match=r"runs' ids with columns=\{'trial': …\}"):
+        read(frame, columns)
+    frame["label"] = grid().groupby(["size", "tokens", "lr"]).ngroup()
+    assert len(read(frame, {**columns, "trial": "label"})) == 18
+    noted = read(frame.drop(columns="label"), columns, implausible="warn").notes
+    assert any("nothing says which run" in n.message for n in noted)
+
+
+@pytest.mark.parametrize("name", ["step", "global_step", "epoch", "iteration", "tokens_seen", "steps"])
+@pytest.mark.parametrize(
+    "by", ["size tokens lr", "size lr tokens", "lr tokens size", "tokens", "loss", "step"]
+)
+def test_a_grid_of_finished_runs_is_no_table_of_reports(name: str, by: str) -> None:
+    frame = pd.DataFrame(
+        [
+            {"size": n, "tokens": d, "batch": 65536, "lr": lr, "step": d / 65536, "loss": 9 - 0.3 * np.log(d) + lr}
+            for n in (1e6, 4e6, 16e6)
+            for d in (1e8, 2e8, 4e8, 8e8, 16e8)
+            for lr in (1e-3, 3e-3, 1e-2)
+        ]
+    ).sort_values(by.split())  # fmt: skip
+    assert len(read(frame.rename(columns={"step": name}))) == 45
+    few = frame[frame["tokens"] < 3e8]  # two budgets are evenly spaced whatever they are
+    assert len(read(few.rename(columns={"step": name}))) == 18
+
+
+def test_an_id_in_every_row_says_that_rows_are_runs() -> None:
+    frame = grid().drop(columns="tokens")
+    assert len(read(frame.assign(run_id=range(len(frame))))) == len(frame)
