@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metaopt_hpo.errors import MetaOptWarning, warn
 from metaopt_hpo.optim.outside_graphs import outside_graphs
+from metaopt_hpo.strategies.checks import scalar
 from metaopt_hpo.strategies.errors import StrategyError
 from metaopt_hpo.strategies.packed import packed, unpacked
 
@@ -115,8 +116,8 @@ class RunOptimizer(torch.optim.Optimizer):
         return self._ear.loss
 
     @loss.setter
-    def loss(self, value: Tensor | None) -> None:
-        self._ear.loss = value
+    def loss(self, value: Tensor | float | None) -> None:
+        self._ear.loss = scalar(value, self.param_groups[0]["params"][0].device)
 
     def _hear(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if not (module.training and torch.is_grad_enabled()):

@@ -15,7 +15,7 @@ from metaopt_hpo.errors import warn
 from metaopt_hpo.optim import host
 from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.strategies.as_optimizer import RunOptimizer, RunScheduler
-from metaopt_hpo.strategies.checks import check_positive, close_to, one_of
+from metaopt_hpo.strategies.checks import check_is_loss, check_positive, close_to, one_of
 from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.errors import StrategyError as StrategyError
 from metaopt_hpo.strategies.groups import DECAY
@@ -85,6 +85,7 @@ class LRRun:
             scaler: the loss scale the gradients were made with (`scaler.scale(loss).backward()`); they are unscaled
                 here, a step that overflowed changes no weight, and the scale is updated. Give the loss itself unscaled.
         """
+        check_is_loss(loss)
         self._say_if_past_horizon()
         self._before_step(self.steps_taken, loss)
         if scaler is not None:

@@ -58,13 +58,26 @@ def check_horizon(horizon: int) -> int:
     return int(horizon)
 
 
+def check_is_loss(loss: object) -> None:
+    """Raise StrategyError for what is no loss: a closure, as torch's optimizers take one, or anything else."""
+    if loss is None or isinstance(loss, numbers.Real | Tensor):
+        return
+    if callable(loss):
+        raise StrategyError(
+            "run.step() takes the loss and no closure: write loss = closure(); run.step(loss), or "
+            "run.as_optimizer().step(closure)"
+        )
+    raise StrategyError(f"run.step() takes the loss, a number or a tensor of one, got {type(loss).__name__}")
+
+
 def scalar(loss: Tensor | float | None, device: torch.device) -> Tensor | None:
     """A loss as a 0-d tensor, from whatever a loop has: one number, `.item()`, or a tensor of one number.
 
     Raises:
-        StrategyError: several numbers.
+        StrategyError: several numbers, or none.
     """
-    if isinstance(loss, int | float):
+    check_is_loss(loss)
+    if loss is not None and not isinstance(loss, Tensor):
         return torch.tensor(float(loss), device=device)
     if loss is not None and loss.numel() != 1:
         raise StrategyError(

@@ -74,7 +74,8 @@ class Guard:
         if self.returns == MOST + 1:
             warn(
                 f"the loss is not finite or does not come back after {self.returns} returns to the last good weights "
-                "at ever smaller step sizes; the learning rate is not the reason: look at the data",
+                "at ever smaller step sizes, so that its step size alone does not bring it back: look at the data, the "
+                "model and the loss, which must be one to minimise",
                 RunWarning,
             )
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from metaopt_hpo.optim import host
 from metaopt_hpo.strategies.base import LRRun, StrategyError
-from metaopt_hpo.strategies.checks import check_fraction, check_horizon
+from metaopt_hpo.strategies.checks import check_fraction, check_horizon, scalar
 from metaopt_hpo.strategies.groups import decay_groups
 from metaopt_hpo.strategies.processes import mean_over_processes
 from metaopt_hpo.strategies.registry import register
@@ -80,6 +80,7 @@ class AdaLRSRun(ScheduleRun):
 
     def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """See `LRRun.step`; a step on which the run goes back takes no update."""
+        loss = scalar(loss, self.optimizer.param_groups[0]["params"][0].device)
         if loss is None:
             raise StrategyError("adalrs searches by the training loss: call run.step(loss)")
         if self.steps_taken == self._last:  # nothing is tried any more

@@ -164,7 +164,27 @@ def test_a_model_that_is_not_the_optimizers_is_named() -> None:
 def test_a_loss_that_is_nan_from_the_first_step_is_named_once() -> None:
     model = net()
     run = wrap(torch.optim.AdamW(model.parameters()), 100, model)
-    with pytest.warns(RunWarning, match="look at the data") as said:
+    with pytest.warns(
+        RunWarning,
+        match="its step size alone does not bring it back: look at the data, the model and the loss",
+    ) as said:
         take(run, model, 60, float("nan"))
     assert len(said) == 1
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["wrap", "metaoptimize", "wsd", "adalrs", "hypergradient", "prodigy"])
+def test_a_closure_in_the_place_of_the_loss_is_named(name: str) -> None:
+    model = net()
+    run = wrap(O.AdamW(model.parameters()), 10) if name == "wrap" else make(name).build(model, 10)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.raises(
+        StrategyError, match=r"takes the loss and no closure.*as_optimizer\(\)\.step\(closure\)"
+    ):
+        run.step(lambda: torch.tensor(1.0))  # type: ignore[arg-type]
+    with pytest.raises(StrategyError, match="a number or a tensor of one, got str"):
+        run.step("1.0")  # type: ignore[arg-type]
+    with pytest.raises(StrategyError, match="takes the loss and no closure"):
+        run.as_optimizer().loss = lambda: torch.tensor(1.0)  # type: ignore[assignment]
+    assert run.steps_taken == 0
