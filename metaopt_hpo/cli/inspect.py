@@ -62,7 +62,7 @@ def inspect(
     known = [str(c) for c in frame.columns]
     typer.echo(f"{table}: {export.title}")
     typer.echo(f"columns: {shown(known, 40)}\n")
-    names = naming.resolve(known, {**export.columns, **given})
+    names = naming.resolve(known, {**export.columns, **given}, counted=naming.counts_params(frame))
     for quantity in (*REQUIRED, *(q for q in (*naming.DERIVED, *naming.OPTIONAL) if q in names.found)):
         source = names.source(quantity)
         if isinstance(source, str):

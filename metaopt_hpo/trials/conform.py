@@ -73,6 +73,7 @@ class Reading:
         )
         self.names: naming.Names | None = None
         self.own = False
+        self.counted = False
         self.parts: list[pd.DataFrame] = []
         self.rows = 0
 
@@ -89,7 +90,11 @@ class Reading:
         if len(twice):
             raise TableError(f"column {twice[0]!r} stands twice in the table; rename or remove one")
         first = self.names is None
-        names = naming.resolve(list(frame.columns), self.options.columns, self.notes if first else None)
+        if first:
+            self.counted = naming.counts_params(frame)
+        names = naming.resolve(
+            list(frame.columns), self.options.columns, self.notes if first else None, counted=self.counted
+        )
         if first:
             self.names = names
             self.own = naming.is_own(list(frame.columns))

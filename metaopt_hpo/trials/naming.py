@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 from metaopt_hpo.trials import quantities, schema
 from metaopt_hpo.trials.numbers import joined, unit_of
 from metaopt_hpo.trials.schema import Note, TableError
@@ -41,6 +43,14 @@ def is_own(names: Sequence[object]) -> bool:
     return set(schema.REQUIRED) | {"state", "trial", "params"} <= set(map(str, names))
 
 
+def counts_params(frame: pd.DataFrame) -> bool:
+    """Whether a column `params` holds how many there are: numbers, or texts such as 30M."""
+    if list(frame.columns).count("params") != 1:
+        return False
+    filled = frame["params"].dropna()
+    return len(filled) > 0 and all(re.match(r"\s*\d", str(v)) for v in filled.head(100))
+
+
 def check_nameable(*sources: Mapping[str, object]) -> None:
     """Refuse a quantity that no table has.
 
@@ -59,7 +69,11 @@ def check_nameable(*sources: Mapping[str, object]) -> None:
 
 
 def resolve(
-    names: Sequence[object], columns: Mapping[str, str | float], notes: list[Note] | None = None
+    names: Sequence[object],
+    columns: Mapping[str, str | float],
+    notes: list[Note] | None = None,
+    *,
+    counted: bool = False,
 ) -> Names:
     """Where the quantities of a table with these column names are read.
 
@@ -67,6 +81,7 @@ def resolve(
         names: the table's columns.
         columns: what the user says: our name → the table's, or a number.
         notes: names other than the quantity's own that were taken without a question are said here.
+        counted: a column `params` holds numbers, so that it is the size and not the hyperparameters.
 
     Raises:
         TableError: a column that the user names is not there.
@@ -94,6 +109,8 @@ def resolve(
         exact = ours if ours in free else None
         asked = quantities.QUANTITIES[ours].setting or (ours == "loss" and not is_own(known))
         column = quantities.find(free, ours) if exact is None or asked else exact
+        if ours == "size" and counted and not quantities.candidates(free, ours) and "params" in free:
+            column = "params"
         if column is None:
             continue
         found[ours] = column
@@ -115,7 +132,9 @@ def resolve(
         if seen:
             found["tokens"] = seen[0]
     for ours in schema.COLUMN_NAMES:
-        if ours not in found and ours not in schema.REQUIRED and ours in known and ours not in taken:
+        if ours in schema.REQUIRED or (ours == "params" and counted):
+            continue
+        if ours not in found and ours in known and ours not in taken:
             found[ours] = ours
     missing = [q for q in schema.REQUIRED if q not in found]
     if "tokens" in missing and (

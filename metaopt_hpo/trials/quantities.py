@@ -154,7 +154,11 @@ def candidates(names: Iterable[object], quantity: str, *, weak: bool = False) ->
         if not isinstance(name, str):
             continue
         inner = normalise(re.split(r"[./]", name)[-1])
+        counted = _without_unit(rest) if weak else ""
         for rank, known in enumerate(((q.name,), q.strong, q.weak if weak else ())):
+            if rank == 2 and counted in (q.name, *q.strong, *q.weak):
+                ranked.append((20, i, name))
+                break
             if rest in known or normalise(name) in known or (rank < 2 and kind and inner in known):
                 place = 0 if (kind == "config") == q.setting else 1
                 if name == q.name and not q.setting:
@@ -162,6 +166,17 @@ def candidates(names: Iterable[object], quantity: str, *, weak: bool = False) ->
                 ranked.append((10 * rank + place, i, name))
                 break
     return [name for _, _, name in sorted(ranked)]
+
+
+def _without_unit(name: str) -> str:
+    """A normalised name without the unit at its end: `n` for "N (M)"; empty where it has none."""
+    bare, _, last = name.rpartition("_")
+    return (
+        bare if last in (*IN_UNITS, *IN_UNITS.values(), *(u[:-1] for u in IN_UNITS.values()), *TOKENS) else ""
+    )
+
+
+TOKENS = ("tok", "toks", "tokens", "token")
 
 
 def find(names: Iterable[object], quantity: str) -> str | None:

@@ -50,6 +50,10 @@ def test_weak_names_and_spelling_are_suggested() -> None:
     assert quantities.did_you_mean("batch", ["bsz", "x"], "batch") == ["bsz"]
     assert quantities.did_you_mean("leraning_rate", ["learning_rate", "x"]) == ["learning_rate"]
     assert quantities.did_you_mean("size", ["N", "depth"], "size") == ["N"]
+    assert quantities.did_you_mean("size", ["N (M)", "depth"], "size") == ["N (M)"]
+    assert quantities.unit_hint("N (M)") == "millions"
+    assert quantities.did_you_mean("batch", ["BS (tok)", "x"], "batch") == ["BS (tok)"]
+    assert quantities.unit_hint("BS (tok)") is None
     assert quantities.did_you_mean("loss", ["loss", "c4/val/loss"], "loss") == ["c4/val/loss", "loss"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -282,3 +283,17 @@ def test_a_table_of_ours_keeps_its_loss(tmp_path: Path) -> None:
     )
     again = TrialTable.read(table.write(tmp_path / "own.csv"))
     assert (again.frame["loss"] == table.frame["loss"]).all()
+
+
+@pytest.mark.parametrize("written", [lambda v: v, lambda v: f"{v / 1e6:g}M", lambda v: f"{v:,.0f}"])
+def test_params_that_are_numbers_are_the_size(written: Callable[[float], object]) -> None:
+    frame = sweep()
+    frame["params"] = frame.pop("size").map(written)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TableWarning)
+        table = TrialTable.from_frame(frame)
+    assert "size is read from the column 'params'" in [n.message for n in table.notes]
+    assert list(table.frame["size"]) == list(sweep()["size"])
+    named = TrialTable.from_frame(sweep().assign(params=7.0))
+    assert list(named.frame["size"]) == list(sweep()["size"])
+    assert set(named.frame["params"]) == {"{}"}
