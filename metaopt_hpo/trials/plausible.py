@@ -89,7 +89,12 @@ def check(
             continue
         else:
             column = remark.columns[0]
-            remedy = f"{REMEDIES[column]}, or pass units={{{column!r}: 1}} where the numbers are right"
+            named = (
+                f"name the unit, such as units={{{column!r}: {remark.unit!r}}}"
+                if remark.unit
+                else REMEDIES[column]
+            )
+            remedy = f"{named}, or pass units={{{column!r}: 1}} where the numbers are right"
         said = Note(remark.code, remark.count, f"{remark.message}; {remedy}")
         if refuse:
             raise TableError(said.message)
@@ -104,6 +109,8 @@ class _Remark:
     count: int
     message: str
     columns: tuple[str, ...]
+    unit: str = ""
+    """The one that the message names, where `REMEDIES` has another."""
 
     @property
     def mixed(self) -> bool:
@@ -161,6 +168,7 @@ def _remarks(frame: pd.DataFrame, foreign: bool) -> Iterator[_Remark]:
     if not runs.count:
         return
     if foreign:
+        yield from _parts_of_columns(runs)
         yield from _too_large(runs)
     yield from _fewer_than_a_batch(runs)
     yield from _small_sizes(runs, foreign)
@@ -179,6 +187,17 @@ def _remarks(frame: pd.DataFrame, foreign: bool) -> Iterator[_Remark]:
     yield from gaps
     if foreign and not parts and not runs.small.any() and not runs.short.any():
         yield from _two_groups(runs)
+
+
+def _parts_of_columns(runs: _Runs) -> Iterator[_Remark]:
+    """Rows that no run is like beside others that are ordinary: no unit of the whole column makes both right."""
+    for odd, values, column, said in (
+        (runs.small, runs.each, "size", f"saw more than {MANY_TOKENS:g} tokens a parameter"),
+        (runs.short, runs.steps, "tokens", "saw fewer tokens than one batch holds"),
+    ):
+        if odd.any() and odd.sum() < runs.count and _second_group(values, runs.done) is not None:
+            message = f"{rows_text(odd)} {said} and the others did not: they look as if their {column} were counted in "
+            yield _Remark("units-mixed", int(odd.sum()), message + "another unit", (column,))
 
 
 def _too_large(runs: _Runs) -> Iterator[_Remark]:
@@ -207,6 +226,7 @@ def _small_sizes(runs: _Runs, foreign: bool) -> Iterator[_Remark]:
     size, each = runs.median(runs.size), runs.median(runs.each)
     count = runs.count
     columns: tuple[str, ...] = ("size",)
+    unit = "billions" if size < 1 else ""
     if runs.small.any():
         count = int(runs.small.sum())
         message = (
@@ -219,17 +239,17 @@ def _small_sizes(runs: _Runs, foreign: bool) -> Iterator[_Remark]:
         message = (
             f"runs saw {each:.3g} tokens a parameter in the median: size looks as if counted in thousands"
         )
-        columns = ("size", "tokens")
+        columns, unit = ("size", "tokens"), "thousands"
     else:
         return
-    yield _Remark("units-size", count, message, columns)
+    yield _Remark("units-size", count, message, columns, unit)
 
 
 def _batches_below_one(runs: _Runs) -> Iterator[_Remark]:
     batch = runs.median(runs.batch)
     if batch < 1:
         message = f"batches hold {batch:.3g} tokens in the median: batch looks as if counted in millions or billions"
-        yield _Remark("units-batch", runs.count, message, ("batch",))
+        yield _Remark("units-batch", runs.count, message, ("batch",), "millions")
 
 
 def _too_many_steps(runs: _Runs) -> Iterator[_Remark]:

@@ -71,7 +71,10 @@ def test_units_of_one_group_of_runs_alone_are_seen() -> None:
     assert codes(frame.assign(batch=frame["batch"].where(~one_size, frame["batch"] / 4096))) == {
         "units-mixed"
     }
-    assert codes(frame.assign(size=frame["size"].where(~one_size, 100.0))) == {"units-size"}
+    assert codes(frame.assign(size=frame["size"].where(~one_size, 100.0))) == {
+        "units-mixed",
+        "units-size",
+    }
     assert codes(frame.assign(size=frame["size"] / 1e6)) == {"units-size"}
 
 
@@ -133,3 +136,32 @@ def test_a_comparisons_own_counts_are_not_questioned(method: str) -> None:
         warnings.simplefilter("always")
         TrialTable.from_records(records)
     assert [w.category.__name__ for w in said] == ([] if method else ["UnitsWarning"])
+
+
+@pytest.mark.parametrize(
+    ("column", "factor"), [("size", 1e-6), ("size", 1e-9), ("tokens", 1e-9), ("tokens", 1e-6)]
+)
+def test_a_part_of_a_column_in_another_unit_is_said_to_be_one(column: str, factor: float) -> None:
+    """A unit of the whole column would only bring another refusal."""
+    frame = sweep()
+    frame[column] = frame[column].where(frame.index % 2 == 0, frame[column] * factor)
+    with pytest.raises(TableError, match=rf"{column} were counted in another unit; write them alike"):
+        TrialTable.from_frame(frame)
+
+
+@pytest.mark.parametrize(
+    ("column", "factor", "unit"),
+    [
+        ("size", 1e-3, "thousands"),
+        ("size", 1e-6, "millions"),
+        ("size", 1e-9, "billions"),
+        ("batch", 1e-6, "millions"),
+    ],
+)
+def test_the_unit_that_a_refusal_names_is_the_one_to_pass(column: str, factor: float, unit: str) -> None:
+    frame = sweep()
+    frame[column] *= factor
+    with pytest.raises(TableError) as error:
+        TrialTable.from_frame(frame)
+    assert f"units={{{column!r}: {unit!r}}}" in str(error.value)
+    assert np.allclose(TrialTable.from_frame(frame, units={column: unit}).frame[column], sweep()[column])
