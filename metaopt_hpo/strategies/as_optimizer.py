@@ -7,7 +7,7 @@ here passes the first two on to a run, whose phases, guard and counters come alo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,13 @@ RUN = "run"
 
 LARGE = "run_tensors"
 """Entry with those of its tensors that are too large for text."""
+
+
+HIDDEN = frozenset({"params", "param_names", "lr", "initial_lr"})
+"""Keys of a user's groups that are not shown as they are: a run has parameters and lr of its own."""
+
+PLAIN = (str, int, float, bool, tuple, list, type(None))
+"""Values of such keys that a checkpoint holds, so that it has the keys that its readers see."""
 
 
 class SteppedRun(Protocol):
@@ -48,6 +55,9 @@ class SteppedRun(Protocol):
 
     def group_step_sizes(self) -> Tensor:
         """Step sizes of the last step, one a parameter group."""
+
+    def shown_groups(self) -> Sequence[Mapping[str, Any]]:
+        """Groups of an optimizer that a user made, whose keys are shown; none where there is no such optimizer."""
 
     def small_state(self) -> dict[str, Any]:
         """The run's own state, without its optimizer's."""
@@ -77,8 +87,9 @@ class RunOptimizer(torch.optim.Optimizer):
     (Lightning's does), from a model whose output holds it (Hugging Face's), or from `loss`, set before the step; one
     warning says where none comes.
     `param_groups[i]["lr"]` shows the step size of the last step; on a GPU the value may be a step old, for reading it
-    must not wait. Gradients are cleared after each step. What others write into lr is not used, and one warning says
-    so: a run has its own schedule.
+    must not wait. The other keys of a wrapped optimizer's groups (`name`, `betas` …) are shown too, as they are there
+    at that step, for monitors to read. Gradients are cleared after each step. What others write into lr is not used,
+    and one warning says so: a run has its own schedule.
 
     The state holds everything to go on bitwise but the guard's copy of the weights, which would double a checkpoint.
     A new copy is taken at the first step that has a loss: should the guard object to the first window after a resume,
@@ -206,6 +217,10 @@ class RunOptimizer(torch.optim.Optimizer):
         """A state dict in torch's format; loads with `weights_only=True`, and through distributed checkpoints."""
         inner = self.lr_run.optimizer.state_dict()
         groups = [dict(group) for group in inner["param_groups"]]
+        for group, shown in zip(groups, self.lr_run.shown_groups(), strict=False):
+            for key, value in shown.items():
+                if key not in HIDDEN and isinstance(value, PLAIN):
+                    group.setdefault(key, value)
         large: list[Tensor] = []
         groups[0][RUN] = json.dumps(packed(self.lr_run.small_state(), large))
         if large:
@@ -224,6 +239,9 @@ class RunOptimizer(torch.optim.Optimizer):
                 "this is not the state of a run as an optimizer; load the checkpoint with the optimizer it was saved "
                 "with"
             )
+        for group, inner in zip(groups, self.lr_run.optimizer.param_groups, strict=False):
+            for key in set(group) - set(inner) - {RUN, LARGE}:
+                del group[key]  # shown only
         saved = unpacked(json.loads(groups[0].pop(RUN)), groups[0].pop(LARGE, []))
         self.lr_run.load_state_dict({**saved, "optimizer": {**state_dict, "param_groups": groups}})
         self._publish()
@@ -243,6 +261,8 @@ class RunOptimizer(torch.optim.Optimizer):
         self._shown = values
         for group, value in zip(self.param_groups, values, strict=True):
             group["lr"] = value
+        for group, shown in zip(self.param_groups, self.lr_run.shown_groups(), strict=False):
+            group.update({key: value for key, value in shown.items() if key not in HIDDEN})
 
     def _check_lr(self) -> None:
         if self._warned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
@@ -155,6 +155,10 @@ class LRRun:
         """Step sizes of the last step, one a parameter group (the geometric mean over its blocks)."""
         sizes, groups = self.step_sizes().double(), len(self.optimizer.param_groups)
         return sizes if sizes.numel() == groups else sizes.log().mean().exp().expand(groups)
+
+    def shown_groups(self) -> Sequence[Mapping[str, Any]]:
+        """Groups of the optimizer that a user made, whose keys `as_optimizer()` shows; none where the run made it."""
+        return ()
 
     def as_optimizer(self) -> RunOptimizer:
         """This run as a `torch.optim.Optimizer`, for a framework that calls `step()` itself; one a run.

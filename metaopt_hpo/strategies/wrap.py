@@ -7,7 +7,7 @@ optimizer has it, and whatever clipping the loop does. Only the learning rate is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from types import MethodType
@@ -158,6 +158,9 @@ class WrappedRun(MetaOptimizeRun):
         """The optimizer whose hooks are called around the run's updates."""
         self._wrapped = optimizer
         self._left = _lrs(optimizer)
+
+    def shown_groups(self) -> Sequence[Mapping[str, Any]]:
+        return () if self._wrapped is None else self._wrapped.param_groups
 
     def follow(self, source: Directions) -> None:
         """Take the directions from an optimizer instead of a rule."""

@@ -138,6 +138,63 @@ def test_unfrozen_weights_join_with_an_lr_relative_to_what_is_shown(part: float 
     assert not torch.equal(before, weights(model[0]))
 
 
+def named(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        [
+            {"params": model[0].parameters(), "name": "body", "weight_decay": 0.0},
+            {"params": model[2].parameters(), "name": "head", "own": object()},
+        ]
+    )
+
+
+def test_the_users_own_keys_are_shown_and_stay_live() -> None:
+    model = net()
+    own = named(model)
+    optimizer = wrap(own, STEPS, model).as_optimizer()
+    loss = next(losses(model))
+    assert [g["name"] for g in optimizer.param_groups] == ["body", "head"]
+    assert all(set(own.param_groups[i]) == set(g) for i, g in enumerate(optimizer.param_groups))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.0
+    own.param_groups[1]["name"] = "top"
+    loss.backward()
+    optimizer.step()
+    assert [g["name"] for g in optimizer.param_groups] == ["body", "top"]
+    assert [g["lr"] for g in optimizer.param_groups] != [g["lr"] for g in own.param_groups]
+
+
+def test_the_users_keys_do_not_disturb_a_checkpoint(tmp_path: Any) -> None:
+    model, again = net(), net()
+    optimizer, resumed = (wrap(named(m), STEPS, m).as_optimizer() for m in (model, again))
+    for loss in losses(model, 0, 20):
+        loss.backward()
+        optimizer.step()
+    torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / "state.pt")
+    kept, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert [g["name"] for g in state["param_groups"]] == ["body", "head"]
+    again.load_state_dict(kept)
+    resumed.load_state_dict(state)
+    assert all("name" not in g for g in resumed.lr_run.optimizer.param_groups)
+    for m, o in ((model, optimizer), (again, resumed)):
+        for loss in losses(m, 20):
+            loss.backward()
+            o.step()
+    assert torch.equal(weights(model), weights(again))
+
+
+def test_the_users_keys_pass_through_distributed_checkpoints() -> None:
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    model, again = net(), net()
+    optimizer, resumed = (wrap(named(m), STEPS, m).as_optimizer() for m in (model, again))
+    for loss in losses(model, 0, 20):
+        loss.backward()
+        optimizer.step()
+    saved = dcp.get_state_dict(model, optimizer)
+    dcp.set_state_dict(again, resumed, model_state_dict=saved[0], optim_state_dict=saved[1])
+    assert resumed.lr_run.steps_taken == 20
+    assert torch.equal(weights(model), weights(again))
+
+
 def test_a_foreign_state_and_another_horizon_are_refused() -> None:
     optimizer = runs("wrap", net()).as_optimizer()
     with pytest.raises(StrategyError, match="not the state of a run"):
