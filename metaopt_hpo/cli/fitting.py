@@ -20,6 +20,7 @@ from metaopt_hpo.cli.reading import (
     Wandb,
     amount,
     bases,
+    read_law,
     read_table,
     said,
 )
@@ -78,8 +79,8 @@ def fit(
 
     Example: metaopt-hpo fit trials.csv --map size=N,batch=bsz --out law.json
     """
-    from metaopt_hpo.scaling import Law, library
     from metaopt_hpo.scaling import fit as fit_table
+    from metaopt_hpo.scaling import library
 
     if use not in ("fixed", "plateau", "all"):
         raise MetaOptError(f"--use must be fixed, plateau or all, got {use!r}")
@@ -99,7 +100,7 @@ def fit(
         trials, held = _split(trials, hold_out)
     lean_on = None
     if prior is not None:
-        lean_on = Law.from_json(Path(prior)) if Path(prior).is_file() else library.prior(prior)
+        lean_on = read_law(Path(prior)) if Path(prior).is_file() else library.prior(prior)
     law = fit_table(
         trials,
         use=use,  # type: ignore[arg-type]

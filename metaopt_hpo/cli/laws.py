@@ -12,6 +12,7 @@ import typer
 from metaopt_hpo.cli.reading import (
     amount,
     pairs,
+    read_law,
     said,
 )
 from metaopt_hpo.cli.words import command_line
@@ -62,9 +63,8 @@ def predict(
 
     Example: metaopt-hpo predict law.json --size 7B --tokens 1.4T
     """
-    from metaopt_hpo.scaling import Law
 
-    given, fitted = pairs("--extra", extra), Law.from_json(law)
+    given, fitted = pairs("--extra", extra), read_law(law)
     for name, value in given.items():
         if isinstance(value, str) and name not in fitted.axes.levels:
             raise MetaOptError(f"--extra takes NAME=NUMBER, got {name}={value}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from metaopt_hpo.cli.laws import say_warnings, within
-from metaopt_hpo.cli.reading import amount
+from metaopt_hpo.cli.reading import amount, read_law
 
 
 def register(
@@ -35,9 +35,9 @@ def register(
 
     Example: metaopt-hpo register law.json --size 7B --tokens 1.4T --out 7b.json
     """
-    from metaopt_hpo.scaling import Law, preregistration
+    from metaopt_hpo.scaling import preregistration
 
-    fitted = Law.from_json(law)
+    fitted = read_law(law)
     within(
         {"size": fitted.domain.size, "tokens": fitted.domain.tokens},
         {"size": size, "tokens": tokens},

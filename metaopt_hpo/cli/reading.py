@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from metaopt_hpo.cli.words import command_line
 from metaopt_hpo.errors import MetaOptError, MetaOptWarning
 
 if TYPE_CHECKING:
+    from metaopt_hpo.scaling import Law
     from metaopt_hpo.scaling.base.sources import BaseLike
     from metaopt_hpo.trials.table import TrialTable
 
@@ -161,6 +163,25 @@ Base = Annotated[
 def bases(sources: list[str] | None) -> list[BaseLike] | None:
     """What `--base` names, as `fit` takes it: laws' files, tables' files, or names of the library."""
     return [_base(source) for source in sources] if sources else None
+
+
+def read_law(path: Path) -> Law:
+    """The law in a file, as `predict` and its like take it.
+
+    Raises:
+        MetaOptError: it holds none; the message says which file, and what writes one.
+    """
+    from metaopt_hpo.scaling import Law
+
+    try:
+        return Law.from_json(path)
+    except MetaOptError as error:
+        if not str(error).startswith("not a law: the text is no JSON"):
+            raise
+        name = shlex.quote(str(path))
+        raise MetaOptError(
+            f"{str(path)!r} is not a law; if it is a table of runs, fit one: metaopt-hpo fit {name} --out law.json"
+        ) from error
 
 
 def _base(source: str) -> BaseLike:

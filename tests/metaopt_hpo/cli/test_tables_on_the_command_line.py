@@ -239,3 +239,12 @@ def test_an_experiments_folder_is_inspected_and_reported(tmp_path: Path) -> None
         code, said, error = run("report", str(tmp_path / "logs"))
     assert code == 0, error
     assert (tmp_path / "logs" / "law.html").is_file()
+
+
+def test_a_table_in_the_place_of_a_law_is_named_with_the_command_that_fits_it(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    sweep().to_csv(path, index=False)
+    code, _, error = run("predict", str(path), "--size", "1B", "--tokens", "20B")
+    assert code != 0
+    assert f"{str(path)!r} is not a law" in error
+    assert f"metaopt-hpo fit {path}" in error
