@@ -19,6 +19,7 @@ from metaopt_hpo.strategies.space import (
     read_option,
     scalar,
 )
+from metaopt_hpo.training.size import size_of as size_of
 from metaopt_hpo.trials.quantities import at, positive
 
 GPU_SHARES = 8
