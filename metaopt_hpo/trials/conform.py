@@ -98,7 +98,24 @@ class Reading:
         if first:
             self.names = names
             self.own = naming.is_own(list(frame.columns))
+            self._check_loss(names.source("loss"))
         self.parts.append(self._conform(frame, names))
+
+    def _check_loss(self, source: object) -> None:
+        """Ask for the unit of a loss whose column's name says that it is not nats per token."""
+        unit = quantities.loss_unit(source) if isinstance(source, str) else ""
+        if not unit or "loss" in self.options.units:
+            return
+        remedy = f"pass units={{'loss': {unit!r}}}"
+        if unit == "bits per byte":
+            remedy = "pass units={'loss': FACTOR} with ln 2 × bytes per token"
+        message = (
+            f"the loss is read from the column {source!r}, which by its name holds {unit} and not nats per token; "
+            f"{remedy}, or units={{'loss': 1}} where it is nats per token"
+        )
+        if self.options.implausible == "refuse":
+            raise TableError(message)
+        self.notes.append(Note("units-loss", 1, message))
 
     def _conform(self, frame: pd.DataFrame, names: naming.Names) -> pd.DataFrame:
         if names.missing:

@@ -300,8 +300,20 @@ def number(value: Any) -> float | None:
         return None
 
 
+def loss_unit(name: str) -> str:
+    """What a loss is counted in by its name, if not in nats per token: "perplexity", "bits", "bits per byte", or ""."""
+    words = set(normalise(name).split("_"))
+    if words & {"ppl", "perplexity"}:
+        return "perplexity"
+    if words & {"bpb", "bpc"} or {"bits", "byte"} <= words:
+        return "bits per byte"
+    return "bits" if words & {"bits", "bpt"} else ""
+
+
 def unit_hint(name: str) -> str | None:
     """The unit that a column's name suggests: `params_m` millions, `batch_size` sequences; None where it says none."""
+    if (loss := loss_unit(name)) in ("perplexity", "bits"):
+        return loss
     words = normalise(name).split("_")
     if len(words) > 1 and words[-1] in IN_UNITS:
         return IN_UNITS[words[-1]]
@@ -323,7 +335,8 @@ def did_you_mean(name: str, names: Iterable[object], quantity: str | None = None
     if quantity == "loss":
         out = list(dict.fromkeys([*held_out(out), *held_out(known), *out]))
     if quantity == "loss" and not out:
-        out = sorted((n for n in known if "loss" in normalise(n)), key=lambda n: "train" in normalise(n))
+        losses = [n for n in known if "loss" in normalise(n)] or [n for n in known if loss_unit(n)]
+        out = sorted(losses, key=lambda n: "train" in normalise(n))
     lower = {normalise(n): n for n in reversed(known)}
     near = difflib.get_close_matches(normalise(name), list(lower), n=3, cutoff=0.6)
     return list(dict.fromkeys([*out, *(lower[n] for n in near)]))[:3]

@@ -8,15 +8,23 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo.trials.schema import TableError, rows_text
+from metaopt_hpo.trials.values import objects
 
 FACTORS = {"thousands": 1e3, "millions": 1e6, "billions": 1e9, "trillions": 1e12}
+
+BITS = math.log(2.0)
+"""Nats of a bit."""
 
 RELATIVE = ("sequences", "per_parameter", "chinchilla", "epochs")
 """Units that need another quantity: a sequence's length, the run's size, the data's unique tokens."""
 
 CHINCHILLA = 20.0
 """Tokens a parameter of one Chinchilla multiple (Hoffmann et al. 2022)."""
+
+
+LOSSES = ("loss", "curve_loss")
+"""Columns whose unit is that of the loss."""
 
 
 def factor(name: str, unit: float | str, sequence_length: float | None) -> float | None:
@@ -34,10 +42,15 @@ def factor(name: str, unit: float | str, sequence_length: float | None) -> float
             return float(sequence_length)
         if unit in FACTORS:
             return FACTORS[unit]
+        if unit == "bits" and name in LOSSES:
+            return BITS
+        if unit == "perplexity" and name in LOSSES:
+            return None
         if unit in RELATIVE and name in ("tokens", "target_tokens", "curve_tokens"):
             return None
         raise ValueError(
             f"unit of {name!r} must be a number, one of {', '.join(sorted(FACTORS))} or sequences"
+            + (", or for a loss bits or perplexity" if name in LOSSES else "")
             + (", per_parameter, chinchilla or epochs" if name == "tokens" else "")
             + f", got {unit!r}"
         )
@@ -47,7 +60,20 @@ def factor(name: str, unit: float | str, sequence_length: float | None) -> float
 
 
 def relative(frame: pd.DataFrame, units: Mapping[str, float | str]) -> None:
-    """Tokens that were counted per parameter, in Chinchilla multiples or in epochs, as tokens."""
+    """Tokens counted per parameter, in Chinchilla multiples or in epochs as tokens, and perplexities as nats.
+
+    Raises:
+        TableError: epochs without the data's tokens, or a perplexity below 1.
+    """
+    if units.get("loss") == "perplexity":
+        given = frame["loss"].to_numpy(dtype=float)
+        low = given < 1.0
+        if low.any():
+            raise TableError(f"{rows_text(low)} have a perplexity below 1, which none is; correct them")
+        frame["loss"] = np.log(given)
+        frame["curve_loss"] = objects(
+            [v and tuple(math.log(max(x, 1.0)) for x in v) for v in frame["curve_loss"]]
+        )
     for name in ("tokens", "target_tokens"):
         unit = units.get(name)
         if unit in ("per_parameter", "chinchilla"):

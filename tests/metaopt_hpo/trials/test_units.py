@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -165,3 +166,36 @@ def test_the_unit_that_a_refusal_names_is_the_one_to_pass(column: str, factor: f
         TrialTable.from_frame(frame)
     assert f"units={{{column!r}: {unit!r}}}" in str(error.value)
     assert np.allclose(TrialTable.from_frame(frame, units={column: unit}).frame[column], sweep()[column])
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "unit"),
+    [
+        ("val_ppl", np.exp, "perplexity"),
+        ("eval/perplexity", np.exp, "perplexity"),
+        ("val_loss_bits", lambda v: v / np.log(2), "bits"),
+    ],
+)
+def test_a_loss_that_is_no_nats_by_its_name_is_asked_for_and_converted(
+    name: str, written: Any, unit: str
+) -> None:
+    frame = sweep()
+    frame[name] = written(frame.pop("loss"))
+    with pytest.raises(TableError, match=rf"columns=\{{'loss': '{name}'\}}.*units=\{{'loss': '{unit}'\}}"):
+        TrialTable.from_frame(frame)
+    with pytest.raises(TableError, match=rf"by its name holds {unit}.*units=\{{'loss': '{unit}'\}}"):
+        TrialTable.from_frame(frame, {"loss": name})
+    table = TrialTable.from_frame(frame, {"loss": name}, units={"loss": unit})
+    assert np.allclose(table.frame["loss"], sweep()["loss"])
+
+
+def test_bits_per_byte_are_no_bits_per_token() -> None:
+    frame = sweep().rename(columns={"loss": "val_bpb"})
+    with pytest.raises(TableError, match="ln 2 × bytes per token"):
+        TrialTable.from_frame(frame, {"loss": "val_bpb"})
+    assert len(TrialTable.from_frame(frame, {"loss": "val_bpb"}, units={"loss": 1})) == len(frame)
+
+
+def test_a_perplexity_below_one_is_refused() -> None:
+    with pytest.raises(TableError, match="below 1"):
+        TrialTable.from_frame(sweep().assign(loss=0.5), units={"loss": "perplexity"})
