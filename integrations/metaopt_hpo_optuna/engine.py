@@ -124,13 +124,14 @@ class _Search:
         self._progress = progress
         self._proposer = PROPOSERS[method.name](method, task)
         self._records: list[TrialRecord] = []
+        self._made: list[TrialRecord] = []
+        """Those that used up a proposal: all but the failed ones of earlier processes, which are made again."""
 
     def run(self) -> list[TrialRecord]:
         self._recover()
         spending = Spending(self._task, self._records)
         while True:
-            own = [r for r in self._records if r.state != "failed"]
-            proposal = self._proposer.propose(self._study, own)
+            proposal = self._proposer.propose(self._study, self._made)
             if proposal is None or not spending.bears(proposal.lr, proposal.strategy):
                 break
             begun, self._begun = self._begun, None
@@ -138,6 +139,7 @@ class _Search:
             configuration = self._task.configuration(lr, strategy=proposal.strategy)
             record = self._run_trial(trial, configuration)
             spending.end(trial.number, record.cost)
+            self._made.append(record)
             self._add(record)
         return self._records
 
@@ -161,6 +163,8 @@ class _Search:
                     record = record_from_json(record_to_json(record))
             else:
                 record = self._interrupted(trial, "the process ended before the trial did")
+            if record.state != "failed":
+                self._made.append(record)
             self._add(record)
 
     def _take_up(self, trial: FrozenTrial) -> None:
