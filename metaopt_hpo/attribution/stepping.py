@@ -136,7 +136,16 @@ def run_grid(
     with _one_thread():
         for tile in (order[i : i + together] for i in range(0, len(order), together)):
             loop = _Tile(
-                world, tuple(settings), noise, d[tile], b[tile], lr[tile], tuple(seeds), start, middle, floor
+                world,
+                tuple(settings),
+                noise,
+                tokens=d[tile],
+                batch=b[tile],
+                lr=lr[tile],
+                seeds=tuple(seeds),
+                start=start,
+                middle=middle,
+                floor=floor,
             )
             criteria[tile], growth[tile] = loop.run()
     return GridResult(world.name, d, b, lr, tuple(settings), tuple(seeds), criteria, growth)
@@ -162,6 +171,7 @@ class _Tile:
         world: World,
         settings: tuple[Setting, ...],
         noise: Noise,
+        *,
         tokens: NDArray[np.float64],
         batch: NDArray[np.float64],
         lr: NDArray[np.float64],

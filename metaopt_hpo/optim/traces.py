@@ -85,7 +85,7 @@ class JointState:
         return self.like([function(x) for x in self.flatten()])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JointMap:
     """One step of base and meta rule together, as a pure function of s, of the gradients and of h.
 

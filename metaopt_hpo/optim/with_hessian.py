@@ -34,17 +34,17 @@ def step_with_hessian(kept: KeptState, closure: Callable[[], Any] | None) -> Any
 
     def joint_map(used: list[int]) -> JointMap:
         return JointMap(
-            tuple(rules[i] for i in used),
-            tuple(blocks.members[params[i]].name for i in used),
-            settings.meta,
-            tuple(blocks.of[i] for i in used),
-            blocks.per_weight,
-            tuple(owners[i]["lr"] / kept.lr for i in used),
-            tuple(owners[i]["weight_decay"] for i in used),
-            tuple(float(kept.state[params[i]]["step"]) + 1 for i in used),
-            shared["meta_step"] + 1,
-            shared["meta_lr"],
-            settings.bounds,
+            base=tuple(rules[i] for i in used),
+            names=tuple(blocks.members[params[i]].name for i in used),
+            meta=settings.meta,
+            blocks=tuple(blocks.of[i] for i in used),
+            per_weight=blocks.per_weight,
+            ratios=tuple(owners[i]["lr"] / kept.lr for i in used),
+            decays=tuple(owners[i]["weight_decay"] for i in used),
+            steps=tuple(float(kept.state[params[i]]["step"]) + 1 for i in used),
+            meta_steps=shared["meta_step"] + 1,
+            meta_lr=shared["meta_lr"],
+            bounds=settings.bounds,
         )
 
     def joins(i: int) -> Any:
