@@ -18,6 +18,7 @@ from metaopt_hpo.comparison.outcome import Outcome, judge, percent
 from metaopt_hpo.comparison.results import Comparison
 from metaopt_hpo.comparison.statistics import paired_difference
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.markdown import markdown_table
 from studies.gain.summary import KEYS, THRESHOLDS, markdown, summary
 
 
@@ -41,10 +42,8 @@ def searches(outcome: Outcome) -> pd.DataFrame:
 def budget_table(outcome: Outcome) -> str:
     """Best loss of each method at the whole budget, and after its first run, against the reference's best."""
     reference = outcome.reference
-    lines = [
-        f"| method | mean best loss | against {reference.name}, equal compute | first run | lr of the best |",
-        "|---|---|---|---|---|",
-    ]
+    against = f"against {reference.name}, equal compute"
+    rows = []
     for m in outcome.methods:
         whole, first = "–", "–"
         if m is not reference:
@@ -54,8 +53,8 @@ def budget_table(outcome: Outcome) -> str:
             first = percent(m.first_versus_reference)
         rates = sorted(t.lr for t in m.trajectories)
         mean = math.fsum(m.best) / len(m.best)
-        lines.append(f"| {m.title} | {mean:.4f} | {whole} | {first} | {rates[0]:.3g} to {rates[-1]:.3g} |")
-    return "\n".join(lines)
+        rows.append((m.title, f"{mean:.4f}", whole, first, f"{rates[0]:.3g} to {rates[-1]:.3g}"))
+    return markdown_table(("method", "mean best loss", against, "first run", "lr of the best"), rows)
 
 
 def main(folder: Annotated[Path, typer.Argument(help="Results folder of a comparison.")]) -> None:

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from metaopt_hpo.comparison.statistics import bootstrap_median, ratio_of_medians
+from metaopt_hpo.markdown import markdown_table
 
 KEYS = ["problem", "engine", "method", "seed"]
 """Columns that name one search; `cost` (target runs so far) and `excess` follow at each of its improvements."""
@@ -65,7 +66,7 @@ def markdown(found: pd.DataFrame, within: float = 0.0025, limit: float = LIMIT) 
     names = sorted(dict.fromkeys(rows["method"]), key=lambda m: (not m.startswith(OURS), m != BASELINE))
     ours = [m for m in names if m.startswith(OURS)]
     heads = ["target", "seeds", *names, *(f"{m}: × cheaper than {BASELINE}" for m in ours)]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = []
     for problem, g in rows.groupby("problem", sort=False):
         by = {str(m): r for m, r in zip(g["method"], g.to_dict("records"), strict=True)}
         seeds = sorted({r["seeds"] for r in by.values()})
@@ -78,5 +79,5 @@ def markdown(found: pd.DataFrame, within: float = 0.0025, limit: float = LIMIT) 
             r = by.get(m, {"ratio": math.nan})
             known = not math.isnan(r["ratio"])
             cells.append(f"{r['ratio']:.2g} ({r['low']:.2g} to {r['high']:.2g})" if known else "–")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(heads, lines)
