@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from metaopt_hpo.plan.api import Plan
+from metaopt_hpo.plan.api import Plan, plan
 from metaopt_hpo.plan.costs import Budget, Hardware
 from metaopt_hpo.plan.model import Pilot, Target, Uncertainty, Vary
+from metaopt_hpo.plan.recipes import Recipe
+
+# the tests are no package: makes the helper module beside it importable
+sys.path.insert(0, str(Path(__file__).parent))
 
 SIZES = {4: 1e4, 8: 4e4, 16: 1.6e5, 64: 2.56e6}
 BATCH = 100.0
@@ -85,3 +89,17 @@ def builder(tmp_path: Path) -> Callable[..., Plan]:
         return Plan(**{**fields, **changes})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def made() -> Plan:
+    from known_world import TARGET
+
+    return plan(**TARGET, batch=2**18)
+
+
+@pytest.fixture(scope="module")
+def recipe(made: Plan) -> Recipe:
+    from known_world import worlds_trials
+
+    return made.recipe(list(worlds_trials(made)))
