@@ -17,8 +17,8 @@ class Points:
     """Learning rates one after another.
 
     Attributes:
-        at: (how many trials were made, records of those that have ended, failed ones left out) → the next lr, or
-            None when there is none left.
+        at: (how many trials used up a proposal, records of those of them that have ended) → the next lr, or None when
+            there is none left. A trial that failed and is made again used up none.
         strategy: what sets lr during the run, where it is another than the task's.
     """
 

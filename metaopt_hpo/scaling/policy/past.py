@@ -118,8 +118,8 @@ class Past:
         rows = finished()
         rows += [row for row, other in [*self.unfinished.values(), *running] if counts(other)]
         again = {row[:4] for row in rows}
-        lost = dict.fromkeys(row for row, other in self.failed.values() if counts(other))
-        rows += [row for row in lost if row[:4] not in again]
+        failed = dict.fromkeys(row for row, other in self.failed.values() if counts(other))
+        rows += [row for row in failed if row[:4] not in again]
         return Runs.of(rows), self._bowls[strategy][1]
 
     def spent(self, running: Iterable[Placed] = ()) -> tuple[float, float]:
