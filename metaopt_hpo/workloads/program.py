@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ TAIL = 4000
 """Bytes at the end of a log in which the reason of a failure is looked for."""
 
 MEMORY_WORDS = ("out of memory", "outofmemory", "cannot allocate memory", "memoryerror", "bad_alloc")
-NAN_WORDS = ("nan", "not finite", "non-finite", "inf loss", "loss is inf", "diverged")
+NAN_WORDS = re.compile(
+    r"(?<![\w./'\"-])nans?(?![\w./'\"-]*\w)|nan/inf|inf/nan|not finite|non-?finite|\binf(inite)? loss|loss is inf|diverged"
+)
+"""Of a loss that was not finite; a module or a path may be called so."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def run(
         stopped=stopped,
         said=last[:300],
         out_of_memory=process.returncode != 0 and stopped is None and memory,
-        not_finite=process.returncode != 0 and any(w in last.lower() for w in NAN_WORDS),
+        not_finite=process.returncode != 0 and NAN_WORDS.search(last.lower()) is not None,
     )
 
 

@@ -38,9 +38,19 @@ def verdict(
             "diverged",
             f"the loss ended at {found.final:.4g}, more than {EXPLODED:g} times its first value {first:.4g}",
         )
-    if seen < planned - 0.02 * planned - batch:
+    if seen < planned - 0.02 * planned - batch and _next_report(found, seen) <= planned - batch:
         return "stopped", f"ended by itself after {seen:g} of {planned:g} tokens"
     return "complete", ""
+
+
+def _next_report(found: reported.Reported | None, seen: float) -> float:
+    """Tokens at which a program that had gone on would have said its loss again: as far on as its last two are apart.
+
+    A loop that says its loss every 100 steps ends 512 of them with the one of step 500.
+    """
+    if found is None or len(found.points) < 2:
+        return seen
+    return seen + found.points[-1][0] - found.points[-2][0]
 
 
 def curve_of(found: reported.Reported | None, planned: float, whole: bool) -> Curve | None:
