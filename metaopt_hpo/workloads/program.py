@@ -21,7 +21,8 @@ TAIL = 4000
 
 MEMORY_WORDS = ("out of memory", "outofmemory", "cannot allocate memory", "memoryerror", "bad_alloc")
 NAN_WORDS = re.compile(
-    r"(?<![\w./'\"-])nans?(?![\w./'\"-]*\w)|nan/inf|inf/nan|not finite|non-?finite|\binf(inite)? loss|loss is inf|diverged"
+    r"(?<![\w./'\"-])nans?(?![\w./'\"-]*\w)|nan/inf|inf/nan"
+    r"|not finite|non-?finite|\binf(inite)? loss|loss is inf|diverged"
 )
 """Of a loss that was not finite; a module or a path may be called so."""
 

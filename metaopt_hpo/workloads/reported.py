@@ -6,7 +6,6 @@ training loss; tokens are preferred to steps. Whole files are read again at each
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import json
@@ -18,28 +17,35 @@ from pathlib import Path
 from typing import Any
 
 from metaopt_hpo.trials.quantities import (
+    HELD_OUT as HELD_OUT_WORDS,
+)
+from metaopt_hpo.trials.quantities import (
     PROGRESS_STEPS,
     PROGRESS_TOKENS,
-    QUANTITIES,
     at,
     flatten,
+    loss_unit,
     normalise,
     parts,
 )
 from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo.workloads.printed import COLOURS, HELD_OUT, TRAINING, said
 
-STEPS = (*PROGRESS_STEPS, "iter", "global_steps", "training_step", "train_step", "update", "num_updates")
+STEPS = (
+    *PROGRESS_STEPS,
+    "iter",
+    "iteration",
+    "global_steps",
+    "training_step",
+    "train_step",
+    "update",
+    "num_updates",
+)
 NOISY_FROM = 20
 """A training loss of at least so many reports is averaged over its end: one batch's loss says little."""
 
 END = 0.05
 """Fraction of the run over which it is averaged."""
-
-NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
-WORDS = re.compile(
-    rf"(?<![A-Za-z0-9_/.])([A-Za-z][A-Za-z_/. -]{{0,30}}?)\s*[:= ]\s*({NUMBER})(?![A-Za-z0-9_])",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Reported:
     @property
     def held_out(self) -> bool:
         """Whether the name says that the loss was measured on held-out data."""
-        return _rank(self.name) == 0
+        return _rank(self.name) == 0 or not set(HELD_OUT_WORDS).isdisjoint(normalise(self.name).split("_"))
 
     @property
     def final(self) -> float:
@@ -81,15 +87,15 @@ def find(
         folder: what it may have written to.
         batch: tokens a step, for programs that count steps.
         losses: the file or folder that holds them, where the user has named it.
-        metric: the loss's name, where the user has named it.
+        metric: the loss's name, where the user has named it; a perplexity or bits by its name is told in nats.
 
     Raises:
-        TableError: a library that reads the format is missing, or a finished file is damaged.
+        TableError: a library that reads the format is missing, a finished file is damaged, or a perplexity is below 1.
     """
     if losses is not None:
         return _from_path(losses, batch, metric)
     for log in logs:
-        if found := _choose(list(_printed(log)), batch, metric, log):
+        if found := _choose(list(_printed(log, metric)), batch, metric, log):
             return found
     for path in _candidates(folder):
         if found := _from_path(path, batch, metric):
@@ -100,7 +106,7 @@ def find(
 def _from_path(path: Path, batch: float, metric: str) -> Reported | None:
     if not path.exists():
         return None
-    return _choose(list(_written(path)), batch, metric, path)
+    return _choose(list(_written(path, metric)), batch, metric, path)
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -116,59 +122,25 @@ def _candidates(folder: Path) -> Iterator[Path]:
 # -- rows ----------------------------------------------------------------------------------------------------
 
 
-def _printed(log: Path) -> Iterator[dict[str, Any]]:
+def _printed(log: Path, metric: str) -> Iterator[dict[str, Any]]:
     try:
         text = log.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return
-    for line in re.split(r"[\r\n]+", text):  # progress bars end their lines with \r
-        row = _line(line.strip())
+    for line in re.split(r"[\r\n]+", COLOURS.sub("", text)):  # progress bars end their lines with \r
+        row = said(line.strip(), metric)
         if row:
             yield row
 
 
-def _line(line: str) -> dict[str, Any] | None:
-    start = line.find("{")
-    if start >= 0 and line.endswith("}"):
-        row = _mapping(line[start:])
-        if row is not None:
-            return row
-    found = {name.strip(): value for name, value in WORDS.findall(line)}
-    if not any("loss" in name.lower() for name in found):
-        return None
-    return {_last_words(k): float(v) for k, v in found.items()}
-
-
-def _last_words(name: str) -> str:
-    """`[rank0] 12:00 epoch done, val loss` is called `val loss`: no more than the last two words."""
-    words = name.split()
-    keep = 2 if len(words) > 1 and normalise("_".join(words[-2:])) in _LOSS_NAMES else 1
-    return "_".join(words[-keep:]) if words else name
-
-
-def _mapping(text: str) -> dict[str, Any] | None:
-    for read in (json.loads, _literal):
-        try:
-            row = read(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            return flatten({str(k): v for k, v in row.items()})
-    return None
-
-
-def _literal(text: str) -> Any:
-    return ast.literal_eval(re.sub(r"(?<=[:\s])-?(?:nan|inf)(?=[,}\s])", '"nan"', text))
-
-
-def _written(path: Path) -> Iterator[dict[str, Any]]:
+def _written(path: Path, metric: str) -> Iterator[dict[str, Any]]:
     suffix = path.suffix.lower()
     if path.is_file() and suffix in (".jsonl", ".ndjson", ".log", ".txt", ".out"):
-        yield from _printed(path)
+        yield from _printed(path, metric)
     elif path.is_file() and suffix in (".csv", ".tsv"):
         yield from _csv(path, "\t" if suffix == ".tsv" else ",")
     elif path.is_file() and suffix == ".json":
-        yield from _json(path)
+        yield from _json(path, metric)
     else:
         from metaopt_hpo.trials.readers import open_export
 
@@ -192,11 +164,11 @@ def _csv(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
         return
 
 
-def _json(path: Path) -> Iterator[dict[str, Any]]:
+def _json(path: Path, metric: str) -> Iterator[dict[str, Any]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except (ValueError, RecursionError):
-        yield from _printed(path)
+        yield from _printed(path, metric)
         return
     if isinstance(data, dict):
         data = data.get("log_history") or data.get("history") or [data]
@@ -207,15 +179,11 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
 
 # -- names ---------------------------------------------------------------------------------------------------
 
-_HELD_OUT = (*QUANTITIES["loss"].strong, "test_loss")
-_TRAINING = tuple(n for n in QUANTITIES["loss"].weak if "loss" in n)
-_LOSS_NAMES = {"loss", *_HELD_OUT, *_TRAINING}
-
 
 def _rank(name: str) -> int | None:
     """0 for a held-out loss, 1 for `loss`, 2 for a training loss; None for what is none."""
     rest, whole = parts(name)[1], normalise(name)
-    for rank, known in enumerate((_HELD_OUT, ("loss",), _TRAINING)):
+    for rank, known in enumerate((HELD_OUT, ("loss",), TRAINING)):
         if rest in known or whole in known:
             return rank
     return None
@@ -228,7 +196,7 @@ def _choose(rows: list[dict[str, Any]], batch: float, metric: str, source: Path)
     told: dict[float, float] = {}
     untold: list[float] = []
     for row in rows:
-        value = _number(at(row, name))
+        value = _nats(_number(at(row, name)), name, source)
         if value is None:
             continue
         tokens = _tokens(row, batch)
@@ -245,7 +213,10 @@ def _choose(rows: list[dict[str, Any]], batch: float, metric: str, source: Path)
 
 def _loss_name(rows: list[dict[str, Any]], metric: str) -> str | None:
     if metric:
-        return metric if any(_number(at(row, metric)) is not None for row in rows) else None
+        same = (n for row in rows for n in row if normalise(n) == normalise(metric))
+        return next(
+            (n for n in (metric, *same) if any(_number(at(row, n)) is not None for row in rows)), None
+        )
     ranked = {
         name: rank
         for row in rows
@@ -253,6 +224,19 @@ def _loss_name(rows: list[dict[str, Any]], metric: str) -> str | None:
         if (rank := _rank(name)) is not None and _number(value) is not None
     }
     return min(ranked, key=lambda n: ranked[n]) if ranked else None
+
+
+def _nats(value: float | None, name: str, source: Path) -> float | None:
+    unit = loss_unit(name)
+    if value is None or unit not in ("perplexity", "bits"):
+        return value
+    if unit == "bits":
+        return value * math.log(2.0)
+    if value < 1.0:
+        raise TableError(
+            f"{name} is {value:g} in {source}, and no perplexity is below 1; name the loss with metric"
+        )
+    return math.log(value)
 
 
 def _tokens(row: Mapping[str, Any], batch: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from metaopt_hpo.comparison.command_objective import CommandObjective
 from metaopt_hpo.comparison.objective import Configuration, ObjectiveError
+from metaopt_hpo.workloads import reported
 from metaopt_hpo.workloads.command import Job
 from metaopt_hpo.workloads.jobs import command_job, file_job, job_of, parse_sizes
 from metaopt_hpo.workloads.placeholders import JobError
@@ -177,6 +179,39 @@ def test_placeholders_are_whole_numbers_where_they_are_whole(make) -> None:
     record = make(body, line).run(configuration(lr=0.0123))
     argv = json.loads(Path(str(record.params["logs"]), "out", "argv").read_text())
     assert argv[1:9] == ["--width", "8", "--lr", "1.23e-02", "--steps", "40", "--seed", "3"]
+
+
+TOLD = [
+    ("\x1b[32mstep\x1b[0m 10 \x1b[1mloss\x1b[0m: \x1b[31m3.5\x1b[0m", "", (10, 3.5)),
+    ('\x1b[36m{"step": 10, "loss": 3.5}\x1b[0m', "", (10, 3.5)),
+    ("step 1,000, loss 3.5", "", (1000, 3.5)),
+    ("step 1_000 loss 3.5", "", (1000, 3.5)),
+    (" iteration      10/  500 | lm loss: 3.5E+00 | loss scale: 1.0 |", "", (10, 3.5)),
+    ("step 10 loss 3,511", "", None),  # of a locale that writes 3,5
+    ("step 10 loss 3,51", "", None),
+    ("step 10 | val nll 3.5 | train nll 2.0", "val nll", (10, 3.5)),
+    ("step 10 | val loss 3.5 | loss 2.0", "val loss", (10, 3.5)),
+    ("step 10 | val loss 2.0 | loss 3.5", "loss", (10, 3.5)),
+    ('{"step": 10, "Val NLL": 3.5}', "val_nll", (10, 3.5)),
+    ("step 10 ppl 20.0", "ppl", (10, math.log(20.0))),
+    ('{"step": 10, "val_perplexity": 20.0}', "val_perplexity", (10, math.log(20.0))),
+    ("step 10 val bits 3.0", "val_bits", (10, 3.0 * math.log(2.0))),
+]
+
+
+@pytest.mark.parametrize(("line", "metric", "told"), TOLD)
+def test_a_line_says_its_step_and_its_loss_in_nats_or_nothing(
+    tmp_path: Path, line: str, metric: str, told: tuple[float, float] | None
+) -> None:
+    log = tmp_path / "stdout.log"
+    log.write_text(line + "\n")
+    found = reported.find([log], tmp_path, batch=1, metric=metric)
+    assert (found and found.points) == (told and (pytest.approx(told),))
+
+
+def test_a_perplexity_below_one_is_refused(make) -> None:
+    with pytest.raises(ObjectiveError, match=r"ppl is 0\.5 .* no perplexity"):
+        make("print('step 40 ppl 0.5')", metric="ppl").run(configuration())
 
 
 @pytest.mark.parametrize(
