@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,7 +61,7 @@ def fit(
     base: BaseLike | Sequence[BaseLike] | None = None,
     use: Use = "fixed",
     strategy: str | None = None,
-    extra: Sequence[str] = (),
+    extra: str | Sequence[str] = (),
     size: str | Sequence[str] = OWN,
     bowl: str = CUBIC.name,
     floor: str = POWER.name,
@@ -68,12 +70,12 @@ def fit(
     seed: int = 0,
 ) -> Law:
     """See `scaling.api.fit`."""
-    if draws < 20:
-        raise ValueError(f"draws must be at least 20, got {draws!r}")
-    if not 0.5 <= level < 1:
+    for label, value, least in (("draws", draws, 20), ("seed", seed, 0)):
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{label} must be a whole number from {least}, got {value!r}")
+    if not (isinstance(level, (int, float)) and 0.5 <= level < 1):
         raise ValueError(f"level must be in [0.5, 1), got {level!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+    extra = (extra,) if isinstance(extra, str) else tuple(extra)
     believed = lent(base, prior)
     forms = Forms(bowl_of(bowl), floor_of(floor))
     if believed is not None and forms != Forms():
@@ -90,13 +92,11 @@ def fit(
         count, caution = choose({n: support(c) for n, c in read.items()}, names)
         chosen = (caution,)
     table, cells = tables[count], read[count]
-    cells = replace(cells, cautions=(*cells.cautions, *chosen))
-    said = {n.code: n.message for n in table.notes if n.code.startswith("units")}
-    cells = replace(cells, cautions=(*cells.cautions, *(Caution(k, m) for k, m in said.items())))
+    cells = replace(cells, cautions=(*cells.cautions, *chosen, *units_cautions(table)))
     unlike = None if believed is None else disagreement(cells, believed)
     if unlike is not None:
         believed, prior, cells = None, None, replace(cells, cautions=(*cells.cautions, unlike))
-    try:
+    with _determined():
         law = fit_cells(
             cells,
             allow_weak=allow_weak,
@@ -107,9 +107,6 @@ def fit(
             level=level,
             seed=seed,
         )
-    except np.linalg.LinAlgError as e:
-        reason = "the trials leave the surface undetermined: vary lr, and batch if its optimum is wanted, in more cells"
-        raise LawRefused("no-minimum", reason) from e
     options = {"use": use, "strategy": strategy, "extra": list(extra), "size": count}
     return replace(
         law,
@@ -119,6 +116,27 @@ def fit(
     )
 
 
+@contextmanager
+def _determined() -> Iterator[None]:
+    """Refuses cells that leave the surface undetermined."""
+    try:
+        yield
+    except np.linalg.LinAlgError as e:
+        reason = "the trials leave the surface undetermined: vary lr, and batch if its optimum is wanted, in more cells"
+        raise LawRefused("no-minimum", reason) from e
+
+
+def units_cautions(table: TrialTable) -> tuple[Caution, ...]:
+    """What the reader of a table said of its units, once each."""
+    said = {n.code: n.message for n in table.notes if n.code.startswith("units")}
+    return tuple(Caution(k, m) for k, m in said.items())
+
+
+ONCE = ("size-counts", "base-unlike", "prior-unlike")
+"""Codes of what `fit` decides once, by what a refit is not given again: they go with the law."""
+
+
+@_determined()
 def refit(law: Law, table: TrialTable) -> Law:
     """`law` after some trials more, keeping its bootstrap: the draws move with the point estimate.
 
@@ -132,6 +150,9 @@ def refit(law: Law, table: TrialTable) -> Law:
     o = law.settings
     table = counted(table, o.get("size") or OWN)
     cells = from_table(table, use=o["use"], strategy=o["strategy"], extra=o["extra"])
+    once = (c for c in law.warnings if c.code in ONCE)
+    cells = replace(cells, cautions=(*cells.cautions, *once, *units_cautions(table)))
+    every = cells
     base = Base.from_dict(o["base"]) if o.get("base") else None
     axes, path = choose_axes(cells, base)
     has_batch = batch_varies(cells, base)
@@ -148,7 +169,8 @@ def refit(law: Law, table: TrialTable) -> Law:
             seed=o["seed"],
         )
         fall = measure_fall(table, cells, again.axes, again.surface)
-        return replace(again, settings=o | {"trials": cells.n}, fall=fall)
+        settings = o | {"trials": cells.n}
+        return replace(again, settings=settings, fall=fall, edge=edge_of(table, every, again))
     axes = law.axes  # the centre stays, so that old draws mean what they meant
     believed = law.surface if base is None else start_surface(cells, axes, has_batch, base)
     prior = slope_prior(axes, believed, None, base)
@@ -167,7 +189,7 @@ def refit(law: Law, table: TrialTable) -> Law:
         law.draws.slope,
         recentre(law.draws.floor, law.floor, floor),
     )
-    return replace(
+    found = replace(
         law,
         surface=solution.surface,
         floor=floor,
@@ -175,7 +197,8 @@ def refit(law: Law, table: TrialTable) -> Law:
         domain=domain_of(cells),
         noise=max(solution.scale, 1e-6),
         cells=listed(cells, raw),
-        trials=cells.n,
+        trials=every.n,
         path=path,
         decay=decay,
     )
+    return replace(found, edge=edge_of(table, every, found))

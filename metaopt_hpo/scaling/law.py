@@ -162,29 +162,40 @@ class Law:
         return float(self.decay.excess(row, math.log(asked)))
 
     def divergence(
-        self, size: float, tokens: float, batch: float, lr: Sequence[float] | Array | float
+        self,
+        size: float,
+        tokens: float,
+        batch: float,
+        lr: Sequence[float] | Array | float,
+        *,
+        extra: Mapping[str, Any] | None = None,
     ) -> Array:
         """P(a run diverges) at each learning rate; 0 where no run of the table did.
 
         Raises:
-            ValueError: an argument that is no positive, finite number.
+            ValueError: an argument that is no positive, finite number, or a coordinate the law does not have.
         """
         lrs = _arguments(size, tokens, batch, lr)[3]
         if self.edge is None:
             return np.zeros(lrs.shape)
-        x, v, t = self._from_optimum(size, tokens, batch)
+        x, v, t = self._from_optimum(size, tokens, batch, extra)
         return self.edge.chance(np.log(lrs) - x, v, t)
 
-    def edge_lr(self, size: float, tokens: float, batch: float) -> float:
+    def edge_lr(
+        self, size: float, tokens: float, batch: float, *, extra: Mapping[str, Any] | None = None
+    ) -> float:
         """The learning rate at which half of the runs diverge; infinite where no run of the table did."""
+        size, tokens, batch = positive("size", size), positive("tokens", tokens), positive("batch", batch)
         if self.edge is None:
             return math.inf
-        x, v, t = self._from_optimum(size, tokens, batch)
+        x, v, t = self._from_optimum(size, tokens, batch, extra)
         return math.exp(x + self.edge.place(v, t))
 
-    def _from_optimum(self, size: float, tokens: float, batch: float) -> tuple[float, float, Array]:
+    def _from_optimum(
+        self, size: float, tokens: float, batch: float, extra: Mapping[str, Any] | None
+    ) -> tuple[float, float, Array]:
         """ln lr*, ln batch from the optimum, and the axes of scale."""
-        row = self.axes.design(*self.anchor(size, tokens))
+        row = self.axes.design(*self.anchor(size, tokens), settled(self, extra, None)[0])
         x, y = self.surface.centre(row)
         v = (math.log(batch) - float(y)) * self.surface.has_batch
         return float(x), v, row[1 : 1 + len(self.axes.scale_names)]
@@ -208,8 +219,9 @@ class Law:
             raise ValueError(
                 f"lr and batch must be equally long and not empty, got {lrs.size} and {batches.size}"
             )
+        values = _arguments(size, tokens, batches, lrs)
         shift = math.exp(self.margin(self.at(size, tokens).var_x))
-        return int(self._losses(*_arguments(size, tokens, batches, lrs / shift)).argmin())
+        return int(self._losses(*values[:3], values[3] / shift).argmin())
 
     def anchor(self, size: float, tokens: float) -> tuple[float, float]:
         """Where the centre's power law is read: (size, tokens), moved back by what is copied beyond the range."""

@@ -53,10 +53,56 @@ def test_the_lr_is_chosen_by_expected_loss_with_divergence_in_it(law: Law) -> No
     assert ("edge-of-stability" in {w.code for w in p.warnings}) == (p.divergence > 0.05)
 
 
-def test_it_survives_the_law_s_file_and_a_refit(law: Law) -> None:
+def test_it_survives_the_law_s_file(law: Law) -> None:
     again = Law.from_json(law.to_json())
     assert float(again.predict(*TARGET).lr) == float(law.predict(*TARGET).lr)
     assert again.predict(*TARGET).divergence == law.predict(*TARGET).divergence
+
+
+@pytest.mark.parametrize("known", [0.6, 0.98], ids=["drawn anew", "draws moved"])
+def test_a_refit_sees_the_edge_of_all_runs(known: float) -> None:
+    table = with_states(CLIFF.table(0), CLIFF)
+    records = list(table.records())
+    order = np.random.default_rng(0).permutation(len(records))
+    few = [records[i] for i in order[: int(known * len(records))]]
+    old = fit(TrialTable.from_records(few, warn=False), draws=20)
+    again, full = old.refit(table), fit(table, draws=20)
+    assert old.edge is not None
+    assert again.edge is not None
+    assert full.edge is not None
+    assert (again.edge.runs, again.edge.diverged) == (full.edge.runs, full.edge.diverged)
+    assert again.predict(*TARGET).divergence == pytest.approx(full.predict(*TARGET).divergence, abs=0.02)
+    assert again.trials == full.trials
+
+
+def two_optimizers(first: TrialTable, factor: float) -> TrialTable:
+    """Runs of one, and fewer of another with an edge, whose learning rates are so many times as high."""
+    records = [dataclasses.replace(r, params={"optimizer": "adamw"}) for r in first.records()]
+    for r in with_states(CLIFF.table(1), CLIFF).records():
+        if r.size < 2e8:
+            params = {"optimizer": "lion"}
+            records.append(dataclasses.replace(r, lr=r.lr * factor, params=params, trial=f"lion-{r.trial}"))
+    return TrialTable.from_records(records, warn=False)
+
+
+def test_runs_of_another_optimizer_that_diverged_are_no_edge_of_the_fitted_one() -> None:
+    law = fit(two_optimizers(World("no edge").table(0), 4.0), draws=20)
+    assert "optimizer-mixed" in {w.code for w in law.warnings}
+    assert law.edge is None
+
+
+def test_diverged_runs_stand_about_the_optimum_of_their_own_coordinate() -> None:
+    below = with_states(CLIFF.table(0), CLIFF).select(state="complete")
+    law = fit(two_optimizers(below, 1 / 8), extra=("optimizer",), draws=20)
+    assert law.edge is not None
+    best, batch = (math.exp(v) for v in CLIFF.optimum(1.2e8, 2e10))
+    edge = law.edge_lr(1.2e8, 2e10, batch, extra={"optimizer": "lion"})
+    assert math.log(edge * 8 / best) == pytest.approx(CLIFF.edge, abs=0.35)
+    chance = law.divergence(1.2e8, 2e10, batch, [0.1 * edge, edge], extra={"optimizer": "lion"})
+    assert chance[0] < 0.2
+    assert chance[1] == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(ValueError, match="sgd"):
+        law.edge_lr(1.2e8, 2e10, batch, extra={"optimizer": "sgd"})
 
 
 def test_a_bowl_is_no_sharper_for_the_runs_that_exploded() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from small_tables import tiny, widths
 
+from metaopt_hpo.errors import MetaOptWarning
 from metaopt_hpo.scaling import Law, fit
 from metaopt_hpo.trials.table import TrialTable
 
@@ -125,3 +127,16 @@ def test_a_prediction_whose_own_draws_scatter_too_far_says_so() -> None:
     assert unsure(rough, 6.4e7)
     assert not unsure(middling, 4e6)  # inside
     assert unsure(middling, 1e12)  # far outside
+
+
+def test_a_refit_repeats_what_fit_said_of_the_table(make_table: Maker) -> None:
+    """Of its units, and of a prior that was left out."""
+    frame = make_table(sizes=(3e7, 1e8, 3e8, 1e9)).frame[["size", "tokens", "batch", "lr", "loss"]]
+    odd = frame.assign(size=np.where(frame["size"] < 5e7, frame["size"] / 1e6, frame["size"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MetaOptWarning)
+        table = TrialTable.from_frame(odd, implausible="warn")
+    half = TrialTable(table.frame.iloc[::2].reset_index(drop=True), table.notes)
+    law = fit(half, prior=fit(make_table(), draws=20), draws=20)
+    first, again = ({w.code for w in found.warnings} for found in (law, law.refit(table)))
+    assert {"units-size", "prior-unlike"} <= first & again
