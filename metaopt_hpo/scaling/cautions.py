@@ -57,6 +57,7 @@ WRONG = (
     "bend",
     "flat-bowl",
     "units-mixed",
+    "size-not-varied",
     "tokens-not-varied",
     "tokens-off-path",
 )
@@ -84,9 +85,8 @@ def place_cautions(law: Fitted, size: float, tokens: float, batch: float | None)
     return tuple(out)
 
 
-def tokens_cautions(law: Fitted, size: float, tokens: float) -> tuple[Caution, ...]:
-    """Where the trials' tokens say nothing of these tokens at this size."""
-    low, high = law.domain.tokens
+def unvaried_cautions(law: Fitted, size: float, tokens: float) -> tuple[Caution, ...]:
+    """Where the trials' sizes say nothing of this size, or their tokens nothing of these tokens."""
     if law.path is not None:
         expected = math.exp(law.path[0] + law.path[1] * math.log(size))
         if not 1 / 1.5 < tokens / expected < 1.5:
@@ -95,10 +95,15 @@ def tokens_cautions(law: Fitted, size: float, tokens: float) -> tuple[Caution, .
                 f"{tokens:.3g} rest on published exponents, and the loss is that of the path"
             )
             return (Caution("tokens-off-path", message),)
-    elif "tokens" not in law.axes.names and not low / 1.5 < tokens < high * 1.5:
-        message = f"all trials saw about {high:.3g} tokens; nothing is known of {tokens:.3g}"
-        return (Caution("tokens-not-varied", message),)
-    return ()
+        return ()
+    out: list[Caution] = []
+    asked = (("size", size, law.domain.size, "were of"), ("tokens", tokens, law.domain.tokens, "saw"))
+    for name, value, (low, high), verb in asked:
+        if name not in law.axes.names and not low / 1.5 < value < high * 1.5:
+            unit = "tokens" if name == "tokens" else "parameters"
+            message = f"all trials {verb} about {high:.3g} {unit}; nothing is known of {value:.3g}"
+            out.append(Caution(f"{name}-not-varied", message))
+    return tuple(out)
 
 
 def doubts_of(
@@ -127,7 +132,7 @@ def doubts_of(
     )
     return (
         *said,
-        *tokens_cautions(law, size, tokens),
+        *unvaried_cautions(law, size, tokens),
         *_costly(law, size, tokens, answer, given, extra, limit),
     )
 
