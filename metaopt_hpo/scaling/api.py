@@ -89,7 +89,7 @@ def fit(
     base: BaseLike | Sequence[BaseLike] | None = None,
     use: Use = "fixed",
     strategy: str | None = None,
-    extra: Sequence[str] = (),
+    extra: str | Sequence[str] = (),
     size: str | Sequence[str] = "size",
     bowl: str = "cubic",
     floor: str = "power",

@@ -27,6 +27,9 @@ OWN = "size"
 TIED = 2e-4
 """Held-out excess loss by which one count must be better to be chosen for its lr; within it the loss decides."""
 
+SAME_ERROR = 1e-4
+"""Difference of errors of ln loss within which two counts, such as two in proportion, predict it alike."""
+
 
 @dataclass(frozen=True)
 class Support:
@@ -95,13 +98,22 @@ def choose(supports: Mapping[str, Support], names: Sequence[str]) -> tuple[str, 
         names: in the caller's order, which breaks ties.
     """
     least = min(s.excess for s in supports.values())
-    close = [n for n in names if supports[n].excess <= least + TIED or math.isinf(least)]
-    chosen = min(close, key=lambda n: supports[n].loss)
+    if math.isinf(least):
+        message = (
+            f"size counts {names[0]!r}, the first that was named: too few sizes to say which count predicts held-out "
+            "next sizes best"
+        )
+        return names[0], Caution("size-counts", message)
+    close = [n for n in names if supports[n].excess <= least + TIED]
+    error = min(supports[n].loss for n in close)
+    alike = [n for n in close if supports[n].loss <= error + SAME_ERROR]
+    chosen = alike[0]
     said = "; ".join(
         f"{n}: excess {100 * supports[n].excess:.2g} %, loss off by {100 * supports[n].loss:.2g} %"
         for n in names
     )
-    message = (
-        f"size counts {chosen!r}, which predicts held-out next sizes better ({said}): ask for sizes in it"
-    )
+    how = "predicts held-out next sizes better"
+    if len(alike) > 1:
+        how = f"predicts held-out next sizes as well as {', '.join(map(repr, alike[1:]))}"
+    message = f"size counts {chosen!r}, which {how} ({said}): ask for sizes in it"
     return chosen, Caution("size-counts", message)

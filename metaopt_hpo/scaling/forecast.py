@@ -223,7 +223,10 @@ def last_point(curve: CurveLike) -> tuple[float, float] | None:
         points = reversed(pairs)
     else:
         points = zip(reversed(curve.tokens), reversed(curve.loss), strict=True)
-    for t, loss in points:
-        if math.isfinite(loss) and loss > 0 and t > 0:
-            return float(t), math.log(loss)
+    try:
+        for t, loss in points:
+            if math.isfinite(loss) and loss > 0 and t > 0:
+                return float(t), math.log(loss)
+    except (TypeError, ValueError):
+        raise ValueError("curve must hold pairs of numbers, tokens and loss") from None
     return None

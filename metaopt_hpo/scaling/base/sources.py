@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +29,7 @@ def base_of(source: BaseLike | Sequence[BaseLike]) -> Base:
     Raises:
         LawRefused: a table shows no optimum.
         LibraryError: no fitted law of that name.
-        ValueError: an empty list.
+        ValueError: an empty list, or something else.
     """
     if isinstance(source, Base):
         return source
@@ -39,6 +39,11 @@ def base_of(source: BaseLike | Sequence[BaseLike]) -> Base:
         return _of_table(source)
     if isinstance(source, Law):
         return _of_fit(source, source.floor)
+    if not isinstance(source, Iterable):
+        raise ValueError(
+            "base must be a table of trials, a fitted law, the name of a fitted law in the library, or a list of them, "
+            f"got {_said(source)}"
+        )
     parts = [base_of(s) for s in source]
     if not parts:
         raise ValueError("base is an empty list: give a table or a law, or leave it out")
@@ -68,11 +73,23 @@ def lent(base: BaseLike | Sequence[BaseLike] | None, prior: Law | None) -> Base 
     """What `base=` or `prior=` lends; None where neither is given.
 
     Raises:
-        ValueError: both are given.
+        ValueError: both are given, or the prior is no fitted law.
     """
     if prior is not None and base is not None:
         raise ValueError("give prior or base, not both: a base holds what a prior law knows")
+    if not (prior is None or isinstance(prior, Law)):
+        raise ValueError(
+            f"prior must be a fitted law, such as library.prior('fitted-step-law'), got {_said(prior)}"
+        )
     return prior_of(prior) if prior is not None else None if base is None else base_of(base)
+
+
+def _said(given: object) -> str:
+    """What stands where a law should, in a few words."""
+    if isinstance(given, (str, int, float)):
+        return repr(given)
+    inside = ", whose .law is one" if isinstance(getattr(given, "law", None), Law) else ""
+    return f"a {type(given).__name__}{inside}"
 
 
 def _of_table(table: TrialTable) -> Base:

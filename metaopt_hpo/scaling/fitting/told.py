@@ -24,6 +24,9 @@ KNOWN_EXTRAS = ("weight_decay", "beta1", "beta2", "momentum", "width", "depth", 
 SAMPLED = 50
 """Trials looked at to see whether any says anything: a table of a million is not read in vain."""
 
+SHOWN = 12
+"""Names of hyperparameters that an error lists."""
+
 NEVER = ("parametrisation",)
 """Settings that are no coordinate: learning rates of two parametrisations are different quantities, whose optima move
 differently with size."""
@@ -115,6 +118,8 @@ class Told:
                 if name in settings.TEXT
                 else [settings.find(self.params(i), name) for i in rows.tolist()]
             )
+            if found is not None and all(v is None for v in found):
+                raise ValueError(self._unknown(name, rows))
             if found is not None and not any(isinstance(v, (str, bool)) for v in found):
                 out[name] = _numbers(name, found)
                 continue
@@ -137,6 +142,16 @@ class Told:
                 if len(same) == 1 and "" not in same:
                     levels[name] = (same.pop(),)
         return out, levels
+
+    def _unknown(self, name: str, rows: NDArray[np.intp]) -> str:
+        """That no trial holds this hyperparameter, and which they do hold."""
+        known = sorted(
+            {key for i in rows[:: max(rows.size // SAMPLED, 1)].tolist() for key in self.params(i)}
+        )
+        return (
+            f"extra coordinate {name!r} is among the hyperparameters of no trial; they hold "
+            f"{', '.join(known[:SHOWN]) + (' …' if len(known) > SHOWN else '') or 'none'}"
+        )
 
     def _unnamed(self, rows: NDArray[np.intp], names: Sequence[str], cautions: list[Caution]) -> None:
         for name in KNOWN_EXTRAS:

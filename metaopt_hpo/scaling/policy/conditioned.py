@@ -109,7 +109,10 @@ def conditioned(
     law: Law, size: float, tokens: float, finished: Iterable[Finished | tuple[float, float, float]]
 ) -> Conditioned | None:
     """A law conditioned on finished runs of one size and number of tokens; None with fewer than `ENOUGH` of them."""
-    sound = [f for f in (Finished(*f) for f in finished) if all(0 < v < math.inf for v in f[:3])]
+    try:
+        sound = [f for f in (Finished(*f) for f in finished) if all(0 < v < math.inf for v in f[:3])]
+    except TypeError:
+        raise ValueError("finished must hold lr, batch and final loss of each run, as numbers") from None
     sound.sort(key=lambda f: f[:3])  # the order in which they were heard of decides nothing
     if len(sound) < ENOUGH:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -48,3 +49,22 @@ def test_one_count_is_taken_without_a_word_and_a_missing_one_is_named() -> None:
     assert "size-counts" not in {w.code for w in law.warnings}
     with pytest.raises(ValueError, match="active_params"):
         fit(table, size=("size", "active_params"))
+
+
+def test_of_counts_in_proportion_the_first_is_taken_and_said_to_be_no_better() -> None:
+    table = mixtures("size")
+    frame = table.frame
+    half = [json.dumps({"total_params": 1.7 * n}) for n in frame["size"]]
+    law = fit(TrialTable(frame.assign(params=half)), size=("size", "total_params"), draws=20)
+    said = next(w.message for w in law.warnings if w.code == "size-counts")
+    assert law.size_counts == "size"
+    assert "as well as 'total_params'" in said
+
+
+def test_where_no_next_size_can_be_predicted_the_first_count_is_taken_for_that_reason() -> None:
+    few = mixtures("size").select(where=lambda f: f["size"] < 6e7)
+    law = fit(few, size=("total_params", "size"), draws=20, allow_weak=True)
+    said = next(w.message for w in law.warnings if w.code == "size-counts")
+    assert law.size_counts == "total_params"
+    assert "too few sizes" in said
+    assert "inf" not in said

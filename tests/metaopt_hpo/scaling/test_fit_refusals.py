@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_tables import tiny, widths
 
-from metaopt_hpo.scaling import LawRefused, fit
+from metaopt_hpo.scaling import LawRefused, fit, library
 from metaopt_hpo.scaling.policy import Context, Refits, propose_at
 from metaopt_hpo.scaling.policy.points import Runs, fitted_bowl
 from metaopt_hpo.trials.table import TrialTable
@@ -118,3 +118,28 @@ def test_an_empty_selection_is_refused_by_name() -> None:
     with pytest.raises(LawRefused) as refused:
         fit(widths((0.0, 0.0, 0.0), 1e-3).select(size=5.0))
     assert refused.value.code == "few-trials"
+
+
+def test_one_size_says_that_it_knows_no_other(make_table: Maker) -> None:
+    law = fit(make_table(sizes=(3e7,)), allow_weak=True, draws=20)
+    assert "size-not-varied" in {w.code for w in law.predict(1e9, 3e9).warnings}
+    assert law.verdict(size=1e9, tokens=3e9, lr=1e-2, batch=5e5, incumbent=2.0).action == "abstain"
+    assert "size-not-varied" not in {w.code for w in law.predict(3.1e7, 3e9).warnings}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prior": "fitted-step-law"}, "prior must be a fitted law"),
+        ({"prior": library.load("fitted-step-law")}, "whose .law is one"),
+        ({"base": library.load("fitted-step-law")}, "base must be a table .* whose .law is one"),
+        ({"base": [3]}, "base must be a table .* got 3"),
+        ({"draws": 30.5}, "draws must be a whole number from 20, got 30.5"),
+        ({"seed": 1.5}, "seed must be a whole number from 0, got 1.5"),
+        ({"level": "0.9"}, "level must be"),
+        ({"extra": "warmth"}, "'warmth' is among the hyperparameters of no trial; they hold none"),
+    ],
+)
+def test_a_wrong_option_is_named(make_table: Maker, options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fit(make_table(), **{"draws": 20, **options})  # type: ignore[arg-type]

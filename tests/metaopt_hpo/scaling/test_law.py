@@ -205,3 +205,17 @@ def test_the_predicted_lr_minimises_the_expected_loss(law: Law) -> None:
     )
     with pytest.raises(ValueError, match="equally long"):
         law.choose(*TARGET, [1.0], [])
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda law: law.choose(-1, 1e10, [1e-3], [1e5]), "size must be positive"),
+        (lambda law: law.edge_lr(1e9, 0, 1e5), "tokens must be a positive"),
+        (lambda law: law.forecast(size=1e9, tokens=1e10, lr=1e-3, batch=1e5, curve=[(1e9,)]), "curve must hold pairs"),
+        (lambda law: law.verdict(size=1e9, tokens=1e10, lr=1e-3, batch=1e5, finished=[(1, 2)]), "finished must hold"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named(law: Law, ask: Callable[[Law], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ask(law)
