@@ -136,6 +136,8 @@ def _settings(texts: list[str] | None) -> dict[str, str]:
         name, mark, value = text.partition("=")
         if not (mark and name.strip() and value.strip()):
             raise MetaOptError(f"--set takes NAME=VALUE, e.g. batch=65536, got {text!r}")
+        if name.strip() in out:
+            raise MetaOptError(f"--set gives {name.strip()} twice; give it once")
         out[name.strip()] = _as_number(name.strip(), value.strip())
     return out
 

@@ -99,7 +99,8 @@ def _say(decision: Decision, record: TrialRecord | None) -> None:
 
 def watch(
     place: Annotated[
-        Path, typer.Argument(help="A plan's folder, an Optuna store's file, or a Ray experiment's folder.")
+        Path,
+        typer.Argument(help="A plan's file or folder, an Optuna store's file, or a Ray experiment's folder."),
     ],
     once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.2)] = 2.0,

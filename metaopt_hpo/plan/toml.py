@@ -118,7 +118,7 @@ def read(kind: type[T], path: str | os.PathLike[str]) -> T:
         PlanError: there is no such file, or it does not describe one.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise PlanError(
             f"there is no plan {os.fspath(path)}; make one with: metaopt-hpo plan --out {path}"

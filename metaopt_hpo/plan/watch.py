@@ -17,6 +17,7 @@ from metaopt_hpo.errors import MetaOptError
 from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.status import Status, decisions, is_plan, status
 from metaopt_hpo.plan.status_words import cost_words, pilot_rows
+from metaopt_hpo.plan.store import folder_of
 from metaopt_hpo.plan.words import decided
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
@@ -67,6 +68,10 @@ def follow(
 
 
 def _look(place: Path, page: bool) -> RenderableType:
+    if place.suffix == ".toml" and place.is_file():
+        if not is_plan(folder_of(place)):
+            raise PlanError(f"{place} has not been run; start it with: metaopt-hpo run {place}")
+        place = folder_of(place)
     if is_plan(place):
         now = status(place)
         if page:

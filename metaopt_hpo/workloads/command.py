@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ from metaopt_hpo.workloads.placeholders import PLACEHOLDERS, JobError, fill, nam
 
 SHELL = ("|", "||", "&", "&&", ";", ">", ">>", "<", "<<", "2>", "2>&1", "&>")
 """Arguments that only a shell understands."""
+
+OPTIONS = ("sizes", "batch", "knob", "losses", "metric", "timeout", "retries", "sequence_length", "cwd")
+"""What a plan's `workload_options` say of a program; every other one is a placeholder of the user's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +195,20 @@ class Job:
                 ) from None
         if self.file is None:
             self._check_command()
+            self._check_used()
+
+    def _check_used(self) -> None:
+        texts = (*self.template, self.losses, *self.environment.values())
+        used = {n for text in texts for n in names_in(text)}
+        for name in self.values:
+            if name not in used:
+                near = difflib.get_close_matches(name, OPTIONS, n=1)
+                hint = (
+                    f"did you mean {near[0]}?"
+                    if near
+                    else f"write {{{name}}} where it belongs, or leave it out"
+                )
+                raise JobError(f"option {name!r} is used nowhere in the command of job {self.name!r}; {hint}")
 
     def _unknown(self, name: str) -> None:
         if name == "sequences":
@@ -219,6 +237,11 @@ class Job:
             if not any(n in self._named for n in wanted):
                 raise JobError(f"the command has no place for {what}; a plan must be able to set it")
         program = self.template[0]
+        if re.match(r"[A-Za-z_]\w*=", program):
+            raise JobError(
+                f"the command begins with {program!r}, which only a shell understands, and no shell runs it; put env "
+                "in front of it"
+            )
         if not names_in(program):
             where = self.cwd or Path.cwd()
             found = shutil.which(program) or (os.sep in program and shutil.which(str(where / program)))

@@ -16,6 +16,14 @@ from metaopt_hpo.workloads.placeholders import JobError
 FUNCTIONS = ("sizes", "train", "flops")
 """What a Python job may define; the first two it must."""
 
+NUMBERS = {
+    "timeout": (float, "a number of seconds"),
+    "retries": (int, "a whole number"),
+    "sequence_length": (float, "a number of tokens"),
+    "batch": (float, "a number of tokens"),
+}
+"""Options that are numbers, and what each is to be."""
+
 
 def command_job(
     command: str, *, sizes: Mapping[Any, float], batch: float, name: str = "", **options: Any
@@ -59,7 +67,7 @@ def file_job(path: str | os.PathLike[str], *, name: str = "", **options: Any) ->
     """
     file = Path(path)
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = ast.parse(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise JobError(f"job {file} cannot be read: {error.strerror}") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -110,11 +118,14 @@ def parse_sizes(text: str) -> dict[str, float]:
         try:
             if not colon:
                 raise ValueError
-            out[knob.strip()] = float(size)
+            parameters = float(size)
         except ValueError:
             raise JobError(
                 f"sizes are written WIDTH:PARAMETERS,…, e.g. 128:393216,256:1572864; got {part!r}"
             ) from None
+        if knob.strip() in out:
+            raise JobError(f"sizes name {knob.strip()} twice, in {text!r}; give each width once")
+        out[knob.strip()] = parameters
     return out
 
 
@@ -141,13 +152,13 @@ def job_of(workload: str, options: Mapping[str, str], folder: Path) -> Job:
     """
     left = dict(options)
     given: dict[str, Any] = {"folder": folder}
-    for name, kind in (("timeout", float), ("retries", int), ("sequence_length", float), ("batch", float)):
+    for name, (kind, wanted) in NUMBERS.items():
         if name in left:
             text = left.pop(name)
             try:
                 given[name] = kind(text)
             except ValueError:
-                raise JobError(f"{name} must be a number, got {text!r}") from None
+                raise JobError(f"{name} must be {wanted}, got {text!r}") from None
     for name in ("knob", "losses", "metric"):
         if name in left:
             given[name] = left.pop(name)
@@ -155,7 +166,7 @@ def job_of(workload: str, options: Mapping[str, str], folder: Path) -> Job:
         given["cwd"] = Path(left.pop("cwd"))
     sizes = left.pop("sizes", None)
     if is_file(workload):
-        return file_job(workload, **given, values=left)
+        return file_job(workload.strip(), **given, values=left)
     if sizes is None or "batch" not in given:
         raise JobError(
             "a command needs its sizes (sizes=WIDTH:PARAMETERS,…) and its batch in tokens per step (batch=…)"
@@ -165,4 +176,5 @@ def job_of(workload: str, options: Mapping[str, str], folder: Path) -> Job:
 
 def is_file(workload: str) -> bool:
     """Whether a workload's words name a Python file."""
-    return workload.strip().endswith(".py") and len(workload.split()) == 1
+    text = workload.strip()
+    return text.endswith(".py") and (len(text.split()) == 1 or Path(text).is_file())

@@ -220,3 +220,5 @@ def test_the_settings_of_a_program_take_numbers_as_people_write_them(
     read = Plan.read("plan.toml")
     assert read.target.batch == 64_000
     assert set(read.vary.sizes) == {4e5, 1.6e6, 6.4e6}
+    with pytest.raises(Exception, match="--set gives batch twice"):
+        run("plan", *at, "--workload", command, *settings, "--set", "batch=32k")

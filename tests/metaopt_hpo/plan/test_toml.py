@@ -150,6 +150,13 @@ def test_no_file_no_text_and_no_folder(tmp_path: Path) -> None:
         Plan.read(tmp_path)
 
 
+def test_a_file_that_windows_has_saved_is_read(tmp_path: Path) -> None:
+    plan = small()
+    text = plan.to_toml().replace("\n", "\r\n")
+    (tmp_path / "plan.toml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert Plan.read(tmp_path / "plan.toml") == plan
+
+
 def test_costs_add_up_and_a_plan_stays_within_its_own_pilots() -> None:
     plan = small()
     assert plan.cost.flops == pytest.approx(sum(p.cost.flops for p in plan.pilots))

@@ -21,6 +21,7 @@ from metaopt_hpo.plan.costs import PlanError
 from metaopt_hpo.plan.page import PAGE_FILE, render, write_page
 from metaopt_hpo.plan.run import run
 from metaopt_hpo.plan.status import Running, status
+from metaopt_hpo.plan.store import folder_of
 from metaopt_hpo.plan.watch import follow
 from metaopt_hpo.trials.record import Curve, TrialRecord
 
@@ -51,6 +52,16 @@ def test_a_plan_is_shown_as_it_stands(make_plan: Make, tmp_path: Path) -> None:
     assert page == folder / PAGE_FILE
     html = page.read_text(encoding="utf-8")
     assert html.index("with lr") < html.index("What was decided")
+
+
+def test_a_plans_file_shows_its_folder(make_plan: Make, tmp_path: Path) -> None:
+    for name, folder in (("my.toml", "my"), ("mine", "mine-run")):
+        assert folder_of(tmp_path / name) == tmp_path / folder
+    file = make_plan().write(tmp_path / "my.toml")
+    with pytest.raises(PlanError, match=r"not been run.*metaopt-hpo run"):
+        shown(file)
+    run(make_plan(), folder_of(file), most=1)
+    assert shown(file) == shown(tmp_path / "my")
 
 
 def test_a_run_under_way_is_seen_in_the_store(make_plan: Make, tmp_path: Path) -> None:

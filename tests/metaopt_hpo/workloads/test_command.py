@@ -407,6 +407,35 @@ def test_words_of_a_command_line_make_a_job(tmp_path: Path) -> None:
         parse_sizes("8=100")
 
 
+@pytest.mark.parametrize(
+    ("line", "changed", "says"),
+    [
+        (LINE, {"metrik": "nll"}, "did you mean metric?"),
+        (LINE, {"mine": "7"}, "write {mine}"),
+        (LINE, {"sizes": "8:100,8:200"}, "sizes name 8 twice"),
+        (LINE, {"timeout": "10m"}, "number of seconds"),
+        (LINE, {"retries": "1.5"}, "whole number"),
+        (f"CUDA_VISIBLE_DEVICES=0 {LINE}", {}, "put env in front"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(
+    tmp_path: Path, line: str, changed: dict[str, str], says: str
+) -> None:
+    (tmp_path / "train.py").write_text("")
+    options = {"sizes": "8:100,16:400", "batch": "16", "cwd": str(tmp_path), **changed}
+    with pytest.raises(JobError) as caught:
+        job_of(line, options, tmp_path)
+    assert says in str(caught.value)
+
+
+def test_a_file_of_windows_in_a_folder_with_spaces_is_a_job(tmp_path: Path) -> None:
+    file = tmp_path / "my jobs" / "job.py"
+    file.parent.mkdir()
+    file.write_bytes(b"\xef\xbb\xbf" + JOB.replace("\n", "\r\n").encode())
+    job = job_of(str(file), {}, tmp_path)
+    assert (job.file, dict(job.sizes)) == (file, {"8": 100.0, "16": 400.0})
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
