@@ -47,9 +47,12 @@ def run(
     Example: metaopt-hpo run plan.toml --target
     """
     from metaopt_hpo.plan.api import Plan
+    from metaopt_hpo.plan.costs import PlanError
+    from metaopt_hpo.plan.decide import why_none
     from metaopt_hpo.plan.page import write_page
     from metaopt_hpo.plan.run import run as run_plan
     from metaopt_hpo.plan.store import folder_of
+    from metaopt_hpo.plan.words import part_of
 
     folder = out or folder_of(plan)
     began = time.monotonic()
@@ -73,12 +76,20 @@ def run(
         if page and (folder / "plan.toml").exists():
             written = write_page(folder)
             typer.echo(f"page written to {written}", err=True)
+    if not result.finished:
+        if result.pilots:
+            raise PlanError(
+                f"no pilot has finished, so nothing is known of the lr: {why_none(result.pilots)}"
+            )
+        typer.echo("no pilot has been run")
+        return
     rate = result.lr
     share = result.plan.budget.spent(result.spent, result.plan.target_cost)
+    pilots = part_of(len(result.finished), len(result.pilots), "pilot")
     typer.echo(
-        f"lr of the target: {rate.value:.3g} (90 % interval {rate.low:.2g} to {rate.high:.2g}), from "
-        f"{len(result.pilots)} pilots; they cost {result.spent.flops / result.plan.target_cost.flops:.1%} of the "
-        f"target's FLOPs, {share / result.plan.budget.amount:.0%} of the budget; {time.monotonic() - began:.0f} s"
+        f"lr of the target: {rate.value:.3g} (90 % interval {rate.low:.2g} to {rate.high:.2g}), from {pilots}; they "
+        f"cost {result.spent.flops / result.plan.target_cost.flops:.1%} of the target's FLOPs, "
+        f"{share / result.plan.budget.amount:.0%} of the budget; {time.monotonic() - began:.0f} s"
     )
     if result.target is not None:
         typer.echo(f"target: loss {result.target.loss:.4f}, {result.target.state}")

@@ -128,6 +128,11 @@ class CommandObjective:
             reason += f" (after {retried + 1} attempts)"
         if state == "complete":
             seen = planned
+        found_lr = self._found_lr(folder)
+        if state == "complete" and c.strategy == "metaoptimize" and math.isnan(found_lr):
+            reason = (
+                "it said no lr that it found: train through config.optimizer(…), or write {out}/found.json"
+            )
         finite = on_grid(curve)
         return c.record(
             tokens=seen,
@@ -141,7 +146,7 @@ class CommandObjective:
             seconds=seconds,
             params={**dict(c.options), "attempts": retried + 1, "logs": str(folder)},
             curve=finite,
-            found_lr=self._found_lr(folder),
+            found_lr=found_lr,
         )
 
     def _found_lr(self, folder: Path) -> float:

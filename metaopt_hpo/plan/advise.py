@@ -69,6 +69,10 @@ def recipe(plan: Plan, trials: TrialTable | Sequence[TrialRecord], *, fitted: Fi
     target = plan.target
     records = [r for r in rows if r.size < target.size * 0.999 or r.planned_tokens < target.tokens * 0.999]
     done = [r for r in records if r.state == "complete" and math.isfinite(r.loss)]
+    if records and not done:
+        raise PlanError(
+            f"no pilot has finished, so there is nothing to make a recipe of: {decide.why_none(records)}"
+        )
     if not done:
         raise PlanError(
             "no pilot has finished, so there is nothing to make a recipe of; run: metaopt-hpo run plan.toml"
@@ -305,7 +309,12 @@ def _warnings(
     if refused:
         out.append(f"no full law: {refused}")
     out += [f"the full law was not used: {getattr(d, 'message', d)}" for d in doubts]
-    if all(o.found for o in estimate.seen):
+    if not estimate.seen:
+        out.append(
+            "no pilot says anything of the lr, which is the middle of the plan's range: MetaOptimize runs must say "
+            "what they found (config.optimizer, or found.json), and a size needs two runs of a schedule"
+        )
+    elif all(o.found for o in estimate.seen):
         sd = estimate.offset[1]
         out.append(
             "every pilot found its own lr with MetaOptimize; how far such rates lie from a tuned one is not measured "

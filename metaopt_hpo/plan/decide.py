@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import pairwise
 
 from metaopt_hpo.plan.costs import Cost, Hardware
 from metaopt_hpo.plan.estimate import Estimate
@@ -16,6 +17,12 @@ from metaopt_hpo.trials.record import TrialRecord
 
 STEP = 2.0
 """Factor between the rates of neighbouring schedule runs of a cell."""
+
+SIDES = 16
+"""Such factors to either side of a cell's first run, before the gaps between its runs are filled."""
+
+EDGE = 1.1
+"""Factor from an end of the range within which a rate lies at that end."""
 
 SLACK = 1e-9
 
@@ -49,6 +56,20 @@ def spent(records: Sequence[TrialRecord], hardware: Hardware) -> Cost:
             cost = replace(cost, gpu_hours=hours, joules=joules, money=hours * hardware.price)
         total += cost
     return total
+
+
+def finished(pilots: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """The pilots that ran to their end."""
+    return tuple(r for r in pilots if r.state == "complete")
+
+
+def why_none(pilots: Sequence[TrialRecord]) -> str:
+    """Why no pilot has finished, by the last: its state, reason and logs."""
+    last = pilots[-1]
+    logs = last.params.get("logs")
+    return (
+        f"{last.study} {last.state}{f', {last.reason}' if last.reason else ''}{f' ({logs})' if logs else ''}"
+    )
 
 
 def estimate(plan: Plan, records: Sequence[TrialRecord]) -> Estimate:
@@ -155,14 +176,12 @@ def _settle(
     if pilot.lr != LAW_LR:
         return pilot, f"lr {pilot.lr:.3g} as planned"
     beside = [p for p in plan.pilots if p.lr == LAW_LR and _cell(p) == _cell(pilot)]
-    tried = [
-        (r.lr, r.loss if r.state == "complete" else math.inf) for p in beside if (r := records.get(p.name))
-    ]
+    tried = [(r.lr, _said(r)) for p in beside if (r := records.get(p.name))]
     tried += [
         (p.lr, math.nan) for p in under_way if isinstance(p.lr, float) and p.name in {b.name for b in beside}
     ]
-    lr, how = _next_rate(tried, now.at(pilot.size, pilot.tokens).value)
     low, high = plan.vary.lr
+    lr, how = _next_rate(tried, now.at(pilot.size, pilot.tokens).value, low, high)
     lr = float(f"{min(max(lr, low), high):.4g}")
     return replace(pilot, lr=lr), f"lr {lr:.3g}, {how}"
 
@@ -171,29 +190,54 @@ def _cell(p: Pilot) -> tuple[float, float, float, int]:
     return p.size, p.tokens, p.batch, p.seed
 
 
-def _next_rate(tried: Sequence[tuple[float, float]], law: float) -> tuple[float, str]:
+def _said(r: TrialRecord) -> float | None:
+    """A run's loss; infinite where it diverged, None where it ended before it said anything of its lr."""
+    if r.state == "diverged":
+        return math.inf
+    return r.loss if r.state == "complete" else None
+
+
+def _next_rate(
+    tried: Sequence[tuple[float, float | None]], law: float, low: float = 0.0, high: float = math.inf
+) -> tuple[float, str]:
     """The next rate of a cell: the law's, then beyond the better end until the best one lies between two others.
 
     Args:
-        tried: (lr, loss) of the cell's runs in order; NaN for one under way, infinite for one that diverged.
+        tried: (lr, loss) of the cell's runs in order; NaN for one under way, infinite for one that diverged, None for
+            one that failed: its rate may be tried once more.
         law: the law's rate for the cell.
+        low, high: the range of rates.
     """
     if not tried:
         return law, "which is the law's for this size"
     rates = sorted(lr for lr, _ in tried)
-    if len(tried) > 1 and not any(math.isnan(loss) for _, loss in tried):
-        best = min(tried, key=lambda t: (t[1], t[0]))[0]  # of runs that all diverged, the lowest
-        if best == rates[-1]:
-            return best * STEP, f"a factor {STEP:g} above the best of this size, which was the highest"
-        if best == rates[0]:
-            return best / STEP, f"a factor {STEP:g} below the best of this size, which was the lowest"
+    failed = Counter(lr for lr, loss in tried if loss is None)
+    told = [(lr, loss) for lr, loss in tried if loss is not None]
+    told += [(lr, math.inf) for lr, times in failed.items() if times > 1]
+    if len(told) > 1 and not any(math.isnan(loss) for _, loss in told):
+        rates = sorted({lr for lr, _ in told})
+        best = min(told, key=lambda t: (t[1], t[0]))[0]  # of runs that all diverged, the lowest
         i = rates.index(best)
-        beside = min((t for t in tried if t[0] in (rates[i - 1], rates[i + 1])), key=lambda t: t[1])[0]
-        return math.sqrt(best * beside), "between the two best of this size"
+        if i == len(rates) - 1 and best < high / EDGE:
+            return min(
+                best * STEP, high
+            ), f"a factor {STEP:g} above the best of this size, which was the highest"
+        if i == 0 and best > low * EDGE:
+            return max(
+                best / STEP, low
+            ), f"a factor {STEP:g} below the best of this size, which was the lowest"
+        near = {rates[j] for j in (i - 1, i + 1) if 0 <= j < len(rates)}
+        if near:
+            beside = min((t for t in told if t[0] in near), key=lambda t: t[1])[0]
+            return math.sqrt(best * beside), "between the two best of this size"
     # nothing says which side is better: to either side of the cell's first run, further out each time
     first = tried[0][0]
-    steps = next(
-        k for n in count(1) for k in (n, -n) if all(abs(math.log(first * STEP**k / lr)) > 0.1 for lr in rates)
-    )
-    side = "above" if steps > 0 else "below"
-    return first * STEP**steps, f"a factor {STEP ** abs(steps):g} {side} the first of this size"
+    for n in range(1, 1 + SIDES):
+        for steps in (n, -n):
+            lr = first * STEP**steps
+            if low <= lr <= high and all(abs(math.log(lr / other)) > 0.1 for other in rates):
+                side = "above" if steps > 0 else "below"
+                return lr, f"a factor {STEP**n:g} {side} the first of this size"
+    ends = [max(low, rates[0] / STEP), *rates, min(high, rates[-1] * STEP)]
+    a, b = max(pairwise(ends), key=lambda ends: ends[1] / ends[0])
+    return math.sqrt(a * b), "in the widest gap between those of this size"

@@ -60,6 +60,11 @@ class PlanRun:
         return tuple(r for r in self.records if r.method != store.TARGET)
 
     @property
+    def finished(self) -> tuple[TrialRecord, ...]:
+        """Those of the pilots that ran to their end: the others cost and say nothing of the lr."""
+        return decide.finished(self.pilots)
+
+    @property
     def table(self) -> TrialTable:
         """The trials as a table.
 
@@ -170,6 +175,8 @@ class _Running:
                 break
         pilots = list(self._records)
         law = decide.estimate(self._plan, pilots)
+        if target and pilots and store.TARGET not in self._known and not decide.finished(pilots):
+            raise PlanError(f"no pilot has finished, so the target is not run: {decide.why_none(pilots)}")
         found = self._target(law, adapt) if target and started < self._most else self._known.get(store.TARGET)
         if found is not None and found not in self._records:
             self._records.append(found)

@@ -15,7 +15,8 @@ from metaopt_hpo.plan.costs import Cost
 from metaopt_hpo.plan.estimate import Rate
 from metaopt_hpo.plan.model import Plan
 from metaopt_hpo.plan.store import Decision, Folder
-from metaopt_hpo.report.words import count, plural
+from metaopt_hpo.plan.words import part_of
+from metaopt_hpo.report.words import count
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -91,11 +92,13 @@ class Status:
     def answer(self) -> str:
         """The page's first line."""
         t, rate = self.plan.target, self.rate
-        if not self.folder.pilots:
-            return f"No pilot is done yet of the plan for {count(t.size)} parameters on {count(t.tokens)} tokens."
+        pilots, done = self.folder.pilots, decide.finished(self.folder.pilots)
+        if not done:
+            goal = f"{count(t.size)} parameters on {count(t.tokens)} tokens"
+            return f"No pilot is done yet of the plan for {goal}{f': {decide.why_none(pilots)}' if pilots else ''}."
         text = (
             f"Train {count(t.size)} parameters on {count(t.tokens)} tokens with lr {rate.value:.3g} "
-            f"(90 % interval {rate.low:.2g} to {rate.high:.2g}), from {plural(len(self.folder.pilots), 'pilot')} that "
+            f"(90 % interval {rate.low:.2g} to {rate.high:.2g}), from {part_of(len(done), len(pilots), 'pilot')} that "
             f"cost {self.spent.flops / self.plan.target_cost.flops:.1%} of that run"
         )
         if self.folder.target is not None and math.isfinite(self.folder.target.loss):

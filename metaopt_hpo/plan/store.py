@@ -79,7 +79,7 @@ class Folder:
 
 
 def folder_of(plan_file: str | os.PathLike[str]) -> Path:
-    """Where a plan file's results are kept: beside it, called as it without `.toml`, or with `-run` where it has none."""
+    """Where a plan file's results are kept: beside it, without its `.toml`, or with `-run` where it has none."""
     path = Path(plan_file)
     return path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-run")
 

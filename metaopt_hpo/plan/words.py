@@ -87,3 +87,8 @@ def device_time(hours: float) -> str:
 def factor(sd: float) -> str:
     """`7.4` of a standard deviation of a logarithm."""
     return f"{math.exp(min(sd, 50.0)):.2g}"
+
+
+def part_of(some: int, of: int, noun: str) -> str:
+    """`3 pilots`, or `2 of 3 pilots`."""
+    return f"{'' if some == of else f'{some} of '}{of} {noun}{'' if of == 1 else 's'}"

@@ -23,6 +23,7 @@ from metaopt_hpo.plan.api import Plan
 from metaopt_hpo.plan.costs import Budget, PlanError
 from metaopt_hpo.plan.estimate import Estimate
 from metaopt_hpo.plan.run import run
+from metaopt_hpo.plan.status import status
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -172,6 +173,56 @@ def test_a_cells_rates_bracket_its_optimum(off: float) -> None:
     assert abs(math.log(lowest / best)) <= math.log(2) / 2 + 1e-9
     # under way, nothing says which side is better: to either side in turn
     assert decide._next_rate([(1e-3, math.nan), (2e-3, math.nan)], 5e-3)[0] == pytest.approx(5e-4)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-2), (1e-2, 1e-1), (8e-3, 1.4e-2), (9.9e-3, 1.01e-2)])
+def test_a_cells_rates_keep_to_the_range_and_none_is_run_twice(low: float, high: float) -> None:
+    for best in (low / 5, math.sqrt(low * high), high * 5):
+        tried: list[tuple[float, float | None]] = []
+        for _ in range(6):
+            lr, _ = decide._next_rate(tried, math.sqrt(low * high), low, high)
+            assert low <= lr <= high
+            assert all(abs(math.log(lr / other)) > 1e-6 for other, _ in tried)
+            tried.append((lr, math.log(lr / best) ** 2))
+
+
+def test_a_failed_rate_is_no_bad_one_unless_it_fails_again() -> None:
+    """One that failed lies beyond the best: it is tried again, and taken for too high where it fails once more."""
+    tried: list[tuple[float, float | None]] = [(1e-3, 3.0), (2e-3, 2.5), (4e-3, None)]
+    again = decide._next_rate(tried, 1e-3)[0]
+    assert again == pytest.approx(4e-3)
+    between = decide._next_rate([*tried, (4e-3, None)], 1e-3)[0]
+    assert 1e-3 < between < 4e-3
+    assert decide._next_rate([(1e-3, None)], 1e-3)[0] != pytest.approx(1e-3)
+
+
+def test_pilots_that_all_failed_say_nothing_of_the_lr(
+    make_plan: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan()
+    (tmp_path / "job.py").write_text("raise SystemExit('no data at all')")
+    options = {**plan.workload_options, "retries": "0"}
+    broken = Plan.of(dataclasses.replace(plan, workload_options=options))
+    with pytest.raises(PlanError, match=r"target is not run: .*no data at all.*jobs"):
+        run(broken, tmp_path / "plan", target=True)
+    assert "no data at all" in status(tmp_path / "plan").answer
+    with pytest.raises(PlanError, match=r"no pilot has finished.*no data at all"):
+        broken.recipe(tmp_path / "plan")
+    broken.write(tmp_path / "plan.toml")
+    command = [sys.executable, "-m", "metaopt_hpo.cli", "run", "plan.toml", "--no-page"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no pilot has finished" in done.stderr.splitlines()[-1]
+
+
+def test_runs_that_found_an_lr_and_do_not_say_it_are_no_evidence(make_plan: Make, tmp_path: Path) -> None:
+    plan = make_plan()
+    text = (tmp_path / "job.py").read_text()
+    (tmp_path / "job.py").write_text(text.replace("/found.json", "/elsewhere.json"))
+    result = run(plan, tmp_path / "plan", most=1)
+    assert result.records[0].state == "complete"
+    assert "found.json" in result.records[0].reason
+    assert any("no pilot says anything of the lr" in w for w in plan.recipe(result.table).warnings)
 
 
 def test_one_process_runs_a_folder(make_plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
