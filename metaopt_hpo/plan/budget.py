@@ -6,6 +6,7 @@ import math
 import re
 
 from metaopt_hpo.plan.costs import Budget, BudgetKind, Hardware, PlanError
+from metaopt_hpo.plan.currencies import code_of
 
 SCALE = {
     "": 1.0,
@@ -30,16 +31,6 @@ PREFIXES = {
     "yotta": "y",
 }
 DAY = 86400.0
-CURRENCIES = frozenset(
-    re.findall(
-        "...",
-        "USDEURGBPJPYCNYCHFCADAUDNZDSEKNOKDKKPLNCZKHUFRONBGNTRYINRKRWSGDHKDTWDTHBMYRIDRPHPVNDBRLMXNARSCLPCOPPENZAR"
-        "NGNKESEGPILSAEDSARQARKWDPKRBDTUAHKZT",
-    )
-)
-"""Codes of ISO 4217 that are taken; prices in one are compared with prices in the same one only."""
-
-SIGNS = {"$": "USD", "€": "EUR", "£": "GBP", "dollar": "USD", "dollars": "USD", "euro": "EUR", "euros": "EUR"}
 EXAMPLES = "'2 % of the target', '50 GPU-hours', '1e21 FLOPs', '3 MWh', '2000 USD' or '1e9 tokens'"
 
 _FORM = re.compile(
@@ -59,7 +50,7 @@ def parse_budget(text: str | float | Budget, hardware: Hardware) -> Budget:
         PlanError: not understood, an unknown unit or currency, or no positive amount.
     """
     if isinstance(text, Budget):
-        _same_currency(text, hardware)
+        _check(text, hardware)
         return text
     if isinstance(text, int | float) and not isinstance(text, bool):
         text = f"{text!r} FLOPs"
@@ -74,7 +65,7 @@ def parse_budget(text: str | float | Budget, hardware: Hardware) -> Budget:
         unit = f"{unit} {match['sign']}".strip()
     kind, factor, currency = _unit(unit, str(text), hardware)
     budget = Budget(kind=kind, amount=amount * factor, currency=currency, text=str(text).strip())
-    _same_currency(budget, hardware)
+    _check(budget, hardware)
     return budget
 
 
@@ -117,7 +108,7 @@ def _money(unit: str, text: str) -> tuple[BudgetKind, float, str]:
     found = re.fullmatch(r"([kKmMbB]|thousand|million|billion)?\s*([A-Za-z]{3,7}|[$€£])", unit.strip())
     if found:
         name = found[2]
-        code = SIGNS.get(name.lower()) or (name.upper() if name.upper() in CURRENCIES else None)
+        code = code_of(name)
         if code:
             scale = {"thousand": 1e3, "million": 1e6, "billion": 1e9}
             return "money", scale.get(found[1] or "") or SCALE[(found[1] or "").lower()], code
@@ -129,13 +120,6 @@ def _money(unit: str, text: str) -> tuple[BudgetKind, float, str]:
     raise PlanError(f"budget {text!r} has {'an unknown ' if unit else ''}{said}: write it as {EXAMPLES}")
 
 
-def _same_currency(budget: Budget, hardware: Hardware) -> None:
-    if budget.kind != "money":
-        return
-    if budget.currency and budget.currency != hardware.currency:
-        raise PlanError(
-            f"the budget is in {budget.currency} and prices of {hardware.name} are in {hardware.currency}: give "
-            f"price=… of one device for an hour in {budget.currency} with currency={budget.currency!r}"
-        )
-    if hardware.price == 0:
-        raise PlanError(f"{hardware.name} has no price, so a budget of money limits nothing: give price=…")
+def _check(budget: Budget, hardware: Hardware) -> None:
+    if complaint := hardware.unmeasured(budget):
+        raise PlanError(complaint)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from metaopt_hpo.errors import MetaOptError
+from metaopt_hpo.plan.currencies import CURRENCIES
 
 BudgetKind = Literal["flops", "tokens", "gpu_hours", "joules", "money", "share"]
 """What a budget limits; `share` is a share of the target run's own cost."""
@@ -108,11 +109,26 @@ class Hardware:
             raise ValueError(f"utilisation must be above 0 and at most 1, got {self.utilisation!r}")
         if self.measured_flops is not None:
             check("measured_flops", self.measured_flops)
+        if self.currency not in CURRENCIES:
+            raise ValueError(f"currency must be a code such as USD or EUR, got {self.currency!r}")
 
     @property
     def flops_per_second(self) -> float:
         """Of all devices together."""
         return self.measured_flops or self.devices * self.peak_flops * self.utilisation
+
+    def unmeasured(self, budget: Budget) -> str:
+        """Why a budget limits nothing on this hardware: another currency, no price, no power; empty where it does."""
+        if budget.kind == "money" and budget.currency and budget.currency != self.currency:
+            return (
+                f"the budget is in {budget.currency} and prices of {self.name} are in {self.currency}: give price=… of "
+                f"one device for an hour in {budget.currency} with currency={budget.currency!r}"
+            )
+        if budget.kind == "money" and self.price == 0:
+            return f"{self.name} has no price, so a budget of money limits nothing: give price=…"
+        if budget.kind == "joules" and self.watts == 0:
+            return f"{self.name} has no power, so a budget of energy limits nothing: give watts=…"
+        return ""
 
     def cost(self, flops: float, tokens: float) -> Cost:
         """What a run of so many FLOPs and tokens costs here."""

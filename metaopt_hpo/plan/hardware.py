@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from metaopt_hpo.plan.costs import Hardware, PlanError
+from metaopt_hpo.plan.currencies import code_of
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,15 @@ def hardware(
     given = {"watts": watts, "utilisation": utilisation, "peak_flops": peak_flops, "price": price}
     known: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
     if currency is not None:
-        if price is None and currency.upper() != "USD":
+        code = code_of(currency)
+        if code is None:
+            raise PlanError(f"currency {currency!r} is unknown: use a code such as USD or EUR")
+        own = name.currency if isinstance(name, Hardware) else "USD"
+        if price is None and code != own:
             raise PlanError(
-                f"prices of the table are in USD: give price=… of one device for an hour in {currency}"
+                f"prices of the table are in {own}: give price=… of one device for an hour in {code}"
             )
-        known["currency"] = currency.upper()
+        known["currency"] = code
     if isinstance(name, Hardware):
         return replace(name, **known)
     asked = (

@@ -29,6 +29,7 @@ def objective_of(plan: Plan, folder: Path, *, device: str = "cpu", target: bool 
 
     if not plan.workload.strip():
         raise PlanError("the plan names no workload, so there is nothing to run; add workload = … to it")
+    _check_pilots(plan)
     if plan.workload in FAMILIES:
         return _own(plan, device, target)
     from metaopt_hpo.comparison.command_objective import CommandObjective
@@ -42,6 +43,22 @@ def objective_of(plan: Plan, folder: Path, *, device: str = "cpu", target: bool 
             "program can run metaoptimize, or make the plan with schedule pilots only"
         )
     return objective
+
+
+def _check_pilots(plan: Plan) -> None:
+    from metaopt_hpo.strategies import get
+    from metaopt_hpo.strategies.registry import UnknownStrategy
+
+    for pilot in plan.pilots:
+        try:
+            get(pilot.strategy)
+        except UnknownStrategy as error:
+            raise PlanError(f"pilot {pilot.name!r}: {error}") from None
+        if pilot.batch > pilot.tokens:
+            raise PlanError(
+                f"pilot {pilot.name!r} has {pilot.tokens:g} tokens and a batch of {pilot.batch:g}, which is less than "
+                "one step; give it more tokens"
+            )
 
 
 def _own(plan: Plan, device: str, target: bool) -> Objective:

@@ -145,6 +145,8 @@ class Pilot:
     def __post_init__(self) -> None:
         for name in ("size", "tokens", "batch"):
             check(name, getattr(self, name))
+        if self.seed < 0:
+            raise ValueError(f"seed of {self.name!r} must be >= 0, got {self.seed!r}")
         if isinstance(self.lr, float | int):
             check("lr", self.lr)
         if self.strategy == SELF_TUNING and self.lr is not None:
@@ -195,6 +197,8 @@ class Plan:
             raise ValueError(
                 "workload must be a workload's name, a Python file, or a command line, got nothing"
             )
+        if complaint := self.hardware.unmeasured(self.budget):
+            raise ValueError(f"budget cannot be kept to: {complaint}")
         names = [p.name for p in self.pilots]
         if len(set(names)) != len(names):
             twice = next(n for n in names if names.count(n) > 1)

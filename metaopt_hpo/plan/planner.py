@@ -93,6 +93,11 @@ class Planner:
             raise PlanError("widths=… needs sizes=…, the parameters of each width")
         else:
             found = sizes_of.ladder(goal)
+        if goal.batch is not None and goal.batch > goal.tokens:
+            raise PlanError(
+                f"the target's {goal.tokens:.4g} tokens are less than one step of {goal.batch:.4g}: give more tokens, "
+                "or a smaller batch"
+            )
         large = [m for m in found if m.size >= goal.size]
         if large:
             raise PlanError(

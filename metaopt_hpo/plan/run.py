@@ -21,7 +21,7 @@ from metaopt_hpo.plan.costs import Cost, PlanError
 from metaopt_hpo.plan.decide import Choice
 from metaopt_hpo.plan.estimate import Estimate, Rate
 from metaopt_hpo.plan.jobs import objective_of
-from metaopt_hpo.plan.model import SELF_TUNING, Pilot, Plan
+from metaopt_hpo.plan.model import LAW_LR, SELF_TUNING, Pilot, Plan
 from metaopt_hpo.plan.store import Decision
 from metaopt_hpo.strategies import get as get_strategy
 from metaopt_hpo.trials.record import TrialRecord
@@ -237,7 +237,8 @@ class _Running:
         jobs = []
         for study, task, _ in runs:
             if study in self._known:
-                _check_same(self._known[study], task, study)
+                planned = next((p.lr for p in self._plan.pilots if p.name == study), None)
+                _check_same(self._known[study], task, study, None if planned == LAW_LR else planned)
             else:
                 cost = self._objective.cost(task.configuration(task.lr_bounds[0]))
                 jobs.append(Job("grid", replace(task, budget=cost), study))
@@ -290,18 +291,33 @@ class _Running:
         store.write_records(self._folder, shown)
 
 
-def _check_same(kept: TrialRecord, task: SearchTask, study: str) -> None:
-    """Refuse a run of another configuration under the same name: the plan was edited after it was run."""
-    for name, now in (
-        ("size", task.size),
-        ("batch", task.batch),
-        ("seed", task.seed),
-        ("strategy", task.strategy),
+def _check_same(kept: TrialRecord, task: SearchTask, study: str, lr: object) -> None:
+    """Refuse a run of another configuration under the same name: the plan was edited after it was run.
+
+    Args:
+        kept: the run as it is kept.
+        task: as the plan now has it.
+        study: its name.
+        lr: that the plan names; None where it is found or chosen from the runs before.
+    """
+    steps = math.ceil(task.tokens / task.batch - 1e-9)
+    for name, was, now in (
+        ("size", kept.size, task.size),
+        ("batch", kept.batch, task.batch),
+        ("tokens", kept.planned_tokens, task.tokens),
+        ("lr", kept.lr, lr),
+        ("seed", kept.seed, task.seed),
+        ("strategy", kept.strategy, task.strategy),
     ):
-        if getattr(kept, name) != now:
+        same = was == now or now is None
+        if name == "tokens":
+            same = (
+                abs(kept.planned_tokens - steps * task.batch) <= task.batch
+            )  # whole steps, rounded either way
+        if not same:
             raise PlanError(
-                f"{study} was run with {name} {getattr(kept, name)} and the plan now says {now}; give an edited pilot "
-                "a name of its own, or choose another --out"
+                f"{study} was run with {name} {was} and the plan now says {now}; give an edited pilot a name of its "
+                "own, or choose another --out"
             )
 
 

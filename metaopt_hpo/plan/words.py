@@ -7,18 +7,28 @@ import re
 
 from metaopt_hpo.plan.costs import Budget, Cost, PlanError
 
+SCALE = {
+    "": 1.0,
+    **dict.fromkeys(("k", "thousand"), 1e3),
+    **dict.fromkeys(("m", "million"), 1e6),
+    **dict.fromkeys(("b", "g", "billion"), 1e9),
+    **dict.fromkeys(("t", "trillion"), 1e12),
+}
+
 
 def number(text: float | str, name: str) -> float:
-    """A count as people write it: 7e9, "7B", "180M".
+    """A count as people write it: 7e9, "7B", "7 billion", "7,000,000".
 
     Raises:
         PlanError: not a positive number.
     """
     found = re.fullmatch(
-        r"\s*([\d_]*\.?\d+(?:e[+-]?\d+)?|[\d_]+\.?)\s*([kmbgt]?)\s*", str(text), re.IGNORECASE
+        r"\s*(\d{1,3}(?:,\d{3})+(?:\.\d+)?|[\d_]*\.?\d+(?:e[+-]?\d+)?|[\d_]+\.?)"
+        r"\s*([kmbgt]?|thousand|million|billion|trillion)\s*",
+        str(text),
+        re.IGNORECASE,
     )
-    scale = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-    value = float(found[1].replace("_", "")) * scale[found[2].lower()] if found else math.nan
+    value = float(re.sub("[_,]", "", found[1])) * SCALE[found[2].lower()] if found else math.nan
     if not 0 < value < math.inf:
         raise PlanError(f"{name} must be a positive number such as 7e9, '180M' or '1.4T', got {text!r}")
     return value

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 import metaopt_hpo
 from metaopt_hpo.plan.api import Plan, plan
-from metaopt_hpo.plan.budget import CURRENCIES, parse_budget
+from metaopt_hpo.plan.budget import parse_budget
 from metaopt_hpo.plan.costs import Budget, PlanError
+from metaopt_hpo.plan.currencies import CURRENCIES
 from metaopt_hpo.plan.hardware import DEVICES, hardware
 from metaopt_hpo.plan.knowledge import Knowledge, Run, compute_share
 from metaopt_hpo.plan.members import ladder
 from metaopt_hpo.plan.model import Target
 from metaopt_hpo.plan.planner import Planner
+from metaopt_hpo.plan.words import number
 
 H100 = hardware("h100x8")
 
@@ -81,7 +83,19 @@ def test_money_needs_a_price_in_its_own_currency() -> None:
         parse_budget("2000 USD", hardware("mine", peak_flops=1e14))
     with pytest.raises(PlanError, match="give price"):
         hardware("a100", currency="EUR")
+    with pytest.raises(PlanError, match="no power"):
+        parse_budget("3 MWh", hardware("mine", peak_flops=1e14))
+    assert hardware("a100", price=2.0, currency="€").currency == "EUR"
+    with pytest.raises(PlanError, match="currency 'XXX' is unknown"):
+        hardware("a100", price=2.0, currency="XXX")
     assert all(len(c) == 3 for c in CURRENCIES)
+
+
+@pytest.mark.parametrize("text", ["7B", "7e9", "7 billion", "7_000_000_000", "7,000,000,000", "7000M"])
+def test_counts_as_people_write_them(text: str) -> None:
+    assert number(text, "target") == 7e9
+    with pytest.raises(PlanError, match="target must be a positive number"):
+        number("7,0B", "target")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +266,7 @@ BAD = [
     ({"lr": (1e-1, 1e-5)}, "low < high"),
     ({"seeds": 0}, "seeds must be at least 1"),
     ({"batch": -1}, "batch must be a positive"),
+    ({"batch": 2e12}, "less than one step"),
     ({"hardware": "abacus"}, "not in the table"),
     ({"budget": "2000 EUR"}, "EUR"),
     ({"base": ["no-such-law"]}, "no-such-law"),

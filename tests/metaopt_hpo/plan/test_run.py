@@ -261,6 +261,19 @@ def test_what_cannot_be_run_is_said_before_anything_starts(
     assert not (tmp_path / "plan").exists()
 
 
+def test_edits_that_no_program_could_run_are_said_before_anything_starts(
+    make_plan: Make, tmp_path: Path
+) -> None:
+    first, *others = make_plan().pilots
+    for change, said in (
+        ({"strategy": "wds", "lr": 0.01}, "pilot 'w4'.*wds"),
+        ({"batch": 1e6}, "less than one step"),
+    ):
+        with pytest.raises(PlanError, match=said):
+            run(make_plan(pilots=(dataclasses.replace(first, **change), *others)), tmp_path / "plan")
+    assert not (tmp_path / "plan").exists()
+
+
 def test_a_target_that_the_workload_lacks_is_refused_before_its_pilots(
     make_plan: Make, tmp_path: Path
 ) -> None:
@@ -284,6 +297,18 @@ def test_an_edited_pilot_needs_a_name_of_its_own(make_plan: Make, tmp_path: Path
     edited = dataclasses.replace(plan.pilots[0], seed=5)
     with pytest.raises(PlanError, match="w4 was run with seed 0 and the plan now says 5"):
         run(make_plan(pilots=(edited, *plan.pilots[1:])), tmp_path / "plan")
+    edited = dataclasses.replace(plan.pilots[0], tokens=30_000.0)
+    with pytest.raises(PlanError, match=r"w4 was run with tokens 20000.0 and the plan now says 30000.0"):
+        run(make_plan(pilots=(edited, *plan.pilots[1:])), tmp_path / "plan")
+
+
+def test_an_edited_rate_needs_a_name_of_its_own(make_plan: Make, tmp_path: Path) -> None:
+    first, *others = make_plan().pilots
+    given = dataclasses.replace(first, strategy="wsd", lr=0.01)
+    run(make_plan(pilots=(given, *others)), tmp_path / "plan", most=1)
+    edited = dataclasses.replace(given, lr=0.02)
+    with pytest.raises(PlanError, match=r"run with lr 0.01 and the plan now says 0.02"):
+        run(make_plan(pilots=(edited, *others)), tmp_path / "plan")
 
 
 def test_a_failed_pilot_counts_and_the_plan_goes_on(make_plan: Make, tmp_path: Path) -> None:

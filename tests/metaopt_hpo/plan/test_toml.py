@@ -1,5 +1,6 @@
 """A plan survives its file, and a wrong edit is one sentence with line and field."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -114,6 +115,8 @@ EDITS = [
     ('name = "b"', 'name = "a"', "'a'"),
     ('schedule = "wsd"', 'schedule = "cosin"', "schedule"),
     ("version = 1", "version = 99", "later"),
+    ('currency = "USD"', 'currency = "EURO"', "currency must be a code"),
+    ("seed = 0", "seed = -1", "seed of 'a'"),
     ("[budget]", "[budget]\n[budget]", "line"),
 ]
 
@@ -155,6 +158,17 @@ def test_a_file_that_windows_has_saved_is_read(tmp_path: Path) -> None:
     text = plan.to_toml().replace("\n", "\r\n")
     (tmp_path / "plan.toml").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert Plan.read(tmp_path / "plan.toml") == plan
+
+
+def test_a_budget_that_the_hardware_does_not_measure_is_refused() -> None:
+    plan = small()
+    for budget, said in (
+        (Budget(kind="money", amount=5.0, currency="EUR"), "prices of .* are in USD"),
+        (Budget(kind="joules", amount=5.0), "no power"),
+    ):
+        idle = dataclasses.replace(plan.hardware, watts=0.0)
+        with pytest.raises(ValueError, match=said):
+            dataclasses.replace(plan, budget=budget, hardware=idle)
 
 
 def test_costs_add_up_and_a_plan_stays_within_its_own_pilots() -> None:
