@@ -15,6 +15,7 @@ from metaopt_hpo.trials.record import TrialRecord, report_grid
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.workloads import job_runner, program, reported
 from metaopt_hpo.workloads.command import Job
+from metaopt_hpo.workloads.earlier import Earlier
 from metaopt_hpo.workloads.placeholders import JobError
 from metaopt_hpo.workloads.program_outcome import DIVERGED, curve_of, on_grid, verdict
 
@@ -80,7 +81,9 @@ class CommandObjective:
             losses: Path | None = out / job_runner.LOSSES
         else:
             losses = job.losses_at(settings, out)
-        look = _Look(self, c, report, folder, losses)
+        own = losses is None or losses.is_relative_to(out)
+        earlier = None if own or losses is None else Earlier.of(losses)
+        look = _Look(self, c, report, folder, losses, earlier)
         seconds, attempt = 0.0, 0
         while True:
             ended = program.run(
@@ -215,13 +218,20 @@ class _Look:
     """Asked now and then while a program runs: passes on new losses, and says why it should end."""
 
     def __init__(
-        self, objective: CommandObjective, c: Configuration, report: Report, folder: Path, losses: Path | None
+        self,
+        objective: CommandObjective,
+        c: Configuration,
+        report: Report,
+        folder: Path,
+        losses: Path | None,
+        earlier: Earlier | None,
     ) -> None:
         self._job = objective.job
         self._configuration = c
         self._report = report
         self._folder = folder
         self._losses = losses
+        self._earlier = earlier
         self._grid = report_grid(max(1.0, _steps(c) * c.batch))
         self._told = 0.0
 
@@ -234,6 +244,7 @@ class _Look:
                 batch=self._configuration.batch,
                 losses=self._losses,
                 metric=self._job.metric,
+                earlier=self._earlier,
             )
         except TableError as error:
             if strict:

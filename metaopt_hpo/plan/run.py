@@ -124,6 +124,11 @@ def run(
         raise ValueError(f"workers must be at least 1, got {workers!r}")
     path = Path(folder)
     trained = objective or objective_of(plan, path, device=device, target=target or adapt)
+    if workers > 1 and getattr(getattr(trained, "job", None), "shares_losses", False):
+        raise PlanError(
+            "losses names one file for all runs, which several at once cannot share: name one below {out}, or run one "
+            "at a time"
+        )
     with only_process(path / store.LOCK_FILE, f"plan folder {path}"):
         store.claim(path, plan)
         _threads(threads)

@@ -102,6 +102,11 @@ class Job:
         self._check()
 
     @property
+    def shares_losses(self) -> bool:
+        """Whether all runs write their losses to one place."""
+        return Path(self.losses).is_absolute() and not names_in(self.losses)
+
+    @property
     def strategies(self) -> tuple[str, ...]:
         """What can set the learning rate: a command line that does not name `{strategy}` has its own schedule."""
         return ("wsd", "metaoptimize") if self.file is not None or "strategy" in self._named else ("own",)
@@ -193,6 +198,11 @@ class Job:
                 raise JobError(
                     f"{text!r} cannot be filled in ({error}); write a brace that is meant as {{{{ or }}}}"
                 ) from None
+        if self.shares_losses and not Path(self.losses).suffix:
+            raise JobError(
+                f"losses names one folder, {self.losses}, for all runs of job {self.name!r}, where they cannot be "
+                "told apart: name one below {out}"
+            )
         if self.file is None:
             self._check_command()
             self._check_used()

@@ -29,6 +29,7 @@ from metaopt_hpo.trials.quantities import (
     parts,
 )
 from metaopt_hpo.trials.schema import TableError
+from metaopt_hpo.workloads.earlier import Earlier
 from metaopt_hpo.workloads.printed import COLOURS, HELD_OUT, TRAINING, said
 
 STEPS = (
@@ -78,7 +79,13 @@ class Reported:
 
 
 def find(
-    logs: Iterable[Path], folder: Path, *, batch: float, losses: Path | None = None, metric: str = ""
+    logs: Iterable[Path],
+    folder: Path,
+    *,
+    batch: float,
+    losses: Path | None = None,
+    metric: str = "",
+    earlier: Earlier | None = None,
 ) -> Reported | None:
     """The losses of a run; None where there are none (yet).
 
@@ -87,13 +94,14 @@ def find(
         folder: what it may have written to.
         batch: tokens a step, for programs that count steps.
         losses: the file or folder that holds them, where the user has named it.
+        earlier: what `losses` held before the run, where it is not the run's own.
         metric: the loss's name, where the user has named it; a perplexity or bits by its name is told in nats.
 
     Raises:
         TableError: a library that reads the format is missing, a finished file is damaged, or a perplexity is below 1.
     """
     if losses is not None:
-        return _from_path(losses, batch, metric)
+        return _from_path(losses, batch, metric, earlier)
     for log in logs:
         if found := _choose(list(_printed(log, metric)), batch, metric, log):
             return found
@@ -103,10 +111,10 @@ def find(
     return None
 
 
-def _from_path(path: Path, batch: float, metric: str) -> Reported | None:
+def _from_path(path: Path, batch: float, metric: str, earlier: Earlier | None = None) -> Reported | None:
     if not path.exists():
         return None
-    return _choose(list(_written(path, metric)), batch, metric, path)
+    return _choose(list(_written(path, metric, earlier)), batch, metric, path)
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -122,9 +130,16 @@ def _candidates(folder: Path) -> Iterator[Path]:
 # -- rows ----------------------------------------------------------------------------------------------------
 
 
-def _printed(log: Path, metric: str) -> Iterator[dict[str, Any]]:
+def _text(path: Path, earlier: Earlier | None, *, header: bool = False) -> str:
+    data = path.read_bytes()
+    if earlier is not None:
+        data = earlier.since(path, data, header=header)
+    return data.decode("utf-8", errors="replace")
+
+
+def _printed(log: Path, metric: str, earlier: Earlier | None = None) -> Iterator[dict[str, Any]]:
     try:
-        text = log.read_bytes().decode("utf-8", errors="replace")
+        text = _text(log, earlier)
     except FileNotFoundError:
         return
     for line in re.split(r"[\r\n]+", COLOURS.sub("", text)):  # progress bars end their lines with \r
@@ -133,14 +148,14 @@ def _printed(log: Path, metric: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _written(path: Path, metric: str) -> Iterator[dict[str, Any]]:
+def _written(path: Path, metric: str, earlier: Earlier | None = None) -> Iterator[dict[str, Any]]:
     suffix = path.suffix.lower()
     if path.is_file() and suffix in (".jsonl", ".ndjson", ".log", ".txt", ".out"):
-        yield from _printed(path, metric)
+        yield from _printed(path, metric, earlier)
     elif path.is_file() and suffix in (".csv", ".tsv"):
-        yield from _csv(path, "\t" if suffix == ".tsv" else ",")
+        yield from _csv(_text(path, earlier, header=True), "\t" if suffix == ".tsv" else ",")
     elif path.is_file() and suffix == ".json":
-        yield from _json(path, metric)
+        yield from _json(path, metric, earlier)
     else:
         from metaopt_hpo.trials.readers import open_export
 
@@ -154,8 +169,7 @@ def _written(path: Path, metric: str) -> Iterator[dict[str, Any]]:
             yield {str(k): v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}
 
 
-def _csv(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
-    text = path.read_bytes().decode("utf-8", errors="replace")
+def _csv(text: str, delimiter: str) -> Iterator[dict[str, Any]]:
     complete = text[: text.rfind("\n") + 1]  # the last line may be half written
     try:
         for row in csv.DictReader(io.StringIO(complete), delimiter=delimiter):
@@ -164,11 +178,11 @@ def _csv(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
         return
 
 
-def _json(path: Path, metric: str) -> Iterator[dict[str, Any]]:
+def _json(path: Path, metric: str, earlier: Earlier | None) -> Iterator[dict[str, Any]]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        data = json.loads(_text(path, earlier))
     except (ValueError, RecursionError):
-        yield from _printed(path, metric)
+        yield from _printed(path, metric, earlier)
         return
     if isinstance(data, dict):
         data = data.get("log_history") or data.get("history") or [data]

@@ -407,6 +407,30 @@ def test_words_of_a_command_line_make_a_job(tmp_path: Path) -> None:
         parse_sizes("8=100")
 
 
+@pytest.mark.parametrize("mode", ["a", "w"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "json"])
+def test_a_file_that_runs_share_gives_each_its_own_losses(make, tmp_path: Path, mode: str, kind: str) -> None:
+    file = tmp_path / f"all.{kind}"
+    row = "f'{s},{a.lr}\\n'" if kind == "csv" else "json.dumps({'step': s, 'loss': a.lr}) + '\\n'"
+    body = f"""
+    with open({str(file)!r}, {mode!r}) as f:
+        if {kind == "csv"} and f.tell() == 0: f.write("step,loss\\n")
+        for s in points: f.write({row})
+    """
+    objective = make(body, losses=str(file))
+    for tokens, lr in ((640.0, 0.5), (320.0, 0.25), (320.0, 0.25)):
+        record = objective.run(configuration(tokens=tokens, lr=lr))
+        assert (record.loss, record.curve.tokens[-1]) == (lr, tokens)
+    silent = make("pass", losses=str(file))
+    with pytest.raises(ObjectiveError, match="no loss"):
+        silent.run(configuration())
+
+
+def test_a_folder_that_runs_share_is_refused(make, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="one folder"):
+        make("pass", losses=str(tmp_path / "tb"))
+
+
 @pytest.mark.parametrize(
     ("line", "changed", "says"),
     [
