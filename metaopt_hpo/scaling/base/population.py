@@ -116,8 +116,13 @@ class Base:
         first = math.hypot(INTERCEPT[what] * spread, *(slopes * away))
         return mean, np.concatenate([[first], slopes])
 
-    def curvature_prior(self, *, batch: bool) -> CurvaturePrior | None:
-        """Prior on the surface's linear coefficients; None where the base has no batch and the fit has one."""
+    def curvature_prior(self, centre: Array, *, batch: bool) -> CurvaturePrior | None:
+        """Prior on the surface's linear coefficients; None where the base has no batch and the fit has one.
+
+        Args:
+            centre: (ln size, ln tokens) of the trials; models decades smaller are less alike in this too.
+            batch: whether the fit has one.
+        """
         if batch and not self.has_batch:
             return None
         h = self.curvature if batch else self.curvature[[0, 3]]
@@ -125,7 +130,8 @@ class Base:
             [0, 1, 2, 3] if batch else [0, 3]
         ]
         shape = CURVATURE_SHAPE * np.maximum(np.abs(h), floor * float(h[0]))
-        covariance = CURVATURE_SCALE**2 * np.outer(h, h) + np.diag(shape**2)
+        scale = CURVATURE_SCALE * self.unlikeness(centre)
+        covariance = scale**2 * np.outer(h, h) + np.diag(shape**2)
         noise = max(self.noise, USUAL_NOISE)
         return CurvaturePrior(h, np.asarray(np.linalg.inv(covariance), dtype=np.float64), noise, NOISE_RUNS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -110,12 +110,27 @@ def solve_sound(
         design = axes.design(runs.size, runs.tokens, runs.extra)
         return solve(runs, design, begin, prior=prior, iterations=iterations)
 
-    first = solved(cells, start)
+    first = solved(cells, start if prior.curvature is None else _at_best_runs(cells, axes, start))
     bad = exploded(cells, axes, first.surface, first.floors, first.scale)
     if not bad.any() or first.surface.h[0] <= 0:
         return cells, first
     sound = cells.runs(~bad)
     return sound, solved(sound, first.surface)
+
+
+def _at_best_runs(cells: Cells, axes: Axes, start: Surface) -> Surface:
+    """`start` with its lr moved to the cells' best runs, in the middle of those of three runs or more.
+
+    From a base's optimum far off the trials their losses rise to one side, which a fit would take for noise.
+    """
+    x, y = start.centre(axes.design(cells.size, cells.tokens, cells.extra))
+    off = []
+    for j in np.flatnonzero(np.bincount(cells.cell, minlength=cells.k) >= 3):
+        runs = np.flatnonzero(cells.cell == j)
+        best = runs[np.argmin(cells.z[runs])]
+        off.append(float(cells.x[best] - x[best]) - start.lr_given_batch(float(cells.y[best] - y[best])))
+    away = float(np.median(off)) if off else 0.0
+    return replace(start, a=np.concatenate([[start.a[0] + away], start.a[1:]]))
 
 
 def point_fitter(
@@ -211,7 +226,7 @@ def slope_prior(axes: Axes, start: Surface, prior: Known | None, base: Base | No
                 spread = max(float(own.std()) * prior.widen[key], 0.02)
             value.append(mean)
             precision.append(1.0 / spread**2)
-    curvature = None if base is None else base.curvature_prior(batch=start.has_batch)
+    curvature = base and base.curvature_prior(scale_centre(axes, base), batch=start.has_batch)
     return Prior(np.array(value), np.array(precision), curvature)
 
 

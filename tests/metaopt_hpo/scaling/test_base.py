@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from metaopt_hpo.scaling import Law, LawRefused, fit
@@ -119,3 +120,34 @@ def test_mistakes_are_named(make_table: Maker) -> None:
         fit(table, base=table, prior=fit(table, draws=20))
     with pytest.raises(ValueError, match="empty"):
         fit(table, base=[])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("lr", "exponent", "curvature", "sizes", "tokens", "batch"),
+    [(0.1, -0.1, 0.05, (2.7e5, 8e5), 5e6, 128.0), (3e-3, 0.15, 0.08, (1e4, 5e4), 1e6, 64.0)],
+    ids=["convolutions", "perceptrons"],
+)
+def test_few_pilots_of_another_kind_of_model_are_read_as_they_are(
+    seed: int,
+    lr: float,
+    exponent: float,
+    curvature: float,
+    sizes: tuple[float, ...],
+    tokens: float,
+    batch: float,
+) -> None:
+    """A base of language models, whose surface is several times flatter and whose optimum lies elsewhere."""
+    rng, rows = np.random.default_rng(seed), []
+    for size in sizes:
+        best = lr * (size / sizes[0]) ** exponent
+        for u in 0.3 * rng.standard_normal() + np.linspace(-2.0, 2.0, 5):
+            z = 0.5 * curvature * u * u + 3e-3 * rng.standard_normal()
+            loss = (0.25 + 0.5 * (size / 1e6) ** -0.4) * math.exp(z)
+            rows.append(
+                {"size": size, "tokens": tokens, "batch": batch, "lr": best * math.exp(u), "loss": loss}
+            )
+    law = fit(TrialTable.from_frame(pd.DataFrame(rows), implausible="warn"), base="fitted-step-law", draws=20)
+    assert law.noise < 0.015
+    off = math.log(law.predict(sizes[-1], tokens, batch).lr.value / best)
+    assert 0.5 * curvature * off * off < 0.01
