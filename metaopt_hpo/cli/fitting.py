@@ -24,6 +24,7 @@ from metaopt_hpo.cli.reading import (
     read_table,
     said,
 )
+from metaopt_hpo.cli.words import command_line
 from metaopt_hpo.errors import MetaOptError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def fit(
         allow_weak=allow_weak,
         seed=seed,
     )
-    typer.echo(law.describe())
+    typer.echo(command_line(law.describe()))
     if held is not None:
         from metaopt_hpo.comparison.held_out import predicted_and_found
 

@@ -112,7 +112,7 @@ def laws(
     law = library.load(name)
     typer.echo(f"{law.title}\nsource: {law.source}\nunits:  {law.units}")
     if isinstance(law, library.FittedLaw):
-        typer.echo(f"licence: {law.licence}\n{law.law.describe()}")
+        typer.echo(f"licence: {law.licence}\n{command_line(law.law.describe())}")
     else:
         for label, term in (("lr*", law.lr), ("batch*", law.batch)):
             if term is not None:

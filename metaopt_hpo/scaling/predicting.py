@@ -12,7 +12,7 @@ from metaopt_hpo.scaling.cautions import Fitted, doubts_of, place_cautions, spre
 from metaopt_hpo.scaling.draws import Draws
 from metaopt_hpo.scaling.estimates import Caution, Estimate, Prediction, normal_quantile
 from metaopt_hpo.scaling.fitting.floor_error import own_error
-from metaopt_hpo.scaling.forms.axes import Array
+from metaopt_hpo.scaling.forms.axes import Array, allowed
 from metaopt_hpo.scaling.forms.decay import NAME, OPTIMUM_SCATTER, SOURCE, Decay, published_decay
 from metaopt_hpo.scaling.forms.edge import Edge, edge_cautions
 from metaopt_hpo.scaling.forms.floor import Floor
@@ -193,8 +193,14 @@ def check_extra(law: Readable, extra: Mapping[str, Any] | None) -> None:
         )
     for name, value in (extra or {}).items():
         levels = law.axes.levels.get(name)
-        if levels is None and isinstance(value, str):
-            raise ValueError(f"{name} must be a number, got {value!r}")
+        if levels is None:
+            low, high = allowed(name)
+            try:
+                number = np.asarray(math.nan if isinstance(value, str) else value, dtype=float)
+            except (TypeError, ValueError):
+                number = np.array(math.nan)
+            if not ((number > low) & (number < high)).all():
+                raise ValueError(f"{name} must be a number in ({low:g}, {high:g}), got {value!r}")
         if levels is not None and not set(np.unique(np.asarray(value)).tolist()) <= set(levels):
             raise ValueError(
                 f"{name} must be one of {', '.join(levels)}, which the trials had, got {value!r}"

@@ -173,10 +173,13 @@ def axis_cautions(
     out: list[Caution] = []
     if not has_batch:
         batches = np.unique(np.round(np.exp(cells.y)))
+        most = max(np.unique(np.round(cells.y[cells.cell == j], 6)).size for j in range(cells.k))
         what = (
             f"a single batch ({batches[0]:.4g})"
             if batches.size == 1
             else "no batch varied at a fixed size and tokens"
+            if most == 1
+            else "two batches at most at a fixed size and tokens, which show no best one (three would)"
         )
         out.append(
             Caution(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metaopt_hpo.scaling.estimates import Caution
-from metaopt_hpo.scaling.forms.axes import Array
+from metaopt_hpo.scaling.forms.axes import Array, allowed
 from metaopt_hpo.trials import settings
 from metaopt_hpo.trials.quantities import normalise, parts
 from metaopt_hpo.trials.table import TrialTable
@@ -174,7 +174,7 @@ def _numbers(name: str, found: Sequence[Any]) -> Array:
         ValueError: one is no number inside its range.
     """
     column = np.array([np.nan if v is None else v for v in found], dtype=float)
-    low, high = (0.0, 1.0) if name.startswith(("beta", "momentum")) else (0.0, np.inf)
+    low, high = allowed(name)
     bad = ~((column > low) & (column < high))
     if bad.any():
         raise ValueError(

@@ -85,8 +85,13 @@ class Axes:
         return np.asarray(out[0] - out[1])
 
 
+def allowed(name: str) -> tuple[float, float]:
+    """The open interval in which a further hyperparameter in numbers lies."""
+    return (0.0, 1.0) if name.startswith(("beta", "momentum")) else (0.0, math.inf)
+
+
 def coordinate(name: str, value: Array) -> Array:
     """A further hyperparameter as the surface sees it: ln(1 − β) for betas and momenta, else ln."""
-    if name.startswith(("beta", "momentum")):
+    if allowed(name)[1] == 1.0:
         return np.asarray(np.log1p(-value))
     return np.asarray(np.log(value))

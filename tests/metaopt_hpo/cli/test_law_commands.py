@@ -209,6 +209,8 @@ def test_a_further_coordinate_is_asked_for_by_name(planted: Path) -> None:
     decays = [frame.assign(weight_decay=w, lr=frame["lr"] * (w / 0.1) ** -0.5) for w in (0.1, 0.4)]
     pd.concat(decays).to_csv(planted, index=False)
     out = planted.with_name("law.json")
+    unnamed = runner.invoke(app, ["fit", str(planted), "--map", "size=params"])
+    assert "(--extra weight_decay makes it one)" in unnamed.output
     fitted = runner.invoke(
         app, ["fit", str(planted), "--map", "size=params", "--extra", "weight_decay", "--out", str(out)]
     )

@@ -130,6 +130,12 @@ def test_pairs_may_be_given_together() -> None:
         ("pass take_finished=True", "pass --take-finished"),
         ("pass decimal='comma' or decimal='point'", "pass --decimal comma or --decimal point"),
         ("pass implausible='warn'", "pass --allow-implausible"),
+        ("left out (use='fixed')", "left out (--use fixed)"),
+        ("(extra=('schedule',) makes it a coordinate)", "(--extra schedule makes it a coordinate)"),
+        (
+            "give all in one (units=… when reading the table)",
+            "give all in one (--unit when reading the table)",
+        ),
         ("nothing of ours", "nothing of ours"),
     ],
 )

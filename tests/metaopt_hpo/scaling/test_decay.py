@@ -120,3 +120,10 @@ def test_it_survives_a_file_and_a_refit() -> None:
     assert p.weight_decay is not None
     assert q.weight_decay.value == pytest.approx(p.weight_decay.value, rel=1e-3)
     assert q.loss.value == pytest.approx(p.loss.value, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, math.inf, math.nan, "much", None])
+def test_a_value_that_no_run_can_have_is_named(value: object) -> None:
+    law = fit(world(), extra=("weight_decay",), draws=20)
+    with pytest.raises(ValueError, match="weight_decay must be a number in"):
+        law.predict(*PLACE, extra={"weight_decay": value})  # type: ignore[dict-item]

@@ -147,7 +147,7 @@ def test_further_hyperparameters_enter_as_coordinates(make_table: Maker) -> None
     assert law.from_json(law.to_json()).predict(*BIG, extra={"weight_decay": 0.4}) == b
     with pytest.raises(ValueError, match="no coordinate of this law"):
         law.predict(*BIG, extra={"beta2": 0.9})
-    with pytest.raises(ValueError, match="'dropout' must be a number"):
+    with pytest.raises(ValueError, match="'dropout' is among the hyperparameters of no trial"):
         fit(table, extra=("dropout",))
 
 

@@ -101,6 +101,11 @@ def test_a_single_batch_gives_an_lr_law_and_says_so(make_table: Maker, true_opti
     assert p.batch.low == p.batch.high == p.batch.value
 
 
+def test_two_batches_are_not_said_to_be_one(make_table: Maker) -> None:
+    said = {c.code: c.message for c in fit(make_table(batches=2, lrs=7), draws=20).warnings}
+    assert "two batches at most" in said["batch-not-identified"]
+
+
 def test_tiny_tables_with_tokens_tied_to_size() -> None:
     close = []
     for seed in range(6):
