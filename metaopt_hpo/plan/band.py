@@ -18,6 +18,10 @@ LEAP = 4.0
 """Factor from the nearest pilot up to which a loss is predicted along an axis that the pilots do not vary: by the prior
 of its slope alone."""
 
+STRAIGHT = 3.0
+"""Factor beyond the pilots, in size or tokens, up to which ln loss is linear. With the floors of published laws of loss
+(Hoffmann et al. 2022, Besiroglu et al. 2024) a plane through three pilots misses the truth from about there on."""
+
 FIRST = 1 / 32
 """Share of a run before which nothing is expected of it: warm-ups and first reports differ too much."""
 
@@ -90,7 +94,11 @@ def predicted_end(ends: Sequence[TrialRecord], size: float, tokens: float) -> tu
 def _plane(
     seen: Sequence[tuple[TrialRecord, float]], size: float, tokens: float, spread: float, error: float
 ) -> tuple[float, float]:
-    """ln loss at (size, tokens) of the plane through (run, loss), and its standard deviation."""
+    """ln loss at (size, tokens) of the plane through (run, loss), and its standard deviation.
+
+    Losses have floors, so that slopes flatten by nobody knows how much: beyond `STRAIGHT` the ends of the interval are
+    what the plane says there and at that distance.
+    """
     rows = np.array([[1.0, math.log(r.size / size), math.log(r.planned_tokens / tokens)] for r, _ in seen])
     z = np.log([loss for _, loss in seen])
     noise = NOISE
@@ -101,7 +109,15 @@ def _plane(
         w = np.linalg.solve(precision, rows.T @ z / noise**2 + prior @ mean)
         left = z - rows @ w
         noise = math.sqrt((3 * NOISE**2 + float(left @ left)) / (3 + len(seen)))
-    return float(w[0]), math.sqrt(float(np.linalg.inv(precision)[0, 0]) + noise**2 + error**2)
+    covariance = np.linalg.inv(precision)
+    limit = math.log(STRAIGHT)
+    near = np.clip(0.0, rows[:, 1:].min(axis=0) - limit, rows[:, 1:].max(axis=0) + limit)
+    ends = []
+    for at in (np.array([1.0, 0.0, 0.0]), np.array([1.0, *near])):
+        half = Z90 * math.sqrt(float(at @ covariance @ at) + noise**2 + error**2)
+        ends += [float(w @ at) - half, float(w @ at) + half]
+    low, high = min(ends), max(ends)
+    return 0.5 * (low + high), 0.5 * (high - low) / Z90
 
 
 def _loss_at(r: TrialRecord, share: float) -> float | None:

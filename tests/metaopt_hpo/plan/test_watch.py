@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from rich.console import Console
 
 from metaopt_hpo.plan import store
 from metaopt_hpo.plan.api import Plan
-from metaopt_hpo.plan.band import band
+from metaopt_hpo.plan.band import STRAIGHT, band, predicted_end
 from metaopt_hpo.plan.costs import PlanError
+from metaopt_hpo.plan.estimate import Z90
 from metaopt_hpo.plan.page import PAGE_FILE, render, write_page
 from metaopt_hpo.plan.run import run
 from metaopt_hpo.plan.status import Running, status
@@ -121,6 +123,29 @@ def test_a_run_that_leaves_its_band_says_so() -> None:
     assert "next has left its band" in bad.remark
     assert "above" in bad.remark
     assert band(inside, done[:2]) is None
+
+
+FLOORS = {  # E, A, alpha, B, beta of Hoffmann et al. 2022 and Besiroglu et al. 2024
+    "chinchilla": (1.69, 406.4, 0.34, 410.7, 0.28),
+    "replication": (1.8172, 482.01, 0.3478, 2085.43, 0.3658),
+}
+
+
+@pytest.mark.parametrize("law", FLOORS)
+@pytest.mark.parametrize("times", [1.5, 2, 4, 6, 10, 100, 1000])
+def test_the_end_of_a_larger_run_lies_within_its_interval(law: str, times: float) -> None:
+    """Losses have floors, so that the slopes of small runs lead below them."""
+    e, a, alpha, b, beta = FLOORS[law]
+
+    def end(size: float) -> float:
+        return e + a * size**-alpha + b * (20 * size) ** -beta
+
+    for sizes in ((2e6, 4e6, 8e6, 1.6e7), (1e7, 3e7, 1e8), (1e8, 3e8, 1e9)):
+        done = [replace(record(n, end(n)), tokens=20 * n, target_tokens=20 * n) for n in sizes]
+        size = times * sizes[-1]
+        centre, sd = predicted_end(done, size, 20 * size)
+        assert abs(math.log(end(size)) - centre) < Z90 * sd
+        assert times > STRAIGHT or Z90 * sd < 0.06
 
 
 def test_a_larger_model_that_falls_further_stays_in_its_band_all_the_way() -> None:
