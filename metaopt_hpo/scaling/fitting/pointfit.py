@@ -226,7 +226,9 @@ def slope_prior(axes: Axes, start: Surface, prior: Known | None, base: Base | No
                 spread = max(float(own.std()) * prior.widen[key], 0.02)
             value.append(mean)
             precision.append(1.0 / spread**2)
-    curvature = base and base.curvature_prior(scale_centre(axes, base), batch=start.has_batch)
+    curvature = None
+    if base is not None:
+        curvature = base.curvature_prior(scale_centre(axes, base), batch=start.has_batch)
     return Prior(np.array(value), np.array(precision), curvature)
 
 
