@@ -20,6 +20,7 @@ from metaopt_hpo.cli.reading import (
     Wandb,
     amount,
     bases,
+    named,
     read_law,
     read_table,
     said,
@@ -101,7 +102,7 @@ def fit(
         trials, held = _split(trials, hold_out)
     lean_on = None
     if prior is not None:
-        lean_on = read_law(Path(prior)) if Path(prior).is_file() else library.prior(prior)
+        lean_on = read_law(Path(prior)) if Path(prior).exists() else library.prior(named("--prior", prior))
     law = fit_table(
         trials,
         use=use,  # type: ignore[arg-type]

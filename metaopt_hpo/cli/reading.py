@@ -184,13 +184,29 @@ def read_law(path: Path) -> Law:
         ) from error
 
 
+def named(option: str, source: str) -> str:
+    """The name of a law in the library, where `source` is no path.
+
+    Raises:
+        MetaOptError: it is neither.
+    """
+    from metaopt_hpo.scaling.library_files import names
+
+    if source not in names():
+        known = ", ".join(n for n in names() if n.startswith("fitted-"))
+        raise MetaOptError(
+            f"{option} {source}: there is no such file, and no law of that name in the library (fitted laws: {known})"
+        )
+    return source
+
+
 def _base(source: str) -> BaseLike:
     from metaopt_hpo.scaling import Law
     from metaopt_hpo.trials.table import TrialTable
 
     path = Path(source)
-    if not path.is_file():
-        return source
+    if not path.exists():
+        return named("--base", source)
     return Law.from_json(path) if path.suffix == ".json" and _is_law(path) else TrialTable.read(path)
 
 

@@ -21,6 +21,9 @@ Mask = NDArray[np.bool_]
 KNOWN_EXTRAS = ("weight_decay", "beta1", "beta2", "momentum", "width", "depth", "warmup", "dropout")
 """Numbers that are known to move the optimum: one that varies and is no coordinate gives a warning."""
 
+KNOWN_WORDS = ("corpus", "dataset", "tokenizer", "lab", "model_family")
+"""Words that are known to move it, or the loss floor: the same."""
+
 SAMPLED = 50
 """Trials looked at to see whether any says anything: a table of a million is not read in vain."""
 
@@ -154,11 +157,14 @@ class Told:
         )
 
     def _unnamed(self, rows: NDArray[np.intp], names: Sequence[str], cautions: list[Caution]) -> None:
-        for name in KNOWN_EXTRAS:
+        for name in (*KNOWN_EXTRAS, *KNOWN_WORDS):
             if name in names or not self.mentions(name, rows):
                 continue
             found = (settings.find(self.params(i), name) for i in rows.tolist())
-            values = {v for v in found if isinstance(v, (int, float))}
+            if name in KNOWN_WORDS:
+                values: set[Any] = {normalise(v) for v in found if v is not None}
+            else:
+                values = {v for v in found if isinstance(v, (int, float))}
             if len(values) > 1:
                 message = (
                     f"{name} takes {len(values)} values in the table and is no coordinate of the law "

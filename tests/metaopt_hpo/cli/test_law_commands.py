@@ -244,3 +244,10 @@ def test_sizes_held_out_are_predicted(planted: Path) -> None:
         result = runner.invoke(app, [*args, "--hold-out", size])
         assert isinstance(result.exception, MetaOptError)
         assert "leaves no trial" in str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["--base", "--prior"])
+def test_a_file_that_is_not_there_is_no_law_of_the_library(planted: Path, option: str) -> None:
+    result = runner.invoke(app, ["fit", str(planted), "--map", "size=params", option, "gone.csv"])
+    assert f"{option} gone.csv: there is no such file" in str(result.exception)
+    assert "fitted-step-law" in str(result.exception)

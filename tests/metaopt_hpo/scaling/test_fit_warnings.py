@@ -140,3 +140,15 @@ def test_a_refit_repeats_what_fit_said_of_the_table(make_table: Maker) -> None:
     law = fit(half, prior=fit(make_table(), draws=20), draws=20)
     first, again = ({w.code for w in found.warnings} for found in (law, law.refit(table)))
     assert {"units-size", "prior-unlike"} <= first & again
+
+
+def test_runs_of_two_corpora_are_not_mixed_in_silence(make_table: Maker) -> None:
+    frame = make_table(batches=1, lrs=7).frame
+    halves = [f'{{"corpus": "{name}"}}' for name in ("web", "code")]
+    mixed = frame.assign(params=[halves[i % 2] for i in range(len(frame))])
+    said = {c.code: c.message for c in fit(TrialTable(mixed), draws=20).warnings}
+    assert "corpus takes 2 values" in said["extra-varies"]
+    alike = frame.assign(params=halves[0])
+    assert "extra-varies" not in {c.code for c in fit(TrialTable(alike), draws=20).warnings}
+    named = fit(TrialTable(mixed), extra=("corpus",), draws=20)
+    assert "extra-varies" not in {c.code for c in named.warnings}
