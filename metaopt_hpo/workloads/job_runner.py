@@ -19,6 +19,7 @@ Only the standard library is imported before the job.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import math
 import subprocess
@@ -67,7 +68,8 @@ class Config(SimpleNamespace):
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """A job's sizes, batch and knob, asked in a process of its own; {"error": sentence} where that fails."""
+    """A job's sizes, batch and knob, asked in a process of its own; {"error": sentence} where that fails, {"wrong":
+    sentence} where a function of it cannot be called."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         try:
@@ -133,6 +135,9 @@ def _load(file: str) -> ModuleType:
 
 def _ask(file: str, answer: str) -> None:
     job = _load(file)
+    if wrong := _wrong(job):
+        Path(answer).write_text(json.dumps({"wrong": wrong}), encoding="utf-8")
+        return
     sizes = job.sizes()
     said = {
         "sizes": {str(k): float(v) for k, v in dict(sizes).items()},
@@ -140,6 +145,24 @@ def _ask(file: str, answer: str) -> None:
         "knob": getattr(job, "KNOB", None),
     }
     Path(answer).write_text(json.dumps(said), encoding="utf-8")
+
+
+def _wrong(job: ModuleType) -> str:
+    """What of the job's functions cannot be called as it will be; empty where all can."""
+    for name, given in (("sizes", ()), ("train", ("config",)), ("flops", ("config",))):
+        function = getattr(job, name, None)
+        if function is None:
+            continue
+        if not callable(function):
+            return f"{name} is no function"
+        with suppress(ValueError):  # of a function in C nobody knows
+            signature = inspect.signature(function)
+            try:
+                signature.bind(*given)
+            except TypeError as error:
+                called = f"{name}({', '.join(given)})"
+                return f"{name}{signature} cannot be called as {called}: {error}"
+    return ""
 
 
 def _read(path: str) -> Config:

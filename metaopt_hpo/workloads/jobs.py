@@ -84,6 +84,8 @@ def file_job(path: str | os.PathLike[str], *, name: str = "", **options: Any) ->
                 "train(config), which yields losses"
             )
     said = job_runner.describe(file)
+    if "wrong" in said:
+        raise JobError(f"job {file} cannot be run: {said['wrong']}")
     if "error" in said:
         raise JobError(f"job {file} cannot be asked for its sizes: {said['error']}")
     batch = options.pop("batch", None) or said.get("batch")

@@ -381,6 +381,10 @@ def test_metaoptimize_runs_in_a_job_that_imports_nothing_of_ours(tmp_path: Path)
         ("def sizes(): return {1: 2}\ndef train(c): yield 1", "does not say its batch"),
         ("BATCH=1\ndef sizes(): return {1: -2}\ndef train(c): yield 1", "positive"),
         ("BATCH=1\ndef sizes(): return {}\ndef train(c): yield 1", "no sizes"),
+        ("BATCH=1\ndef sizes(): return {1: 2}\ndef train(): yield 1", "cannot be called as train(config)"),
+        ("BATCH=1\ndef sizes(): return {1: 2}\ndef train(a, b): yield 1", "missing a required argument: 'b'"),
+        ("BATCH=1\ndef sizes(x): return {1: 2}\ndef train(c): yield 1", "cannot be called as sizes()"),
+        ("BATCH=1\ndef sizes(): return {1: 2}\ntrain = 3", "train is no function"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
