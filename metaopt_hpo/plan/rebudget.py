@@ -134,6 +134,9 @@ def rebudget(
             points.append((begin, now))
     else:
         note = f"the run is {change}: its lr falls to zero over what is left"
+    if now == 0.0:
+        before = short(recipe.target.tokens - recipe.cooldown)
+        note = f"the run's lr has fallen to zero, so that it learns no more: go on from a checkpoint of {before} tokens"
     points.append((tokens, 0.0))
     return Rebudget(
         seen=seen,

@@ -166,6 +166,12 @@ def test_a_new_end_goes_on_from_the_lr_at_hand_and_falls_to_zero(
     assert new.steps * new.batch >= (end - seen) * total * (1 - 1e-9)
 
 
+def test_a_run_that_has_decayed_is_told_where_to_go_on_from() -> None:
+    end = SMALL.target.tokens
+    assert "checkpoint of 1.12T tokens" in rebudget(SMALL, seen=end, tokens=2 * end).note
+    assert "checkpoint" not in rebudget(SMALL, seen=0.99 * end, tokens=2 * end).note
+
+
 def test_rebudget_expects_more_loss_of_less(made: Plan) -> None:
     trials = list(worlds_trials(made))
     half, double = (made.rebudget(trials, seen=5e9, tokens=t) for t in (1e10, 4e10))
