@@ -9,8 +9,8 @@ it pays for noise that the cooldown no longer takes back. Both are cheap to meas
   sees the difference. The optimizer's trace h, set to zero at the anchor, is w − w_a.
 - S is the fall of the mean loss between two parts of the run, each less its own H.
 
-The proportion, and how it falls with the horizon, are learned on jobs outside the study. A second measurement later in
-the run was tried and is too noisy: on a transformer it moved a good step size by 1.4.
+A run that holds a law's rate measures both and moves it as far as the measurement is surer than the law. A second
+measurement later in the run was tried and is too noisy: on a transformer it moved a good step size by 1.4.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaopt_hpo.optim import host
-from metaopt_hpo.optim.rules import Rule
 from metaopt_hpo.optim.sharding import ShardKey, like_shards, local, reduce_sums, shard_key
-from metaopt_hpo.strategies.kinds import FORGOTTEN, memory
+from metaopt_hpo.strategies.kinds import FORGOTTEN
 from metaopt_hpo.strategies.processes import mean_over_processes
 
 ANCHOR = 40
@@ -32,59 +31,29 @@ ANCHOR = 40
 rule of a longer momentum it lasts longer (`kinds.FORGOTTEN` memories): over 40 steps of Lion, whose momentum lasts a
 hundred, the noise comes out too small and the factor too large."""
 
-PROPORTION = 1.5
-"""S / 2H at the best peak rate, S from an eighth to a quarter of the run."""
+PROPORTION = 1.3
+"""S / 2H at the best peak rate, S from an eighth to a quarter of the run: the geometric mean of eight jobs that no
+other study has (`python -m studies.one_run.corrections`, last column: what is measured at the best rate)."""
 
 LEARNED_AT, FADES = 2000, 0.35
 """Steps of the runs on which `PROPORTION` was learned, and the power of the horizon with which it falls in longer ones:
 the fall for an e-fold of steps shrinks as runs grow, and the best peak rate hardly does. Transformers at 2,000 and
 8,000 steps want about the same rate, where the fall in the latter is about half."""
 
-PRIOR = 1.4
-"""Best peak rate over adapted step size where nothing was measured: the middle of what was seen (0.9 to 2.1)."""
-
-USUAL, EARLY = 0.2, 0.12
-"""Fraction of a run after which it commits to a step size when `PRIOR` is right, and that of a short run."""
-
-EARLY_FACTOR, EARLY_AT, EARLY_FADES = 0.61, 1000, 0.42
-"""What `PRIOR` is multiplied with where a run of 1,000 steps commits at `EARLY`, and the power of the horizon with
-which that falls; never above 1. The adapted step size climbs at first and has not fallen at 12 % as far as at 20 %.
-From eight networks at 500 and 1,000 steps, whose best rates were 1.15 and 0.86 times the adapted ones
-(`python -m studies.one_run.corrections`)."""
-
-PRIOR_NORMALISED = 2.8
-"""The same where BatchNorm takes the size out of the weights before it. Such weights grow under noise and every later
-step turns them less, so that the noise measured early overstates the later one: there nothing is measured. From two
-small residual networks on CIFAR-10, of 1,000 and 2,000 steps, on which factors of 2 to 4 and of 4 to 8 were best."""
-
-PRIOR_SIGN = 1.7
-"""The same over a rule that takes only signs (Lion), whose momentum is too long for a measurement in the usual run. Not
-settled: four jobs ask for 1.2 in the mean, from 0.8 to 2.0 (`python -m studies.one_run.lion`)."""
-
-PRIOR_SPREAD = 0.35
-"""Standard deviation of the logarithm of that ratio over models."""
-
-RULE_SPREAD = 0.15
-"""Standard deviation of the logarithm of `PROPORTION` over models."""
+RULE_SPREAD = 0.35
+"""Standard deviation of the logarithm of `PROPORTION` over those jobs: it is no more the same for all than the best
+rate over the adapted one is, so that a run without a law gains nothing by measuring."""
 
 UNLEARNED = 0.7
 """What is added to it (in squares) for every e-fold by which a run is shorter than `LEARNED_AT`. Such a run is still on
 the steep part of its curve, and how little it has fallen early says nothing of what a larger step size brings later.
-Chosen on text-lm at 512 and 1,024 steps. It counts where such a run is told to commit late; after an early commitment
-nothing is measured."""
+Chosen on text-lm at 512 and 1,024 steps."""
 
 INTERPOLATING = 0.05
 """Below this fraction of the first loss the training data are being learned by heart, and S says nothing of use."""
 
 LEAST = 12
 """Losses and products that a mean needs."""
-
-
-def normalises(model: object) -> bool:
-    """Whether a model has BatchNorm layers."""
-    if not isinstance(model, nn.Module):
-        return False
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
 
 
 def trace_product(optimizer: torch.optim.Optimizer) -> Tensor | None:
@@ -236,41 +205,13 @@ def _means(sums: list[float]) -> tuple[float, float, float, float]:
     return x / n, a / n, y / n, math.sqrt(max(y2 / n - (y / n) ** 2, 0.0) / n)
 
 
-def planned(
-    model: object, rule: Rule, horizon: int, find: float, measure: float
-) -> tuple[float, list[Balance]]:
-    """The correction of a run before anything is measured, and its measurements in order.
-
-    Args:
-        model: what is trained.
-        rule: what moves the weights.
-        horizon, find, measure: see `measurement`.
-    """
-    factor = early_factor(horizon, find)
-    if normalises(model):
-        return factor * PRIOR_NORMALISED, []
-    balance = measurement(horizon, find, measure, memory(rule))
-    return factor * (PRIOR if rule.uses_magnitude else PRIOR_SIGN), [] if balance is None else [balance]
-
-
-def earliness(find: float) -> float:
-    """How early a run commits: 0 at `USUAL` and later, 1 at `EARLY` and before."""
-    return min(1.0, max(0.0, (USUAL - find) / (USUAL - EARLY)))
-
-
-def early_factor(horizon: int, find: float) -> float:
-    """What the prior correction is multiplied with in a run that commits early."""
-    early = EARLY_FACTOR * max(1.0, EARLY_AT / horizon) ** EARLY_FADES
-    return float(min(1.0, early) ** earliness(find))
-
-
 def measurement(horizon: int, find: float, measure: float, remembers: float = 1.0) -> Balance | None:
     """The measurement of a run, or None where it has no time for one.
 
     Args:
         horizon: steps of the run.
-        find: fraction at which the step size is first fixed.
-        measure: fraction that the measurement takes from there.
+        find: fraction at which the measurement begins.
+        measure: fraction that it takes from there.
         remembers: steps that the base rule's momentum lasts.
     """
 
@@ -278,17 +219,14 @@ def measurement(horizon: int, find: float, measure: float, remembers: float = 1.
         return round(first * horizon), round(end * horizon)
 
     longer = max(1.0, horizon / LEARNED_AT) ** -FADES
-    usual = 1.0 - earliness(find)
-    if usual == 0:  # so early the measured factor says nothing of the right one
-        return None
-    spread = math.hypot(RULE_SPREAD, UNLEARNED * max(0.0, math.log(LEARNED_AT / horizon))) / usual
+    spread = math.hypot(RULE_SPREAD, UNLEARNED * max(0.0, math.log(LEARNED_AT / horizon)))
     late, anchor = steps(find, find + measure), max(ANCHOR, round(FORGOTTEN * remembers))
     if anchor > max(ANCHOR, late[1] - late[0]):
         return None
     return Balance(steps(0.5 * find, 0.8 * find), late, PROPORTION * longer, spread, anchor)
 
 
-def shrunk(factor: float, spread: float, prior: float = PRIOR_SPREAD) -> float:
+def shrunk(factor: float, spread: float, prior: float) -> float:
     """The measured factor, drawn to 1 as far as the measurement is uncertain.
 
     Args:

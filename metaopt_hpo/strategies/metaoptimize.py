@@ -13,9 +13,9 @@ from metaopt_hpo.optim import AdamW, MetaOptimize
 from metaopt_hpo.optim.blocks import BlockSpec
 from metaopt_hpo.optim.rules import BASE_RULES, Rule, base_rule
 from metaopt_hpo.optim.traces import HESSIAN_FREE, TRACES
-from metaopt_hpo.strategies.balance import EARLY, PRIOR, PRIOR_SPREAD, USUAL
 from metaopt_hpo.strategies.base import LRRun, LRStrategy
 from metaopt_hpo.strategies.checks import check_fraction, check_horizon, check_positive
+from metaopt_hpo.strategies.correction import find_fraction
 from metaopt_hpo.strategies.groups import decay_groups
 from metaopt_hpo.strategies.kinds import slowness
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
@@ -31,12 +31,8 @@ META_LR_BOUNDS = (1e-3, 5e-2)
 """The paper's printed η below (its authors' code has units of its own, see `optim.presets.authors_units`); above,
 momentum would carry α past what z asks for before z can object."""
 
-FIND_LEAST = 51
-"""Steps in which the step size adapts, at least."""
-
-SHORT = (1000, 1500)
-"""Steps up to which a run is short, and from which on it is not. The adapted step size of a wide transformer falls as
-the run goes on, past the best one (`python -m studies.one_run.early` compares fractions)."""
+HELD = 0.2
+"""Fraction of a run that holds a law's rate before its measurement begins."""
 
 Z90 = 1.645
 """Half the width of a 90 % interval, in standard deviations."""
@@ -47,16 +43,13 @@ Z90 = 1.645
 class MetaOptimizeStrategy(LRStrategy):
     """Learning rate found during the run by MetaOptimize; it leaves the search space.
 
-    The run has four parts. *Adapt*: the step size follows the meta-gradient, under a rising ramp at first. *Measure*:
-    it is held at the geometric mean over the last third of that time, times a prior correction, and the run measures
-    how much the loss pays for noise and how fast it falls. *Hold*: the step size is what the two ask for. *Cooldown*
-    lowers it linearly to zero.
+    The run has three parts. *Adapt*: the step size follows the meta-gradient, under a rising ramp at first. *Hold*: it
+    stays at the geometric mean over the second half of that time, times a correction. *Cooldown* lowers it linearly to
+    zero. No step of the run is lost.
 
     Why a correction: the meta-gradient weighs the loss at hand, where noise hurts at once and progress pays later
-    ("short-horizon bias", Wu et al. 2018, arXiv 1803.02021), so the adapted step size sits below what a run that ends
-    in a cooldown wants; how far below depends on the model (a factor of 0.9 on a GRU, 2 on a transformer). What such a
-    run wants is noise in a fixed proportion to progress; `strategies.balance` says how both are measured. No step of
-    the run is lost to it.
+    ("short-horizon bias", Wu et al. 2018, arXiv 1803.02021), so the adapted step size falls as the run goes on, below
+    what a run that ends in a cooldown wants. `strategies.correction` says when the two are closest, and what is left.
 
     Args:
         lr: where to start. A start above `limit` is taken at the limit, so that none can do damage; one far below at
@@ -65,7 +58,8 @@ class MetaOptimizeStrategy(LRStrategy):
         expected: the peak rate that a law predicts for this run, e.g. `law.predict(...).lr.value`. The run starts
             there, and `lr` is not used; None starts from nothing. It does not adapt first, unless `meta_lr` is given: a
             meta-gradient asks for less at the best rate too (see above), and time lost below it costs more than it
-            teaches. It measures at that rate, and then moves it as far as the measurement is surer than the law.
+            teaches. It measures at that rate how much the loss pays for noise and how fast it falls, and then moves it
+            as far as the measurement is surer than the law (`strategies.balance`).
         within: how far from `expected` the run may go, a factor: the prediction's 90 % interval. The narrower it is,
             the less what the run measures counts beside it.
         meta: rule of the meta update: "sgd", "adam", "rmsprop" or "lion".
@@ -86,11 +80,11 @@ class MetaOptimizeStrategy(LRStrategy):
             ramp. 0.01 is below what damages a fresh network and, under the ramp, above what wastes time. None
             takes `lr` as it is, which suits fine-tuning, where even the limit may be too much.
         warmup: fraction of the run over which the step size is multiplied by a rising ramp.
-        find: fraction of the run after which the step size is committed to. None takes a fifth from 1,500 steps on,
-            and 0.12, but 51 steps at least, up to 1,000 (`SHORT`). 1 keeps adapting until the cooldown.
-        measure: fraction of the run, after `find`, in which the correction is measured. Runs of up to 1,000 steps
-            commit early and measure nothing: their prior correction is 1.4 up to 310 steps and falls to 0.85.
-        correction: factor on the committed step size (see above) instead of a measured one.
+        find: fraction of the run after which the step size is committed to. None takes 0.12, but 100 steps at least,
+            and no more than 0.34 (`correction.find_fraction`). 1 keeps adapting until the cooldown.
+        measure: fraction of the run in which a run that holds an `expected` rate measures, from a fifth of it on.
+        correction: factor on the adapted step size where it is committed to. None takes `correction.prior_correction`:
+            1.6 at 250 steps, 0.9 from 1,000 on, twice that with BatchNorm.
         cooldown: fraction of the run at its end over which the step size is multiplied by a falling ramp.
         max_grad_norm: see `LRStrategy`. Where it is None, over a rule whose update grows with the gradient (SGD, with
             or without momentum), gradients are clipped to the norm of the first one: such a rule has no other bound.
@@ -141,21 +135,14 @@ class MetaOptimizeStrategy(LRStrategy):
         check_fraction(self, "warmup", "measure", "cooldown", *(() if self.find is None else ("find",)))
 
     @property
-    def prior_correction(self) -> float:
-        """What the adapted step size is multiplied with before anything is measured."""
-        if self.correction is not None:
-            return self.correction
-        return 1.0 if self.trusts_law else PRIOR
-
-    @property
     def trusts_law(self) -> bool:
         """Whether the run starts with a law's rate and measures, instead of adapting first."""
         return self.expected is not None and self.meta_lr is None
 
     @property
     def prior_spread(self) -> float:
-        """Standard deviation of the logarithm of the best rate over the one first committed to."""
-        return math.log(self.within) / Z90 if self.trusts_law else PRIOR_SPREAD
+        """Standard deviation of the logarithm of the best rate over the one that a law expects."""
+        return math.log(self.within) / Z90
 
     def bounded(self, step_sizes: Tensor) -> Tensor:
         """Step sizes held within what a law expects, where one is given."""
@@ -176,11 +163,7 @@ class MetaOptimizeStrategy(LRStrategy):
         """Fraction of a run of `horizon` steps after which its step size is committed to."""
         if self.find is not None:
             return self.find
-        if self.trusts_law:
-            return USUAL
-        low, high = SHORT
-        usual = EARLY + (USUAL - EARLY) * min(1.0, max(0.0, (horizon - low) / (high - low)))
-        return min(USUAL, max(usual, FIND_LEAST / horizon))
+        return HELD if self.trusts_law else find_fraction(horizon)
 
     def start(self) -> tuple[float, tuple[float, float] | None]:
         """α₀ before any limit, and the bounds of β: the interval of what a law expects."""

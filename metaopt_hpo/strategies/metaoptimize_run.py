@@ -13,17 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from metaopt_hpo.optim import MetaOptimize, host
 from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.optim.traces import HESSIAN_FREE
-from metaopt_hpo.strategies.balance import (
-    Balance,
-    planned,
-    set_anchor,
-    shrunk,
-    trace_product,
-)
+from metaopt_hpo.strategies.balance import Balance, measurement, set_anchor, shrunk, trace_product
 from metaopt_hpo.strategies.base import LRRun, StrategyError
 from metaopt_hpo.strategies.checks import scalar
+from metaopt_hpo.strategies.correction import normalises, prior_correction
 from metaopt_hpo.strategies.guard import Guard
-from metaopt_hpo.strategies.kinds import follows_gradient_size, slowness
+from metaopt_hpo.strategies.kinds import follows_gradient_size, memory, slowness
 from metaopt_hpo.strategies.metaoptimize_options import MetaOptimizeOptions
 from metaopt_hpo.strategies.plateau import Plateau
 from metaopt_hpo.strategies.schedules import cooldown_factor, warmup_factor
@@ -68,19 +63,26 @@ class MetaOptimizeRun(LRRun):
         self._limit = math.nan if self._limited else math.inf
         """Largest first step size; NaN until the first gradients that did not overflow."""
         rule = strategy.base_rule()
-        self._correction = strategy.prior_correction
-        self._balances: list[Balance] = []
-        if strategy.correction is None:
-            prior, self._balances = planned(model, rule, horizon, find, strategy.measure)
-            self._correction = 1.0 if strategy.trusts_law else prior
-        if not self._corrected or self.needs_graph or find + strategy.measure >= 1 - strategy.cooldown:
-            self._balances = []
-        """Measurements still to come, or under way, in order."""
+        self._correction = 1.0
+        if strategy.correction is not None:
+            self._correction = strategy.correction
+        elif not strategy.trusts_law:
+            self._correction = prior_correction(horizon, find, rule, model)
+        self._balance: Balance | None = None
+        """A measurement still to come, or under way."""
+        if (
+            strategy.trusts_law
+            and strategy.correction is None
+            and not normalises(model)
+            and not self.needs_graph
+            and find + strategy.measure < 1 - strategy.cooldown
+        ):
+            self._balance = measurement(horizon, find, strategy.measure, memory(rule))
         self._bounds_gradient = self._meta_lr > 0 and not self.needs_graph and follows_gradient_size(rule)
         """Whether, without a `max_grad_norm`, gradients are clipped to the norm of the first one."""
         self._climbs = 0
         """Steps in which the step size may still be doubled towards the limit."""
-        self._average_from = self._commit_step - max(1, self._commit_step // 3)
+        self._average_from = self._commit_step - max(1, self._commit_step // 2)
         self._plateau = Plateau(horizon, self._commit_step) if self._corrected else None
         """None where nothing is committed to."""
         self._log_sum: Tensor | None = None
@@ -116,7 +118,7 @@ class MetaOptimizeRun(LRRun):
             self._say_if_past_horizon()
             self.guard.say_if_given_up()
             self._slow_down(0.5**self.guard.returns)
-            self._balances = []  # what was seen of the loss belongs to weights that are gone
+            self._balance = None  # what was seen of the loss belongs to weights that are gone
             self.optimizer.zero_grad(set_to_none=True)
             self.steps_taken += 1
         elif self.needs_graph:
@@ -182,12 +184,11 @@ class MetaOptimizeRun(LRRun):
         elif step >= self._commit_step and self._committed is None and self._corrected:
             self._commit()
         self._loss = loss
-        if self._balances and self._committed is not None and self._balances[0].done(step):
-            self._committed = self._strategy.bounded(
-                self._committed * shrunk(*self._balances.pop(0).factor(), self._strategy.prior_spread)
-            )
+        if self._balance is not None and self._committed is not None and self._balance.done(step):
+            factor = shrunk(*self._balance.factor(), self._strategy.prior_spread)
+            self._committed, self._balance = self._strategy.bounded(self._committed * factor), None
             self.optimizer.set_step_size(self._committed)
-        if any(b.anchors(step) for b in self._balances):
+        if self._balance is not None and self._balance.anchors(step):
             set_anchor(self.optimizer)
 
     def _put_off(self, step: int, loss: Tensor | None, plateau: Plateau) -> None:
@@ -198,7 +199,7 @@ class MetaOptimizeRun(LRRun):
         later = plateau.delay(step, self.horizon - self._cooldown_steps)
         if later:
             self._commit_step, self._average_from, self._log_sum = step + later, step, None
-            self._balances = []  # the loss falls as it does after a plateau, which says little of the rest
+            self._balance = None  # the loss falls as it does after a plateau, which says little of the rest
 
     def _commit(self) -> None:
         if self._log_sum is None:
@@ -208,15 +209,11 @@ class MetaOptimizeRun(LRRun):
         self.optimizer.set_step_size(self._committed)
 
     def _before_update(self, step: int) -> None:
-        if self._balances:
-            product = None
-            if any(b.wants_product(step) for b in self._balances):
-                product = trace_product(self.optimizer)
+        if self._balance is not None:
+            product = trace_product(self.optimizer) if self._balance.wants_product(step) else None
             if product is not None and self.grad_norm is not None and self.max_grad_norm is not None:
                 product = product * (self.grad_norm / self.max_grad_norm).clamp(min=1.0).to(product)
-            size = self.step_sizes().log().mean().exp()
-            for balance in self._balances:
-                balance.see(step, self._loss, size, product)
+            self._balance.see(step, self._loss, self.step_sizes().log().mean().exp(), product)
         if self._limited:
             self._climb()
 
@@ -275,7 +272,7 @@ class MetaOptimizeRun(LRRun):
             "commit_step": self._commit_step,
             "average_from": self._average_from,
             "plateau": None if self._plateau is None else self._plateau.state_dict(),
-            "balances": [b.state_dict() for b in self._balances],
+            "balance": None if self._balance is None else self._balance.state_dict(),
             "guard": None if self.guard is None else self.guard.state_dict(),
         }
 
@@ -292,9 +289,10 @@ class MetaOptimizeRun(LRRun):
         self._average_from = int(state.get("average_from", self._average_from))
         if self._plateau is not None and state.get("plateau") is not None:
             self._plateau.load_state_dict(state["plateau"])
-        saved = state.get("balances", [])
-        self._balances = self._balances[len(self._balances) - len(saved) :]
-        for balance, kept in zip(self._balances, saved, strict=True):
-            balance.load_state_dict(kept)
+        saved = state.get("balance", (state.get("balances") or [None])[-1])
+        if self._balance is not None and saved is not None:
+            self._balance.load_state_dict(saved)
+        else:
+            self._balance = None
         if self.guard is not None and state["guard"] is not None:
             self.guard.load_state_dict(state["guard"])

@@ -1,13 +1,16 @@
-"""What the adapted step size should be multiplied with, by job and length: `python -m studies.one_run.corrections`.
+"""When to commit to the adapted step size, and what to multiply it with: `python -m studies.one_run.corrections`.
 
 For each job and horizon WSD is trained at rates a factor of two apart until the best lies inside, and a parabola
-through the best three gives the best rate. `metaoptimize` runs are followed until they commit, at their own choice and
-at a fifth of the run. The best rate over what a run adapted to is the correction that would have been right:
-`strategies.balance` takes its priors for early commitment from here. No other study has these jobs and seeds.
+through the best three gives the best rate. One `metaoptimize` run adapts for a third of the horizon; its mean step size
+over the second half of each time until then, beside the best rate, gives the correction that would have been right
+after that time. The time to commit at is the one at which that correction scatters least over jobs, and
+`strategies.correction` takes its priors from there. A run that holds the best rate says what `strategies.balance`
+measures there, where it ought to measure 1. No other study has these jobs and seeds.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +21,7 @@ import typer
 
 from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import LRStrategy, make
+from metaopt_hpo.strategies.correction import find_fraction
 from studies import run as commands
 from studies.one_run.kept import best_rate, has, keep, read, rows_of
 from studies.one_run.length_jobs import job
@@ -28,15 +32,19 @@ KEY = ["job", "steps", "seed", "method", "lr"]
 JOBS = ("teach32", "shortgru32", "shorttf16", "shortgru96", "shorttf64", "tf16", "teach128", "tf48")
 """Those with `res` need METAOPT_HPO_DATA, and are asked for by name."""
 
-STEPS = (1000, 500)
+STEPS = (250, 500, 1000, 2000)
 SEED = 800
 BEGIN = (4e-3, 8e-3, 1.6e-2)
 MOST = 9
 """Rates at most."""
 
 SCHEDULE = "wsd"
-ADAPTED = {"adapted": None, "adapted for a fifth": 0.2}
-"""`find` of the runs that adapt; None is their own choice."""
+PARTS = (0.06, 0.12, 0.2, 0.34)
+"""Fractions of a run after which it might commit; its own choice is among them or beside them."""
+
+ADAPTED, MEASURED = "adapted to {}", "measured"
+FREE = 1e6
+"""Factor about the best rate within which a run that measures may go: what it measures counts in full."""
 
 
 def adapted(name: str, strategy: LRStrategy, steps: int, seed: int) -> dict[str, float]:
@@ -51,6 +59,35 @@ def adapted(name: str, strategy: LRStrategy, steps: int, seed: int) -> dict[str,
     return {"held_out": float("nan"), "found": float(found), "commit": float(run.steps_taken)}
 
 
+def paths(name: str, steps: int, seed: int) -> dict[float, float]:
+    """Geometric mean of the step size over the second half of each part of an adapting run."""
+    data = job(name)
+    model = data.model(seed)
+    run = make("metaoptimize", find=1.0, correction=1.0).build(model, steps)
+    parts = sorted({*PARTS, find_fraction(steps)})
+    logs: list[float] = []
+    while len(logs) < round(parts[-1] * steps):
+        loss = data.loss(model, run.steps_taken, seed)
+        loss.backward()
+        run.step(loss.detach())
+        logs.append(math.log(float(run.step_sizes()[0])))
+    return {p: math.exp(np.mean(logs[round(p * steps / 2) : round(p * steps)])) for p in parts}
+
+
+def measured(name: str, rate: float, steps: int, seed: int) -> float:
+    """Factor that a run measures which holds a rate."""
+    data = job(name)
+    model = data.model(seed)
+    strategy = make("metaoptimize", expected=rate, within=FREE)
+    run = strategy.build(model, steps)
+    last = round(steps * (strategy.horizon_find(steps) + strategy.measure)) + 1  # type: ignore[attr-defined]
+    while run.steps_taken < last:
+        loss = data.loss(model, run.steps_taken, seed)
+        loss.backward()
+        run.step(loss.detach())
+    return float(run.found_lr) / rate  # type: ignore[attr-defined]
+
+
 def study(
     out: Annotated[
         Path, typer.Option(help="Parquet file of the runs; finished ones are not repeated.")
@@ -60,7 +97,7 @@ def study(
     again: Annotated[bool, typer.Option("--again", help="Repeat the adapting runs that are kept.")] = False,
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing.")] = False,
 ) -> None:
-    """What the adapted step size should have been multiplied with, by job and length.
+    """What the adapted step size should have been multiplied with, by job, length and time.
 
     Example: python -m studies.one_run.corrections --jobs teach32 --steps 500
     """
@@ -69,12 +106,16 @@ def study(
         for name in jobs.split(","):
             key = {"job": name, "steps": count, "seed": SEED}
             tune(out, key, BEGIN)
-            for method, find in ADAPTED.items():
-                own = key | {"method": method, "lr": 0.0}
-                if again or not has(read(out, KEY), own):
-                    keep(
-                        out, own, adapted(name, make("metaoptimize", correction=1.0, find=find), count, SEED)
-                    )
+            own = key | {"method": ADAPTED.format(f"{find_fraction(count):.2f}"), "lr": 0.0}
+            if again or not has(read(out, KEY), own):
+                for part, found in paths(name, count, SEED).items():
+                    method = ADAPTED.format(f"{part:.2f}")
+                    keep(out, own | {"method": method}, {"held_out": float("nan"), "found": found})
+            best = best_rate(rows_of(read(out, KEY), **key, method=SCHEDULE))
+            held = key | {"method": MEASURED, "lr": 0.0}
+            if best is not None and (again or not has(read(out, KEY), held)):
+                factor = measured(name, best, count, SEED)
+                keep(out, held, {"held_out": float("nan"), "found": factor})
     typer.echo(markdown(read(out, KEY)))
 
 
@@ -103,43 +144,53 @@ def tune(out: Path, key: dict[str, Any], begin: tuple[float, ...], **options: An
 
 
 def right(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a job and horizon: best rate, where the run committed, and the right correction there and at a fifth."""
+    """A row a job and horizon: best rate, the right correction after each part and at own choice, what it measures."""
     out = []
     for (name, steps, seed), rows in table.groupby(["job", "steps", "seed"], sort=False):
         best = best_rate(rows_of(rows, method=SCHEDULE))
-        own, fifth = (rows_of(rows, method=m) for m in ADAPTED)
-        if best is None or own.empty or fifth.empty:
+        found = dict(zip(rows.method, rows.get("found", rows.lr), strict=True))
+        own = find_fraction(int(str(steps)))
+        names = {p: ADAPTED.format(f"{p:.2f}") for p in (own, *PARTS)}
+        if best is None or not all(n in found for n in names.values()):
             continue
-        found, later = float(own.found.iloc[0]), float(fifth.found.iloc[0])
-        part = float(own.commit.iloc[0]) / float(str(steps))
-        out.append([name, steps, seed, best, part, found, best / found, best / later])
-    columns = ["job", "steps", "seed", "best", "part", "adapted", "ratio", "fifth"]
-    return pd.DataFrame(out, columns=columns)
+        row = {"job": name, "steps": steps, "seed": seed, "best": best, "measured": found.get(MEASURED)}
+        parts = {f"{p:.2f}": best / found[names[p]] for p in PARTS}
+        out.append(row | {"part": own, "own": best / found[names[own]]} | parts)
+    return pd.DataFrame(out)
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A line a job and horizon, then the mean of each horizon."""
+    """A line a job and horizon, then the mean of each horizon, jobs with BatchNorm apart."""
     found = right(table)
-    head = ["job", "steps", "best WSD rate", "commits at", "adapted", "best / adapted", "the same at a fifth"]
+    if found.empty:
+        return "no job is complete: run python -m studies.one_run.corrections"
+    parts = [f"{p:.2f}" for p in PARTS]
+    own = "best / adapted at own choice"
+    head = [
+        "job",
+        "steps",
+        "best WSD rate",
+        "commits at",
+        own,
+        *(f"at {p}" for p in parts),
+        "measured at the best",
+    ]
     lines = [
         (
-            row["job"], row["steps"], f"{row['best']:.2g}", f"{100 * row['part']:.0f} %",
-            f"{row['adapted']:.2g}", f"{row['ratio']:.2f}", f"{row['fifth']:.2f}",
+            row["job"], row["steps"], f"{row['best']:.2g}", f"{row['part']:.2f}",
+            *(f"{row[c]:.2f}" for c in ("own", *parts, "measured")),
         )
         for row in found.to_dict("records")
     ]  # fmt: skip
     means = []
-    for steps, rows in found.groupby("steps"):
-        cells = []
-        for values in (rows.ratio, rows.fifth):
-            logs = np.log(values)
-            spread = f"{logs.std(ddof=1):.2f}" if len(rows) > 1 else "–"
-            cells += [f"{np.exp(logs.mean()):.2f}", spread]
+    plain = found[~found.job.str.startswith("res")]
+    for steps, rows in plain.groupby("steps"):
+        logs = np.log(rows[["own", *parts, "measured"]].astype(float))
+        cells = [f"{math.exp(logs[c].mean()):.2f} ({logs[c].std(ddof=1):.2f})" for c in logs]
         means.append((steps, len(rows), *cells))
-    mean_head = [
-        "steps", "jobs", "best / adapted, geometric mean", "sd of ln", "the same at a fifth", "sd of ln",
-    ]  # fmt: skip
-    return f"{markdown_table(head, lines)}\n\n{markdown_table(mean_head, means)}"
+    mean_head = ["steps", "jobs", own, *(f"at {p}" for p in parts), "measured at the best"]
+    note = "Geometric means over the jobs without BatchNorm; in brackets the standard deviation of ln."
+    return f"{markdown_table(head, lines)}\n\n{markdown_table(mean_head, means)}\n\n{note}"
 
 
 if __name__ == "__main__":

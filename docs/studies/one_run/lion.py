@@ -1,10 +1,11 @@
 """How fast the search over Lion should be, and what its correction is: `python -m studies.one_run.lion`.
 
 `strategies.kinds.slowness` multiplies limit and meta step over a rule that takes only signs, by √(10 / memory), 0.32
-over Lion; `balance.PRIOR_SIGN` is the correction there. For jobs outside the study WSD over Lion gives the best rate
-(a parabola through the best three, a factor of two apart), and runs are followed until they commit, at several speeds.
-What a speed and a correction lose is read off the schedules' losses at adapted rate times correction: that parabola
-near the best rate, straight lines in ln lr beyond. The best pair is that of the smallest mean over jobs.
+over Lion; `correction.PRIOR` times `correction.SIGN` is the correction there. For jobs outside the study WSD over Lion
+gives the best rate (a parabola through the best three, a factor of two apart), and runs are followed until they commit,
+at several speeds. What a speed and a correction lose is read off the schedules' losses at adapted rate times
+correction: that parabola near the best rate, straight lines in ln lr beyond. The best pair is that of the smallest mean
+over jobs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import typer
 from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.optim.rules import Lion
 from metaopt_hpo.strategies import make
-from metaopt_hpo.strategies.balance import PRIOR_SIGN
+from metaopt_hpo.strategies.correction import PRIOR, SIGN
 from metaopt_hpo.strategies.kinds import slowness
 from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 from studies import run as commands
@@ -32,6 +33,7 @@ JOBS = ("teach32", "shortgru32", "shorttf32", "shortgru96")
 STEPS = 2000
 SEED = 800
 BEGIN = (5e-4, 1e-3, 2e-3)
+USED = PRIOR * SIGN
 SPEEDS = (1.0, 0.56, 0.32, 0.18, 0.1)
 """Factors on limit and meta step."""
 
@@ -103,13 +105,13 @@ def markdown(table: pd.DataFrame) -> str:
         ratios = [best[job] / found[job] for job in best]
         lost = {
             c: float(np.mean([excess(schedules[job], c * found[job]) for job in best]))
-            for c in (*CORRECTIONS, PRIOR_SIGN)
+            for c in (*CORRECTIONS, USED)
         }
         right = min(lost, key=lambda c: lost[c])
         spread = f"{np.log(ratios).std(ddof=1):.2f}"
-        losses = [f"{lost[c]:.1f} %" for c in (right, PRIOR_SIGN)]
+        losses = [f"{lost[c]:.1f} %" for c in (right, USED)]
         lines.append((f"{speed:g}", *(f"{r:.2f}" for r in ratios), spread, f"{right:.2f}", *losses))
-    head = ["speed", *jobs, "sd of ln", "best correction", "loses in the mean", f"with {PRIOR_SIGN:g}"]
+    head = ["speed", *jobs, "sd of ln", "best correction", "loses in the mean", f"with {USED:g}"]
     return markdown_table(head, lines)
 
 

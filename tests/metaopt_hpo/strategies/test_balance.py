@@ -7,20 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from metaopt_hpo.optim import AdamW
 from metaopt_hpo.strategies import make
-from metaopt_hpo.strategies.balance import (
-    EARLY,
-    LEARNED_AT,
-    PRIOR,
-    PRIOR_NORMALISED,
-    PROPORTION,
-    USUAL,
-    Balance,
-    measurement,
-    planned,
-    shrunk,
-)
+from metaopt_hpo.strategies.balance import LEARNED_AT, PROPORTION, Balance, measurement, shrunk
+
+LAW = {"expected": 5e-3, "within": 4.0}
+WIDE = math.log(4) / 1.645
+"""Standard deviation of ln of the best rate where a law is sure of it within a factor of 4."""
 
 
 def measured(jitter: float, fall: float, *, noise: float = 0.0, last: float = 1.0) -> tuple[float, float]:
@@ -41,14 +33,14 @@ def test_the_factor_is_the_balance_over_the_proportion(want: float) -> None:
     factor, spread = measured(jitter=0.1, fall=0.1 * PROPORTION * want)
     # the path falls between anchor and gradient too, which the product lacks
     assert factor == pytest.approx(want, rel=0.3)
-    assert spread < 0.3
+    assert spread < 0.45
 
 
 def test_noise_widens_the_spread_and_leaves_the_step_size_where_it_is() -> None:
     quiet, loud = (measured(0.1, 0.3, noise=n) for n in (0.01, 1.0))
     assert quiet[1] < loud[1]
-    assert abs(math.log(shrunk(quiet[0], loud[1]))) < abs(math.log(shrunk(*quiet)))
-    assert shrunk(*measured(0.1, 0.3, noise=100.0)) == 1.0
+    assert abs(math.log(shrunk(quiet[0], loud[1], WIDE))) < abs(math.log(shrunk(*quiet, WIDE)))
+    assert shrunk(*measured(0.1, 0.3, noise=100.0), WIDE) == 1.0
 
 
 def test_nothing_is_concluded_without_progress_or_where_the_data_are_learned_by_heart() -> None:
@@ -67,23 +59,9 @@ def test_a_run_shorter_than_those_it_was_learned_on_believes_its_measurement_les
             loss = torch.tensor(1.0 + 0.05 * math.log(horizon / (step + 1)) + 0.05)
             product = torch.tensor(0.1) if balance.wants_product(step) else None
             balance.see(step, loss, torch.tensor(1e-3), product)
-        moved.append(abs(math.log(shrunk(*balance.factor()))))
-    assert moved[0] < 0.3 * moved[2]
+        moved.append(abs(math.log(shrunk(*balance.factor(), WIDE))))
+    assert moved[0] < 0.7 * moved[2]
     assert moved[0] < moved[1] < moved[2]
-
-
-def test_an_early_commitment_is_corrected_by_less_and_not_by_a_measurement() -> None:
-    def prior(horizon: int, find: float) -> float:
-        return planned(None, AdamW(), horizon, find, 0.12)[0]
-
-    assert prior(1000, USUAL) == prior(500, USUAL) == prior(10**5, 0.5) == PRIOR
-    # the best rates of sixteen small networks over what runs adapted to (`studies.one_run.corrections`)
-    assert prior(1000, EARLY) == pytest.approx(0.86, abs=0.02)
-    assert prior(500, EARLY) == pytest.approx(1.15, abs=0.02)
-    assert prior(100, EARLY) == PRIOR
-    assert prior(1000, EARLY) < prior(1000, 0.16) < PRIOR
-    assert measurement(1000, EARLY, 0.12) is None
-    assert measurement(1000, USUAL, 0.12) is not None
 
 
 def noisy_run(horizon: int = 600, stop: int | None = None, run=None, model=None, **options: object):  # type: ignore[no-untyped-def]
@@ -101,9 +79,9 @@ def noisy_run(horizon: int = 600, stop: int | None = None, run=None, model=None,
     return run, model, sizes
 
 
-def test_the_step_size_is_corrected_once_after_the_measurement() -> None:
-    _, _, sizes = noisy_run(find=0.2)
-    _, _, fixed = noisy_run(find=0.2, correction=1.4)
+def test_a_laws_step_size_is_corrected_once_after_the_measurement() -> None:
+    _, _, sizes = noisy_run(**LAW)
+    _, _, fixed = noisy_run(**LAW, correction=1.0)
     assert sizes[:192] == pytest.approx(fixed[:192])
     assert len(set(sizes[120:192])) == len(set(sizes[192:420])) == 1
     assert sizes[192] != sizes[120]
@@ -111,24 +89,22 @@ def test_the_step_size_is_corrected_once_after_the_measurement() -> None:
 
 @pytest.mark.parametrize("at", [50, 80, 96, 97, 140, 200])
 def test_resumed_while_it_measures_it_goes_on_as_it_would_have(at: int, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    _, whole, sizes = noisy_run(300)
-    run, model, _ = noisy_run(300, stop=at)
+    _, whole, sizes = noisy_run(300, **LAW)
+    run, model, _ = noisy_run(300, stop=at, **LAW)
     torch.save({"model": model.state_dict(), "run": run.state_dict()}, tmp_path / "c.pt")
     saved = torch.load(tmp_path / "c.pt", weights_only=True)
     other = copy.deepcopy(model)
     other.load_state_dict(saved["model"])
-    again = make("metaoptimize").build(other, 300)
+    again = make("metaoptimize", **LAW).build(other, 300)
     again.load_state_dict(saved["run"])
     _, _, rest = noisy_run(run=again, model=other, horizon=300)
     assert rest == sizes[at:]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters(), strict=True))
 
 
-def test_a_model_with_batch_norm_is_corrected_by_its_own_prior_alone() -> None:
+def test_nothing_is_measured_with_batch_norm() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1))
-    run = make("metaoptimize", find=0.2).build(model, 300)
+    run = make("metaoptimize", **LAW).build(model, 300)
     _, _, sizes = noisy_run(300, run=run, model=model)
-    adapted = torch.tensor(sizes[40:59]).log().mean().exp()
-    assert sizes[100] == pytest.approx(float(adapted) * PRIOR_NORMALISED, rel=0.1)
-    assert len(set(sizes[61:200])) == 1
+    assert sizes[30:200] == pytest.approx([LAW["expected"]] * 170, rel=1e-5)

@@ -1,0 +1,64 @@
+"""What the adapted step size is multiplied with where a run commits to it, and when it does.
+
+The meta-gradient weighs the loss at hand, where noise hurts at once and progress pays later, so the step size that a
+run adapts to is not the peak rate that suits a run which ends in a cooldown. While the step size adapts it climbs for
+some fifty steps, whatever the horizon, and then falls as the run goes on, the faster the wider the model is. So there
+is a time at which the best peak rate is told most surely, from the end of the climb to twice that, and to an eighth of
+longer runs: before it the climb is seen, after it the width. `python -m studies.one_run.corrections` sets best rates of
+jobs that no other study has beside what runs adapt to then; all numbers below are from its table.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from metaopt_hpo.optim.rules import Rule
+
+FIND, CLIMB, LATEST = 0.12, 100, 0.34
+"""When a run commits: after this fraction of it, but not before so many steps, unless they are more than `LATEST` of
+it. The step size is averaged over the second half of that time."""
+
+PRIOR, AT, FADES = 0.9, 1000, 0.42
+"""Best peak rate over adapted step size in runs of `AT` steps and more, and the power of the horizon with which it
+falls up to there."""
+
+LARGEST = 1.6
+"""Where runs are so short that nothing was measured: what it is at 250 steps."""
+
+LATER = 0.5
+"""Power with which it grows where a run is told to commit later: the step size goes on falling."""
+
+NORMALISED = 2.0
+"""Factor on it where BatchNorm takes the size out of the weights. Such weights grow under noise, and every later step
+turns them less, so that they want more than the noise they show early says."""
+
+SIGN = 1.2
+"""The same over a rule that takes only signs (Lion)."""
+
+
+def find_fraction(horizon: int) -> float:
+    """Fraction of a run of `horizon` steps after which its step size is committed to."""
+    return max(FIND, min(LATEST, CLIMB / horizon))
+
+
+def prior_correction(horizon: int, find: float, rule: Rule, model: object = None) -> float:
+    """What a run multiplies the adapted step size with.
+
+    Args:
+        horizon: steps of the run.
+        find: fraction of it after which the step size is committed to.
+        rule: what moves the weights.
+        model: what is trained, if it is known as a module.
+    """
+    factor: float = min(LARGEST, PRIOR * max(1.0, AT / horizon) ** FADES)
+    factor *= max(1.0, find / find_fraction(horizon)) ** LATER
+    if normalises(model):
+        factor *= NORMALISED
+    return factor if rule.uses_magnitude else factor * SIGN
+
+
+def normalises(model: object) -> bool:
+    """Whether a model has BatchNorm layers."""
+    if not isinstance(model, nn.Module):
+        return False
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
