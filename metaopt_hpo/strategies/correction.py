@@ -13,10 +13,12 @@ from __future__ import annotations
 from torch import nn
 
 from metaopt_hpo.optim.rules import Rule
+from metaopt_hpo.strategies.kinds import slowness
 
 FIND, CLIMB, LATEST = 0.12, 100, 0.34
 """When a run commits: after this fraction of it, but not before so many steps, unless they are more than `LATEST` of
-it. The step size is averaged over the second half of that time."""
+it. The step size is averaged over the second half of that time. Where the search is slowed (`kinds.slowness`, over
+Lion) the climb takes longer by as much."""
 
 PRIOR, AT, FADES = 0.9, 1000, 0.42
 """Best peak rate over adapted step size in runs of `AT` steps and more, and the power of the horizon with which it
@@ -36,9 +38,9 @@ SIGN = 1.2
 """The same over a rule that takes only signs (Lion)."""
 
 
-def find_fraction(horizon: int) -> float:
-    """Fraction of a run of `horizon` steps after which its step size is committed to."""
-    return max(FIND, min(LATEST, CLIMB / horizon))
+def find_fraction(horizon: int, rule: Rule) -> float:
+    """Fraction of a run of `horizon` steps after which its step size is committed to; `rule` moves the weights."""
+    return max(FIND, min(LATEST, CLIMB / slowness(rule) / horizon))
 
 
 def prior_correction(horizon: int, find: float, rule: Rule, model: object = None) -> float:
@@ -51,7 +53,7 @@ def prior_correction(horizon: int, find: float, rule: Rule, model: object = None
         model: what is trained, if it is known as a module.
     """
     factor: float = min(LARGEST, PRIOR * max(1.0, AT / horizon) ** FADES)
-    factor *= max(1.0, find / find_fraction(horizon)) ** LATER
+    factor *= max(1.0, find / find_fraction(horizon, rule)) ** LATER
     if normalises(model):
         factor *= NORMALISED
     return factor if rule.uses_magnitude else factor * SIGN

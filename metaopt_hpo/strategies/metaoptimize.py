@@ -163,7 +163,7 @@ class MetaOptimizeStrategy(LRStrategy):
         """Fraction of a run of `horizon` steps after which its step size is committed to."""
         if self.find is not None:
             return self.find
-        return HELD if self.trusts_law else find_fraction(horizon)
+        return HELD if self.trusts_law else find_fraction(horizon, self.base_rule())
 
     def start(self) -> tuple[float, tuple[float, float] | None]:
         """α₀ before any limit, and the bounds of β: the interval of what a law expects."""

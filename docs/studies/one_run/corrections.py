@@ -20,6 +20,7 @@ import torch
 import typer
 
 from metaopt_hpo.markdown import markdown_table
+from metaopt_hpo.optim import AdamW
 from metaopt_hpo.strategies import LRStrategy, make
 from metaopt_hpo.strategies.correction import find_fraction
 from studies import run as commands
@@ -47,6 +48,11 @@ FREE = 1e6
 """Factor about the best rate within which a run that measures may go: what it measures counts in full."""
 
 
+def _own(steps: int) -> float:
+    """Fraction after which a run of so many steps commits by itself."""
+    return find_fraction(steps, AdamW())
+
+
 def adapted(name: str, strategy: LRStrategy, steps: int, seed: int) -> dict[str, float]:
     """What a run commits to before any correction, and when; it is followed no further."""
     data = job(name)
@@ -64,7 +70,7 @@ def paths(name: str, steps: int, seed: int) -> dict[float, float]:
     data = job(name)
     model = data.model(seed)
     run = make("metaoptimize", find=1.0, correction=1.0).build(model, steps)
-    parts = sorted({*PARTS, find_fraction(steps)})
+    parts = sorted({*PARTS, _own(steps)})
     logs: list[float] = []
     while len(logs) < round(parts[-1] * steps):
         loss = data.loss(model, run.steps_taken, seed)
@@ -85,7 +91,7 @@ def measured(name: str, rate: float, steps: int, seed: int) -> float:
         loss = data.loss(model, run.steps_taken, seed)
         loss.backward()
         run.step(loss.detach())
-    return float(run.found_lr) / rate  # type: ignore[attr-defined]
+    return float(run.found_lr) / rate
 
 
 def study(
@@ -106,7 +112,7 @@ def study(
         for name in jobs.split(","):
             key = {"job": name, "steps": count, "seed": SEED}
             tune(out, key, BEGIN)
-            own = key | {"method": ADAPTED.format(f"{find_fraction(count):.2f}"), "lr": 0.0}
+            own = key | {"method": ADAPTED.format(f"{_own(count):.2f}"), "lr": 0.0}
             if again or not has(read(out, KEY), own):
                 for part, found in paths(name, count, SEED).items():
                     method = ADAPTED.format(f"{part:.2f}")
@@ -149,7 +155,7 @@ def right(table: pd.DataFrame) -> pd.DataFrame:
     for (name, steps, seed), rows in table.groupby(["job", "steps", "seed"], sort=False):
         best = best_rate(rows_of(rows, method=SCHEDULE))
         found = dict(zip(rows.method, rows.get("found", rows.lr), strict=True))
-        own = find_fraction(int(str(steps)))
+        own = _own(int(str(steps)))
         names = {p: ADAPTED.format(f"{p:.2f}") for p in (own, *PARTS)}
         if best is None or not all(n in found for n in names.values()):
             continue

@@ -12,16 +12,20 @@ from metaopt_hpo.strategies.correction import NORMALISED, SIGN, find_fraction, p
 
 
 def test_a_run_commits_once_the_climb_is_over() -> None:
-    steps = {h: find_fraction(h) * h for h in (100, 256, 512, 1000, 2000, 10**6)}
+    steps = {h: find_fraction(h, AdamW()) * h for h in (100, 256, 512, 1000, 2000, 10**6)}
     assert steps == pytest.approx({100: 34, 256: 87.04, 512: 100, 1000: 120, 2000: 240, 10**6: 120_000})
+    assert find_fraction(2000, Lion()) * 2000 == pytest.approx(316, abs=1), (
+        "its search climbs √10 times slower"
+    )
     strategy = make("metaoptimize")
-    assert strategy.horizon_find(512) == find_fraction(512)  # type: ignore[attr-defined]
+    assert strategy.horizon_find(512) == find_fraction(512, AdamW())  # type: ignore[attr-defined]
     assert make("metaoptimize", find=0.3).horizon_find(512) == 0.3  # type: ignore[attr-defined]
 
 
 def usual(horizon: int, rule: object = None, model: object = None, find: float | None = None) -> float:
-    part = find_fraction(horizon) if find is None else find
-    return prior_correction(horizon, part, rule or AdamW(), model)  # type: ignore[arg-type]
+    rule = rule or AdamW()
+    part = find_fraction(horizon, rule) if find is None else find  # type: ignore[arg-type]
+    return prior_correction(horizon, part, rule, model)  # type: ignore[arg-type]
 
 
 def test_short_runs_are_corrected_upwards_and_no_horizon_is_off_the_scale() -> None:
