@@ -15,7 +15,7 @@ from metaopt_hpo.optim.rules import BASE_RULES, Rule, base_rule
 from metaopt_hpo.optim.traces import HESSIAN_FREE, TRACES
 from metaopt_hpo.strategies.base import LRRun, LRStrategy
 from metaopt_hpo.strategies.checks import check_fraction, check_horizon, check_positive
-from metaopt_hpo.strategies.correction import find_fraction
+from metaopt_hpo.strategies.correction import find_fraction, warmup_fraction
 from metaopt_hpo.strategies.groups import decay_groups
 from metaopt_hpo.strategies.kinds import slowness
 from metaopt_hpo.strategies.metaoptimize_run import MetaOptimizeRun
@@ -79,7 +79,8 @@ class MetaOptimizeStrategy(LRStrategy):
         limit: the largest first step, as RMS of an update over RMS of the weights (median over matrices), before the
             ramp. 0.01 is below what damages a fresh network and, under the ramp, above what wastes time. None
             takes `lr` as it is, which suits fine-tuning, where even the limit may be too much.
-        warmup: fraction of the run over which the step size is multiplied by a rising ramp.
+        warmup: fraction of the run over which the step size is multiplied by a rising ramp. None takes a tenth, and
+            half of that over a rule that takes only signs.
         find: fraction of the run after which the step size is committed to. None takes 0.12, but 100 steps at least,
             and no more than 0.34 (`correction.find_fraction`). 1 keeps adapting until the cooldown.
         measure: fraction of the run in which a run that holds an `expected` rate measures, from a fifth of it on.
@@ -106,7 +107,7 @@ class MetaOptimizeStrategy(LRStrategy):
     blocks: BlockSpec = "scalar"
     trace: str = "hessian_free"
     limit: float | None = 0.01
-    warmup: float = 0.1
+    warmup: float | None = None
     find: float | None = None
     measure: float = 0.12
     correction: float | None = None
@@ -132,7 +133,8 @@ class MetaOptimizeStrategy(LRStrategy):
         object.__setattr__(self, "meta_betas", tuple(self.meta_betas))
         if self.correction is not None:
             check_positive(self, "correction")
-        check_fraction(self, "warmup", "measure", "cooldown", *(() if self.find is None else ("find",)))
+        given = [name for name in ("warmup", "find") if getattr(self, name) is not None]
+        check_fraction(self, "measure", "cooldown", *given)
 
     @property
     def trusts_law(self) -> bool:
@@ -164,6 +166,10 @@ class MetaOptimizeStrategy(LRStrategy):
         if self.find is not None:
             return self.find
         return HELD if self.trusts_law else find_fraction(horizon, self.base_rule())
+
+    def ramp(self) -> float:
+        """Fraction of the run over which the step size is multiplied by a rising ramp."""
+        return warmup_fraction(self.base_rule()) if self.warmup is None else self.warmup
 
     def start(self) -> tuple[float, tuple[float, float] | None]:
         """α₀ before any limit, and the bounds of β: the interval of what a law expects."""

@@ -52,7 +52,7 @@ class MetaOptimizeRun(LRRun):
         self._strategy = strategy
         self._lr = float(optimizer.defaults["lr"])
         self._factor = 1.0
-        self._warmup_steps = round(strategy.warmup * horizon)
+        self._warmup_steps = round(strategy.ramp() * horizon)
         self._cooldown_steps = round(strategy.cooldown * horizon)
         stable = horizon - self._cooldown_steps
         find = strategy.horizon_find(horizon)

@@ -27,6 +27,8 @@ from metaopt_hpo.strategies.metaoptimize import MetaOptimizeStrategy
 from studies import run as commands
 from studies.one_run.corrections import KEY, SCHEDULE, adapted, tune
 from studies.one_run.kept import best_rate, has, keep, read, rows_of
+from studies.one_run.length_jobs import job
+from studies.one_run.lengths import train
 
 KEPT = Path(__file__).parent / "lion.parquet"
 JOBS = ("teach32", "shortgru32", "shorttf32", "shortgru96")
@@ -34,6 +36,14 @@ STEPS = 2000
 SEED = 800
 BEGIN = (5e-4, 1e-3, 2e-3)
 USED = PRIOR * SIGN
+WHOLE: tuple[dict[str, float], ...] = (
+    {"warmup": 0.05, "correction": 1.4},
+    {"warmup": 0.05, "correction": 1.1},
+    {"warmup": 0.1, "correction": 1.4},
+    {"warmup": 0.1, "correction": 1.1},
+)
+"""Options of whole runs, whose losses are compared with the schedules'."""
+
 SPEEDS = (1.0, 0.56, 0.32, 0.18, 0.1)
 """Factors on limit and meta step."""
 
@@ -76,7 +86,16 @@ def study(
             row = key | {"method": f"speed {speed:g}", "lr": 0.0}
             if not has(read(out, KEY), row):
                 keep(out, row, adapted(name, at_speed(speed, STEPS), STEPS, SEED))
+        for options in WHOLE:
+            row = key | {"method": _whole(options), "lr": 0.0}
+            if not has(read(out, KEY), row):
+                run = train(job(name), make("metaoptimize", base="lion", **options), STEPS, SEED)
+                keep(out, row, {"held_out": run["held_out"], "found": run["step_size"]})
     typer.echo(markdown(read(out, KEY)))
+
+
+def _whole(options: dict[str, float]) -> str:
+    return ", ".join(f"{k} {v:g}" for k, v in options.items())
 
 
 def excess(schedules: pd.DataFrame, rate: float) -> float:
@@ -111,8 +130,17 @@ def markdown(table: pd.DataFrame) -> str:
         spread = f"{np.log(ratios).std(ddof=1):.2f}"
         losses = [f"{lost[c]:.1f} %" for c in (right, USED)]
         lines.append((f"{speed:g}", *(f"{r:.2f}" for r in ratios), spread, f"{right:.2f}", *losses))
+    whole = []
+    for options in WHOLE:
+        rows = rows_of(table, method=_whole(options)).set_index("job")
+        if not set(best) <= set(rows.index):
+            continue
+        over = [100 * (rows.held_out[job] / schedules[job].held_out.min() - 1) for job in best]
+        cells = [f"{o:+.1f} % at {rows.found[job]:.2g}" for o, job in zip(over, best, strict=True)]
+        whole.append((_whole(options), *cells, f"{np.mean(over):+.1f} %"))
     head = ["speed", *jobs, "sd of ln", "best correction", "loses in the mean", f"with {USED:g}"]
-    return markdown_table(head, lines)
+    of_whole = markdown_table(["whole runs over the best schedule", *jobs, "mean"], whole)
+    return f"{markdown_table(head, lines)}\n\n{of_whole}"
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ def test_short_runs_are_corrected_upwards_and_no_horizon_is_off_the_scale() -> N
     assert all(0.5 < f < 2 for f in found)
 
 
+def test_lions_ramp_is_half_as_long_unless_one_is_asked_for() -> None:
+    asked: list[dict[str, object]] = [{}, {"base": "lion"}, {"base": "lion", "warmup": 0.2}]
+    assert [make("metaoptimize", **a).ramp() for a in asked] == [0.1, 0.05, 0.2]  # type: ignore[attr-defined]
+
+
 def test_a_later_commitment_is_corrected_by_more() -> None:
     assert usual(2000) < usual(2000, find=0.2) < usual(2000, find=0.4)
     assert usual(2000, find=0.05) == usual(2000)
