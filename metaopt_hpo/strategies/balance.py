@@ -35,10 +35,8 @@ PROPORTION = 1.3
 """S / 2H at the best peak rate, S from an eighth to a quarter of the run: the geometric mean of eight jobs that no
 other study has (`python -m studies.one_run.corrections`, last column: what is measured at the best rate)."""
 
-LEARNED_AT, FADES = 2000, 0.35
-"""Steps of the runs on which `PROPORTION` was learned, and the power of the horizon with which it falls in longer ones:
-the fall for an e-fold of steps shrinks as runs grow, and the best peak rate hardly does. Transformers at 2,000 and
-8,000 steps want about the same rate, where the fall in the latter is about half."""
+LEARNED_AT = 2000
+"""Steps of the runs on which `PROPORTION` was learned; at 8,000 it is the same."""
 
 RULE_SPREAD = 0.35
 """Standard deviation of the logarithm of `PROPORTION` over those jobs: it is no more the same for all than the best
@@ -218,12 +216,11 @@ def measurement(horizon: int, find: float, measure: float, remembers: float = 1.
     def steps(first: float, end: float) -> tuple[int, int]:
         return round(first * horizon), round(end * horizon)
 
-    longer = max(1.0, horizon / LEARNED_AT) ** -FADES
     spread = math.hypot(RULE_SPREAD, UNLEARNED * max(0.0, math.log(LEARNED_AT / horizon)))
     late, anchor = steps(find, find + measure), max(ANCHOR, round(FORGOTTEN * remembers))
     if anchor > max(ANCHOR, late[1] - late[0]):
         return None
-    return Balance(steps(0.5 * find, 0.8 * find), late, PROPORTION * longer, spread, anchor)
+    return Balance(steps(0.5 * find, 0.8 * find), late, PROPORTION, spread, anchor)
 
 
 def shrunk(factor: float, spread: float, prior: float) -> float:
