@@ -31,7 +31,7 @@ from metaopt_hpo.scaling.policy.design import SLOPE_SPREAD
 FOUND_SCATTER = 0.4
 """Standard deviation, ln units, of a rate that MetaOptimize found about its cell's tuned optimum, beside the offset
 that such runs share; and `FOUND_OFFSET` that of the offset. On text-lm at 256 to 1,024 steps (`docs/studies/ladder`)
-scatter and bias are 0.31 and −0.18; other workloads are believed less."""
+scatter and bias are 0.25 and −0.11; other workloads are believed less."""
 
 FOUND_OFFSET = 0.4
 

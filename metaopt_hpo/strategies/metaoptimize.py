@@ -82,10 +82,10 @@ class MetaOptimizeStrategy(LRStrategy):
         warmup: fraction of the run over which the step size is multiplied by a rising ramp. None takes a tenth, and
             half of that over a rule that takes only signs.
         find: fraction of the run after which the step size is committed to. None takes 0.12, but 100 steps at least,
-            and no more than 0.34 (`correction.find_fraction`). 1 keeps adapting until the cooldown.
+            and no more than 0.2 (`correction.find_fraction`). 1 keeps adapting until the cooldown.
         measure: fraction of the run in which a run that holds an `expected` rate measures, from a fifth of it on.
         correction: factor on the adapted step size where it is committed to. None takes `correction.prior_correction`:
-            1.6 at 250 steps, 0.9 from 1,000 on, twice that with BatchNorm.
+            1.9 at 250 steps, 0.9 from 1,000 on, twice that with BatchNorm.
         cooldown: fraction of the run at its end over which the step size is multiplied by a falling ramp.
         max_grad_norm: see `LRStrategy`. Where it is None, over a rule whose update grows with the gradient (SGD, with
             or without momentum), gradients are clipped to the norm of the first one: such a rule has no other bound.

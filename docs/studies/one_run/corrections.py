@@ -30,7 +30,10 @@ from studies.one_run.lengths import train
 
 KEPT = Path(__file__).parent / "corrections.parquet"
 KEY = ["job", "steps", "seed", "method", "lr"]
-JOBS = ("teach32", "shortgru32", "shorttf16", "shortgru96", "shorttf64", "tf16", "teach128", "tf48")
+JOBS = (
+    "teach32", "shortgru32", "shorttf16", "shortgru96", "shorttf64", "tf16", "teach128", "tf48",
+    "tf20", "tf40", "tf72", "gru56",
+)  # fmt: skip
 """Those with `res` need METAOPT_HPO_DATA, and are asked for by name."""
 
 STEPS = (250, 500, 1000, 2000)
@@ -44,6 +47,12 @@ PARTS = (0.06, 0.12, 0.2, 0.34)
 """Fractions of a run after which it might commit; its own choice is among them or beside them."""
 
 ADAPTED, MEASURED = "adapted to {}", "measured"
+WHOLE: dict[int, tuple[tuple[float, float], ...]] = {
+    250: ((0.2, 2.0), (0.34, 1.88)),
+    500: ((0.12, 1.35), (0.2, 1.29)),
+}
+"""Horizon → (when to commit, factor) of whole runs: those of the table's columns that could be chosen there."""
+
 FREE = 1e6
 """Factor about the best rate within which a run that measures may go: what it measures counts in full."""
 
@@ -51,6 +60,10 @@ FREE = 1e6
 def _own(steps: int) -> float:
     """Fraction after which a run of so many steps commits by itself."""
     return find_fraction(steps, AdamW())
+
+
+def _whole(find: float, factor: float) -> str:
+    return f"whole, at {find:g} times {factor:g}"
 
 
 def adapted(name: str, strategy: LRStrategy, steps: int, seed: int) -> dict[str, float]:
@@ -117,6 +130,11 @@ def study(
                 for part, found in paths(name, count, SEED).items():
                     method = ADAPTED.format(f"{part:.2f}")
                     keep(out, own | {"method": method}, {"held_out": float("nan"), "found": found})
+            for find, factor in WHOLE.get(count, ()):
+                row = key | {"method": _whole(find, factor), "lr": 0.0}
+                if again or not has(read(out, KEY), row):
+                    run = train(job(name), make("metaoptimize", find=find, correction=factor), count, SEED)
+                    keep(out, row, {"held_out": run["held_out"], "found": run["step_size"]})
             best = best_rate(rows_of(read(out, KEY), **key, method=SCHEDULE))
             held = key | {"method": MEASURED, "lr": 0.0}
             if best is not None and (again or not has(read(out, KEY), held)):
@@ -195,8 +213,33 @@ def markdown(table: pd.DataFrame) -> str:
         cells = [f"{math.exp(logs[c].mean()):.2f} ({logs[c].std(ddof=1):.2f})" for c in logs]
         means.append((steps, len(rows), *cells))
     mean_head = ["steps", "jobs", own, *(f"at {p}" for p in parts), "measured at the best"]
+    whole = []
+    for steps, finds in WHOLE.items():
+        at = rows_of(table, steps=steps)
+        best = rows_of(at, method=SCHEDULE).groupby("job").held_out.min()
+        for find, factor in finds:
+            ends = rows_of(at, method=_whole(find, factor)).set_index("job").held_out
+            if len(ends):
+                over = 100 * (ends / best[ends.index] - 1)
+                whole.append(
+                    (
+                        steps,
+                        f"{find:g}",
+                        f"{factor:g}",
+                        len(ends),
+                        f"{over.mean():+.1f} %",
+                        f"{over.max():+.1f} %",
+                    )
+                )
+    whole_head = ["steps", "commits at", "times", "jobs", "whole runs over the best schedule", "worst"]
     note = "Geometric means over the jobs without BatchNorm; in brackets the standard deviation of ln."
-    return f"{markdown_table(head, lines)}\n\n{markdown_table(mean_head, means)}\n\n{note}"
+    tables = (
+        markdown_table(head, lines),
+        markdown_table(mean_head, means),
+        note,
+        markdown_table(whole_head, whole),
+    )
+    return "\n\n".join(tables)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from metaopt_hpo.strategies.correction import NORMALISED, SIGN, find_fraction, p
 
 def test_a_run_commits_once_the_climb_is_over() -> None:
     steps = {h: find_fraction(h, AdamW()) * h for h in (100, 256, 512, 1000, 2000, 10**6)}
-    assert steps == pytest.approx({100: 34, 256: 87.04, 512: 100, 1000: 120, 2000: 240, 10**6: 120_000})
+    assert steps == pytest.approx({100: 20, 256: 51.2, 512: 100, 1000: 120, 2000: 240, 10**6: 120_000})
     assert find_fraction(2000, Lion()) * 2000 == pytest.approx(316, abs=1), (
         "its search climbs √10 times slower"
     )
@@ -31,7 +31,7 @@ def usual(horizon: int, rule: object = None, model: object = None, find: float |
 def test_short_runs_are_corrected_upwards_and_no_horizon_is_off_the_scale() -> None:
     found = [usual(h) for h in (20, 250, 500, 1000, 2000, 10**6)]
     assert found[0] >= found[1] > found[2] > 1 > found[3]
-    assert all(0.5 < f < 2 for f in found)
+    assert all(0.5 < f <= 2 for f in found)
 
 
 def test_lions_ramp_is_half_as_long_unless_one_is_asked_for() -> None:
@@ -64,8 +64,8 @@ def test_a_run_holds_the_mean_of_the_second_half_times_the_correction(normalised
         loss.backward()
         run.step(loss.detach())
         sizes.append(float(run.step_sizes()[0]))
-    mean = math.exp(sum(map(math.log, sizes[50:100])) / 50)
+    mean = math.exp(sum(map(math.log, sizes[30:60])) / 30)
     # the last step seen has moved by one meta step already
-    assert sizes[101] == pytest.approx(mean * usual(300, model=model), rel=0.05)
-    assert len(set(sizes[101:210])) == 1
+    assert sizes[61] == pytest.approx(mean * usual(300, model=model), rel=0.05)
+    assert len(set(sizes[61:210])) == 1
     assert sizes[299] < 0.05 * sizes[209]
