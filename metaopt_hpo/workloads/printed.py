@@ -21,6 +21,9 @@ WORDS = re.compile(
     rf"(?<![A-Za-z0-9_/.])([A-Za-z][A-Za-z_/. -]{{0,30}}?)\s*[:= ]\s*({NUMBER})(?![A-Za-z0-9_])",
     re.IGNORECASE,
 )
+TENSOR = re.compile(rf"\btensor\(\s*({NUMBER})[^()]*(?:\([^()]*\)[^()]*)*\)", re.IGNORECASE)
+"""A loss printed as it is: `tensor(2.31, device='cuda:0', grad_fn=<NllLossBackward0>)`."""
+
 COLOURS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?")
 """What terminals are told of colours, cursors and titles."""
 
@@ -35,6 +38,7 @@ def said(line: str, metric: str = "") -> dict[str, Any] | None:
     Returns:
         None where no loss is among them.
     """
+    line = TENSOR.sub(r"\1", line)
     start = line.find("{")
     if start >= 0 and line.endswith("}"):
         row = _mapping(line[start:])

@@ -45,6 +45,9 @@ STEPS = (
 NOISY_FROM = 20
 """A training loss of at least so many reports is averaged over its end: one batch's loss says little."""
 
+DECIMAL_COMMA = re.compile(r"^\s*([-+]?\d+),(\d+)\s*$")
+"""Where semicolons part the columns, commas part the digits."""
+
 END = 0.05
 """Fraction of the run over which it is averaged."""
 
@@ -171,9 +174,12 @@ def _written(path: Path, metric: str, earlier: Earlier | None = None) -> Iterato
 
 def _csv(text: str, delimiter: str) -> Iterator[dict[str, Any]]:
     complete = text[: text.rfind("\n") + 1]  # the last line may be half written
+    head = complete.partition("\n")[0]
+    continental = delimiter == "," and ";" in head and "," not in head
     try:
-        for row in csv.DictReader(io.StringIO(complete), delimiter=delimiter):
-            yield {k: v for k, v in row.items() if k is not None and v not in (None, "")}
+        for row in csv.DictReader(io.StringIO(complete), delimiter=";" if continental else delimiter):
+            cells = {k: v for k, v in row.items() if k is not None and v not in (None, "")}
+            yield {k: DECIMAL_COMMA.sub(r"\1.\2", v) for k, v in cells.items()} if continental else cells
     except csv.Error:  # no table from here on
         return
 

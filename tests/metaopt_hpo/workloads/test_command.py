@@ -72,6 +72,17 @@ WRITERS = {
     "nanogpt": """
         for s in points: print(f"step {s}: train loss 9.0000, val loss {loss(s):.6f}")
     """,
+    "tensors": """
+        for s in points: print(f"step {s} loss: tensor({loss(s):.6f}, device='cuda:0', grad_fn=<NllLossBackward0>)")
+    """,
+    "tensors in dictionaries": """
+        for s in points: print("{'step': %d, 'loss': tensor(%.6f, device='cuda:0')}" % (s, loss(s)))
+    """,
+    "csv with semicolons": """
+        with open(out / "m.csv", "w") as f:
+            f.write("step;train_loss;val_loss\\n")
+            for s in points: f.write(f"{s};9,0;{loss(s)}\\n".replace(".", ","))
+    """,
     "log on stderr": """
         for s in points: print(f"INFO:root:iter {s}: loss {loss(s):.6f}, time 12.3ms", file=sys.stderr)
     """,
