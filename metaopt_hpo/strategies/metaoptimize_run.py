@@ -80,6 +80,8 @@ class MetaOptimizeRun(LRRun):
             self._balance = measurement(horizon, find, strategy.measure, memory(rule))
         self._bounds_gradient = self._meta_lr > 0 and not self.needs_graph and follows_gradient_size(rule)
         """Whether, without a `max_grad_norm`, gradients are clipped to the norm of the first one."""
+        self._slowed = slowness(rule) < 1
+        """Whether the search is so slow that a climb says nothing, and a longer one overshoots (over Lion)."""
         self._climbs = 0
         """Steps in which the step size may still be doubled towards the limit."""
         self._average_from = self._commit_step - max(1, self._commit_step // 2)
@@ -196,7 +198,11 @@ class MetaOptimizeRun(LRRun):
         plateau.see(step, loss, self._commit_step)
         if step != self._commit_step or self._committed is not None:
             return
-        later = plateau.delay(step, self.horizon - self._cooldown_steps)
+        rise = None
+        if self._log_sum is not None and self._meta_lr > 0 and not self._slowed:
+            mean = self._log_sum / max(1, step - self._average_from)
+            rise = (self.step_sizes().log() - mean).mean()
+        later = plateau.delay(step, self.horizon - self._cooldown_steps, rise)
         if later:
             self._commit_step, self._average_from, self._log_sum = step + later, step, None
             self._balance = None  # the loss falls as it does after a plateau, which says little of the rest
