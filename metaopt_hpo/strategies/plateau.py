@@ -71,12 +71,18 @@ class Plateau:
         self._counts[1] = 0
         if later <= commit:
             return 0
-        if rise is not None and host.read([mean_over_processes(rise.double().reshape(()))])[0] > CLIMBING:
-            return later - commit
-        if first is None or now is None or min(counts) < 3:
+        known = first is not None and now is not None and min(counts) >= 3
+        asked = [x.detach().double().reshape(()) for x in (rise, first, now) if x is not None]
+        if not asked or (rise is None and not known):
             return 0
-        sums = mean_over_processes(torch.stack([first.to(now.device), now]))
-        start, end = (total / n for total, n in zip(host.read(list(sums.unbind())), counts, strict=True))
+        told = host.read(
+            list(mean_over_processes(torch.stack([x.to(asked[-1].device) for x in asked])).unbind())
+        )
+        if rise is not None and told[0] > CLIMBING:
+            return later - commit
+        if not known:
+            return 0
+        start, end = (total / n for total, n in zip(told[-2:], counts, strict=True))
         return later - commit if 0 < (1 - FALL) * start <= end <= 2 * start else 0
 
     def state_dict(self) -> dict[str, Any]:
