@@ -198,11 +198,11 @@ class MetaOptimizeRun(LRRun):
         plateau.see(step, loss, self._commit_step)
         if step != self._commit_step or self._committed is not None:
             return
-        rise = None
+        risen = None
         if self._log_sum is not None and self._meta_lr > 0 and not self._slowed:
             mean = self._log_sum / max(1, step - self._average_from)
-            rise = (self.step_sizes().log() - mean).mean()
-        later = plateau.delay(step, self.horizon - self._cooldown_steps, rise)
+            risen = (self.step_sizes().log() - mean).mean().exp()
+        later = plateau.delay(step, self.horizon - self._cooldown_steps, risen)
         if later:
             self._commit_step, self._average_from, self._log_sum = step + later, step, None
             self._balance = None  # the loss falls as it does after a plateau, which says little of the rest

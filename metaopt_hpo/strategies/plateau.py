@@ -19,10 +19,10 @@ FALL = 0.2
 """Fraction of the first loss that must be gone. Chosen on small jobs outside the study (products of inputs, targets
 that are mostly noise): at 0.1 one of them still committed on its plateau. No study has measured it yet."""
 
-CLIMBING = 0.7
-"""How far a step size that still climbs lies above its mean over the time that is averaged, nats. Where a small network
-leaves its plateau it is 1.3, and a run that committed there would find a quarter of the best rate; on the forty outside
-jobs and horizons of `studies.one_run.corrections` it is 0.44 at the most."""
+CLIMBING = 2.0
+"""Factor by which a step size that still climbs lies above its mean over the time that is averaged. Where a small
+network leaves its plateau it is near four, and a run that committed there would find a quarter of the best rate;
+otherwise the step size has passed its peak by then."""
 
 LATEST = 0.5
 """Fraction of the run at which the step size is committed to all the same."""
@@ -57,13 +57,13 @@ class Plateau:
                 self._sums[i] = value if old is None else old.to(value.device) + value
                 self._counts[i] += 1
 
-    def delay(self, commit: int, last: int, rise: Tensor | None = None) -> int:
+    def delay(self, commit: int, last: int, risen: Tensor | None = None) -> int:
         """Steps by which the commitment at `commit` is put off: 0 where the run learns at a step size that has settled.
 
         Args:
             commit: the step now.
             last: where it must be over at any rate.
-            rise: ln of the step size now over its mean, a 0-d tensor; None where it does not adapt.
+            risen: the step size now over its mean, a 0-d tensor; None where that says nothing.
         """
         later = min(commit + self._delay, self._latest, last)
         first, now = self._sums
@@ -72,13 +72,13 @@ class Plateau:
         if later <= commit:
             return 0
         known = first is not None and now is not None and min(counts) >= 3
-        asked = [x.detach().double().reshape(()) for x in (rise, first, now) if x is not None]
-        if not asked or (rise is None and not known):
+        asked = [x.detach().double().reshape(()) for x in (risen, first, now) if x is not None]
+        if not asked or (risen is None and not known):
             return 0
         told = host.read(
             list(mean_over_processes(torch.stack([x.to(asked[-1].device) for x in asked])).unbind())
         )
-        if rise is not None and told[0] > CLIMBING:
+        if risen is not None and told[0] > CLIMBING:
             return later - commit
         if not known:
             return 0

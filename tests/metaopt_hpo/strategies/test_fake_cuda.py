@@ -27,10 +27,9 @@ def _load(name: str) -> ModuleType:
 
 harness = _load("fake_cuda")
 HORIZON = 40
-READS = 9
-"""Of ours in a whole run: two in the first step, which measures how large it may be, and one look each twentieth of the
-run, from a fifth to half of it, at whether it has begun to learn and its step size has settled: what is read here is no
-number of the run's, and says no every time."""
+READS = 4
+"""Of ours in a whole run: two in the first step, which measures how large it may be, one look at whether the run has
+begun to learn, and one for the correction."""
 
 
 @pytest.mark.skipif(harness.OWN, reason="this is that process")
