@@ -100,6 +100,12 @@ class LRRun:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps_taken += 1
 
+    def _skip(self) -> None:
+        """Count a step that takes no update, and clear the gradients."""
+        self._say_if_past_horizon()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps_taken += 1
+
     def _say_if_past_horizon(self) -> None:
         """One warning where a run with a planned end goes past it."""
         if self.steps_taken == self.horizon and self.ends_low:

@@ -113,16 +113,12 @@ class MetaOptimizeRun(LRRun):
         """See `LRRun.step`; a step on which the guard brings the run back takes no update."""
         loss = scalar(loss, self.optimizer.param_groups[0]["params"][0].device)
         if self.guard is not None and loss is not None and self.guard.refuses(loss):
-            self._say_if_past_horizon()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.steps_taken += 1
+            self._skip()
         elif self.guard is not None and loss is not None and self.guard.look(loss):
-            self._say_if_past_horizon()
             self.guard.say_if_given_up()
             self._slow_down(0.5**self.guard.returns)
             self._balance = None  # what was seen of the loss belongs to weights that are gone
-            self.optimizer.zero_grad(set_to_none=True)
-            self.steps_taken += 1
+            self._skip()
         elif self.needs_graph:
             self._say_if_past_horizon()
             self._step_with_graph(loss, scaler)

@@ -77,7 +77,7 @@ class ScheduleRun(LRRun):
 
     def __init__(self, schedule: Schedule, optimizer: torch.optim.Optimizer, horizon: int) -> None:
         super().__init__(optimizer, horizon=horizon, max_grad_norm=schedule.max_grad_norm)
-        self._schedule = schedule
+        self._schedule, self._peak = schedule, schedule.lr
 
     @property
     def ends_low(self) -> bool:
@@ -88,7 +88,7 @@ class ScheduleRun(LRRun):
         # past the horizon the schedule stays where it ended
         factor = self._schedule.multiplier(min(step, self.horizon - 1), self.horizon)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._schedule.lr * factor
+            group["lr"] = self._peak * factor
 
 
 @register("constant")

@@ -55,8 +55,7 @@ class AdaLRS(WSD):
 
     def build(self, model: nn.Module | Iterable[nn.Parameter], horizon: int) -> LRRun:
         model = model if isinstance(model, nn.Module) else list(model)
-        groups = decay_groups(model, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        optimizer = torch.optim.AdamW(decay_groups(model, self.weight_decay), lr=self.lr, betas=self.betas)
         return AdaLRSRun(self, optimizer, check_horizon(horizon), Snapshot(model, optimizer))
 
 
@@ -65,7 +64,7 @@ class AdaLRSRun(ScheduleRun):
 
     def __init__(self, strategy: AdaLRS, optimizer: Optimizer, horizon: int, kept: Snapshot) -> None:
         super().__init__(strategy, optimizer, horizon)
-        self._strategy, self._rate = strategy, strategy.lr
+        self._strategy = strategy
         self._window = max(5, round(strategy.window * horizon))
         self._first = round(strategy.warmup * horizon)
         self._last = round(min(strategy.find, 1 - strategy.cooldown) * horizon)
@@ -76,26 +75,19 @@ class AdaLRSRun(ScheduleRun):
     @property
     def found_lr(self) -> float | None:
         """The rate that is held; None before that."""
-        return self._rate if self.steps_taken >= self._last else None
+        return self._peak if self.steps_taken >= self._last else None
 
     def step(self, loss: Tensor | None = None, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """See `LRRun.step`; a step on which the run goes back takes no update."""
         loss = scalar(loss, self.optimizer.param_groups[0]["params"][0].device)
         if loss is None:
             raise StrategyError("adalrs searches by the training loss: call run.step(loss)")
-        if self.steps_taken == self._last:  # nothing is tried any more
-            self._losses = []
-            self._kept.load_state_dict(None)
+        if self.steps_taken == self._last:
+            self._kept.load_state_dict(None)  # nothing is tried any more
         if self._first <= self.steps_taken < self._last and self._goes_back(loss):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.steps_taken += 1
+            self._skip()
         else:
             super().step(loss, scaler=scaler)
-
-    def _before_step(self, step: int, loss: Tensor | None) -> None:
-        super()._before_step(step, loss)
-        for group in self.optimizer.param_groups:
-            group["lr"] *= self._rate / self._strategy.lr
 
     def _goes_back(self, loss: Tensor) -> bool:
         self._losses.append(loss.detach().double().reshape(()))
@@ -105,19 +97,18 @@ class AdaLRSRun(ScheduleRun):
         self._losses = []
         if self._before is not None and not velocity > self._before + error:
             self._kept.restore()
-            self._rate *= self._strategy.down / self._strategy.up
-            self._before = None
+            self._before, self._peak = None, self._peak * self._strategy.down / self._strategy.up
             return True
         self._kept.keep()
-        self._before, self._rate = velocity, self._rate * self._strategy.up
+        self._before, self._peak = velocity, self._peak * self._strategy.up
         return False
 
     def _extra_state(self) -> dict[str, Any]:
         kept = self._kept.state_dict()
-        return {"rate": self._rate, "losses": self._losses, "before": self._before, "kept": kept}
+        return {"rate": self._peak, "losses": self._losses, "before": self._before, "kept": kept}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self._rate, self._losses, self._before = float(state["rate"]), list(state["losses"]), state["before"]
+        self._peak, self._losses, self._before = float(state["rate"]), list(state["losses"]), state["before"]
         self._kept.load_state_dict(state["kept"])
 
 
