@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import signal
 import subprocess
@@ -18,12 +17,10 @@ import pytest
 from metaopt_hpo.comparison.jobs import Job, Runner
 from metaopt_hpo.comparison.objective import Configuration, Report, no_report
 from metaopt_hpo.locks import InUse, only_process
-from metaopt_hpo.plan import decide, store
+from metaopt_hpo.plan import store
 from metaopt_hpo.plan.api import Plan
-from metaopt_hpo.plan.costs import Budget, PlanError
-from metaopt_hpo.plan.estimate import Estimate
+from metaopt_hpo.plan.costs import Budget
 from metaopt_hpo.plan.run import run
-from metaopt_hpo.plan.status import status
 from metaopt_hpo.trials.record import TrialRecord
 from metaopt_hpo.trials.table import TrialTable
 
@@ -72,6 +69,21 @@ def test_nothing_finished_is_run_again(make_plan: Make, tmp_path: Path) -> None:
     assert len(first.table) == 2
     whole = run(make_plan(), tmp_path / "plan", most=3)
     assert without_time(whole.table)[:2] == without_time(first.table)
+
+
+class Never:
+    """An objective that must not be asked."""
+
+    name = "job"
+
+    def __init__(self, plan: Plan) -> None:
+        self.sizes = tuple(p.size for p in plan.pilots)
+
+    def cost(self, configuration: Configuration) -> float:
+        return 6.0 * configuration.size * configuration.tokens
+
+    def run(self, configuration: Configuration, report: Report = no_report) -> TrialRecord:
+        raise AssertionError("a finished run was started again")
 
 
 def test_a_budget_ends_the_plan_before_it_is_passed(make_plan: Make, tmp_path: Path) -> None:
@@ -149,225 +161,10 @@ def test_pilots_at_once_run_in_processes_of_their_own(make_plan: Make, tmp_path:
     assert {r.state for r in result.table.records()} == {"complete"}
 
 
-def test_a_round_keeps_to_the_budget_and_buys_no_pilot_that_the_others_make_idle(make_plan: Make) -> None:
-    plan = make_plan()
-    for budget in (0.001, 0.01, 0.05, 0.5):
-        held = dataclasses.replace(plan, budget=Budget(kind="share", amount=budget, text="some"))
-        chosen = [c.pilot for c in decide.together(held, [], [], 9) if c.pilot is not None]
-        assert sum(p.cost.flops for p in chosen) <= budget * plan.target_cost.flops * (1 + 1e-9)
-        assert [p.name for p in chosen] == [p.name for p in plan.pilots][: len(chosen)]
-    one = decide.together(plan, [], [], 1)
-    assert one[0] == decide.choose(plan, [], [])
-
-
-@pytest.mark.parametrize("off", [0.05, 0.3, 1.0, 4.0, 25.0])
-def test_a_cells_rates_bracket_its_optimum(off: float) -> None:
-    """Wherever the law puts the first run, a few more lie to both sides of the best rate."""
-    best, tried = 1e-2, []
-    for _ in range(9):
-        lr, _ = decide._next_rate(tried, best * off)
-        assert all(abs(math.log(lr / other)) > 1e-3 for other, _ in tried)
-        tried.append((lr, math.log(lr / best) ** 2 if lr < 8 * best else math.inf))
-    lowest = min(tried, key=lambda t: t[1])[0]
-    assert min(t[0] for t in tried) < lowest < max(t[0] for t in tried)
-    assert abs(math.log(lowest / best)) <= math.log(2) / 2 + 1e-9
-    # under way, nothing says which side is better: to either side in turn
-    assert decide._next_rate([(1e-3, math.nan), (2e-3, math.nan)], 5e-3)[0] == pytest.approx(5e-4)
-
-
-@pytest.mark.parametrize(("low", "high"), [(1e-3, 2e-2), (1e-2, 1e-1), (8e-3, 1.4e-2), (9.9e-3, 1.01e-2)])
-def test_a_cells_rates_keep_to_the_range_and_none_is_run_twice(low: float, high: float) -> None:
-    for best in (low / 5, math.sqrt(low * high), high * 5):
-        tried: list[tuple[float, float | None]] = []
-        for _ in range(6):
-            lr, _ = decide._next_rate(tried, math.sqrt(low * high), low, high)
-            assert low <= lr <= high
-            assert all(abs(math.log(lr / other)) > 1e-6 for other, _ in tried)
-            tried.append((lr, math.log(lr / best) ** 2))
-
-
-def test_a_failed_rate_is_no_bad_one_unless_it_fails_again() -> None:
-    """One that failed lies beyond the best: it is tried again, and taken for too high where it fails once more."""
-    tried: list[tuple[float, float | None]] = [(1e-3, 3.0), (2e-3, 2.5), (4e-3, None)]
-    again = decide._next_rate(tried, 1e-3)[0]
-    assert again == pytest.approx(4e-3)
-    between = decide._next_rate([*tried, (4e-3, None)], 1e-3)[0]
-    assert 1e-3 < between < 4e-3
-    assert decide._next_rate([(1e-3, None)], 1e-3)[0] != pytest.approx(1e-3)
-
-
-def test_pilots_that_all_failed_say_nothing_of_the_lr(
-    make_plan: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = make_plan()
-    (tmp_path / "job.py").write_text("raise SystemExit('no data at all')")
-    options = {**plan.workload_options, "retries": "0"}
-    broken = Plan.of(dataclasses.replace(plan, workload_options=options))
-    with pytest.raises(PlanError, match=r"target is not run: .*no data at all.*jobs"):
-        run(broken, tmp_path / "plan", target=True)
-    assert "no data at all" in status(tmp_path / "plan").answer
-    with pytest.raises(PlanError, match=r"no pilot has finished.*no data at all"):
-        broken.recipe(tmp_path / "plan")
-    broken.write(tmp_path / "plan.toml")
-    command = [sys.executable, "-m", "metaopt_hpo.cli", "run", "plan.toml", "--no-page"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "no pilot has finished" in done.stderr.splitlines()[-1]
-
-
-def test_runs_that_found_an_lr_and_do_not_say_it_are_no_evidence(make_plan: Make, tmp_path: Path) -> None:
-    plan = make_plan()
-    text = (tmp_path / "job.py").read_text()
-    (tmp_path / "job.py").write_text(text.replace("/found.json", "/elsewhere.json"))
-    result = run(plan, tmp_path / "plan", most=1)
-    assert result.records[0].state == "complete"
-    assert "found.json" in result.records[0].reason
-    assert any("no pilot says anything of the lr" in w for w in plan.recipe(result.table).warnings)
-
-
 def test_one_process_runs_a_folder(make_plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metaopt_hpo.locks.only_process.__wrapped__.__defaults__", (0.1,))
     with only_process(tmp_path / "plan" / store.LOCK_FILE, "it"), pytest.raises(InUse, match="plan folder"):
         run(make_plan(), tmp_path / "plan")
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"workload": " "}, "names no workload"),
-        ({"workload": "no-such-program {width} {lr} {steps}"}, "no program"),
-        ({"workload": "missing_job.py"}, "cannot be read"),
-        ({"workload": "text-lm", "workload_options": {"height": "3"}}, "has no option 'height'"),
-        ({"workload": f"{sys.executable} job.py {{width}} {{lr}} {{steps}}"}, "no place for {strategy}"),
-        ({"workload_options": {"sizes": "4:1", "batch": "100"}}, "no file|parameters and workload"),
-    ],
-)
-def test_what_cannot_be_run_is_said_before_anything_starts(
-    make_plan: Make, tmp_path: Path, changes: dict[str, object], says: str
-) -> None:
-    from metaopt_hpo.errors import MetaOptError
-
-    if changes.get("workload") == " ":
-        plan = dataclasses.replace(make_plan(), workload="text-lm")
-        object.__setattr__(plan, "workload", " ")
-        from metaopt_hpo.plan.jobs import objective_of
-
-        with pytest.raises(PlanError, match=says):
-            objective_of(plan, tmp_path)
-        return
-    with pytest.raises(MetaOptError, match=says) as caught:
-        run(make_plan(**changes), tmp_path / "plan")
-    assert len(str(caught.value).splitlines()) == 1
-    assert not (tmp_path / "plan").exists()
-
-
-def test_edits_that_no_program_could_run_are_said_before_anything_starts(
-    make_plan: Make, tmp_path: Path
-) -> None:
-    first, *others = make_plan().pilots
-    for change, said in (
-        ({"strategy": "wds", "lr": 0.01}, "pilot 'w4'.*wds"),
-        ({"batch": 1e6}, "less than one step"),
-    ):
-        with pytest.raises(PlanError, match=said):
-            run(make_plan(pilots=(dataclasses.replace(first, **change), *others)), tmp_path / "plan")
-    assert not (tmp_path / "plan").exists()
-
-
-def test_a_target_that_the_workload_lacks_is_refused_before_its_pilots(
-    make_plan: Make, tmp_path: Path
-) -> None:
-    larger = dataclasses.replace(make_plan().target, size=1e7)
-    with pytest.raises(PlanError, match="the target has 1e\\+07 parameters and workload"):
-        run(make_plan(target=larger), tmp_path / "plan", target=True)
-    assert not (tmp_path / "plan").exists()
-    assert run(make_plan(target=larger), tmp_path / "plan", most=0).records == ()
-
-
-def test_a_folder_of_another_plan_is_refused(make_plan: Make, tmp_path: Path) -> None:
-    run(make_plan(), tmp_path / "plan", most=1)
-    other = dataclasses.replace(make_plan().target, tokens=90_000.0)
-    with pytest.raises(PlanError, match="another target"):
-        run(make_plan(target=other), tmp_path / "plan")
-
-
-def test_an_edited_pilot_needs_a_name_of_its_own(make_plan: Make, tmp_path: Path) -> None:
-    plan = make_plan()
-    run(plan, tmp_path / "plan", most=1)
-    edited = dataclasses.replace(plan.pilots[0], seed=5)
-    with pytest.raises(PlanError, match="w4 was run with seed 0 and the plan now says 5"):
-        run(make_plan(pilots=(edited, *plan.pilots[1:])), tmp_path / "plan")
-    edited = dataclasses.replace(plan.pilots[0], tokens=30_000.0)
-    with pytest.raises(PlanError, match=r"w4 was run with tokens 20000.0 and the plan now says 30000.0"):
-        run(make_plan(pilots=(edited, *plan.pilots[1:])), tmp_path / "plan")
-
-
-def test_an_edited_rate_needs_a_name_of_its_own(make_plan: Make, tmp_path: Path) -> None:
-    first, *others = make_plan().pilots
-    given = dataclasses.replace(first, strategy="wsd", lr=0.01)
-    run(make_plan(pilots=(given, *others)), tmp_path / "plan", most=1)
-    edited = dataclasses.replace(given, lr=0.02)
-    with pytest.raises(PlanError, match=r"run with lr 0.01 and the plan now says 0.02"):
-        run(make_plan(pilots=(edited, *others)), tmp_path / "plan")
-
-
-def test_a_failed_pilot_counts_and_the_plan_goes_on(make_plan: Make, tmp_path: Path) -> None:
-    plan = make_plan()
-    text = (tmp_path / "job.py").read_text()
-    (tmp_path / "job.py").write_text(
-        text.replace("size = 625", "if width == 8: sys.exit('broken')\nsize = 625")
-    )
-    result = run(
-        dataclasses.replace(plan, workload_options={**plan.workload_options, "retries": "0"}), tmp_path / "p"
-    )
-    states = {r.study: r.state for r in result.table.records()}
-    assert states["w8"] == "failed"
-    assert states["w16"] == "complete"
-    assert "broken" in next(r.reason for r in result.table.records() if r.study == "w8")
-
-
-def test_the_law_learns_what_found_rates_are_off_by() -> None:
-    def record(size: float, lr: float, loss: float, own: bool) -> TrialRecord:
-        return TrialRecord(
-            size=size, tokens=1e5, batch=100.0, lr=1e-3 if own else lr, loss=loss,
-            strategy="metaoptimize" if own else "wsd", tuning="self" if own else "external",
-            found_lr=lr if own else math.nan,
-        )  # fmt: skip
-
-    def best(size: float) -> float:
-        return 0.02 * (size / 1e4) ** -0.3
-
-    sizes = (1e4, 3e4, 1e5)
-    own = [record(s, 0.5 * best(s), 2.0, True) for s in sizes]
-    grid = [
-        record(s, best(s) * f, 2.0 * math.exp(0.05 * math.log(f) ** 2), False)
-        for s in sizes
-        for f in (0.5, 1.0, 2.0)
-    ]
-    alone = Estimate(own, 1e6, 1e5, lr=(1e-4, 1e-1))
-    both = Estimate([*own, *grid], 1e6, 1e5, lr=(1e-4, 1e-1))
-    assert both.offset[0] == pytest.approx(math.log(0.5), abs=0.3)  # the prior draws it to zero
-    assert abs(math.log(both.rate.value / best(1e6))) < abs(math.log(alone.rate.value / best(1e6)))
-    assert both.rate.sd < alone.rate.sd
-    # more runs never leave more unknown, and order does not matter
-    assert alone.sd_after([(3e4, 1e5, True)]) < alone.rate.sd
-    assert Estimate([*grid[::-1], *own], 1e6, 1e5, lr=(1e-4, 1e-1)).rate.value == pytest.approx(
-        both.rate.value
-    )
-
-
-def test_decisions_are_a_function_of_the_records(make_plan: Make, tmp_path: Path) -> None:
-    plan = make_plan()
-    records = run(plan, tmp_path / "plan", most=3).table.records()
-    done = [r.study for r in records]
-    assert decide.choose(plan, done, records) == decide.choose(plan, done, list(records))
-
-
-def test_damaged_decisions_are_one_sentence(make_plan: Make, tmp_path: Path) -> None:
-    run(make_plan(), tmp_path / "plan", most=1)
-    (tmp_path / "plan" / store.DECISIONS_FILE).write_text("[{")
-    with pytest.raises(PlanError, match="is damaged"):
-        store.read(tmp_path / "plan")
 
 
 @pytest.mark.usefixtures("ray_running")
@@ -376,21 +173,6 @@ def test_ray_runs_the_same_plan(make_plan: Make, tmp_path: Path) -> None:
     optuna = run(make_plan(), tmp_path / "optuna", most=1)
     assert [r.loss for r in result.table.records()] == [r.loss for r in optuna.table.records()]
     assert [d.reason for d in result.decisions] == [d.reason for d in optuna.decisions]
-
-
-class Never:
-    """An objective that must not be asked."""
-
-    name = "job"
-
-    def __init__(self, plan: Plan) -> None:
-        self.sizes = tuple(p.size for p in plan.pilots)
-
-    def cost(self, configuration: Configuration) -> float:
-        return 6.0 * configuration.size * configuration.tokens
-
-    def run(self, configuration: Configuration, report: Report = no_report) -> TrialRecord:
-        raise AssertionError("a finished run was started again")
 
 
 def test_the_command_says_what_it_found(make_plan: Make, tmp_path: Path) -> None:

@@ -1,9 +1,19 @@
-"""Small files in the real layouts of the data sets."""
+"""Small files in the real layouts of the data sets, and a program as a job."""
 
+from __future__ import annotations
+
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from metaopt_hpo.comparison.command_objective import CommandObjective
+from metaopt_hpo.workloads.jobs import command_job
+
+# the tests are no package: makes the helper module beside it importable
+sys.path.insert(0, str(Path(__file__).parent))
 
 PIXELS = 3072
 
@@ -60,3 +70,22 @@ def tinystories_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = "".join(STORY.format(i) + "<|endoftext|>\n" for i in range(first, first + count))
         (folder / f"TinyStoriesV2-GPT4-{name}.txt").write_text(text)
     return folder
+
+
+@pytest.fixture
+def make(tmp_path: Path):
+    from programs import HEAD, LINE, SIZES
+
+    def build(body: str, line: str = LINE, **options: object) -> CommandObjective:
+        (tmp_path / "train.py").write_text(HEAD + textwrap.dedent(body))
+        job = command_job(
+            line,
+            sizes=SIZES,
+            batch=16,
+            cwd=tmp_path,
+            folder=tmp_path / "jobs",
+            **options,  # type: ignore[arg-type]
+        )
+        return CommandObjective(job)
+
+    return build
