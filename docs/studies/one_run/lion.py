@@ -10,8 +10,9 @@ over jobs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -86,16 +87,28 @@ def study(
             row = key | {"method": f"speed {speed:g}", "lr": 0.0}
             if not has(read(out, KEY), row):
                 keep(out, row, adapted(name, at_speed(speed, STEPS), STEPS, SEED))
-        for options in WHOLE:
-            row = key | {"method": _whole(options), "lr": 0.0}
-            if not has(read(out, KEY), row):
-                run = train(job(name), make("metaoptimize", base="lion", **options), STEPS, SEED)
-                keep(out, row, {"held_out": run["held_out"], "found": run["step_size"]})
+        keep_whole(out, key, "lion", WHOLE)
     typer.echo(markdown(read(out, KEY)))
+
+
+def keep_whole(out: Path, key: dict[str, Any], base: str, choices: Iterable[dict[str, float]]) -> None:
+    """Train a whole run over a base rule with each of these options, and keep what is not there yet."""
+    for options in choices:
+        row = key | {"method": _whole(options), "lr": 0.0}
+        if not has(read(out, KEY), row):
+            strategy = make("metaoptimize", base=base, **options)
+            run = train(job(key["job"]), strategy, key["steps"], key["seed"])
+            keep(out, row, {"held_out": run["held_out"], "found": run["step_size"]})
 
 
 def _whole(options: dict[str, float]) -> str:
     return ", ".join(f"{k} {v:g}" for k, v in options.items())
+
+
+def tuned(table: pd.DataFrame) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+    """Job → its schedules; job → the best rate, where one is told."""
+    schedules = {str(job): rows_of(rows, method=SCHEDULE) for job, rows in table.groupby("job", sort=False)}
+    return schedules, {job: r for job, rows in schedules.items() if (r := best_rate(rows)) is not None}
 
 
 def excess(schedules: pd.DataFrame, rate: float) -> float:
@@ -112,9 +125,7 @@ def excess(schedules: pd.DataFrame, rate: float) -> float:
 
 def markdown(table: pd.DataFrame) -> str:
     """Best over adapted rate, a line a speed and a column a job; then what the best correction and ours lose."""
-    schedules = {str(job): rows_of(rows, method=SCHEDULE) for job, rows in table.groupby("job", sort=False)}
-    best = {job: rate for job, rows in schedules.items() if (rate := best_rate(rows)) is not None}
-    jobs = [f"{job} ({rate:.2g})" for job, rate in best.items()]
+    schedules, best = tuned(table)
     lines = []
     for speed in SPEEDS:
         own = rows_of(table, method=f"speed {speed:g}").set_index("job").found
@@ -130,17 +141,30 @@ def markdown(table: pd.DataFrame) -> str:
         spread = f"{np.log(ratios).std(ddof=1):.2f}"
         losses = [f"{lost[c]:.1f} %" for c in (right, USED)]
         lines.append((f"{speed:g}", *(f"{r:.2f}" for r in ratios), spread, f"{right:.2f}", *losses))
-    whole = []
-    for options in WHOLE:
+    head = ["speed", *_named(best), "sd of ln", "best correction", "loses in the mean", f"with {USED:g}"]
+    return f"{markdown_table(head, lines)}\n\n{whole_table(table, schedules, best, WHOLE)}"
+
+
+def whole_table(
+    table: pd.DataFrame,
+    schedules: dict[str, pd.DataFrame],
+    best: dict[str, float],
+    choices: Iterable[dict[str, float]],
+) -> str:
+    """Excess of whole runs over the best schedule: a line a choice of options, a column a job."""
+    lines = []
+    for options in choices:
         rows = rows_of(table, method=_whole(options)).set_index("job")
         if not set(best) <= set(rows.index):
             continue
         over = [100 * (rows.held_out[job] / schedules[job].held_out.min() - 1) for job in best]
         cells = [f"{o:+.1f} % at {rows.found[job]:.2g}" for o, job in zip(over, best, strict=True)]
-        whole.append((_whole(options), *cells, f"{np.mean(over):+.1f} %"))
-    head = ["speed", *jobs, "sd of ln", "best correction", "loses in the mean", f"with {USED:g}"]
-    of_whole = markdown_table(["whole runs over the best schedule", *jobs, "mean"], whole)
-    return f"{markdown_table(head, lines)}\n\n{of_whole}"
+        lines.append((_whole(options), *cells, f"{np.mean(over):+.1f} %"))
+    return markdown_table(["whole runs over the best schedule", *_named(best), "mean"], lines)
+
+
+def _named(best: dict[str, float]) -> list[str]:
+    return [f"{job} ({rate:.2g})" for job, rate in best.items()]
 
 
 if __name__ == "__main__":
