@@ -172,15 +172,14 @@ def read_law(path: Path) -> Law:
         MetaOptError: it holds none; the message says which file, and what writes one.
     """
     from metaopt_hpo.scaling import Law
+    from metaopt_hpo.scaling.storage import NotALaw
 
     try:
         return Law.from_json(path)
-    except MetaOptError as error:
-        if not str(error).startswith("not a law: the text is no JSON"):
-            raise
-        name = shlex.quote(str(path))
+    except NotALaw as error:
         raise MetaOptError(
-            f"{str(path)!r} is not a law; if it is a table of runs, fit one: metaopt-hpo fit {name} --out law.json"
+            f"{str(path)!r} is not a law: {error.reason}; if it is a table of runs, fit one: "
+            f"metaopt-hpo fit {shlex.quote(str(path))} --out law.json"
         ) from error
 
 

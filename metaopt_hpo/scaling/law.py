@@ -352,7 +352,8 @@ class Law:
         """A law from JSON text or from a file's path.
 
         Raises:
-            MetaOptError: not a law, or of a later version.
+            NotALaw: the content is something else (`metaopt_hpo.scaling.storage`).
+            MetaOptError: the file cannot be read, is of another version, or damaged.
         """
         return cls(**storage.read(source))
 

@@ -41,6 +41,19 @@ MAX_BYTES = 256 * 2**20
 CHECKSUM = "checksum"
 
 
+class NotALaw(MetaOptError):
+    """What was to be read as a law is something else, such as a table of runs; a damaged law is not meant.
+
+    Args:
+        reason: what it is, or is not.
+        path: of the file; "" where text was given.
+    """
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(f"{path!r} is not a law: {reason}" if path else f"not a law: {reason}")
+        self.reason = reason
+
+
 def write(law: DataclassInstance, path: str | os.PathLike[str] | None = None) -> str:
     """The law as JSON text, with a checksum; also written to `path` where one is given.
 
@@ -66,9 +79,9 @@ def read(source: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         data = from_json(text, allow_inf_nan=False)
     except ValueError as error:
-        raise MetaOptError(f"not a law: the text is no JSON ({error})") from error
+        raise NotALaw(f"the text is no JSON ({error})") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise MetaOptError(f"not a law: the JSON has no format {FORMAT!r}")
+        raise NotALaw(f"the JSON has no format {FORMAT!r}")
     if data.get("version") != VERSION:
         raise MetaOptError(
             f"this law has version {data.get('version')!r:.20}, this release reads {VERSION}: fit it again"
@@ -94,13 +107,11 @@ def _file_text(source: str | os.PathLike[str]) -> str:
     except ValueError as e:  # a null character
         raise MetaOptError(f"cannot read a law from {str(source)[:200]!r}: {e}") from e
     if len(raw) > MAX_BYTES:
-        raise MetaOptError(f"{str(source)!r} is not a law: it is larger than {MAX_BYTES >> 20} MiB")
+        raise NotALaw(f"it is larger than {MAX_BYTES >> 20} MiB", str(source))
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise MetaOptError(
-            f"{str(source)!r} is not a law: it is no UTF-8 text (compressed? unpack it first)"
-        ) from None
+        raise NotALaw("it is no UTF-8 text (compressed? unpack it first)", str(source)) from None
 
 
 def _checksum(data: Mapping[str, Any]) -> str:

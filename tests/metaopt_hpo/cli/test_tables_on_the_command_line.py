@@ -247,10 +247,25 @@ def test_an_experiments_folder_is_inspected_and_reported(tmp_path: Path) -> None
     assert (tmp_path / "logs" / "law.html").is_file()
 
 
-def test_a_table_in_the_place_of_a_law_is_named_with_the_command_that_fits_it(tmp_path: Path) -> None:
-    path = tmp_path / "runs.csv"
-    sweep().to_csv(path, index=False)
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_table_in_the_place_of_a_law_is_named_with_the_command_that_fits_it(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"runs.{kind}"
+    if kind == "json":
+        sweep().to_json(path, orient="records")
+    else:
+        getattr(sweep(), f"to_{kind}")(path, index=False)
     code, _, error = run("predict", str(path), "--size", "1B", "--tokens", "20B")
     assert code != 0
     assert f"{str(path)!r} is not a law" in error
     assert f"metaopt-hpo fit {path}" in error
+
+
+def test_a_damaged_law_is_not_taken_for_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "law.json"
+    path.write_text('{"format": "metaopt-hpo law", "version": 2}')
+    code, _, error = run("predict", str(path), "--size", "1B", "--tokens", "20B")
+    assert code != 0
+    assert "malformed" in error
+    assert "metaopt-hpo fit" not in error
