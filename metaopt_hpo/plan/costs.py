@@ -19,7 +19,7 @@ class PlanError(MetaOptError):
 
 def check(name: str, value: float, *, zero: bool = False) -> None:
     """ValueError naming the field unless `value` is finite and positive (or zero, where that is allowed)."""
-    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+    if isinstance(value, bool) or not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
         raise ValueError(
             f"{name} must be a {'finite number >= 0' if zero else 'positive, finite number'}, got {value!r}"
         )

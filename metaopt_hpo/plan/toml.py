@@ -7,11 +7,12 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomlkit
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -94,6 +95,9 @@ def from_toml(kind: type[T], text: str, *, source: str = "plan.toml") -> T:
         raise PlanError(
             f"{source} was written by a later metaopt-hpo (format {version}); upgrade it to read the plan"
         )
+    if (place := _switch(kind, data)) is not None:
+        said = f"{_field(place)} must be a number, and true and false are none"
+        raise PlanError(_at(source, line_of(text, place), said))
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
@@ -198,8 +202,31 @@ def _sentence(kind: type, error: ValidationError, text: str, source: str) -> str
         said = f"there is no field {_field(where)}" + (f"; {near[0]!r} is meant?" if near else "")
     else:
         said = f"{_field(where)}: {message[:1].lower()}{message[1:]}, got {str(first['input'])[:60]!r}"
-    line = line_of(text, where)
+    return _at(source, line_of(text, where), said)
+
+
+def _at(source: str, line: int | None, said: str) -> str:
     return f"{source}, line {line}: {said}" if line else f"{source}: {said}"
+
+
+def _switch(kind: Any, given: Any) -> list[str | int] | None:
+    """Place of a true or false where a number is asked for, which pydantic would read as 1 or 0; None without one."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if isinstance(given, bool):
+        return [] if bool not in kinds and not {int, float}.isdisjoint(kinds) else None
+    inside: Iterable[tuple[str | int, Any, Any]] = ()
+    for one in kinds:
+        if isinstance(given, dict) and is_dataclass(one):
+            hints = get_type_hints(one)
+            inside = ((name, hints.get(name), value) for name, value in given.items())
+        elif isinstance(given, dict) and len(get_args(one)) == 2:
+            inside = ((name, get_args(one)[1], value) for name, value in given.items())
+        elif isinstance(given, list) and (of := get_args(one)):
+            inside = ((i, of[0 if ... in of else min(i, len(of) - 1)], v) for i, v in enumerate(given))
+    for name, wanted, value in inside:
+        if (rest := _switch(wanted, value)) is not None:
+            return [name, *rest]
+    return None
 
 
 def _field(where: Sequence[str | int]) -> str:

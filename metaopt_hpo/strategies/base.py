@@ -15,7 +15,13 @@ from metaopt_hpo.errors import warn
 from metaopt_hpo.optim import host
 from metaopt_hpo.optim.outside_graphs import outside_graphs
 from metaopt_hpo.strategies.as_optimizer import RunOptimizer, RunScheduler
-from metaopt_hpo.strategies.checks import check_is_loss, check_positive, close_to, one_of
+from metaopt_hpo.strategies.checks import (
+    check_is_loss,
+    check_numbers,
+    check_positive,
+    close_to,
+    one_of,
+)
 from metaopt_hpo.strategies.errors import RunWarning
 from metaopt_hpo.strategies.errors import StrategyError as StrategyError
 from metaopt_hpo.strategies.groups import DECAY
@@ -253,6 +259,7 @@ class LRStrategy:
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_positive(self, "lr")
         if self.bases and self.base not in self.bases:
             raise ValueError(

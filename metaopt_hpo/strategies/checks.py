@@ -5,12 +5,18 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import re
 from collections.abc import Iterable
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from metaopt_hpo.strategies.errors import StrategyError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def close_to(word: object, known: Iterable[str]) -> str:
@@ -23,6 +29,20 @@ def one_of(words: Iterable[str]) -> str:
     """Quoted words as a sentence names them: 'a', 'b' or 'c'."""
     *first, last = map(repr, words)
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def check_numbers(config: DataclassInstance) -> None:
+    """Raise ValueError for the first field that asks for numbers and holds true or false, which Python counts as 1, 0.
+
+    What a field asks for is read off its annotation; one that allows a `bool`, or anything, is left alone.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(x, bool) for x in parts):
+            words = set(re.findall(r"\w+", field.type if isinstance(field.type, str) else str(field.type)))
+            if words & {"int", "float"} and not words & {"bool", "Any", "object"}:
+                raise ValueError(f"{field.name} must be a number, got {value!r}")
 
 
 def check_positive(config: object, *names: str) -> None:

@@ -140,7 +140,7 @@ def _ask(file: str, answer: str) -> None:
         return
     sizes = job.sizes()
     said = {
-        "sizes": {str(k): float(v) for k, v in dict(sizes).items()},
+        "sizes": {str(k): v if isinstance(v, bool) else float(v) for k, v in dict(sizes).items()},
         "batch": getattr(job, "BATCH", None),
         "knob": getattr(job, "KNOB", None),
     }

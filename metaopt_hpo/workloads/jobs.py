@@ -48,7 +48,7 @@ def command_job(
     return Job(
         name=name or Path(script).stem,
         sizes=_ascending(sizes),
-        batch=float(batch),
+        batch=_tokens(batch, "a command needs its batch"),
         template=template,
         **options,
     )
@@ -93,14 +93,10 @@ def file_job(path: str | os.PathLike[str], *, name: str = "", **options: Any) ->
         raise JobError(
             f"job {file} does not say its batch; write BATCH = tokens per optimizer step, or give batch="
         )
-    try:
-        tokens = float(batch)
-    except (TypeError, ValueError, OverflowError):
-        raise JobError(f"job {file} must say its BATCH as a number, got {batch!r:.60}") from None
     return Job(
         name=name or file.stem,
         sizes=_ascending(said.get("sizes")),
-        batch=tokens,
+        batch=_tokens(batch, f"job {file} must say its BATCH"),
         file=file,
         knob=str(said.get("knob") or "width"),
         own_flops="flops" in defined,
@@ -131,9 +127,22 @@ def parse_sizes(text: str) -> dict[str, float]:
     return out
 
 
+def _tokens(batch: Any, needed: str) -> float:
+    try:
+        return _number(batch)
+    except (TypeError, ValueError, OverflowError):
+        raise JobError(f"{needed} as a number, got {batch!r:.60}") from None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError("true and false are no numbers")
+    return float(value)
+
+
 def _ascending(sizes: Any) -> dict[str, float]:
     try:
-        return {str(k): float(v) for k, v in sorted(sizes.items(), key=lambda kv: float(kv[1]))}
+        return {str(k): _number(v) for k, v in sorted(sizes.items(), key=lambda kv: float(kv[1]))}
     except (TypeError, ValueError, AttributeError, OverflowError):
         raise JobError(
             f"sizes map the size's knob to parameters, e.g. {{128: 393216}}; got {sizes!r:.100}"

@@ -45,7 +45,7 @@ class TextLM:
     def __post_init__(self) -> None:
         for field in ("width", "layers", "context", "sequences"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field} must be a positive whole number, got {value!r}")
         if self.width % 8:
             raise ValueError(f"width must be a multiple of 8, got {self.width}")

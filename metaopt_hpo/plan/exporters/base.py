@@ -25,7 +25,7 @@ class Setup:
     def __post_init__(self) -> None:
         for name in ("sequence_length", "devices", "per_device"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
 
     def sequences(self, recipe: Recipe) -> int:

@@ -2,9 +2,13 @@
 
 import dataclasses
 import math
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -118,6 +122,8 @@ EDITS = [
     ('currency = "USD"', 'currency = "EURO"', "currency must be a code"),
     ("seed = 0", "seed = -1", "seed of 'a'"),
     ("[budget]", "[budget]\n[budget]", "line"),
+    ("size = 7e9", "size = true", "target.size must be a number"),
+    ('lr = "law"', "lr = true", "pilots[2].lr must be a number"),
 ]
 
 
@@ -203,6 +209,29 @@ def recipe() -> Recipe:
         watch=("the loss",),
         stop=("at the end",),
     )
+
+
+def numbers(data: Any) -> Iterator[tuple[Any, Any]]:
+    """(what holds it, key or index) of every number in what a TOML file says."""
+    for key, value in list(data.items() if isinstance(data, dict) else enumerate(data)):
+        if isinstance(value, dict | list):
+            yield from numbers(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield data, key
+
+
+@pytest.mark.parametrize("switch", [True, False])
+@pytest.mark.parametrize("kind", [Plan, Recipe])
+def test_true_and_false_are_no_numbers(kind: type, switch: bool) -> None:
+    data = tomllib.loads(toml.to_toml(small() if kind is Plan else recipe()))
+    places = list(numbers(data))
+    assert len(places) > 20
+    for holder, key in places:
+        number, holder[key] = holder[key], switch
+        with pytest.raises(PlanError, match="must be a number, and true and false are none"):
+            toml.from_toml(kind, tomlkit.dumps(data))
+        holder[key] = number
+    toml.from_toml(kind, tomlkit.dumps(data))
 
 
 def test_a_recipe_reads_back_as_it_was_written() -> None:

@@ -1,7 +1,9 @@
 """Names lead to strategies, other packages' included, and unknown ones to a list."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint
+from typing import Any
 
 import pytest
 
@@ -91,3 +93,25 @@ def test_weight_decay_suits_the_base_unless_it_is_given() -> None:
     assert make("metaoptimize", base="sgdm").weight_decay < 1e-3
     assert make("metaoptimize", base="sgdm", weight_decay=0.1).weight_decay == 0.1
     assert make("cosine", weight_decay=None).options()["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("switch", [True, False])
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_true_and_false_are_no_numbers(name: str, switch: bool) -> None:
+    strategy = get(name)
+    asked = [f for f in fields(strategy) if not isinstance(f.default, bool) and "bool" not in str(f.type)]
+    numbers = [f.name for f in asked if {"int", "float"} & set(re.findall(r"\w+", str(f.type)))]
+    assert {"lr", "weight_decay", "max_grad_norm", "betas"} <= set(numbers)
+    for field in numbers:
+        with pytest.raises(ValueError, match=rf"{field} must be a number, got"):
+            make(name, **{field: (0.9, switch) if field.endswith("betas") else switch})
+
+
+def test_a_field_of_a_users_own_may_be_a_switch() -> None:
+    @register("mine")
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(Constant):
+        nesterov: bool = False
+        either: Any = 1.0
+
+    assert make("mine", nesterov=True, either=False).options()["nesterov"] is True

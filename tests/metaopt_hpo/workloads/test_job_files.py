@@ -70,6 +70,11 @@ def test_metaoptimize_runs_in_a_job_that_imports_nothing_of_ours(tmp_path: Path)
         ("import nothing_there\nBATCH=1\ndef sizes(): return {1: 2}\ndef train(c): yield 1", "nothing_there"),
         ("def sizes(): return {1: 2}\ndef train(c): yield 1", "does not say its batch"),
         ("BATCH=1\ndef sizes(): return {1: -2}\ndef train(c): yield 1", "positive"),
+        (
+            "BATCH=1\ndef sizes(): return {1: True}\ndef train(c): yield 1",
+            "map the size's knob to parameters",
+        ),
+        ("BATCH=True\ndef sizes(): return {1: 2}\ndef train(c): yield 1", "BATCH as a number, got True"),
         ("BATCH=1\ndef sizes(): return {}\ndef train(c): yield 1", "no sizes"),
         ("BATCH=1\ndef sizes(): return {1: 2}\ndef train(): yield 1", "cannot be called as train(config)"),
         ("BATCH=1\ndef sizes(): return {1: 2}\ndef train(a, b): yield 1", "missing a required argument: 'b'"),
