@@ -118,10 +118,15 @@ class CommandObjective:
         planned = _steps(c) * c.batch
         if ended.code == 0 and found is None:
             called = f" of the name {self.job.metric!r}" if self.job.metric else ""
+            others = reported.unread([folder / program.STDOUT, folder / program.STDERR])
             raise ObjectiveError(
                 f"job {self.name!r} exited with 0, and no loss{called} was found in what it printed "
                 f"({folder / program.STDOUT}) or wrote ({folder / OUT}); "
-                'print lines such as {"step": 100, "loss": 3.2}, or say where they are'
+                + (
+                    f"it says {', '.join(others[:4])}: where one is the loss, name it, e.g. metric={others[0]}"
+                    if others
+                    else 'print lines such as {"step": 100, "loss": 3.2}, or say where they are'
+                )
             )
         curve = curve_of(found, planned, ended.code == 0)
         seen = curve.tokens[-1] if curve else (planned if ended.code == 0 else 0.0)
@@ -131,6 +136,8 @@ class CommandObjective:
             reason += f" (after {retried + 1} attempts)"
         if state == "complete":
             seen = planned
+        if state == "complete" and found is not None:
+            reason = found.remark
         found_lr = self._found_lr(folder)
         if state == "complete" and c.strategy == "metaoptimize" and math.isnan(found_lr):
             reason = (

@@ -7,11 +7,15 @@ import json
 import re
 from typing import Any
 
-from metaopt_hpo.trials.quantities import QUANTITIES, flatten, normalise
+from metaopt_hpo.trials.quantities import HELD_OUT as HELD_OUT_WORDS
+from metaopt_hpo.trials.quantities import QUANTITIES, flatten, loss_unit, normalise
 
 HELD_OUT = (*QUANTITIES["loss"].strong, "test_loss")
 TRAINING = tuple(n for n in QUANTITIES["loss"].weak if "loss" in n)
 LOSS_NAMES = {"loss", *HELD_OUT, *TRAINING}
+
+BESIDE = ("final", "best", "lowest", "minimum", "min", "initial")
+"""Words before a loss that say it is another moment's: `best val loss 2.3` at step 900 is not the loss of step 900."""
 
 NUMBER = (
     r"[-+]?(?:\d{1,3}(?:[,_]\d{3})+(?:\.\d+)?(?![,_]?\d)"  # 1,000 and 1_000
@@ -50,7 +54,7 @@ def said(line: str, metric: str = "") -> dict[str, Any] | None:
         called = _last_words(name.strip())
         if metric and _ends_with(called, name, metric):
             called = metric
-        is_loss = called == metric or "loss" in name.lower()
+        is_loss = called == metric or "loss" in name.lower() or loss_unit(called) != ""
         if is_loss and "," in value:
             continue  # 3,211 may be a decimal comma
         told = told or is_loss
@@ -67,9 +71,15 @@ def _ends_with(called: str, name: str, metric: str) -> bool:
 
 
 def _last_words(name: str) -> str:
-    """`[rank0] 12:00 epoch done, val loss` is called `val loss`: no more than the last two words."""
+    """`[rank0] 12:00 epoch done, val loss` is called `val loss`; words of `BESIDE` before it belong to it too."""
     words = name.split()
-    keep = 2 if len(words) > 1 and normalise("_".join(words[-2:])) in LOSS_NAMES else 1
+    keep = 1
+    if len(words) > 1:
+        before, last = words[-2].lower(), words[-1]
+        known = normalise(f"{before}_{last}") in LOSS_NAMES
+        keep = 2 if known or (loss_unit(last) and before in HELD_OUT_WORDS) else 1
+    if keep < len(words) and words[-keep - 1].lower() in BESIDE:
+        keep += 1
     return "_".join(words[-keep:]) if words else name
 
 

@@ -1,7 +1,7 @@
 """The losses that a program printed or wrote: JSON lines, dictionaries, text, CSV, TensorBoard events, W&B runs.
 
-Names are those of `trials.quantities`: a held-out loss (`val_loss`, `eval/loss`) is preferred to `loss`, that to a
-training loss; tokens are preferred to steps. Whole files are read again at each look, for they may be rewritten.
+Whole files are read again at each look, for they may be rewritten. Which of the names in them is the loss's is said in
+`loss_rows`.
 """
 
 from __future__ import annotations
@@ -11,74 +11,19 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from metaopt_hpo.trials.quantities import (
-    HELD_OUT as HELD_OUT_WORDS,
-)
-from metaopt_hpo.trials.quantities import (
-    PROGRESS_STEPS,
-    PROGRESS_TOKENS,
-    at,
-    flatten,
-    loss_unit,
-    normalise,
-    parts,
-)
+from metaopt_hpo.trials.quantities import flatten, loss_unit
 from metaopt_hpo.trials.schema import TableError
 from metaopt_hpo.workloads.earlier import Earlier
-from metaopt_hpo.workloads.printed import COLOURS, HELD_OUT, TRAINING, said
-
-STEPS = (
-    *PROGRESS_STEPS,
-    "iter",
-    "iteration",
-    "global_steps",
-    "training_step",
-    "train_step",
-    "update",
-    "num_updates",
-)
-NOISY_FROM = 20
-"""A training loss of at least so many reports is averaged over its end: one batch's loss says little."""
+from metaopt_hpo.workloads.loss_rows import Reported as Reported
+from metaopt_hpo.workloads.loss_rows import choose
+from metaopt_hpo.workloads.printed import COLOURS, said
 
 DECIMAL_COMMA = re.compile(r"^\s*([-+]?\d+),(\d+)\s*$")
 """Where semicolons part the columns, commas part the digits."""
-
-END = 0.05
-"""Fraction of the run over which it is averaged."""
-
-
-@dataclass(frozen=True)
-class Reported:
-    """What was found.
-
-    Attributes:
-        name: the loss's own name.
-        points: (tokens, loss), ascending; tokens are NaN throughout where the program does not say them.
-        source: file it was found in.
-    """
-
-    name: str
-    points: tuple[tuple[float, float], ...]
-    source: str
-
-    @property
-    def held_out(self) -> bool:
-        """Whether the name says that the loss was measured on held-out data."""
-        return _rank(self.name) == 0 or not set(HELD_OUT_WORDS).isdisjoint(normalise(self.name).split("_"))
-
-    @property
-    def final(self) -> float:
-        """The loss at the end: the last report, or the mean over the last twentieth of a training loss."""
-        losses = [loss for _, loss in self.points]
-        if self.held_out or len(losses) < NOISY_FROM or not math.isfinite(losses[-1]):
-            return losses[-1]
-        last = losses[-max(1, round(END * len(losses))) :]
-        return math.fsum(last) / len(last)
 
 
 def find(
@@ -106,7 +51,7 @@ def find(
     if losses is not None:
         return _from_path(losses, batch, metric, earlier)
     for log in logs:
-        if found := _choose(list(_printed(log, metric)), batch, metric, log):
+        if found := choose(list(_printed(log, metric)), batch, metric, log):
             return found
     for path in _candidates(folder):
         if found := _from_path(path, batch, metric):
@@ -114,10 +59,16 @@ def find(
     return None
 
 
+def unread(logs: Iterable[Path]) -> list[str]:
+    """Names in what a program printed that may be its loss, of which none was read: `ppl`, `best_val_loss`."""
+    rows = (row for log in logs for row in _printed(log, ""))
+    return list(dict.fromkeys(n for row in rows for n in row if "loss" in n.lower() or loss_unit(n)))
+
+
 def _from_path(path: Path, batch: float, metric: str, earlier: Earlier | None = None) -> Reported | None:
     if not path.exists():
         return None
-    return _choose(list(_written(path, metric, earlier)), batch, metric, path)
+    return choose(list(_written(path, metric, earlier)), batch, metric, path)
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -195,87 +146,3 @@ def _json(path: Path, metric: str, earlier: Earlier | None) -> Iterator[dict[str
     for row in data if isinstance(data, list) else []:
         if isinstance(row, dict):
             yield flatten({str(k): v for k, v in row.items()})
-
-
-# -- names ---------------------------------------------------------------------------------------------------
-
-
-def _rank(name: str) -> int | None:
-    """0 for a held-out loss, 1 for `loss`, 2 for a training loss; None for what is none."""
-    rest, whole = parts(name)[1], normalise(name)
-    for rank, known in enumerate((HELD_OUT, ("loss",), TRAINING)):
-        if rest in known or whole in known:
-            return rank
-    return None
-
-
-def _choose(rows: list[dict[str, Any]], batch: float, metric: str, source: Path) -> Reported | None:
-    name = _loss_name(rows, metric)
-    if name is None:
-        return None
-    told: dict[float, float] = {}
-    untold: list[float] = []
-    for row in rows:
-        value = _nats(_number(at(row, name)), name, source)
-        if value is None:
-            continue
-        tokens = _tokens(row, batch)
-        if tokens is None:
-            untold.append(value)
-        else:
-            told[tokens] = (
-                value  # a run that went on from its checkpoint says some steps twice: the later counts
-            )
-    if told:
-        return Reported(name, tuple(sorted(told.items())), str(source))
-    return Reported(name, tuple((math.nan, v) for v in untold), str(source)) if untold else None
-
-
-def _loss_name(rows: list[dict[str, Any]], metric: str) -> str | None:
-    if metric:
-        same = (n for row in rows for n in row if normalise(n) == normalise(metric))
-        return next(
-            (n for n in (metric, *same) if any(_number(at(row, n)) is not None for row in rows)), None
-        )
-    ranked = {
-        name: rank
-        for row in rows
-        for name, value in row.items()
-        if (rank := _rank(name)) is not None and _number(value) is not None
-    }
-    return min(ranked, key=lambda n: ranked[n]) if ranked else None
-
-
-def _nats(value: float | None, name: str, source: Path) -> float | None:
-    unit = loss_unit(name)
-    if value is None or unit not in ("perplexity", "bits"):
-        return value
-    if unit == "bits":
-        return value * math.log(2.0)
-    if value < 1.0:
-        raise TableError(
-            f"{name} is {value:g} in {source}, and no perplexity is below 1; name the loss with metric"
-        )
-    return math.log(value)
-
-
-def _tokens(row: Mapping[str, Any], batch: float) -> float | None:
-    for known, unit in ((PROGRESS_TOKENS, 1.0), (STEPS, batch)):
-        for wanted in known:
-            for name, value in row.items():
-                if wanted in (parts(name)[1], normalise(name)):
-                    number = _number(value)
-                    if number is not None and number >= 0 and math.isfinite(number * unit):
-                        return number * unit
-    return None
-
-
-def _number(value: Any) -> float | None:
-    if value is None or isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-    except (TypeError, ValueError):
-        return None

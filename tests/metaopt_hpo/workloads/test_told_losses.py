@@ -123,6 +123,64 @@ def test_a_line_says_its_step_and_its_loss_in_nats_or_nothing(
     assert (found and found.points) == (told and (pytest.approx(told),))
 
 
+STEPPED = ("step 10 val loss 3.0", "step 20 val loss 2.5")
+ENDS = [
+    # what follows, the loss at the end, what is said of it
+    (("final_val_loss 2.4",), 2.4, ""),
+    (("Final val loss: 2.4",), 2.4, ""),
+    (('{"step": 20, "final_val_loss": 2.4}',), 2.4, ""),
+    (("final_val_loss 2.4", "step 30 val loss 2.6"), 2.6, ""),  # it went on from its checkpoint
+    (("val loss 2.4",), 2.5, "val_loss 2.4, said without a step"),
+    (("val loss 2.4", "step 30 val loss 2.6"), 2.6, ""),
+    (("val loss 2.4", "final_val_loss 2.3"), 2.3, ""),
+    (("best val loss 2.3",), 2.5, ""),
+    (("step 30 val loss 2.6 (best val loss: 2.3)",), 2.6, ""),
+    (('{"best_val_loss": 2.3}',), 2.5, ""),
+    (("final_train_loss 2.2", "test_loss 2.9", "ppl=20.0", "val_ppl 20.0"), 2.5, ""),
+]
+
+
+@pytest.mark.parametrize(("end", "loss", "says"), ENDS)
+@pytest.mark.parametrize("metric", ["", "val_loss"])
+def test_a_loss_without_a_step_is_the_ends_where_it_is_called_so(
+    tmp_path: Path, end: tuple[str, ...], loss: float, says: str, metric: str
+) -> None:
+    log = tmp_path / "stdout.log"
+    log.write_text("\n".join((*STEPPED, *end)) + "\n")
+    found = reported.find([log], tmp_path, batch=1, metric=metric)
+    assert found is not None
+    assert (found.name, found.points[:2]) == ("val_loss", ((10, 3.0), (20, 2.5)))
+    assert found.final == loss
+    assert found.remark.startswith(says)
+    assert bool(found.remark) == bool(says)
+
+
+@pytest.mark.parametrize("line", ["final val loss: 2.4", "final_loss 2.4", '{"final_validation_loss": 2.4}'])
+def test_a_loss_that_is_said_at_the_end_alone_is_read(tmp_path: Path, line: str) -> None:
+    log = tmp_path / "stdout.log"
+    log.write_text(f"step 10 train loss 3.0\n{line}\n")
+    found = reported.find([log], tmp_path, batch=1)
+    assert found is not None
+    assert found.final == 2.4
+
+
+def test_a_training_loss_beside_a_held_out_perplexity_is_said(make) -> None:
+    body = 'for s in points: print(f"step {s} train loss {loss(s)} val ppl 20.0")'
+    record = make(body).run(configuration())
+    assert (record.state, record.loss) == ("complete", 2 + 3 / 41)
+    assert "val_ppl is on held-out data: name that with metric=val_ppl" in record.reason
+    named = make(body, metric="val_ppl").run(configuration())
+    assert (named.loss, named.reason) == (pytest.approx(math.log(20.0)), "")
+
+
+@pytest.mark.parametrize(("line", "name"), [("ppl=20.0", "ppl"), ("val bpb 1.2", "val_bpb")])
+def test_what_may_be_the_loss_is_not_guessed_but_named(make, line: str, name: str) -> None:
+    body = f"for s in points: print(f'step {{s}} {line}')"
+    with pytest.raises(ObjectiveError, match=f"no loss was found .* it says {name}: .* metric={name}"):
+        make(body).run(configuration())
+    assert make(body, metric=name).run(configuration()).state == "complete"
+
+
 def test_a_perplexity_below_one_is_refused(make) -> None:
     with pytest.raises(ObjectiveError, match=r"ppl is 0\.5 .* no perplexity"):
         make("print('step 40 ppl 0.5')", metric="ppl").run(configuration())
