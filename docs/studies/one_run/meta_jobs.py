@@ -23,13 +23,12 @@ RATES = {
         "teach64": 0.0113,
         "shorttf48": 0.004,
         "shortgru48": 0.0095,
-        "few64": 0.004,
+        "few64": 0.001,
         "teach32": 0.0096,
         "shorttf16": 0.011,
-        "shortgru32": 0.014,
         "few32": 0.002,
     },
-    "sgdm": {"teach64": 1.0, "shorttf48": 1.0},
+    "sgdm": {"teach64": 1.0},
 }
 """Best peak rates, of `bases` and `corrections`; jobs named few by `meta_parameters.TRIED`. SGD with momentum has the
 average as momentum, so that its rates are ten times torch's."""
