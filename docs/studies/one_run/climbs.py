@@ -21,7 +21,7 @@ from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.optim import AdamW, MetaOptimize
 from metaopt_hpo.strategies import make
 from metaopt_hpo.strategies.correction import find_fraction, warmup_fraction
-from metaopt_hpo.strategies.plateau import CLIMBING
+from metaopt_hpo.strategies.plateau import CLIMBING, FALL
 from metaopt_hpo.strategies.schedules import warmup_factor
 from studies import run as commands
 from studies.one_run import corrections
@@ -31,7 +31,7 @@ from studies.one_run.length_jobs import job
 KEPT = Path(__file__).parent / "climbs.parquet"
 KEY = ["job", "steps", "seed"]
 PRODUCTS = "products"
-STEPS = (250, 500, 1000, 2000)
+STEPS = (250, 500, 700, 1000, 1400, 2000)
 PLATEAU_STEPS = (250, 500, 700, 1000, 1200, 1400, 1700, 2000)
 """Horizons of the network with a plateau: what it shows depends on whether it leaves it where the run would commit."""
 
@@ -121,9 +121,14 @@ def markdown(table: pd.DataFrame) -> str:
     of = []
     for steps, rows in rows_of(table, job=PRODUCTS).groupby("steps"):
         cells = [", ".join(f"{x:.2f}" for x in rows[c]) for c in ("risen", "left")]
-        of.append((steps, *cells, f"{(rows.risen > CLIMBING).sum()} of {len(rows)}"))
+        climbs = rows.risen > CLIMBING
+        counts = (climbs, climbs & (rows.left < 1 - FALL))
+        of.append((steps, *cells, *(f"{c.sum()} of {len(rows)}" for c in counts)))
     head = ["step size over its mean, by steps", *map(str, STEPS)]
-    plateau_head = [f"{PRODUCTS}, steps", "step size over its mean", "loss over the first", "go on adapting"]
+    plateau_head = [
+        f"{PRODUCTS}, steps", "step size over its mean", "loss over the first", f"climb by more than {CLIMBING:g}",
+        f"of these with the loss down by {FALL:.0%}",
+    ]  # fmt: skip
     return f"{markdown_table(head, lines)}\n\n{markdown_table(plateau_head, of)}"
 
 
