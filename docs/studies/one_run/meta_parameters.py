@@ -21,7 +21,7 @@ import typer
 from metaopt_hpo.markdown import markdown_table
 from studies import run as commands
 from studies.one_run.kept import has, keep, read, rows_of
-from studies.one_run.meta_jobs import DEFAULTS, RATES, train
+from studies.one_run.meta_jobs import DEFAULTS, NOTHING, RATES, train
 
 KEPT = Path(__file__).parent / "meta_parameters.parquet"
 KEY = ["job", "seed", "base", "lr", "decay", "momentum", "clip", "adapt", "against", "meta_lr", "gamma"]
@@ -40,7 +40,10 @@ META = {"decay": (0.003, 1.0), "momentum": (0.003, 0.99), "clip": (0.003, 0.99)}
 """Meta step η and discount γ in use."""
 
 META_TRIED = ((0.003, 1.0), (0.01, 1.0), (0.003, 0.99))
-STARTS = {"decay": (1.6,), "momentum": (0.98,), "clip": (4.0,)}
+MORE = {"teach64": 8, "few64": 4}
+"""Seeds of decay on the jobs that are cheap; single runs of teach64 scatter by 1 %."""
+
+STARTS = {"decay": (0.01, 1.6), "momentum": (0.98,), "clip": (4.0,)}
 """Other starts of an adapted value."""
 
 
@@ -62,6 +65,14 @@ def plan(jobs: list[str], seeds: int) -> Iterator[dict[str, Any]]:
             yield cell(name, seed, adapt=adapt)
         if name in few:
             yield cell(name, seed, adapt="decay", against="held back")
+        yield cell(name, seed, adapt="decay", against=NOTHING)
+    for name in set(jobs) & set(MORE):
+        for seed in range(FIRST_SEED + seeds, FIRST_SEED + MORE[name]):
+            yield cell(name, seed)
+            yield cell(name, seed, adapt="decay", against="held back" if name in few else "training")
+            if name not in few:
+                yield cell(name, seed, adapt="decay", against=NOTHING)
+                yield cell(name, seed, decay=GRID["decay"][1])
     for seed, name in every:
         if name in RATES["sgdm"]:
             yield cell(name, seed, base="sgdm")
@@ -74,7 +85,7 @@ def plan(jobs: list[str], seeds: int) -> Iterator[dict[str, Any]]:
         if name in few:
             yield from (
                 cell(name, FIRST_SEED, adapt="decay", against="held back", decay=start)
-                for start in (0.01, *STARTS["decay"])
+                for start in STARTS["decay"]
             )
     for seed, name in every:
         for adapt in ("momentum", "clip"):
@@ -133,18 +144,26 @@ def markdown(table: pd.DataFrame) -> str:
     ]
     plain, adapted = table[table.adapt == ""], table[table.adapt != ""]
     usual = plain[_at_defaults(plain)].set_index(["base", "job", "seed"]).held_out
-    keys = [usual.get((r.base, r.job, r.seed), float("nan")) for r in adapted.itertuples()]
-    adapted = adapted.assign(excess=100 * (adapted.held_out / keys - 1)).dropna(subset=["excess"])
+    adapted = _over(adapted, usual)
     adapted = adapted.assign(start=[float(getattr(r, str(r.adapt))) for r in adapted.itertuples()])
+    weaker = GRID["decay"][1]
+    fixed = plain[(plain.decay == weaker) & (plain.base == "adamw")]
+    fixed = _over(fixed.assign(adapt="decay", against=f"none: fixed {weaker:g}"), usual)
     compared = adapted[adapted.job.isin(JOBS)]
     return "\n\n".join(
         [
             _comparison(compared[_at_defaults(compared)], plain, usual),
-            _means(compared[_at_defaults(compared)]),
+            _means(pd.concat([compared[_at_defaults(compared)], fixed])),
             _starts(compared),
             _choice(adapted[adapted.job.isin(OUTSIDE)]),
         ]
     )
+
+
+def _over(table: pd.DataFrame, usual: pd.Series) -> pd.DataFrame:
+    """With per cent over the default of the same job and seed, where there is one."""
+    of = [usual.get((r.base, r.job, r.seed), float("nan")) for r in table.itertuples()]
+    return table.assign(excess=100 * (table.held_out / of - 1)).dropna(subset=["excess"])
 
 
 def _at_defaults(table: pd.DataFrame) -> pd.Series:
@@ -154,7 +173,10 @@ def _at_defaults(table: pd.DataFrame) -> pd.Series:
 
 
 def _percent(values: pd.Series) -> str:
-    return ", ".join(f"{v:+.1f} %" for v in values)
+    """Each, or of more than three their mean and its standard error."""
+    if len(values) <= 3:
+        return ", ".join(f"{v:+.1f} %" for v in values)
+    return f"{values.mean():+.1f} ± {values.std() / len(values) ** 0.5:.1f} % (of {len(values)})"
 
 
 def _comparison(adapted: pd.DataFrame, plain: pd.DataFrame, usual: pd.Series) -> str:
@@ -165,9 +187,10 @@ def _comparison(adapted: pd.DataFrame, plain: pd.DataFrame, usual: pd.Series) ->
         fixed = rows_of(plain, base=base, job=job, **rest).pivot_table(
             index=name, columns="seed", values="held_out", dropna=False
         )
-        count = fixed.notna().sum()
-        fixed = fixed.loc[:, count == count.max()].dropna()
         default = usual.loc[base].loc[job]
+        # over two seeds where values other than the default have both, else over the first
+        fixed = fixed[[seed for seed in (FIRST_SEED, FIRST_SEED + 1) if seed in fixed.columns]]
+        fixed = both if len(both := fixed.dropna()) > 1 else fixed.iloc[:, :1].dropna()
         best = int(fixed.mean(axis=1).to_numpy().argmin())
         gain = 100 * (fixed.iloc[best] / default[fixed.columns] - 1)
         lines.append(
@@ -178,8 +201,7 @@ def _comparison(adapted: pd.DataFrame, plain: pd.DataFrame, usual: pd.Series) ->
                 against,
                 f"{default[rows.seed].mean():.4f}",
                 _percent(rows.sort_values("seed").excess),
-                f"{fixed.index[best]:g} (of {len(fixed)})",
-                _percent(gain),
+                *((f"{fixed.index[best]:g} (of {len(fixed)})", _percent(gain)) if len(fixed) > 1 else "––"),
                 f"{rows.start.iloc[0]:g} → {_mean(rows.middle)} → {_mean(rows.end)}",
             )
         )
@@ -192,19 +214,30 @@ def _comparison(adapted: pd.DataFrame, plain: pd.DataFrame, usual: pd.Series) ->
 
 def _mean(values: pd.Series) -> str:
     """Geometric mean."""
-    return f"{np.exp(np.log(values).mean()):.2g}"
+    return f"{np.exp(np.log(values).mean()):.3g}"
 
 
 def _means(adapted: pd.DataFrame) -> str:
+    """Means over jobs, with the error by the spread of seeds; z on examples not yet used is taken together too."""
+    repeated = adapted.job.str.startswith("few") & (adapted.against != "held back")
+    fresh = adapted.against.isin(["training", "held back"]) & ~repeated & (adapted["adapt"] == "decay")
+    shown = adapted.assign(against=adapted.against.where(~repeated, adapted.against + ", repeated"))
+    both = adapted[fresh].assign(against="examples not trained on yet")
     lines = []
-    for group, rows in adapted.groupby(["base", "adapt", "against"], sort=False):
+    for group, rows in pd.concat([shown, both], ignore_index=True).groupby(
+        ["base", "adapt", "against"], sort=False
+    ):
         base, name, against = map(str, group)
-        of_jobs, excess = rows.groupby("job").excess.mean(), rows.excess.to_numpy(float)
-        error = f" ± {excess.std(ddof=1) / len(excess) ** 0.5:.1f}" if len(excess) > 1 else ""
-        lines.append(
-            (name, base, against, len(rows), f"{excess.mean():+.1f}{error} %", f"{of_jobs.max():+.1f} %")
-        )
-    return markdown_table(["parameter", "base", "z on", "runs", "against the default", "worst job"], lines)
+        of_jobs = rows.groupby("job").excess
+        means, count = of_jobs.mean().to_numpy(float), of_jobs.count().to_numpy(float)
+        error, free = "", (count - 1).sum()
+        if free:
+            within = float(((rows.excess - of_jobs.transform("mean")) ** 2).sum()) / free
+            error = f" ± {(within * (1 / count).sum()) ** 0.5 / len(count):.1f}"
+        mean, worst = f"{means.mean():+.1f}{error} %", f"{means.max():+.1f} %"
+        lines.append((name, base, against, len(count), len(rows), mean, worst))
+    head = ["parameter", "base", "z on", "jobs", "runs", "against the default", "worst job"]
+    return markdown_table(head, lines)
 
 
 def _starts(adapted: pd.DataFrame) -> str:
@@ -216,8 +249,8 @@ def _starts(adapted: pd.DataFrame) -> str:
                 (
                     *map(str, group),
                     f"{r['start']:g}",
-                    f"{r['middle']:.2g}",
-                    f"{r['end']:.2g}",
+                    f"{r['middle']:.3g}",
+                    f"{r['end']:.3g}",
                     f"{r['excess']:+.1f} %",
                 )
             )
