@@ -4,7 +4,7 @@ CIFAR-10's ten classes come as five tasks of two, in an order drawn by the seed;
 before it is learned, and the share of right predictions so far is what counts. Two convolutions and two linear layers,
 in two blocks of step sizes (features and head), AdamW with decay 0.1, γ = 0.999, the authors' units
 (`optim.authors_units`). The paper takes CIFAR-100 in ten tasks of ten; here images are 16 by 16, and a task has as many
-examples as are asked for.
+examples as are asked for. What a detector of switches could gain at most is shown by runs that are told of them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import typer
+from scipy import stats
 from torch import nn
 
-from metaopt_hpo.atomic import replacing
 from metaopt_hpo.markdown import markdown_table
+from metaopt_hpo.optim import MetaOptimize
 from metaopt_hpo.optim.presets import authors_units
+from metaopt_hpo.strategies.balance import set_anchor
 from studies import run as commands
+from studies.one_run.kept import has, keep, read, rows_of
 from studies.one_run.length_jobs import Images
 
 KEPT = Path(__file__).parent / "streams.parquet"
+KEY = ["examples", "seed", "method", "lr"]
 CLASSES, TASKS = 10, 5
-CONSTANT = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+CONSTANT = (1e-5, 2e-5, 3e-5, 6e-5, 1e-4, 2e-4, 3e-4, 1e-3)
 """Constant rates, in the authors' units: AdamW's usual number is ten times these."""
 
 STARTS = (1e-6, 1e-5, 1e-4)
@@ -34,6 +38,16 @@ STARTS = (1e-6, 1e-5, 1e-4)
 
 PAPER = 1e-3
 """Its meta step size."""
+
+TOLD, TOLD_START = "told of switches, ", 1e-5
+"""Runs that are told when a task begins, of one block; none shows how to be told."""
+
+REOPENED = {
+    "trace forgotten": (False, 1.0),
+    "trace and meta state forgotten": (True, 1.0),
+    "the same, step size × 3": (True, 3.0),
+}
+"""What they do then: whether the meta rule begins anew, and what the step size is multiplied with."""
 
 
 class Net(nn.Module):
@@ -63,7 +77,25 @@ def order(labels: torch.Tensor, examples: int, seed: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def train(data: Images, lr: float, meta_lr: float, blocks: str, examples: int, seed: int) -> dict[str, float]:
+def reopen(optimizer: MetaOptimize, anew: bool, factor: float) -> None:
+    """Forget what was learned of the step size on the task before."""
+    set_anchor(optimizer)
+    if anew:
+        first = optimizer.param_groups[0]
+        for name in ("meta_step", *(f"meta_{state}" for state in optimizer.meta.states)):
+            first[name].zero_()
+    optimizer.scale_step_size(factor)
+
+
+def train(
+    data: Images,
+    lr: float,
+    meta_lr: float,
+    blocks: str,
+    examples: int,
+    seed: int,
+    told: tuple[bool, float] | None = None,
+) -> dict[str, float]:
     """One pass over a stream; cumulative accuracy, mean loss before learning, and the last step sizes."""
     torch.manual_seed(seed)
     model = Net()
@@ -77,7 +109,9 @@ def train(data: Images, lr: float, meta_lr: float, blocks: str, examples: int, s
     )
     right = total = 0.0
     rows = order(data.y, examples, seed)
-    for row in rows.tolist():
+    for step, row in enumerate(rows.tolist()):
+        if told is not None and step and step % examples == 0:
+            reopen(optimizer, *told)
         x, y = F.avg_pool2d(data.x[row : row + 1], 2), data.y[row : row + 1]
         logits = model(x)
         loss = F.cross_entropy(logits, y)
@@ -99,8 +133,8 @@ def study(
     out: Annotated[
         Path, typer.Option(help="Parquet file of the runs; finished ones are not repeated.")
     ] = KEPT,
-    examples: Annotated[int, typer.Option(help="Examples of each task.", min=1)] = 300,
-    seeds: Annotated[int, typer.Option(help="Seeds.", min=1)] = 3,
+    examples: Annotated[int, typer.Option(help="Examples of each task.", min=1)] = 2000,
+    seeds: Annotated[int, typer.Option(help="Seeds.", min=1)] = 5,
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing.")] = False,
 ) -> None:
     """MetaOptimize as its authors run it on a stream, against the best constant learning rate.
@@ -108,54 +142,60 @@ def study(
     Example: METAOPT_HPO_DATA=../shared/data python -m studies.one_run.streams
     """
     torch.set_num_threads(1)
-    key = ["examples", "seed", "method", "lr"]
-    table = pd.read_parquet(out) if out.exists() else pd.DataFrame(columns=key)
-    if not report_only:
-        data = Images("res", 8)
-        methods = [("constant", lr, 0.0, "one") for lr in CONSTANT]
-        methods += [
-            (f"MetaOptimize, {b} block{'s' * (b == 'two')}", lr, PAPER, b)
-            for lr in STARTS
-            for b in ("two", "one")
-        ]
-        for seed in range(seeds):
-            for method, lr, meta_lr, blocks in methods:
-                cell = {"examples": examples, "seed": seed, "method": method, "lr": lr}
-                if (table[key] == pd.Series(cell)[key]).all(axis=1).any():
-                    continue
-                row = pd.DataFrame([cell | train(data, lr, meta_lr, blocks, examples, seed)])
-                table = pd.concat([table, row], ignore_index=True) if len(table) else row
-                with replacing(out) as path:
-                    table.to_parquet(path, index=False)
-                typer.echo(f"{cell}: {row.accuracy.iloc[0]:.4f}", err=True)
-    typer.echo(markdown(table))
+    data = None if report_only else Images("res", 8)
+    for seed in range(seeds if data is not None else 0):
+        for (method, lr), (meta_lr, blocks, told) in methods().items():
+            cell = dict(zip(KEY, (examples, seed, method, lr), strict=True))
+            if data is None or has(read(out, KEY), cell):
+                continue
+            found = train(data, lr, meta_lr, blocks, examples, seed, told)
+            keep(out, cell, found)
+            typer.echo(f"{cell}: {found['accuracy']:.4f}", err=True)
+    typer.echo(markdown(read(out, KEY)))
+
+
+def methods() -> dict[tuple[str, float], tuple[float, str, tuple[bool, float] | None]]:
+    """(name, rate or start) → meta step size, blocks, and what is done at a switch."""
+    found: dict[tuple[str, float], tuple[float, str, tuple[bool, float] | None]] = {
+        ("constant", lr): (0.0, "one", None) for lr in CONSTANT
+    }
+    for lr in STARTS:
+        found["MetaOptimize, two blocks", lr] = (PAPER, "two", None)
+        found["MetaOptimize, one block", lr] = (PAPER, "one", None)
+    for what, told in REOPENED.items():
+        found[TOLD + what, TOLD_START] = (PAPER, "one", told)
+    return found
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A line a method and rate: mean cumulative accuracy, and its paired difference from the best constant rate."""
+    """A line a method and rate: its means, and paired differences from the constant rate best by that measure."""
     head = [
         "examples a task", "method", "lr or start", "seeds", "accuracy", "loss", "last step sizes",
-        "against the best constant lr",
+        "accuracy against the best constant lr", "loss against the best constant lr",
     ]  # fmt: skip
     lines = []
     for examples, rows in table.groupby("examples"):
-        constant = rows[rows.method == "constant"]
-        best = constant[constant.lr == constant.groupby("lr").accuracy.mean().idxmax()]
-        reference = dict(zip(best.seed, best.accuracy, strict=True))
-        for (method, lr), group in rows.groupby(["method", "lr"]):
-            gains = pd.Series(
-                [
-                    100 * (r["accuracy"] - reference[r["seed"]])
-                    for r in group.to_dict("records")
-                    if r["seed"] in reference
-                ]
-            )
-            error = gains.std(ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+        constant = rows[rows.method == "constant"].groupby("lr")[["accuracy", "loss"]].mean()
+        best = {"accuracy": constant.accuracy.idxmax(), "loss": constant.loss.idxmin()}
+        tuned = {name: rows_of(rows, method="constant", lr=lr).set_index("seed") for name, lr in best.items()}
+        for (method, lr), group in rows.groupby(["method", "lr"], sort=False):
+            own = group.set_index("seed")
+            points = 100 * (own.accuracy - tuned["accuracy"].accuracy)
+            percent = 100 * (own.loss / tuned["loss"].loss - 1)
             sizes = f"{group.first_size.mean():.1e}, {group.last_size.mean():.1e}"
             reached = (f"{100 * group.accuracy.mean():.1f} %", f"{group.loss.mean():.3f}")
-            gain = f"{gains.mean():+.1f} ± {error:.1f} points"
-            lines.append((examples, method, f"{lr:.0e}", len(group), *reached, sizes, gain))
+            gains = (f"{_mean(points)} points", f"{_mean(percent)} %")
+            lines.append((f"{examples:,}", method, f"{lr:.0e}", len(group), *reached, sizes, *gains))
     return markdown_table(head, lines)
+
+
+def _mean(values: pd.Series[float]) -> str:
+    """Mean with Student's 90 % interval."""
+    found = values.dropna()
+    if len(found) < 2 or not found.std():
+        return f"{found.mean():+.1f}"
+    half = float(stats.sem(found.to_numpy(float)) * stats.t.ppf(0.95, len(found) - 1))
+    return f"{found.mean():+.1f} ± {half:.1f}"
 
 
 if __name__ == "__main__":
