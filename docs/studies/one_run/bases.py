@@ -182,7 +182,7 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A line a base rule and job, then one a base rule: mean excess over the tuned schedules."""
+    """A line a base rule, job and length, then one a base rule and length: mean excess over the tuned schedules."""
     found = compared(table)
     job_head = [
         "base", "job", "steps", "seeds", "one run", "at", "best WSD", "at", "of", "one run against it",
@@ -196,10 +196,10 @@ def markdown(table: pd.DataFrame) -> str:
         tuned = (f"{rows.tuned.mean():.4f}", f"{rows.tuned_lr.iloc[0]:.2g}", rows.trials.iloc[0])
         by_job.append((base, name, f"{steps:,}", len(rows), *own, *tuned, f"{rows.excess.mean():+.1f} %"))
     by_base = []
-    for base, rows in found.groupby(found.base.astype(str), sort=False):
+    for (base, steps), rows in found.groupby(["base", "steps"], sort=False):
         means = rows.groupby("job")[["excess", "own", "others"]].mean()
         spread = [_mean(means[column].dropna()) for column in means]
-        by_base.append((base, len(means), *spread, f"{means.excess.max():+.1f} %"))
+        by_base.append((base, f"{steps:,}", len(means), *spread, f"{means.excess.max():+.1f} %"))
     by_rate = []
     rates = best_rates(table)
     for (base, name), rate in rates.items():
@@ -207,7 +207,7 @@ def markdown(table: pd.DataFrame) -> str:
         if usual and base != "adamw":
             by_rate.append((base, name, f"{rate:.2g}", f"{usual:.2g}", f"{rate / usual:.2g}"))
     base_head = [
-        "base", "jobs", "mean excess (90 % interval over jobs)", "against each seed's best",
+        "base", "steps", "jobs", "mean excess (90 % interval over jobs)", "against each seed's best",
         "against the best on the other seeds", "worst job",
     ]  # fmt: skip
     rate_head = ["base", "job", "best lr", "AdamW's best", "over it"]

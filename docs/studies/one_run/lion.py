@@ -32,18 +32,23 @@ from studies.one_run.length_jobs import job
 from studies.one_run.lengths import train
 
 KEPT = Path(__file__).parent / "lion.parquet"
-JOBS = ("teach32", "shortgru32", "shorttf32", "shortgru96")
-STEPS = 2000
+JOBS = ("teach32", "shortgru32", "shorttf32", "shortgru96", "teach128", "shorttf64")
+STEPS, SHORT = 2000, 500
 SEED = 800
 BEGIN = (5e-4, 1e-3, 2e-3)
 USED = PRIOR * SIGN
 WHOLE: tuple[dict[str, float], ...] = (
+    {"warmup": 0.05, "correction": 2.8},
+    {"warmup": 0.05, "correction": 2.0},
     {"warmup": 0.05, "correction": 1.4},
     {"warmup": 0.05, "correction": 1.1},
     {"warmup": 0.1, "correction": 1.4},
     {"warmup": 0.1, "correction": 1.1},
 )
 """Options of whole runs, whose losses are compared with the schedules'."""
+
+SHORT_WHOLE: tuple[dict[str, float], ...] = tuple({"correction": c} for c in (2.8, 2.0, 1.4, 1.0))
+"""The same of runs of `SHORT` steps."""
 
 SPEEDS = (1.0, 0.56, 0.32, 0.18, 0.1)
 """Factors on limit and meta step."""
@@ -88,6 +93,9 @@ def study(
             if not has(read(out, KEY), row):
                 keep(out, row, adapted(name, at_speed(speed, STEPS), STEPS, SEED))
         keep_whole(out, key, "lion", WHOLE)
+        short = key | {"steps": SHORT}
+        tune(out, short, BEGIN, base="lion")
+        keep_whole(out, short, "lion", SHORT_WHOLE)
     typer.echo(markdown(read(out, KEY)))
 
 
@@ -124,7 +132,8 @@ def excess(schedules: pd.DataFrame, rate: float) -> float:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Best over adapted rate, a line a speed and a column a job; then what the best correction and ours lose."""
+    """Best over adapted rate, a line a speed and a column a job; then whole runs, long and short."""
+    short, table = rows_of(table, steps=SHORT), rows_of(table, steps=STEPS)
     schedules, best = tuned(table)
     lines = []
     for speed in SPEEDS:
@@ -142,7 +151,12 @@ def markdown(table: pd.DataFrame) -> str:
         losses = [f"{lost[c]:.1f} %" for c in (right, USED)]
         lines.append((f"{speed:g}", *(f"{r:.2f}" for r in ratios), spread, f"{right:.2f}", *losses))
     head = ["speed", *_named(best), "sd of ln", "best correction", "loses in the mean", f"with {USED:g}"]
-    return f"{markdown_table(head, lines)}\n\n{whole_table(table, schedules, best, WHOLE)}"
+    tables = (
+        markdown_table(head, lines),
+        whole_table(table, schedules, best, WHOLE),
+        whole_table(short, *tuned(short), SHORT_WHOLE, f"whole runs of {SHORT} steps"),
+    )
+    return "\n\n".join(tables)
 
 
 def whole_table(
@@ -150,6 +164,7 @@ def whole_table(
     schedules: dict[str, pd.DataFrame],
     best: dict[str, float],
     choices: Iterable[dict[str, float]],
+    title: str = "whole runs",
 ) -> str:
     """Excess of whole runs over the best schedule: a line a choice of options, a column a job."""
     lines = []
@@ -160,7 +175,7 @@ def whole_table(
         over = [100 * (rows.held_out[job] / schedules[job].held_out.min() - 1) for job in best]
         cells = [f"{o:+.1f} % at {rows.found[job]:.2g}" for o, job in zip(over, best, strict=True)]
         lines.append((_whole(options), *cells, f"{np.mean(over):+.1f} %"))
-    return markdown_table(["whole runs over the best schedule", *_named(best), "mean"], lines)
+    return markdown_table([f"{title} over the best schedule", *_named(best), "mean"], lines)
 
 
 def _named(best: dict[str, float]) -> list[str]:

@@ -51,6 +51,12 @@ def test_batch_norm_and_signs_have_factors_of_their_own() -> None:
     assert usual(2000, model=list(model.parameters())) == usual(2000)
 
 
+def test_over_signs_the_factor_rises_with_the_horizon_and_over_others_it_falls() -> None:
+    assert usual(250, Lion()) < usual(500, Lion()) < usual(1000, Lion()) < usual(2000, Lion())
+    assert usual(2000, Lion()) == usual(8000, Lion())
+    assert usual(250) > usual(500) > usual(1000) == usual(8000)
+
+
 @pytest.mark.parametrize("normalised", [False, True])
 def test_a_run_holds_the_mean_of_the_second_half_times_the_correction(normalised: bool) -> None:
     torch.manual_seed(0)
