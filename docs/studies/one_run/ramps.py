@@ -18,7 +18,7 @@ from studies.one_run.kept import read
 from studies.one_run.lion import keep_whole, tuned, whole_table
 
 KEPT = Path(__file__).parent / "ramps.parquet"
-JOBS = ("teach32", "shortgru32", "shorttf32")
+JOBS = ("teach32", "shortgru32", "shorttf32", "teach128", "shorttf64", "shorttf16")
 STEPS = 2000
 SEED = 800
 WHOLE = tuple({"warmup": w, "correction": c} for w in (0.05, 0.1) for c in (0.9, 1.2))
