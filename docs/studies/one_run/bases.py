@@ -16,12 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from scipy import stats
 
 from metaopt_hpo.markdown import markdown_table
 from metaopt_hpo.strategies import LRStrategy, make
 from studies import run as commands
-from studies.one_run.kept import best_rate, keep, read, rows_of
+from studies.one_run.kept import best_rate, keep, mean_over_jobs, read, rows_of
 from studies.one_run.length_jobs import job
 from studies.one_run.lengths import train
 
@@ -198,7 +197,7 @@ def markdown(table: pd.DataFrame) -> str:
     by_base = []
     for (base, steps), rows in found.groupby(["base", "steps"], sort=False):
         means = rows.groupby("job")[["excess", "own", "others"]].mean()
-        spread = [_mean(means[column].dropna()) for column in means]
+        spread = [mean_over_jobs(means[column].dropna()) for column in means]
         by_base.append((base, f"{steps:,}", len(means), *spread, f"{means.excess.max():+.1f} %"))
     by_rate = []
     rates = best_rates(table)
@@ -213,17 +212,6 @@ def markdown(table: pd.DataFrame) -> str:
     rate_head = ["base", "job", "best lr", "AdamW's best", "over it"]
     tables = ((job_head, by_job), (base_head, by_base), (rate_head, by_rate))
     return "\n\n".join(markdown_table(head, rows) for head, rows in tables)
-
-
-def _mean(jobs: pd.Series[float]) -> str:
-    """Mean over jobs in per cent, with Student's 90 % interval where there are two or more."""
-    if jobs.empty:
-        return "–"
-    mean = float(jobs.mean())
-    if len(jobs) == 1:
-        return f"{mean:+.1f} %"
-    half = float(stats.sem(jobs.to_numpy(float)) * stats.t.ppf(0.95, len(jobs) - 1))
-    return f"{mean:+.1f} % ({mean - half:+.1f} to {mean + half:+.1f})"
 
 
 def best_rates(table: pd.DataFrame) -> dict[tuple[str, str], float]:

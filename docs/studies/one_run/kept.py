@@ -1,4 +1,4 @@
-"""The table of a study that keeps its runs in one Parquet file: read it, add a finished run, ask for the best rate."""
+"""The table of a study that keeps its runs in one Parquet file: read it, add a finished run, ask for rate and mean."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from metaopt_hpo.atomic import replacing
 
@@ -48,3 +49,14 @@ def best_rate(kept: pd.DataFrame) -> float | None:
         return None
     a, b, _ = np.polyfit(x[i - 1 : i + 2], y[i - 1 : i + 2], 2)
     return float(np.exp(-b / (2 * a)))
+
+
+def mean_over_jobs(jobs: pd.Series[float], digits: int = 1) -> str:
+    """Mean over jobs in per cent, with Student's 90 % interval where there are two or more."""
+    if jobs.empty:
+        return "–"
+    mean = float(jobs.mean())
+    if len(jobs) == 1:
+        return f"{mean:+.{digits}f} %"
+    half = float(stats.sem(jobs.to_numpy(float)) * stats.t.ppf(0.95, len(jobs) - 1))
+    return f"{mean:+.{digits}f} % ({mean - half:+.{digits}f} to {mean + half:+.{digits}f})"

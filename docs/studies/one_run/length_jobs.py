@@ -63,10 +63,14 @@ def _source() -> tuple[Tensor, Tensor]:
     folder = Path(os.__file__).parent
     files = sorted(str(f) for part in ("", "asyncio", "email") for f in (folder / part).glob("*.py"))
     text = b"\n".join(Path(f).read_bytes() for f in files)
-    pieces = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    pieces = torch.where(pieces < SYMBOLS, pieces, ord("?")).split(PIECE)
+    pieces = plain(torch.frombuffer(bytearray(text), dtype=torch.uint8)).split(PIECE)
     train = torch.cat([p for i, p in enumerate(pieces) if i % 10 != 9])
     return train, torch.cat([p for i, p in enumerate(pieces) if i % 10 == 9])
+
+
+def plain(text: Tensor) -> Tensor:
+    """Bytes with a question mark in place of those that are not ASCII."""
+    return torch.where(text < SYMBOLS, text, ord("?"))
 
 
 class CharGRU(nn.Module):
@@ -86,10 +90,11 @@ class CharGRU(nn.Module):
 class Text:
     """Next-byte prediction: the two-layer transformer of text-lm, or a GRU; 16 sequences of 64 bytes a step."""
 
-    def __init__(self, kind: str, width: int) -> None:
+    def __init__(self, kind: str, width: int, text: tuple[Tensor, Tensor] | None = None) -> None:
+        """`text` to train on and held out, as bytes under `SYMBOLS`; None: Python's own source."""
         self.kind, self.width = kind.removeprefix("short"), width
         self.context, self.sequences = (CONTEXT, SEQUENCES) if kind == self.kind else SHORT
-        self.train, held = _source()
+        self.train, held = _source() if text is None else text
         windows = HELD_OUT_WINDOWS * CONTEXT // self.context
         starts = torch.linspace(0, len(held) - self.context - 2, windows).long()
         self.held = held[starts[:, None] + torch.arange(self.context + 1)].long()
@@ -207,17 +212,25 @@ class Residual(nn.Module):
         return F.relu(self.n2(self.c2(F.relu(self.n1(self.c1(x))))) + self.s(x))
 
 
+def image_rows(name: str) -> np.ndarray:
+    """CIFAR-10's file of that name: an image a row, the label before its 3,072 bytes.
+
+    Raises:
+        WorkloadError: the data are not at hand.
+    """
+    folder = Path(os.environ.get("METAOPT_HPO_DATA", "")) / "cifar-10-batches-bin"
+    if not folder.is_dir():
+        raise WorkloadError("images need METAOPT_HPO_DATA, the folder that holds cifar-10-batches-bin")
+    return np.fromfile(folder / f"{name}.bin", np.uint8).reshape(-1, 3073)
+
+
 class Images(Classified):
     """CIFAR-10 and a small residual network, without augmentation."""
 
     def __init__(self, kind: str, width: int) -> None:
-        folder = Path(os.environ.get("METAOPT_HPO_DATA", "")) / "cifar-10-batches-bin"
-        if not folder.is_dir():
-            raise WorkloadError("res jobs need METAOPT_HPO_DATA, the folder that holds cifar-10-batches-bin")
-        train = [np.fromfile(folder / f"data_batch_{i}.bin", np.uint8).reshape(-1, 3073) for i in range(1, 6)]
-        held = np.fromfile(folder / "test_batch.bin", np.uint8).reshape(-1, 3073)[:2000]
-        self.x, self.y = _images(np.concatenate(train))
-        self.held_x, self.held_y = _images(held)
+        train = np.concatenate([image_rows(f"data_batch_{i}") for i in range(1, 6)])
+        self.x, self.y = _images(train)
+        self.held_x, self.held_y = _images(image_rows("test_batch")[:2000])
         self.width = width
 
     def model(self, seed: int) -> nn.Module:

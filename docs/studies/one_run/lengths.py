@@ -80,11 +80,14 @@ def plan(seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def train(data: Job, strategy: LRStrategy, steps: int, seed: int) -> dict[str, float]:
-    """Train once; held-out loss, mean training loss of the end, step size half-way and seconds."""
+    """Train once; held-out loss, mean training loss of the end, step size before the cooldown, spread and seconds.
+
+    The spread is the largest over the smallest step size then.
+    """
     model = data.model(seed)
     run = strategy.build(model, steps)
     end: list[float] = []
-    started, found = time.monotonic(), 0.0
+    started, found, spread = time.monotonic(), 0.0, 1.0
     for step in range(steps):
         loss = data.loss(model, step, seed)
         loss.backward()
@@ -92,7 +95,8 @@ def train(data: Job, strategy: LRStrategy, steps: int, seed: int) -> dict[str, f
         if step >= steps * (1 - TAIL):
             end.append(float(loss.detach()))
         if step == int(0.69 * steps):
-            found = float(run.step_sizes().log().mean().exp())
+            sizes = run.step_sizes()
+            found, spread = float(sizes.log().mean().exp()), float(sizes.max() / sizes.min())
     model.eval()
     with torch.no_grad():
         held = float(data.held_out(model).mean())
@@ -100,6 +104,7 @@ def train(data: Job, strategy: LRStrategy, steps: int, seed: int) -> dict[str, f
         "held_out": held,
         "training": sum(end) / len(end),
         "step_size": found,
+        "spread": spread,
         "seconds": time.monotonic() - started,
     }
 
