@@ -24,12 +24,12 @@ class SharedAdam(Rule):
     Args:
         betas: of the common direction.
         memory: both coefficients of the deviations; 0.95 leaves a sixth of independent noise.
-        speed: of the deviations, in proportion to the common one.
+        speed: of the deviations, in proportion to the common one; 0.3 from `python -m studies.one_run.speeds`.
     """
 
     betas: tuple[float, float] = (0.5, 0.95)
     memory: float = 0.95
-    speed: float = 0.1
+    speed: float = 0.3
     eps: float = META_EPS
     states: ClassVar[tuple[str, ...]] = ("m", "v", "own_m", "own_v")
 

@@ -34,6 +34,8 @@ OTHERS: dict[str, dict[str, Any]] = {
 """What is compared with one step size for all: options of the strategy."""
 
 JOBS = ("teach64", "shorttf48", "shortgru48", "shorttf24")
+CONTROLLED = ("teach64", "shortgru48")
+"""Jobs with a control."""
 
 
 def study(
@@ -54,6 +56,8 @@ def study(
         for name in jobs.split(","):
             _run(out, known, {"job": name, "steps": bases.STEPS, "seed": seed, "blocks": ONE})
             for blocks in OTHERS:
+                if blocks == CONTROL and name not in CONTROLLED:
+                    continue
                 _run(out, read(out, KEY), {"job": name, "steps": bases.STEPS, "seed": seed, "blocks": blocks})
     typer.echo(markdown(read(out, KEY)))
 

@@ -5,6 +5,8 @@
 - "lora": the same with the trunk frozen but for matrices of rank 4 beside its linear layers, and the head from zero.
 - "faces": the R-Net of MTCNN, trained to tell faces (`pip install --no-deps facenet-pytorch==2.6.0` brings its weights,
   MIT licence), goes on with CIFAR-10 (`METAOPT_HPO_DATA`), the head fresh, all weights free.
+
+"prose-" and the name of a job of `length_jobs` on text is "prose" with that job's model and batch, for `speeds`.
 """
 
 from __future__ import annotations
@@ -22,31 +24,33 @@ from metaopt_hpo.workloads.base import WorkloadError
 from metaopt_hpo.workloads.text_lm import Transformer, corpus
 from studies.one_run.length_jobs import Classified, Job, Text, image_rows, plain
 
-WIDTH, PRETRAINING, PRETRAINED_SEED, PRETRAINING_LR = 32, 3000, 600, 1.2e-2
+TRUNK, PRETRAINING, PRETRAINED_SEED, PRETRAINING_LR = "tf32", 3000, 600, 1.2e-2
 RANK = 4
 HEAD = "head."
 PACKAGE, WEIGHTS = "facenet-pytorch", "facenet_pytorch/data/rnet.pt"
 
 
 def job(name: str) -> Job:
-    """The job of that name: "prose", "lora" or "faces"."""
-    return Faces() if name == "faces" else Prose(lora=name == "lora")
+    """The job of that name: "prose", "prose-KIND" or "lora", or "faces"."""
+    if name == "faces":
+        return Faces()
+    return Prose(name.partition("-")[2] or TRUNK, lora=name == "lora")
 
 
 class Prose(Text):
     """Next byte of English speeches, after Python source."""
 
-    def __init__(self, lora: bool) -> None:
+    def __init__(self, trunk: str, lora: bool = False) -> None:
         train, held = (plain(text) for text in corpus())
-        super().__init__("tf", WIDTH, (train, held))
-        self.lora = lora
+        super().__init__(*kind_and_width(trunk), (train, held))
+        self.trunk, self.lora = trunk, lora
 
     def model(self, seed: int) -> nn.Module:
         model = super().model(seed)
-        assert isinstance(model, Transformer)
-        model.load_state_dict(pretrained())
-        nn.init.zeros_(model.head.weight)
+        model.load_state_dict(pretrained(self.trunk))
+        nn.init.zeros_(model.get_parameter("head.weight"))
         if self.lora:
+            assert isinstance(model, Transformer)
             torch.manual_seed(seed)
             model.requires_grad_(False)
             for block in model.blocks.children():
@@ -56,16 +60,22 @@ class Prose(Text):
         return model
 
 
-@lru_cache(maxsize=1)
-def pretrained() -> Mapping[str, Tensor]:
-    """Weights of the transformer after `PRETRAINING` steps on Python source."""
-    data = Text("tf", WIDTH)
+@lru_cache
+def pretrained(name: str) -> Mapping[str, Tensor]:
+    """Weights of a job on text after `PRETRAINING` steps on Python source."""
+    data = Text(*kind_and_width(name))
     model = data.model(PRETRAINED_SEED)
     run = make("wsd", lr=PRETRAINING_LR).build(model, PRETRAINING)
     for step in range(PRETRAINING):
         data.loss(model, step, PRETRAINED_SEED).backward()
         run.step()
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def kind_and_width(name: str) -> tuple[str, int]:
+    """("gru", 32) of "gru32"."""
+    kind = name.rstrip("0123456789")
+    return kind, int(name.removeprefix(kind))
 
 
 class LowRank(nn.Module):

@@ -27,11 +27,11 @@ def test_one_block_is_adam() -> None:
 def test_noise_leaves_blocks_together_and_lasting_evidence_parts_them() -> None:
     noise = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     alone, together = walk(meta_rule(AdamW(betas=(0.5, 0.95))), noise), walk(SharedAdam(), noise)
-    assert together.std() < 0.15 * alone.std()
+    assert together.std() < 0.5 * alone.std()
     signal = noise.clone()
     signal[:, 0] += 3.0
     parted = walk(SharedAdam(), signal)
-    assert parted[0] - parted[1:].mean() > 20
+    assert parted[0] - parted[1:].mean() > 4 * together.std()
 
 
 @pytest.mark.parametrize("blocks", ["layer", "tensor"])
