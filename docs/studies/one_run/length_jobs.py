@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -43,7 +44,7 @@ def job(name: str) -> Job:
     Raises:
         ValueError: an unknown kind.
     """
-    kinds = {
+    kinds: dict[str, Callable[[str, int], Job]] = {
         "tf": Text,
         "gru": Text,
         "shorttf": Text,
@@ -55,7 +56,7 @@ def job(name: str) -> Job:
     found = re.fullmatch(rf"({'|'.join(kinds)})(\d+)", name)
     if found is None:
         raise ValueError(f"job {name!r} is not known: give {', '.join(kinds)} and a width, as in 'gru64'")
-    return kinds[found[1]](found[1], int(found[2]))  # type: ignore[return-value]
+    return kinds[found[1]](found[1], int(found[2]))
 
 
 @lru_cache(maxsize=1)
