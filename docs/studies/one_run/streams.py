@@ -39,8 +39,9 @@ STARTS = (1e-6, 1e-5, 1e-4)
 PAPER = 1e-3
 """Its meta step size."""
 
+ONE_BLOCK = "MetaOptimize, one block"
 TOLD, TOLD_START = "told of switches, ", 1e-5
-"""Runs that are told when a task begins, of one block; none shows how to be told."""
+"""Prefix of runs of one block that are told when a task begins, and their start."""
 
 REOPENED = {
     "trace forgotten": (False, 1.0),
@@ -161,19 +162,19 @@ def methods() -> dict[tuple[str, float], tuple[float, str, tuple[bool, float] | 
     }
     for lr in STARTS:
         found["MetaOptimize, two blocks", lr] = (PAPER, "two", None)
-        found["MetaOptimize, one block", lr] = (PAPER, "one", None)
+        found[ONE_BLOCK, lr] = (PAPER, "one", None)
     for what, told in REOPENED.items():
         found[TOLD + what, TOLD_START] = (PAPER, "one", told)
     return found
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A line a method and rate: its means, and paired differences from the constant rate best by that measure."""
+    """A line a method and rate: means, and paired differences from the best constant rate and from one block."""
     head = [
         "examples a task", "method", "lr or start", "seeds", "accuracy", "loss", "last step sizes",
         "accuracy against the best constant lr", "loss against the best constant lr",
     ]  # fmt: skip
-    lines = []
+    lines, plain = [], []
     for examples, rows in table.groupby("examples"):
         constant = rows[rows.method == "constant"].groupby("lr")[["accuracy", "loss"]].mean()
         best = {"accuracy": constant.accuracy.idxmax(), "loss": constant.loss.idxmin()}
@@ -186,7 +187,13 @@ def markdown(table: pd.DataFrame) -> str:
             reached = (f"{100 * group.accuracy.mean():.1f} %", f"{group.loss.mean():.3f}")
             gains = (f"{_mean(points)} points", f"{_mean(percent)} %")
             lines.append((f"{examples:,}", method, f"{lr:.0e}", len(group), *reached, sizes, *gains))
-    return markdown_table(head, lines)
+            one = rows_of(rows, method=ONE_BLOCK, lr=lr).set_index("seed")
+            if method not in ("constant", ONE_BLOCK) and len(one):
+                points, percent = 100 * (own.accuracy - one.accuracy), 100 * (own.loss / one.loss - 1)
+                gains = (f"{_mean(points)} points", f"{_mean(percent)} %")
+                plain.append((f"{examples:,}", method, f"{lr:.0e}", len(group), *gains))
+    plain_head = [*head[:4], "accuracy against one block, same start", "loss against it"]
+    return f"{markdown_table(head, lines)}\n\n{markdown_table(plain_head, plain)}"
 
 
 def _mean(values: pd.Series[float]) -> str:
